@@ -1,0 +1,228 @@
+"""Crystal: unit cell and space-group operators as tensors, and Miller indices.
+
+A symmetry operator (R, t) acts on fractional coordinates as ``R x + t``; acting on the other side, it takes
+the row of Miller indices ``h`` to ``h R`` with the phase ``2 pi h.t``.  Lattice centring is kept apart from the
+primitive operators, because it multiplies every allowed reflection by the same number.
+
+Reference: ``cctbx.crystal.symmetry``, ``cctbx.sgtbx.space_group``.
+"""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from cctbx import crystal as cctbx_crystal
+from cctbx import maptbx, miller, sgtbx
+from cctbx.array_family import flex
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Crystal:
+    """Unit cell and space group.
+
+    Attributes
+    ----------
+    unit_cell : tuple of float
+        a, b, c (Å), alpha, beta, gamma (degrees).
+    hall_symbol : str
+        Hall symbol with its change of basis, so that every setting is unambiguous.
+    space_group_symbol : str
+        Hermann-Mauguin symbol as cctbx prints it, for people.
+    orthogonalization, fractionalization : torch.Tensor
+        (3, 3) float64; ``x_cart = orthogonalization @ x_frac``.
+    reciprocal_metric : torch.Tensor
+        (3, 3) float64, Å^-2; ``d*^2 = h @ reciprocal_metric @ h``.
+    rotations : torch.Tensor
+        (n_primitive, 3, 3) int64, inversion included.
+    translations : torch.Tensor
+        (n_primitive, 3) float64.
+    centring : torch.Tensor
+        (n_ltr, 3) float64 lattice translations, the zero vector first.
+    """
+
+    unit_cell: tuple
+    hall_symbol: str
+    space_group_symbol: str
+    orthogonalization: torch.Tensor
+    fractionalization: torch.Tensor
+    reciprocal_metric: torch.Tensor
+    rotations: torch.Tensor
+    translations: torch.Tensor
+    centring: torch.Tensor
+
+    @classmethod
+    def from_cctbx(cls, obj, device="cpu"):
+        """Read the symmetry of any cctbx object.
+
+        Parameters
+        ----------
+        obj : cctbx.crystal.symmetry or an object with ``crystal_symmetry()``
+            xray.structure, miller.set, mmtbx.model.manager, ...
+        device : torch.device or str
+
+        Raises
+        ------
+        ValueError
+            When the unit cell or the space group is not known.
+        """
+        symmetry = obj if isinstance(obj, cctbx_crystal.symmetry) else obj.crystal_symmetry()
+        if symmetry is None or symmetry.unit_cell() is None or symmetry.space_group_info() is None:
+            raise ValueError("The crystal symmetry is incomplete: unit cell and space group are both needed.")
+        unit_cell, info = symmetry.unit_cell(), symmetry.space_group_info()
+        group = symmetry.space_group()
+        rotations, translations = [], []
+        for i_inv in range(group.f_inv()):
+            for i_smx in range(group.n_smx()):
+                op = group(0, i_inv, i_smx)
+                rotations.append(op.r().as_double())
+                translations.append(op.t().as_double())
+        centring = [group(i, 0, 0).t().as_double() for i in range(group.n_ltr())]
+
+        def matrix(values, shape=(3, 3)):
+            return torch.tensor(np.array(values, dtype=np.float64).reshape(shape), device=device)
+
+        fractionalization = np.array(unit_cell.fractionalization_matrix()).reshape(3, 3)
+        return cls(
+            unit_cell=tuple(unit_cell.parameters()),
+            hall_symbol=info.type().hall_symbol(),
+            space_group_symbol=str(info),
+            orthogonalization=matrix(unit_cell.orthogonalization_matrix()),
+            fractionalization=matrix(fractionalization),
+            reciprocal_metric=matrix(fractionalization @ fractionalization.T),
+            rotations=matrix(rotations, (-1, 3, 3)).round().to(torch.int64),
+            translations=matrix(translations, (-1, 3)),
+            centring=matrix(centring, (-1, 3)),
+        )
+
+    def to_cctbx(self):
+        """The same symmetry as a ``cctbx.crystal.symmetry``."""
+        return cctbx_crystal.symmetry(
+            unit_cell=self.unit_cell,
+            space_group_info=sgtbx.space_group_info(group=sgtbx.space_group(self.hall_symbol)))
+
+    def to(self, device):
+        """The same crystal with its tensors on another device."""
+        changes = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)
+                   if isinstance(getattr(self, f.name), torch.Tensor)}
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def device(self):
+        return self.rotations.device
+
+    @property
+    def volume(self):
+        """Unit-cell volume, Å^3 (float)."""
+        return float(torch.det(self.orthogonalization.cpu()))
+
+    @property
+    def order_p(self):
+        """Number of primitive operators (without lattice centring)."""
+        return self.rotations.shape[0]
+
+    @property
+    def order_z(self):
+        """Number of all operators, centring included."""
+        return self.rotations.shape[0] * self.centring.shape[0]
+
+    def is_same_as(self, other):
+        """True when cell (to 1e-6 relative) and space-group operators agree."""
+        return self is other or (
+            np.allclose(self.unit_cell, other.unit_cell, rtol=1e-6, atol=0)
+            and self.hall_symbol == other.hall_symbol)
+
+    def d_star_sq(self, miller_indices):
+        """d*^2 = (2 sin(theta) / lambda)^2 of Miller indices (..., 3), in Å^-2, float64."""
+        h = miller_indices.to(torch.float64)
+        return ((h @ self.reciprocal_metric) * h).sum(-1)
+
+    def d_spacings(self, miller_indices):
+        """Resolution of Miller indices (..., 3), in Å, float64; infinite for (0, 0, 0)."""
+        return self.d_star_sq(miller_indices).rsqrt()
+
+    def equivalent_indices(self, miller_indices):
+        """Indices and phase shifts of each primitive operator.
+
+        Parameters
+        ----------
+        miller_indices : torch.Tensor
+            (n, 3) int64.
+
+        Returns
+        -------
+        indices : torch.Tensor
+            (n_primitive, n, 3) int64, ``h R``.
+        shifts : torch.Tensor
+            (n_primitive, n) float64, ``h.t`` in fractions of a turn, reduced to [0, 1).
+        """
+        indices = torch.einsum("ni,gij->gnj", miller_indices.to(torch.float64),
+                               self.rotations.to(torch.float64)).round().to(torch.int64)
+        shifts = torch.einsum("ni,gi->gn", miller_indices.to(torch.float64), self.translations)
+        return indices, shifts - shifts.floor()
+
+    def centring_factor(self, miller_indices):
+        """Sum over the lattice translations of exp(2 pi i h.t): n_ltr, or 0 when centring forbids h.  (n,) float64."""
+        turns = miller_indices.to(torch.float64) @ self.centring.T
+        distance = (turns - turns.round()).abs().amax(-1)
+        return torch.where(distance < 1e-6, float(self.centring.shape[0]), 0.0).to(torch.float64)
+
+    def grid(self, step):
+        """Numbers of grid points along a, b, c for maps that carry the space group's symmetry.
+
+        The same grid as ``mmtbx.masks`` makes for a given ``step`` (Å): ``maptbx.crystal_gridding`` with
+        ``use_space_group_symmetry``, prime factors up to 5.
+        """
+        symmetry = self.to_cctbx()
+        gridding = maptbx.crystal_gridding(
+            unit_cell=symmetry.unit_cell(), space_group_info=symmetry.space_group_info(),
+            symmetry_flags=maptbx.use_space_group_symmetry, step=float(step))
+        return tuple(gridding.n_real())
+
+    def build_miller_indices(self, d_min, anomalous=False):
+        """All Miller indices of the asymmetric unit to ``d_min`` (Å), (n, 3) int64, as cctbx orders them."""
+        indices = miller.build_set(self.to_cctbx(), anomalous_flag=anomalous, d_min=float(d_min)).indices()
+        return as_miller_tensor(indices, device=self.device)
+
+    def __repr__(self):
+        cell = " ".join(f"{value:g}" for value in self.unit_cell)
+        return f"Crystal({self.space_group_symbol!r}, cell {cell})"
+
+
+def as_miller_tensor(miller_indices, device=None):
+    """Miller indices as an (n, 3) int64 tensor.
+
+    Parameters
+    ----------
+    miller_indices : torch.Tensor, array-like, flex.miller_index, miller.set or miller.array
+    device : torch.device or str, optional
+        Where the tensor goes; a tensor stays where it is by default.
+
+    Raises
+    ------
+    ValueError
+        When the shape is not (n, 3).
+    TypeError
+        When the values are not integers.
+    """
+    if isinstance(miller_indices, miller.set):
+        miller_indices = miller_indices.indices()
+    if isinstance(miller_indices, flex.miller_index):
+        values = miller_indices.as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
+        return torch.from_numpy(values.astype(np.int64)).to(device or "cpu")
+    indices = miller_indices if isinstance(miller_indices, torch.Tensor) else torch.as_tensor(np.asarray(miller_indices))
+    if indices.ndim != 2 or indices.shape[-1] != 3:
+        raise ValueError(f"miller_indices must have the shape (n, 3), not {tuple(indices.shape)}.")
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TypeError(f"miller_indices must be integers, not {indices.dtype}; convert with .to(torch.int64).")
+    if indices.dtype != torch.int64 or (device is not None and indices.device != torch.device(device)):
+        indices = indices.to(device=device or indices.device, dtype=torch.int64)
+    return indices
+
+
+def as_flex_miller_index(miller_indices):
+    """Miller indices (n, 3) as a ``flex.miller_index``."""
+    h, k, l = (flex.int(np.ascontiguousarray(column, dtype=np.int32))
+               for column in miller_indices.detach().cpu().numpy().T)
+    return flex.miller_index(h, k, l)

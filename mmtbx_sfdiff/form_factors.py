@@ -1,0 +1,74 @@
+"""Gaussian form factors, read from a cctbx scattering type registry.
+
+f0(s) = sum_k a_k exp(-b_k d*^2 / 4) + c, one row per scattering type.  The coefficients are always those of the
+structure's own registry: which table is used, and with how many terms, is the structure's business (``n_gaussian``
+hands out 2 terms at 1 Å, 3 at 0.5 Å and 6 without a limit).
+
+Reference: ``cctbx.eltbx.xray_scattering.gaussian``, ``cctbx.xray.scattering_type_registry``.
+"""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FormFactors:
+    """Coefficients of n_types form factors, padded with zero terms to the same length.
+
+    Attributes
+    ----------
+    types : tuple of str
+        Scattering types ("C", "O1-", "Fe3+", ...).
+    a, b : torch.Tensor
+        (n_types, n_terms) float64; electrons (X-ray; fm for neutrons, Å for electrons) and Å^2.
+    c : torch.Tensor
+        (n_types,) float64.
+    table : str
+        The registry's name for where they came from; empty when not known.
+    """
+
+    types: tuple
+    a: torch.Tensor
+    b: torch.Tensor
+    c: torch.Tensor
+    table: str = ""
+
+    @classmethod
+    def from_registry(cls, registry, device="cpu"):
+        """Read a ``cctbx.xray.ext.scattering_type_registry``.
+
+        Raises
+        ------
+        ValueError
+            When a scattering type has no form factor.
+        """
+        unassigned = list(registry.unassigned_types())
+        if unassigned:
+            raise ValueError(f"No form factor for scattering type {', '.join(map(repr, sorted(unassigned)))}: "
+                             "assign one with xray_structure.scattering_type_registry(custom_dict={...}).")
+        pairs = registry.type_index_pairs_as_dict()
+        types = sorted(pairs, key=pairs.get)
+        gaussians = [registry.gaussian_not_optional(t) for t in types]
+        n_terms = max([len(g.array_of_a()) for g in gaussians], default=0)
+        a, b = np.zeros((len(types), n_terms)), np.zeros((len(types), n_terms))
+        for row, gaussian in enumerate(gaussians):
+            n = len(gaussian.array_of_a())
+            a[row, :n], b[row, :n] = gaussian.array_of_a(), gaussian.array_of_b()
+        c = np.array([g.c() if g.use_c() else 0.0 for g in gaussians])
+        return cls(types=tuple(types), a=torch.tensor(a, device=device), b=torch.tensor(b, device=device),
+                   c=torch.tensor(c, device=device), table=registry.last_table())
+
+    def to(self, device):
+        """The same coefficients on another device."""
+        return dataclasses.replace(self, a=self.a.to(device), b=self.b.to(device), c=self.c.to(device))
+
+    def __call__(self, d_star_sq):
+        """Form factors at d*^2 (n,), Å^-2: (n_types, n) float64."""
+        stol_sq = d_star_sq.to(torch.float64) / 4
+        result = self.c[:, None].expand(-1, stol_sq.shape[0]).clone()
+        for k in range(self.a.shape[1]):
+            result += self.a[:, k, None] * torch.exp(-self.b[:, k, None] * stol_sq)
+        return result

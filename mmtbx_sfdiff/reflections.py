@@ -1,0 +1,180 @@
+"""Reflections: measured amplitudes, their errors and the free set as tensors, and resolution shells.
+
+Reference: ``cctbx.miller.array``; free flags are the boolean arrays that ``mmtbx.f_model`` takes (True = free).
+"""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from cctbx import miller
+from cctbx.array_family import flex
+
+from .crystal import Crystal, as_flex_miller_index, as_miller_tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reflections:
+    """Observed amplitudes of one data set.  Make one with :meth:`from_cctbx`.
+
+    Attributes
+    ----------
+    crystal : Crystal
+    miller_indices : torch.Tensor
+        (n, 3) int64, in the order of the array they came from.
+    f_obs : torch.Tensor
+        (n,) amplitudes.
+    sigmas : torch.Tensor or None
+        (n,) their standard deviations.
+    r_free_flags : torch.Tensor or None
+        (n,) bool, True for the free set; None when the data have no flags.
+    anomalous : bool
+        True when Friedel mates are separate observations.
+    """
+
+    crystal: Crystal
+    miller_indices: torch.Tensor
+    f_obs: torch.Tensor
+    sigmas: torch.Tensor | None
+    r_free_flags: torch.Tensor | None
+    anomalous: bool
+    # Label, source, observation type and wavelength of the array, for the way back.
+    _info: object = dataclasses.field(repr=False, default=None)
+    _observation_type: object = dataclasses.field(repr=False, default=None)
+
+    @classmethod
+    def from_cctbx(cls, f_obs, r_free_flags=None, dtype=torch.float64, device="cpu"):
+        """Read amplitudes, and flags of the same reflections.
+
+        Parameters
+        ----------
+        f_obs : cctbx.miller.array
+            Real amplitudes, with or without sigmas.
+        r_free_flags : cctbx.miller.array, optional
+            Booleans, True = free; any order, every reflection of ``f_obs`` present.
+
+        Raises
+        ------
+        ValueError
+            Intensities or complex data; flags that are not boolean or miss reflections.
+        """
+        if not f_obs.is_real_array() or f_obs.is_xray_intensity_array():
+            raise ValueError("f_obs must be real amplitudes; convert intensities first, e.g. with "
+                             "cctbx.french_wilson, or array.f_sq_as_f().")
+        flags = None
+        if r_free_flags is not None:
+            if not r_free_flags.is_bool_array():
+                raise ValueError("r_free_flags must be a boolean array, True for the free set; make one with "
+                                 "r_free_flags.customized_copy(data=r_free_flags.data() == test_flag_value).")
+            matched = r_free_flags.common_set(f_obs)
+            if matched.size() != f_obs.size():
+                raise ValueError(f"r_free_flags lack {f_obs.size() - matched.size()} of the {f_obs.size()} reflections.")
+            flags = torch.tensor(matched.data().as_numpy_array(), device=device)
+        sigmas = f_obs.sigmas()
+        return cls(
+            crystal=Crystal.from_cctbx(f_obs, device=device),
+            miller_indices=as_miller_tensor(f_obs, device=device),
+            f_obs=torch.tensor(f_obs.data().as_numpy_array(), dtype=dtype, device=device),
+            sigmas=None if sigmas is None else torch.tensor(sigmas.as_numpy_array(), dtype=dtype, device=device),
+            r_free_flags=flags,
+            anomalous=bool(f_obs.anomalous_flag()),
+            _info=f_obs.info(),
+            _observation_type=f_obs.observation_type(),
+        )
+
+    def to_cctbx(self):
+        """(f_obs, r_free_flags) as miller arrays; the flags are None where there are none."""
+        miller_set = self.miller_set()
+        sigmas = None if self.sigmas is None else _flex_double(self.sigmas)
+        f_obs = miller_set.array(data=_flex_double(self.f_obs), sigmas=sigmas)
+        f_obs.set_info(self._info)
+        f_obs.set_observation_type(self._observation_type)
+        flags = None
+        if self.r_free_flags is not None:
+            flags = miller_set.array(data=flex.bool(self.r_free_flags.cpu().numpy()))
+        return f_obs, flags
+
+    def miller_set(self):
+        """The indices as a ``cctbx.miller.set``."""
+        return miller.set(crystal_symmetry=self.crystal.to_cctbx(), anomalous_flag=self.anomalous,
+                          indices=as_flex_miller_index(self.miller_indices))
+
+    def __len__(self):
+        return self.miller_indices.shape[0]
+
+    @property
+    def d_spacings(self):
+        """Resolution of each reflection, Å, (n,) float64."""
+        return self.crystal.d_spacings(self.miller_indices)
+
+    @property
+    def d_min(self):
+        """Highest resolution, Å (float)."""
+        return float(self.d_spacings.min())
+
+    @property
+    def work(self):
+        """(n,) bool selection of the working set: everything where there are no flags."""
+        if self.r_free_flags is None:
+            return torch.ones(len(self), dtype=torch.bool, device=self.f_obs.device)
+        return ~self.r_free_flags
+
+    def select(self, selection):
+        """The selected reflections: (n,) bool, or indices."""
+        chosen = {name: None if getattr(self, name) is None else getattr(self, name)[selection]
+                  for name in ("miller_indices", "f_obs", "sigmas", "r_free_flags")}
+        return dataclasses.replace(self, **chosen)
+
+    def to(self, dtype=None, device=None):
+        """The same reflections in another dtype or on another device."""
+        dtype, device = dtype or self.f_obs.dtype, device or self.f_obs.device
+        return dataclasses.replace(
+            self, crystal=self.crystal.to(device), miller_indices=self.miller_indices.to(device),
+            f_obs=self.f_obs.to(dtype=dtype, device=device),
+            sigmas=None if self.sigmas is None else self.sigmas.to(dtype=dtype, device=device),
+            r_free_flags=None if self.r_free_flags is None else self.r_free_flags.to(device))
+
+    def __repr__(self):
+        flags = "no free flags" if self.r_free_flags is None else f"{int(self.r_free_flags.sum())} free"
+        return f"Reflections({len(self)} amplitudes to {self.d_min:.2f} Å, {flags}, {self.crystal.space_group_symbol})"
+
+
+def resolution_shells(d_spacings, n_shells=None, d_max_edges=None):
+    """Shells of equal reciprocal volume, hence of about equal numbers of reflections.
+
+    Parameters
+    ----------
+    d_spacings : torch.Tensor
+        (n,) Å.
+    n_shells : int, optional
+        By default one shell for every 100 reflections, at least 1 and at most 20.
+    d_max_edges : sequence of float, optional
+        Instead, edges in Å from low to high resolution (the first may be ``inf``).
+
+    Returns
+    -------
+    list of (float, float, torch.Tensor)
+        (d_max, d_min, indices of the reflections with d_min <= d < d_max), low resolution first; the first shell
+        includes its upper edge.  Empty shells are left out.
+    """
+    d = d_spacings.to(torch.float64)
+    if d_max_edges is None:
+        n_shells = n_shells or max(1, min(20, len(d) // 100))
+        inverse = torch.linspace(float(d.max()) ** -3, float(d.min()) ** -3, n_shells + 1, dtype=torch.float64)
+        edges = (inverse ** (-1 / 3)).tolist()
+        edges[0], edges[-1] = float(d.max()), float(d.min())
+    else:
+        edges = list(d_max_edges)
+    result = []
+    for number, (upper, lower) in enumerate(zip(edges[:-1], edges[1:])):
+        inside = (d >= lower) & ((d < upper) | ((number == 0) & (d <= upper)))
+        chosen = inside.nonzero()[:, 0]
+        if len(chosen):
+            result.append((upper, lower, chosen))
+    return result
+
+
+def _flex_double(values):
+    return flex.double(np.ascontiguousarray(values.detach().cpu().numpy(), dtype=np.float64))

@@ -1,0 +1,376 @@
+"""Structure factors by direct summation, exact to rounding.
+
+    F(h) = sum_G sum_j O_j f_j(h) DWF_j(h R_G) exp[2 pi i h.(R_G x_j + T_G)]                      (equation 4)
+
+over all operators G of the space group and all atoms j of the asymmetric unit, each with the weight (multiplicity of
+its site) / (order of the group).  :mod:`.miller_plan` moves the operators to the indices and lays these out in columns;
+what is left is a matrix product over the atoms for each scattering type, and the gradient is three more of them.
+Anisotropic atoms, and oblique cells in which an isotropic Debye-Waller factor does not separate, take one
+exponential a term instead.
+
+Reference: ``cctbx.xray.structure_factors.from_scatterers_direct``.
+"""
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .miller_plan import miller_plan
+
+DEFAULT_MEMORY = 256 * 2**20
+# Elements of the largest temporary that still stays in a CPU core's share of the cache.
+_CACHE_ELEMENTS = 2**18
+_TWO_PI_SQ = 2 * torch.pi**2
+
+
+def direct(atoms, crystal, miller_indices, accuracy=None, memory=DEFAULT_MEMORY):
+    """Structure factors of equation 4, summed term by term.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Parameters of shape (..., n_atoms, ...).
+    crystal : Crystal
+    miller_indices : torch.Tensor
+        (n, 3) int64.
+    accuracy : float, optional
+        Not used: the sum is exact to the rounding of the atoms' dtype.
+    memory : int
+        Bound on working storage in bytes, beyond the result and what is proportional to the atoms or the reflections
+        alone.
+
+    Returns
+    -------
+    torch.Tensor
+        (..., n) complex, electrons (the form factor table's units).  Differentiable once in sites, u_iso, u_star,
+        occupancies, f' and f''.
+    """
+    plan = miller_plan(crystal, miller_indices)
+    batch = atoms.batch_shape
+    parameters = _Parameters(atoms, batch)
+    real = parameters.real_part(plan, memory)
+    fp, fdp = parameters.dispersion(plan, memory)
+    e_real = real if fp is None else real + fp
+    f = _sum_over_operators(plan, e_real)
+    if fdp is not None:
+        f = f + 1j * _sum_over_operators(plan, fdp)
+    return f.reshape(*batch, miller_indices.shape[0])
+
+
+class _Parameters:
+    """The atoms' parameters with one batch dimension, and which of them go which way."""
+
+    def __init__(self, atoms, batch):
+        def flat(value, tail):
+            return value.expand(*batch, *value.shape[value.ndim - tail:]).reshape(-1, *value.shape[value.ndim - tail:])
+
+        self.atoms = atoms
+        self.sites = flat(atoms.sites_frac, 2)
+        self.u_iso = flat(torch.where(atoms.use_u_iso, atoms.u_iso, 0.0), 1)
+        self.u_star = flat(torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0), 2)
+        self.weights = flat(atoms.occupancies * atoms.site_weights.to(atoms.dtype), 1)
+        self.fp, self.fdp = flat(atoms.fp, 1), flat(atoms.fdp, 1)
+
+    def real_part(self, plan, memory):
+        """E of the form factors f0 of every type, (batch, n_unique)."""
+        table = self.atoms.form_factors(plan.d_star_sq).to(self.atoms.dtype)
+        everyone = torch.arange(self.atoms.n_atoms, device=self.sites.device)
+        return self._sum(plan, everyone, self.weights, self.atoms.type_index, table, memory)
+
+    def dispersion(self, plan, memory):
+        """E of f' and of f'', each None when it is zero for every atom and nobody asks for its gradient."""
+        results = []
+        for value in (self.fp, self.fdp):
+            if value.requires_grad:
+                chosen = torch.arange(self.atoms.n_atoms, device=value.device)
+            else:
+                chosen = (value != 0).any(0).nonzero()[:, 0]
+            if not len(chosen):
+                results.append(None)
+                continue
+            one = torch.ones((1, len(plan.indices)), dtype=self.atoms.dtype, device=value.device)
+            results.append(self._sum(plan, chosen, self.weights * value, torch.zeros_like(self.atoms.type_index),
+                                     one, memory))
+        return results
+
+    def _sum(self, plan, chosen, weights, type_index, table, memory):
+        """Sum over the chosen atoms, isotropic ones by matrix products where the cell allows it."""
+        aniso = self.atoms.use_u_aniso[chosen]
+        parts = [(chosen[aniso], False), (chosen[~aniso], plan.separable)]
+        total = None
+        for rows, separable in parts:
+            if not len(rows):
+                continue
+            rows = rows[torch.argsort(type_index[rows], stable=True)]
+            counts = torch.bincount(type_index[rows], minlength=table.shape[0]).tolist()
+            if separable:
+                u = self.u_iso[:, rows, None]
+                if self.u_star.requires_grad:
+                    # Zero here, value and gradient, but part of the graph: asking for its gradient is no error.
+                    u = u + self.u_star[:, rows].sum(-1, keepdim=True)
+            else:
+                u = self.u_star[:, rows] + self.u_iso[:, rows, None] * _packed_metric(self.atoms.crystal, self.u_iso)
+            part = _AtomSum.apply(self.sites[:, rows], u, weights[:, rows], table, counts, plan,
+                                  self.atoms.crystal.reciprocal_metric, memory)
+            total = part if total is None else total + part
+        return total
+
+
+def _packed_metric(crystal, like):
+    g = crystal.reciprocal_metric.to(like)
+    return torch.stack([g[0, 0], g[1, 1], g[2, 2], g[0, 1], g[0, 2], g[1, 2]])
+
+
+def _sum_over_operators(plan, e):
+    """F(h) = sum_G exp(2 pi i h.t) E(h R), one operator at a time: (batch, n_unique) to (batch, n)."""
+    total = 0
+    for rows, sign, phase in zip(plan.gather, plan.conjugate.to(e.real.dtype), plan.phase.to(e.dtype)):
+        term = torch.view_as_real(e[:, rows])
+        term = torch.view_as_complex(torch.stack([term[..., 0], term[..., 1] * sign], -1))
+        total = total + term * phase
+    return total
+
+
+class _AtomSum(torch.autograd.Function):
+    """E(h) = sum_t f_t(h) sum_{j in t} w_j exp(-2 pi^2 h U_j h) exp(2 pi i h.x_j) on the plan's indices.
+
+    sites (batch, n_atoms, 3) float64; u (batch, n_atoms, 1) isotropic in Å^2, or (batch, n_atoms, 6) fractional;
+    weights (batch, n_atoms); table (n_types, n_unique); counts: atoms of each type, in order.
+    """
+
+    @staticmethod
+    def forward(ctx, sites, u, weights, table, counts, plan, metric, memory):
+        ctx.save_for_backward(sites, u, weights, table, metric)
+        ctx.counts, ctx.plan, ctx.memory = counts, plan, memory
+        complex_dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
+        result = torch.zeros((len(sites), len(plan.indices)), dtype=complex_dtype, device=sites.device)
+        for block in _blocks(sites, u, weights, counts, plan, metric, memory):
+            for column_block in block.column_blocks():
+                for type_number, dense in block.sums(column_block):
+                    result[:, column_block.rows] += (
+                        dense.flatten(1)[:, column_block.cells] * table[type_number, column_block.rows])
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        sites, u, weights, table, metric = ctx.saved_tensors
+        want_sites, want_u, want_weights = ctx.needs_input_grad[:3]
+        grads = [torch.zeros_like(x) if want else None
+                 for x, want in ((sites, want_sites), (u, want_u), (weights, want_weights))]
+        grad = grad.conj().resolve_conj()
+        for block in _blocks(sites, u, weights, ctx.counts, ctx.plan, metric, ctx.memory):
+            for column_block in block.column_blocks():
+                block.add_gradients(column_block, grad[:, column_block.rows], table, grads)
+        return *grads, None, None, None, None, None
+
+
+class _ColumnBlock:
+    """A run of columns with similar extent, as a rectangle (n_columns, n_s)."""
+
+    def __init__(self, plan, first, last):
+        device = plan.indices.device
+        self.s_first, self.s_last = min(plan.s_min[first:last]), max(plan.s_max[first:last])
+        self.n_columns, self.n_s = last - first, self.s_last - self.s_first + 1
+        self.p, self.q = plan.columns[first:last].unbind(-1)
+        self.rows = slice(plan.column_start[first], plan.column_start[last])
+        running = plan.indices[self.rows, plan.axes[2]] - self.s_first
+        self.cells = (plan.column_of[self.rows] - first) * self.n_s + running
+        self.s = torch.arange(self.s_first, self.s_last + 1, device=device)
+
+
+def _blocks(sites, u, weights, counts, plan, metric, memory):
+    """Blocks of atoms, each small enough that its one-axis tables fit a third of the memory."""
+    itemsize = 2 * weights.element_size()
+    extents = [int(plan.indices[:, axis].abs().amax()) * 2 + 1 if len(plan.indices) else 1 for axis in plan.axes]
+    # Tables are made in double precision before they are cast.
+    size = max(1, int(memory / 3 / (len(sites) * sum(extents) * (16 + itemsize))))
+    starts, position = [], 0
+    for count in counts:
+        starts.append((position, position + count))
+        position += count
+    for first in range(0, position, size):
+        last = min(first + size, position)
+        kinds = [(t, max(a, first) - first, min(b, last) - first)
+                 for t, (a, b) in enumerate(starts) if max(a, first) < min(b, last)]
+        yield _AtomBlock(slice(first, last), kinds, sites, u, weights, plan, metric, memory)
+
+
+class _AtomBlock:
+    """One-axis tables of some atoms, and what is summed with them."""
+
+    def __init__(self, atoms, kinds, sites, u, weights, plan, metric, memory):
+        self.atoms, self.kinds, self.plan, self.memory = atoms, kinds, plan, memory
+        self.weights = weights[:, atoms]
+        self.dtype = weights.dtype
+        self.complex_dtype = torch.complex64 if self.dtype == torch.float32 else torch.complex128
+        self.n_models, self.n_atoms = self.weights.shape
+        self.isotropic = u.shape[-1] == 1
+        p, q, s = plan.axes
+        u = u[:, atoms].to(torch.float64)
+        if self.isotropic:
+            u_pp, u_qq, u_ss, u_pq = (u[..., 0] * metric[a, b] for a, b in ((p, p), (q, q), (s, s), (p, q)))
+            u_ps = u_qs = torch.zeros_like(u_pp)
+            self.metric = metric
+        else:
+            packed = {(0, 0): 0, (1, 1): 1, (2, 2): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}
+            u_pp, u_qq, u_ss, u_pq, u_ps, u_qs = (
+                u[..., packed[min(a, b), max(a, b)]] for a, b in ((p, p), (q, q), (s, s), (p, q), (p, s), (q, s)))
+        self.oblique = bool((u_pq != 0).any())
+        turns = sites[:, atoms]
+        self.offset_p, table_p = self._phases(turns[..., p], plan.columns[:, 0])
+        self.offset_q, table_q = self._phases(turns[..., q], plan.columns[:, 1])
+        self.offset_s, table_s = self._phases(turns[..., s], plan.indices[:, s])
+        if self.isotropic:
+            table_s *= self._decay(u_ss, table_s.shape[1], self.offset_s)
+            if not self.oblique:
+                table_p *= self._decay(u_pp, table_p.shape[1], self.offset_p)
+                table_q *= self._decay(u_qq, table_q.shape[1], self.offset_q)
+        self.table_p, self.table_q, self.table_s = (t.to(self.complex_dtype) for t in (table_p, table_q, table_s))
+        self.u_pp, self.u_qq, self.u_ss, self.u_pq, self.u_ps, self.u_qs = (
+            x.to(self.dtype) for x in (u_pp, u_qq, u_ss, u_pq, u_ps, u_qs))
+
+    @staticmethod
+    def _phases(turns, indices):
+        """exp(2 pi i n x) for all n in the range of the indices: first n, (n_models, n_range, n_atoms) complex128."""
+        first, last = (int(indices.amin()), int(indices.amax())) if len(indices) else (0, 0)
+        n = torch.arange(first, last + 1, dtype=torch.float64, device=turns.device)
+        angle = n[:, None] * turns[:, None, :]
+        angle -= angle.round()
+        angle *= 2 * torch.pi
+        return first, torch.polar(torch.ones_like(angle), angle)
+
+    @staticmethod
+    def _decay(u, n_range, first):
+        n = torch.arange(first, first + n_range, dtype=torch.float64, device=u.device)
+        return torch.exp(-_TWO_PI_SQ * n[:, None] ** 2 * u[:, None, :])
+
+    def column_blocks(self):
+        """Runs of columns such that the temporaries of one run fit a third of the memory, and the cache of a CPU."""
+        plan = self.plan
+        n_columns = len(plan.columns)
+        budget = self.memory / 3 / (2 * self.weights.element_size())
+        if not self.weights.is_cuda:
+            budget = min(budget, 8 * _CACHE_ELEMENTS)
+        first = 0
+        while first < n_columns:
+            # Columns are sorted by extent, so the first estimates the rest; the loop below makes it a bound.
+            last = first + 1
+            longest = plan.s_max[first] - plan.s_min[first] + 1
+            while last < n_columns:
+                low, high = min(plan.s_min[first], plan.s_min[last]), plan.s_max[last]
+                longest = max(longest, high - low + 1)
+                per_column = self.n_models * self.n_atoms * (4 if self.isotropic else 3 * longest)
+                per_column += 4 * self.n_models * longest
+                if (last - first + 1) * per_column > budget:
+                    break
+                last += 1
+            yield _ColumnBlock(plan, first, last)
+            first = last
+
+    def _pair_factors(self, columns):
+        """exp(2 pi i (p x + q y)), with the Debye-Waller factor of p and q: (n_models, n_columns, n_atoms)."""
+        result = self.table_p[:, columns.p - self.offset_p] * self.table_q[:, columns.q - self.offset_q]
+        if self.isotropic and self.oblique:
+            result *= torch.exp(self._pair_exponent(columns))
+        return result
+
+    def _pair_exponent(self, columns):
+        p, q = (x.to(self.dtype)[:, None] for x in (columns.p, columns.q))
+        exponent = p * p * self.u_pp[:, None] + q * q * self.u_qq[:, None] + (2 * p * q) * self.u_pq[:, None]
+        return exponent.mul_(-_TWO_PI_SQ)
+
+    def _single_factors(self, columns):
+        """exp(2 pi i s z), with its Debye-Waller factor when isotropic: (n_models, n_s, n_atoms)."""
+        return self.table_s[:, columns.s_first - self.offset_s:columns.s_last + 1 - self.offset_s]
+
+    def _weighted_singles(self, columns):
+        """Real and imaginary part of exp(2 pi i s z) DWF: 2 x (n_models, n_columns, n_atoms, n_s)."""
+        p, q = (x.to(self.dtype)[:, None] for x in (columns.p, columns.q))
+        linear = (p * self.u_ps[:, None] + q * self.u_qs[:, None]).mul_(-2 * _TWO_PI_SQ)
+        quadratic = (-_TWO_PI_SQ * self.u_ss)[:, None].expand_as(linear)
+        coefficients = torch.stack([self._pair_exponent(columns), linear, quadratic], -1)
+        s = columns.s.to(self.dtype)
+        exponents = coefficients @ torch.stack([torch.ones_like(s), s, s * s])
+        decay = exponents.exp_()
+        singles = self._single_factors(columns).transpose(1, 2)[:, None]
+        return decay * singles.real, decay.mul_(singles.imag)
+
+    def sums(self, columns):
+        """Yield (type, sum over its atoms as (n_models, n_columns, n_s))."""
+        pairs = self._pair_factors(columns) * self.weights[:, None]
+        if self.isotropic:
+            singles = self._single_factors(columns)
+            for kind, a, b in self.kinds:
+                yield kind, pairs[..., a:b] @ singles[..., a:b].transpose(1, 2)
+            return
+        real, imag = self._weighted_singles(columns)
+        # (re, im) of the pair factors as two rows against each part.
+        rows = torch.view_as_real(pairs).transpose(-1, -2)
+        for kind, a, b in self.kinds:
+            by_real, by_imag = rows[..., a:b] @ real[:, :, a:b], rows[..., a:b] @ imag[:, :, a:b]
+            yield kind, torch.complex(by_real[:, :, 0] - by_imag[:, :, 1], by_real[:, :, 1] + by_imag[:, :, 0])
+
+    def add_gradients(self, columns, grad, table, grads):
+        """Add dT/d(sites, u, weights) of one run of columns; grad is conj(dT/dE) on its rows."""
+        grad_sites, grad_u, grad_weights = grads
+        powers = [0] + [1] * (grad_sites is not None or (grad_u is not None and not self.isotropic)) \
+            + [2] * (grad_u is not None)
+        s = columns.s.to(self.dtype)
+        pairs = self._pair_factors(columns)
+        moments = {}
+        dense = torch.zeros((self.n_models, columns.n_columns * columns.n_s), dtype=self.complex_dtype, device=grad.device)
+        parts = None if self.isotropic else self._weighted_singles(columns)
+        singles = self._single_factors(columns)
+        for power in powers:
+            moments[power] = torch.empty_like(pairs)
+        for kind, a, b in self.kinds:
+            dense[:, columns.cells] = grad * table[kind, columns.rows]
+            spread = torch.stack([dense.view(self.n_models, columns.n_columns, columns.n_s) * s**power
+                                  for power in powers], 2)
+            if self.isotropic:
+                product = spread.flatten(1, 2) @ singles[..., a:b]
+                product = product.view(self.n_models, columns.n_columns, len(powers), b - a)
+            else:
+                two = torch.view_as_real(spread).transpose(-1, -2).flatten(2, 3)
+                by_real, by_imag = (two @ part[:, :, a:b].transpose(-1, -2) for part in parts)
+                by_real, by_imag = (x.unflatten(2, (len(powers), 2)) for x in (by_real, by_imag))
+                product = torch.complex(by_real[:, :, :, 0] - by_imag[:, :, :, 1],
+                                        by_real[:, :, :, 1] + by_imag[:, :, :, 0])
+            for i, power in enumerate(powers):
+                moments[power][..., a:b] = product[:, :, i]
+        for power in powers:
+            moments[power] *= pairs
+        p, q = columns.p.to(self.dtype), columns.q.to(self.dtype)
+
+        def over_columns(rows, values):
+            return torch.einsum("rc,bcj->brj", torch.stack(rows), values)
+
+        one = torch.ones_like(p)
+        if grad_weights is not None:
+            grad_weights[:, self.atoms] += moments[0].real.sum(1)
+        if grad_sites is not None:
+            axis_p, axis_q, axis_s = self.plan.axes
+            scale = -2 * torch.pi * self.weights
+            by_pq = over_columns([p, q], moments[0].imag)
+            grad_sites[:, self.atoms, axis_p] += scale * by_pq[:, 0]
+            grad_sites[:, self.atoms, axis_q] += scale * by_pq[:, 1]
+            grad_sites[:, self.atoms, axis_s] += scale * moments[1].imag.sum(1)
+        if grad_u is not None:
+            axis_p, axis_q, axis_s = self.plan.axes
+            scale = -_TWO_PI_SQ * self.weights
+            if self.isotropic:
+                g = self.metric.to(self.dtype)
+                quadratic = g[axis_p, axis_p] * p * p + g[axis_q, axis_q] * q * q + 2 * g[axis_p, axis_q] * p * q
+                total = over_columns([quadratic], moments[0].real)[:, 0]
+                total = total + g[axis_s, axis_s] * moments[2].real.sum(1)
+                grad_u[:, self.atoms, 0] += scale * total
+            else:
+                zero = over_columns([p * p, q * q, 2 * p * q], moments[0].real)
+                first = over_columns([2 * p, 2 * q], moments[1].real)
+                second = over_columns([one], moments[2].real)
+                packed = {(0, 0): 0, (1, 1): 1, (2, 2): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}
+                for (a, b), value in (((axis_p, axis_p), zero[:, 0]), ((axis_q, axis_q), zero[:, 1]),
+                                      ((axis_p, axis_q), zero[:, 2]), ((axis_p, axis_s), first[:, 0]),
+                                      ((axis_q, axis_s), first[:, 1]), ((axis_s, axis_s), second[:, 0])):
+                    grad_u[:, self.atoms, packed[min(a, b), max(a, b)]] += scale * value
