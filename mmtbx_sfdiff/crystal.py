@@ -99,7 +99,7 @@ class Crystal:
     def to_cctbx(self):
         """The same symmetry as a ``cctbx.crystal.symmetry``."""
         return cctbx_crystal.symmetry(
-            unit_cell=self.unit_cell,
+            unit_cell=self.unit_cell, force_compatible_unit_cell=False,
             space_group_info=sgtbx.space_group_info(group=sgtbx.space_group(self.hall_symbol)))
 
     def to(self, device):

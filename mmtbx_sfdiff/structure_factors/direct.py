@@ -12,6 +12,8 @@ Reference: ``cctbx.xray.structure_factors.from_scatterers_direct``.
 """
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -144,6 +146,10 @@ class _AtomSum(torch.autograd.Function):
         ctx.counts, ctx.plan, ctx.memory = counts, plan, memory
         complex_dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
         result = torch.zeros((len(sites), len(plan.indices)), dtype=complex_dtype, device=sites.device)
+        if _has_kernel(u):
+            for model, atoms, column_sum in _column_sums(sites, u, counts, table, plan, memory):
+                result[model] += column_sum.forward(weights[model, atoms].to(torch.float64)).to(complex_dtype)
+            return result
         for block in _blocks(sites, u, weights, counts, plan, metric, memory):
             for column_block in block.column_blocks():
                 for type_number, dense in block.sums(column_block):
@@ -159,10 +165,54 @@ class _AtomSum(torch.autograd.Function):
         grads = [torch.zeros_like(x) if want else None
                  for x, want in ((sites, want_sites), (u, want_u), (weights, want_weights))]
         grad = grad.conj().resolve_conj()
+        if _has_kernel(u):
+            for model, atoms, column_sum in _column_sums(sites, u, ctx.counts, table, ctx.plan, ctx.memory):
+                moments = column_sum.backward(grad[model].to(torch.complex128))
+                _add_moments(moments, weights[model, atoms], model, atoms, ctx.plan.axes, grads)
+            return *grads, None, None, None, None, None
         for block in _blocks(sites, u, weights, ctx.counts, ctx.plan, metric, ctx.memory):
             for column_block in block.column_blocks():
                 block.add_gradients(column_block, grad[:, column_block.rows], table, grads)
         return *grads, None, None, None, None, None
+
+
+def _has_kernel(u):
+    """True for anisotropic terms on a CPU where numba is installed."""
+    return u.shape[-1] == 6 and u.device.type == "cpu" and importlib.util.find_spec("numba") is not None
+
+
+_PACKED = {(0, 0): 0, (1, 1): 1, (2, 2): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}
+
+
+def _packed_pairs(axes):
+    """Where U_pp, U_qq, U_ss, U_pq, U_ps, U_qs are in a packed tensor (11, 22, 33, 12, 13, 23)."""
+    p, q, s = axes
+    return [_PACKED[min(a, b), max(a, b)] for a, b in ((p, p), (q, q), (s, s), (p, q), (p, s), (q, s))]
+
+
+def _column_sums(sites, u, counts, table, plan, memory):
+    """Yield (model, atoms, ColumnSum) for blocks of atoms whose tables fit half the memory."""
+    from .direct_cpu import ColumnSum
+    for first, last, kinds in _atom_ranges(counts, memory / 2, 16 * sum(_extents(plan))):
+        atoms = slice(first, last)
+        for model in range(len(sites)):
+            yield model, atoms, ColumnSum(
+                plan, sites[model, atoms][:, plan.axes], u[model, atoms].to(torch.float64).T[_packed_pairs(plan.axes)],
+                kinds, table)
+
+
+def _add_moments(moments, weights, model, atoms, axes, grads):
+    """Turn the sums of :meth:`ColumnSum.backward` into gradients."""
+    grad_sites, grad_u, grad_weights = grads
+    moments = moments.to(weights.dtype)
+    if grad_weights is not None:
+        grad_weights[model, atoms] += moments[0]
+    if grad_sites is not None:
+        for axis, moment in zip(axes, moments[1:4]):
+            grad_sites[model, atoms, axis] -= 2 * torch.pi * weights * moment
+    if grad_u is not None:
+        for column, moment in zip(_packed_pairs(axes), moments[4:]):
+            grad_u[model, atoms, column] -= _TWO_PI_SQ * weights * moment
 
 
 class _ColumnBlock:
@@ -179,20 +229,31 @@ class _ColumnBlock:
         self.s = torch.arange(self.s_first, self.s_last + 1, device=device)
 
 
+def _extents(plan):
+    """Lengths of the one-axis tables, in the order of the plan's axes."""
+    if not len(plan.indices):
+        return [1, 1, 1]
+    return [int(plan.indices[:, axis].amax() - plan.indices[:, axis].amin()) + 1 for axis in plan.axes]
+
+
+def _atom_ranges(counts, memory, bytes_per_atom):
+    """Yield (first, last, [(type, first, last) relative to first]) with last - first atoms in the memory."""
+    size = max(1, int(memory / bytes_per_atom))
+    edges = [0]
+    for count in counts:
+        edges.append(edges[-1] + count)
+    for first in range(0, edges[-1], size):
+        last = min(first + size, edges[-1])
+        kinds = [(t, max(a, first) - first, min(b, last) - first)
+                 for t, (a, b) in enumerate(zip(edges[:-1], edges[1:])) if max(a, first) < min(b, last)]
+        yield first, last, kinds
+
+
 def _blocks(sites, u, weights, counts, plan, metric, memory):
     """Blocks of atoms, each small enough that its one-axis tables fit a third of the memory."""
-    itemsize = 2 * weights.element_size()
-    extents = [int(plan.indices[:, axis].abs().amax()) * 2 + 1 if len(plan.indices) else 1 for axis in plan.axes]
     # Tables are made in double precision before they are cast.
-    size = max(1, int(memory / 3 / (len(sites) * sum(extents) * (16 + itemsize))))
-    starts, position = [], 0
-    for count in counts:
-        starts.append((position, position + count))
-        position += count
-    for first in range(0, position, size):
-        last = min(first + size, position)
-        kinds = [(t, max(a, first) - first, min(b, last) - first)
-                 for t, (a, b) in enumerate(starts) if max(a, first) < min(b, last)]
+    per_atom = len(sites) * sum(_extents(plan)) * (16 + 2 * weights.element_size())
+    for first, last, kinds in _atom_ranges(counts, memory / 3, per_atom):
         yield _AtomBlock(slice(first, last), kinds, sites, u, weights, plan, metric, memory)
 
 
@@ -213,9 +274,7 @@ class _AtomBlock:
             u_ps = u_qs = torch.zeros_like(u_pp)
             self.metric = metric
         else:
-            packed = {(0, 0): 0, (1, 1): 1, (2, 2): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}
-            u_pp, u_qq, u_ss, u_pq, u_ps, u_qs = (
-                u[..., packed[min(a, b), max(a, b)]] for a, b in ((p, p), (q, q), (s, s), (p, q), (p, s), (q, s)))
+            u_pp, u_qq, u_ss, u_pq, u_ps, u_qs = (u[..., i] for i in _packed_pairs(plan.axes))
         self.oblique = bool((u_pq != 0).any())
         turns = sites[:, atoms]
         self.offset_p, table_p = self._phases(turns[..., p], plan.columns[:, 0])
@@ -369,8 +428,6 @@ class _AtomBlock:
                 zero = over_columns([p * p, q * q, 2 * p * q], moments[0].real)
                 first = over_columns([2 * p, 2 * q], moments[1].real)
                 second = over_columns([one], moments[2].real)
-                packed = {(0, 0): 0, (1, 1): 1, (2, 2): 2, (0, 1): 3, (0, 2): 4, (1, 2): 5}
-                for (a, b), value in (((axis_p, axis_p), zero[:, 0]), ((axis_q, axis_q), zero[:, 1]),
-                                      ((axis_p, axis_q), zero[:, 2]), ((axis_p, axis_s), first[:, 0]),
-                                      ((axis_q, axis_s), first[:, 1]), ((axis_s, axis_s), second[:, 0])):
-                    grad_u[:, self.atoms, packed[min(a, b), max(a, b)]] += scale * value
+                values = (zero[:, 0], zero[:, 1], second[:, 0], zero[:, 2], first[:, 0], first[:, 1])
+                for column, value in zip(_packed_pairs(self.plan.axes), values):
+                    grad_u[:, self.atoms, column] += scale * value

@@ -1,0 +1,242 @@
+"""CPU kernels of the direct sum for atoms whose Debye-Waller factor does not separate.
+
+Along a column of Miller indices (p, q fixed, s running) a term is exp(quadratic in s), so the next one costs two
+multiplications: ``T(s+1) = T(s) r(s)`` and ``r(s+1) = r(s) k`` with ``k = exp(-4 pi^2 U_ss)``.  No exponential is left in
+the inner loop, which runs over atoms and is vectorised.  Everything is double precision: over the longest column
+(restarted every 32 steps) the recurrence loses less than 1e-13.
+
+The kernels are compiled by numba without its threading layers, and run on a few threads of our own: numba's, torch's
+and MKL's OpenMP pools in one process stall one another.  Each thread owns its columns (forward) or its atoms
+(backward), so results do not depend on timing.
+"""
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+
+_TILE = 128
+_RESTART = 32
+_TWO_PI_SQ = 2 * np.pi**2
+_LOG2_E = 1.4426950408889634
+_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+# 2^n for every n that exp() of a double can need; beyond them 0 and infinity.
+_POWERS = np.concatenate([[0.0], 2.0 ** np.arange(-1022, 1024), [np.inf]])
+
+
+@numba.njit(inline="always", fastmath=False)
+def _exp(x, powers):
+    """exp(x) to 1e-15, in a form that vectorises (Cody-Waite reduction and a polynomial)."""
+    x = min(max(x, -709.0), 710.0)
+    n = np.floor(x * _LOG2_E + 0.5)
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    p = 1.6059043836821613e-10
+    p = p * r + 2.08767569878681e-09
+    p = p * r + 2.505210838544172e-08
+    p = p * r + 2.755731922398589e-07
+    p = p * r + 2.7557319223985893e-06
+    p = p * r + 2.48015873015873e-05
+    p = p * r + 0.0001984126984126984
+    p = p * r + 0.001388888888888889
+    p = p * r + 0.008333333333333333
+    p = p * r + 0.041666666666666664
+    p = p * r + 0.16666666666666666
+    p = p * r + 0.5
+    p = p * r + 1.0
+    p = p * r + 1.0
+    return p * powers[int(n) + 1023]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+def _start(s, first, last, tp, tq, ts, step, u, p, q, t_re, t_im, r_re, r_im, powers):
+    """Term and ratio of atoms first:last at (p, q, s); tp, tq, ts are rows of phase factors."""
+    pp, qq, pq = p * p, q * q, 2 * p * q
+    for i in range(last - first):
+        j = first + i
+        linear = -2 * _TWO_PI_SQ * (p * u[4, j] + q * u[5, j])
+        square = -_TWO_PI_SQ * u[2, j]
+        pair = -_TWO_PI_SQ * (pp * u[0, j] + qq * u[1, j] + pq * u[3, j])
+        size = _exp(pair + s * (linear + s * square), powers)
+        a_re = tp[0, j] * tq[0, j] - tp[1, j] * tq[1, j]
+        a_im = tp[0, j] * tq[1, j] + tp[1, j] * tq[0, j]
+        t_re[i] = size * (a_re * ts[0, j] - a_im * ts[1, j])
+        t_im[i] = size * (a_re * ts[1, j] + a_im * ts[0, j])
+        growth = _exp(linear + (2 * s + 1) * square, powers)
+        r_re[i] = growth * step[0, j]
+        r_im[i] = growth * step[1, j]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+def _forward(first_column, last_column, columns, starts, s_of, offsets, table_p, table_q, table_s, step, u, kappa,
+             weights, kinds, radial, out, powers):
+    """out[row] += sum over types of radial[type, row] * sum over its atoms, for some columns."""
+    t_re, t_im = np.empty(_TILE), np.empty(_TILE)
+    r_re, r_im = np.empty(_TILE), np.empty(_TILE)
+    for k in range(kinds.shape[0]):
+        kind = kinds[k, 0]
+        for first in range(kinds[k, 1], kinds[k, 2], _TILE):
+            last = min(first + _TILE, kinds[k, 2])
+            n = last - first
+            for c in range(first_column, last_column):
+                p, q = columns[c, 0], columns[c, 1]
+                tp, tq = table_p[p - offsets[0]], table_q[q - offsets[1]]
+                row, end = starts[c], starts[c + 1]
+                s, s_end = s_of[row], s_of[end - 1]
+                since = _RESTART
+                while s <= s_end:
+                    if since == _RESTART:
+                        _start(s, first, last, tp, tq, table_s[s - offsets[2]], step, u, p, q,
+                               t_re, t_im, r_re, r_im, powers)
+                        for i in range(n):
+                            t_re[i] *= weights[first + i]
+                            t_im[i] *= weights[first + i]
+                        since = 0
+                    total_re, total_im = 0.0, 0.0
+                    for i in range(n):
+                        a, b, c_re, c_im = t_re[i], t_im[i], r_re[i], r_im[i]
+                        total_re += a
+                        total_im += b
+                        t_re[i] = a * c_re - b * c_im
+                        t_im[i] = a * c_im + b * c_re
+                        r_re[i] = c_re * kappa[first + i]
+                        r_im[i] = c_im * kappa[first + i]
+                    if s_of[row] == s:
+                        out[row, 0] += radial[kind, row] * total_re
+                        out[row, 1] += radial[kind, row] * total_im
+                        row += 1
+                    s += 1
+                    since += 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+def _backward(first_atom, last_atom, columns, starts, s_of, offsets, table_p, table_q, table_s, step, u, kappa,
+              kinds, radial, grad, out, powers):
+    """out[:, atom] += sums over all rows of conj(grad) * radial * term * (1, p, q, s; pp, qq, ss, pq, ps, qs; ...)."""
+    t_re, t_im = np.empty(_TILE), np.empty(_TILE)
+    r_re, r_im = np.empty(_TILE), np.empty(_TILE)
+    zero_re, zero_im, one_re, one_im, two_re = (
+        np.empty(_TILE), np.empty(_TILE), np.empty(_TILE), np.empty(_TILE), np.empty(_TILE))
+    for k in range(kinds.shape[0]):
+        kind = kinds[k, 0]
+        lowest, highest = max(kinds[k, 1], first_atom), min(kinds[k, 2], last_atom)
+        for first in range(lowest, highest, _TILE):
+            last = min(first + _TILE, highest)
+            n = last - first
+            for c in range(columns.shape[0]):
+                p, q = columns[c, 0], columns[c, 1]
+                tp, tq = table_p[p - offsets[0]], table_q[q - offsets[1]]
+                row, end = starts[c], starts[c + 1]
+                s, s_end = s_of[row], s_of[end - 1]
+                since = _RESTART
+                for i in range(n):
+                    zero_re[i] = zero_im[i] = one_re[i] = one_im[i] = two_re[i] = 0.0
+                while s <= s_end:
+                    if since == _RESTART:
+                        _start(s, first, last, tp, tq, table_s[s - offsets[2]], step, u, p, q,
+                               t_re, t_im, r_re, r_im, powers)
+                        since = 0
+                    g_re, g_im = 0.0, 0.0
+                    if s_of[row] == s:
+                        g_re, g_im = radial[kind, row] * grad[row, 0], radial[kind, row] * grad[row, 1]
+                        row += 1
+                    for i in range(n):
+                        a, b, c_re, c_im = t_re[i], t_im[i], r_re[i], r_im[i]
+                        x = g_re * a - g_im * b
+                        y = g_re * b + g_im * a
+                        zero_re[i] += x
+                        zero_im[i] += y
+                        one_re[i] += s * x
+                        one_im[i] += s * y
+                        two_re[i] += (s * s) * x
+                        t_re[i] = a * c_re - b * c_im
+                        t_im[i] = a * c_im + b * c_re
+                        r_re[i] = c_re * kappa[first + i]
+                        r_im[i] = c_im * kappa[first + i]
+                    s += 1
+                    since += 1
+                for i in range(n):
+                    j = first + i
+                    out[0, j] += zero_re[i]
+                    out[1, j] += p * zero_im[i]
+                    out[2, j] += q * zero_im[i]
+                    out[3, j] += one_im[i]
+                    out[4, j] += p * p * zero_re[i]
+                    out[5, j] += q * q * zero_re[i]
+                    out[6, j] += two_re[i]
+                    out[7, j] += 2 * p * q * zero_re[i]
+                    out[8, j] += 2 * p * one_re[i]
+                    out[9, j] += 2 * q * one_re[i]
+
+
+class ColumnSum:
+    """The sum of one block of atoms over all columns of a plan.
+
+    Parameters
+    ----------
+    plan : MillerPlan
+    turns : torch.Tensor
+        (n_atoms, 3) fractional coordinates, float64, in the order of ``plan.axes``.
+    u : torch.Tensor
+        (6, n_atoms) fractional U* as pp, qq, ss, pq, ps, qs, float64.
+    kinds : list of (int, int, int)
+        (row of ``radial``, first atom, last atom + 1).
+    radial : torch.Tensor
+        (n_types, n_unique) form factors.
+    """
+
+    def __init__(self, plan, turns, u, kinds, radial):
+        self.columns = plan.columns.numpy()
+        self.starts = np.asarray(plan.column_start)
+        s_of = plan.indices[:, plan.axes[2]]
+        self.s_of = s_of.numpy()
+        self.offsets, tables = np.zeros(3, dtype=np.int64), []
+        for axis, running in enumerate((plan.columns[:, 0], plan.columns[:, 1], s_of)):
+            self.offsets[axis] = int(running.min())
+            n = torch.arange(int(running.min()), int(running.max()) + 1, dtype=torch.float64)
+            angle = n[:, None] * turns[:, axis]
+            angle = 2 * torch.pi * (angle - angle.round())
+            tables.append(torch.stack([angle.cos(), angle.sin()], 1).numpy())
+        self.tables = tables
+        step = 2 * torch.pi * (turns[:, 2] - turns[:, 2].round())
+        self.step = torch.stack([step.cos(), step.sin()]).numpy()
+        self.u = u.contiguous().numpy()
+        self.kappa = torch.exp(-2 * _TWO_PI_SQ * u[2]).contiguous().numpy()
+        self.kinds = np.asarray(kinds, dtype=np.int64).reshape(-1, 3)
+        self.radial = radial.to(torch.float64).contiguous().numpy()
+        self.n_atoms, self.n_rows = turns.shape[0], len(plan.indices)
+
+    def _common(self):
+        return (self.columns, self.starts, self.s_of, self.offsets, *self.tables, self.step, self.u, self.kappa)
+
+    def forward(self, weights):
+        """(n_unique,) complex128 sum with weights (n_atoms,) float64."""
+        out = np.zeros((self.n_rows, 2))
+        weights = weights.contiguous().numpy()
+        # Equal numbers of rows, not of columns: a column costs what it is long.
+        edges = np.searchsorted(self.starts, np.linspace(0, self.n_rows, torch.get_num_threads() + 1))
+        _run(_forward, edges, *self._common(), weights, self.kinds, self.radial, out, _POWERS)
+        return torch.view_as_complex(torch.from_numpy(out))
+
+    def backward(self, grad):
+        """(10, n_atoms) float64 sums for grad (n_unique,) complex128, the conjugate of dT/dE.
+
+        Rows: Re A; Im pA, qA, sA; Re ppA, qqA, ssA, 2pqA, 2psA, 2qsA, with A = grad * form factor * term.
+        """
+        out = np.zeros((10, self.n_atoms))
+        grad = torch.view_as_real(grad.contiguous()).numpy()
+        edges = np.linspace(0, self.n_atoms, torch.get_num_threads() + 1).round().astype(np.int64)
+        _run(_backward, edges, *self._common(), self.kinds, self.radial, grad, out, _POWERS)
+        return torch.from_numpy(out)
+
+
+def _run(kernel, edges, *arguments):
+    """kernel(first, last, ...) for each pair of edges, each on its own thread."""
+    parts = [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:]) if b > a]
+    if len(parts) == 1:
+        kernel(*parts[0], *arguments)
+        return
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for future in [pool.submit(kernel, *part, *arguments) for part in parts]:
+            future.result()

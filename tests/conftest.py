@@ -1,0 +1,2 @@
+import boost_adaptbx.boost.python  # noqa
+import torch  # noqa
