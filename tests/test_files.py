@@ -684,3 +684,28 @@ def check_flags(row, data):
         assert 0.8 * n_free - (n_flags - flags.size()) <= free <= n_free
         if n_flags == flags.size():
             assert free == n_free
+
+
+@pytest.mark.parametrize("entry, prefer", [("1yjp", "amplitudes"), ("2okz", "intensities"),
+                                           ("1bdw", "amplitudes"), ("5o5i", "amplitudes"),
+                                           ("3wap", "intensities")])
+def test_data_are_those_that_mmtbx_reads(pdb_dir, tmp_path, entry, prefer):
+    """Bit for bit what ``mmtbx.model_vs_data`` extracts from the same columns in the model's symmetry."""
+    from iotbx import extract_xtal_data, reflection_file_utils
+    from libtbx.utils import null_out
+    folder = pdb_dir / entry
+    model, data = (next(folder.glob(name)) for name in (f"{entry}.pdb*", f"{entry}[.-][ms][tf]*"))
+    ours = load_entry(model, data, prefer=prefer).data
+    plain = tmp_path / data.name.replace(".gz", "")
+    content = data.read_bytes()
+    plain.write_bytes(gzip.decompress(content) if data.suffix == ".gz" else content)
+    server = reflection_file_utils.reflection_file_server(
+        crystal_symmetry=ours.f_obs.crystal_symmetry(), force_symmetry=True, err=null_out(),
+        reflection_files=[reflection_file_reader.any_reflection_file(str(plain))])
+    params = extract_xtal_data.data_and_flags_master_params().extract()
+    params.labels, params.r_free_flags.label = [ours.labels], ours.r_free_labels
+    theirs = extract_xtal_data.run(reflection_file_server=server, parameters=params, keep_going=True)
+    assert ours.f_obs.indices().all_eq(theirs.f_obs.indices())
+    assert ours.f_obs.data().all_eq(theirs.f_obs.data()) and ours.f_obs.sigmas().all_eq(theirs.f_obs.sigmas())
+    assert ours.r_free_flags.data().all_eq(theirs.r_free_flags.data())
+    assert ours.test_flag_value == theirs.test_flag_value
