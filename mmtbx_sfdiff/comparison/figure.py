@@ -232,7 +232,7 @@ def _sections(figure, section, result, box):
             axes.contour(*centres, section.mmtbx, levels=[0.5], colors=_VERMILLION, linewidths=0.5)
     right = max(x for x, _ in corners) + w
     bar = figure.add_axes((right + 0.012, top - min(h, 0.16), 0.011, min(h, 0.16)))
-    figure.colorbar(image, cax=bar, ticks=[0, 1]).set_ticklabels(["protein", "solvent"])
+    figure.colorbar(image, cax=bar, ticks=[0, 1]).set_ticklabels(["model", "solvent"])
     bar.tick_params(length=2, pad=2)
 
 
@@ -310,7 +310,7 @@ def _caption(comparison):
     threads = conditions["threads_sfdiff"]
     device = f"{conditions['device_name']}, {threads} thread{'s' if threads > 1 else ''}"
     text = (f"{source}(a, b) Pearson correlation of amplitudes in shells of equal reciprocal volume; (a) against cctbx's "
-            f"direct summation, (b) to 3 Å against mmtbx's mask on a fine grid ({mask['reference'].removeprefix('mmtbx at ')})."
+            f"direct summation, drawn up to $1-10^{{-15}}$, (b) to 3 Å against mmtbx's mask on a fine grid ({mask['reference'].removeprefix('mmtbx at ')})."
             f"{radii} (c) The same section of both masks, at the {result['mask_map']['grid_step']:g} Å grid; orange: mmtbx's "
             f"outline. (d) R-work / R-free, all scaled by {result['r_factors']['scaling']}, except those in the file's "
             f"header; wall times, mmtbx_sfdiff ({device}) / mmtbx (1 thread).")

@@ -51,7 +51,11 @@ compare {{
   free_flag_labels = None
     .type = str
     .short_caption = Free flag labels
-    .help = "Column of the free flags, or none to read no flags."
+    .help = "Column of the free flags; found automatically by default."
+  read_free_flags = True
+    .type = bool
+    .short_caption = Read free flags
+    .help = "False takes all reflections as the working set, and gives no R-free."
   test_flag_value = None
     .type = int
     .short_caption = Test flag value
@@ -239,7 +243,8 @@ The exit code is 0 only if everything was computed and written.
             model, data = params.model_file, params.data_file
         report("reading", None)
         return load_entry(model, data, scattering_table=params.scattering_table, labels=params.labels,
-                          r_free_labels=params.free_flag_labels, test_flag_value=params.test_flag_value,
+                          r_free_labels=params.free_flag_labels if params.read_free_flags else "none",
+                          test_flag_value=params.test_flag_value,
                           d_min=params.d_min, d_max=params.d_max, allow_other_entry=params.allow_other_entry)
 
     def _contents(self, comparison):

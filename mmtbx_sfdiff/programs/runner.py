@@ -6,6 +6,7 @@ the command line; an error is one sentence and a non-zero exit code, never a tra
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from iotbx.cli_parser import CCTBXParser, run_program
@@ -24,12 +25,24 @@ class Parser(CCTBXParser):
         self.plain_files = []
         super().__init__(*args, **kwargs)
 
+    def parse_args(self, *args, **kwargs):
+        try:
+            return super().parse_args(*args, **kwargs)
+        except RuntimeError as error:
+            # PHIL's complaints about values and syntax, which cctbx lets through as a traceback.
+            reason = re.sub(r": NameError: .*?(?= \()", "", " ".join(str(error).split()))
+            raise Sorry(f"{reason}. See {self.prog} --show-defaults --attributes-level=2 for what is possible.") from None
+
     def process_files(self, file_list, message="Processing files:"):
         phil = [name for name in file_list if name.lower().endswith(_PHIL_SUFFIXES)]
         if message == "Processing files:":
             self.plain_files = [name for name in file_list if name not in phil]
         if phil:
             super().process_files(phil, message)
+        for name in phil:
+            if name not in self.data_manager.get_phil_names():
+                raise Sorry(f"{name} is not a file of PHIL parameters that can be read: correct it; {self.prog} "
+                            "--write-defaults shows the form.")
 
 
 def inputs_from_arguments(scope_name):
