@@ -1,9 +1,9 @@
 """mmtbx's own numbers: what this package is compared with.
 
 Everything here is computed by unchanged cctbx code: structure factors and gradients by
-``cctbx.xray.structure_factors`` ("direct" is exact, "fft" is what programs use by default), the bulk-solvent mask by
-``mmtbx.masks``, scales and R factors by ``mmtbx.f_model``.  Numbers come back as NumPy arrays in the order of the
-reflections or atoms given.
+``cctbx.xray.structure_factors`` ("direct" is exact, "fft" is what programs use by default), the bulk-solvent
+mask by ``mmtbx.masks``, scales and R factors by ``mmtbx.f_model``.  Numbers come back as NumPy arrays in the
+order of the reflections or atoms given.
 """
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from cctbx import maptbx, xray
 from cctbx.array_family import flex
 from libtbx.utils import null_out
 
-# Terms (atoms x reflections x operators) of direct summation in one call of C++, which cannot be interrupted: about 2 s.
+# Terms (atoms x reflections x operators) of direct summation in one call of C++, which cannot be interrupted:
+# about 2 s.
 _TERMS_PER_CALL = 5e7
 # Grid points of mmtbx's mask, at 9 bytes a point: about 1 GB.
 MAX_MASK_POINTS = 1.2e8
@@ -30,7 +31,7 @@ def f_calc_fft(xray_structure, miller_set):
 
 
 def f_calc_direct(xray_structure, miller_set, progress=None):
-    """F_calc by cctbx's direct summation, (n,) complex128, in portions so that it can be watched and interrupted.
+    """F_calc by cctbx's direct summation, (n,) complex128, in portions that can be watched and interrupted.
 
     Parameters
     ----------
@@ -76,15 +77,16 @@ def site_gradients(xray_structure, miller_set, d_target_d_f_calc, algorithm="fft
     total = np.zeros((scatterers.size(), 3))
     for portion in portions:
         chosen = _select(miller_set, portion)
-        total += xray.structure_factors.gradients(miller_set=chosen)(
+        weights = flex.complex_double(np.ascontiguousarray(d_target_d_f_calc[portion], np.complex128))
+        gradients = xray.structure_factors.gradients(miller_set=chosen)(
             xray_structure=structure, u_iso_refinable_params=None, miller_set=chosen,
-            d_target_d_f_calc=flex.complex_double(np.ascontiguousarray(d_target_d_f_calc[portion], np.complex128)),
-            n_parameters=n_parameters, algorithm=algorithm).packed().as_numpy_array().reshape(-1, 3)
+            d_target_d_f_calc=weights, n_parameters=n_parameters, algorithm=algorithm)
+        total += gradients.packed().as_numpy_array().reshape(-1, 3)
     return total
 
 
 def f_mask(xray_structure, miller_array, step):
-    """F_mask by ``mmtbx.masks`` at its defaults but for the grid, (n,) complex128, for every reflection given.
+    """F_mask by ``mmtbx.masks`` at its defaults but for the grid, of every reflection, (n,) complex128.
 
     Parameters
     ----------
@@ -112,7 +114,7 @@ def mask_map(xray_structure, n_real):
 
 
 def affordable_mask_step(crystal_symmetry, step, max_points=MAX_MASK_POINTS):
-    """The finest grid step, in Å, not below ``step``, for which mmtbx's mask has at most ``max_points`` points."""
+    """The finest grid step (Å), not below ``step``, at which mmtbx's mask has about ``max_points``."""
     step = max(step, math.ceil(100 * (crystal_symmetry.unit_cell().volume() / max_points) ** (1 / 3)) / 100)
     while True:
         grid = maptbx.crystal_gridding(
@@ -141,7 +143,8 @@ def scaled_model(f_obs, r_free_flags, xray_structure, f_calc=None, f_mask=None):
     given = {name: f_obs.customized_copy(data=flex.complex_double(np.ascontiguousarray(value, np.complex128)),
                                          sigmas=None)
              for name, value in (("f_calc", f_calc), ("f_mask", f_mask)) if value is not None}
-    manager = mmtbx.f_model.manager(f_obs=f_obs, r_free_flags=r_free_flags, xray_structure=xray_structure, **given)
+    manager = mmtbx.f_model.manager(f_obs=f_obs, r_free_flags=r_free_flags, xray_structure=xray_structure,
+                                    **given)
     manager.update_all_scales(log=null_out())
     return manager
 

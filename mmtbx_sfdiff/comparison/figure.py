@@ -1,7 +1,8 @@
 """The four panels of one comparison: F_protein, F_mask, the masks themselves, R factors and times.
 
-Made for a journal's full width (180 mm), legible in grey and to colour-blind readers (Okabe and Ito's colours, each with
-a marker and a line style of its own), and without matplotlib's global state, so that any program may call it.
+Made for a journal's full width (180 mm), legible in grey and to colour-blind readers (Okabe and Ito's
+colours, each with a marker and a line style of its own), and without matplotlib's global state, so that any
+program may call it.
 """
 from __future__ import annotations
 
@@ -20,18 +21,22 @@ from matplotlib.ticker import MultipleLocator
 from ..entry_id import is_entry_id
 
 WIDTH_INCHES, HEIGHT_INCHES = 7.09, 7.0
-_STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5, "axes.titlesize": 8,
-          "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
+_STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5,
+          "axes.titlesize": 8, "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7,
+          "legend.fontsize": 7,
           "axes.linewidth": 0.6, "lines.linewidth": 1.3, "lines.markersize": 4, "axes.spines.top": False,
-          "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "mmtbx_sfdiff",
-          "mathtext.default": "regular"}
-_BLUE, _VERMILLION, _GREEN, _SKY, _BLACK, _GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#000000", "#777777"
+          "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "path",
+          "svg.hashsalt": "mmtbx_sfdiff", "mathtext.default": "regular"}
+_BLUE, _VERMILLION, _GREEN, _SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
+_BLACK, _GREY = "#000000", "#777777"
 _OURS = {"color": _BLUE, "marker": "o", "linestyle": "-", "zorder": 4}
 _MMTBX = {"color": _VERMILLION, "marker": "s", "linestyle": "--", "markersize": 5}
 _CUTOFF = {"color": _GREEN, "marker": "^", "linestyle": "-."}
 _EQUAL = {"color": _SKY, "marker": "D", "linestyle": ":", "markerfacecolor": "white"}
 _MASK_COLOURS = LinearSegmentedColormap.from_list("mask", ["#f4f1ea", "#9ccbe8", "#0b4f80"])
 _MOST_NINES = 15
+_TICKS = (20, 10, 8, 6, 5, 4.5, 4, 3.5, 3.2, 3, 2.8, 2.6, 2.4, 2.2, 2, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3,
+          1.2, 1.1, 1.05, 1, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 _R_ROWS = (("sfdiff", "mmtbx_sfdiff", _BLUE), ("mmtbx", "mmtbx", _VERMILLION),
            ("density_cutoff", "density cutoff", _GREEN), ("deposited", "deposited", _BLACK))
 _TIME_ROWS = (("f_protein", "$F_{protein}$"), ("f_mask", "$F_{mask}$"), ("gradients", "gradients"),
@@ -119,8 +124,7 @@ def _resolution_axis(axes, d_max, d_min):
     margin = 0.03 * (high - low)
     low, high = max(0, low - margin), high + margin
     ticks = []
-    for d in (20, 10, 8, 6, 5, 4.5, 4, 3.5, 3.2, 3, 2.8, 2.6, 2.4, 2.2, 2, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3, 1.2,
-              1.1, 1.05, 1, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5):
+    for d in _TICKS:
         if low <= d**-2 <= high and (not ticks or d**-2 - ticks[-1]**-2 > 0.075 * (high - low)):
             ticks.append(d)
     axes.set_xlim(low, high)
@@ -190,7 +194,7 @@ def _nothing(axes, text):
 
 
 def _sections(figure, section, result, box):
-    """Both masks in Å and to one scale, side by side or one above the other, with mmtbx's outline over ours."""
+    """Both masks in Å, to one scale, side by side or one above the other, with mmtbx's outline over ours."""
     left, bottom, width, height = box
     beside = [(0.0, 0.5, 0.45, 1.0), (0.55, 0.5, 0.45, 1.0)]
     above = [(0.5, 1.0, 0.9, 0.38), (0.5, 0.38, 0.9, 0.38)]
@@ -205,17 +209,18 @@ def _sections(figure, section, result, box):
     w, h = extent[0] * inches / WIDTH_INCHES, extent[1] * inches / HEIGHT_INCHES
     top = bottom + height
     step = 0.062 + h
-    corners = [(left, top - h), (left, top - h - step)] if stacked else [(left, top - h), (left + w + 0.035, top - h)]
+    second = (left, top - h - step) if stacked else (left + w + 0.035, top - h)
+    corners = [(left, top - h), second]
+    narrow = not stacked and w * WIDTH_INCHES < 1.35
     names = (f"mmtbx_sfdiff: {result['f_mask']['method'].replace('_', ' ')}", "mmtbx: probe–shrink")
     for number, (mask, name, (x, y)) in enumerate(zip((section.ours, section.mmtbx), names, corners)):
         axes = figure.add_axes((x, y, w, h))
-        image = axes.pcolormesh(section.x, section.y, mask, cmap=_MASK_COLOURS, vmin=0, vmax=1, rasterized=True,
-                                linewidth=0)
+        image = axes.pcolormesh(section.x, section.y, mask, cmap=_MASK_COLOURS, vmin=0, vmax=1,
+                                rasterized=True, linewidth=0)
         axes.set_aspect("equal")
         axes.set_xlim(section.x.min(), section.x.max())
         axes.set_ylim(section.y.min(), section.y.max())
-        axes.set_title(name if stacked or w * WIDTH_INCHES > 1.35 else name.replace(": ", "\n"), fontsize=7, pad=3,
-                       loc="left")
+        axes.set_title(name.replace(": ", "\n") if narrow else name, fontsize=7, pad=3, loc="left")
         axes.locator_params(nbins=4)
         for spine in axes.spines.values():
             spine.set_visible(True)
@@ -238,7 +243,7 @@ def _sections(figure, section, result, box):
 
 def _r_panel(axes, result):
     part = result["r_factors"]
-    rows = [row for row in _R_ROWS if part[row[0]]["r_work"] is not None or part[row[0]]["r_free"] is not None]
+    rows = [row for row in _R_ROWS if {part[row[0]]["r_work"], part[row[0]]["r_free"]} != {None}]
     values = []
     for number, (key, _, colour) in enumerate(rows):
         work, free = part[key]["r_work"], part[key]["r_free"]
@@ -289,7 +294,8 @@ def _time_panel(axes, result):
     axes.set_yticks(range(len(_TIME_ROWS)), [row[1] for row in _TIME_ROWS])
     axes.set_ylim(len(_TIME_ROWS) - 0.3, -0.5)
     axes.set_xlabel("wall time (s)")
-    axes.legend(handles=[Line2D([], [], color=style["color"], marker=style["marker"], linestyle="", label=label)
+    axes.legend(handles=[Line2D([], [], color=style["color"], marker=style["marker"], linestyle="",
+                                label=label)
                          for style, label in ((_OURS, "mmtbx_sfdiff"), (_MMTBX, "mmtbx"))],
                 frameon=False, loc="lower left", bbox_to_anchor=(-0.62, 0.985), ncols=2, handletextpad=0.1,
                 columnspacing=0.8, borderpad=0, handlelength=1.2)
@@ -302,16 +308,21 @@ def _duration(seconds):
 
 
 def _caption(comparison):
-    result, section = comparison.result, comparison.section
+    result = comparison.result
     conditions, mask = result["timing_s"]["conditions"], result["f_mask"]
-    source = "SIMULATED amplitudes, not measured. " if result["simulated"] else ""
-    radii = f" Pale diamonds: this package's mask at mmtbx's radii ({mask['equal_radii']['r_probe']:g}/" \
-            f"{mask['equal_radii']['r_shrink']:g} Å)." if mask["equal_radii"] else ""
+    fine_grid = mask["reference"].removeprefix("mmtbx at ")
     threads = conditions["threads_sfdiff"]
-    device = f"{conditions['device_name']}, {threads} thread{'s' if threads > 1 else ''}"
-    text = (f"{source}(a, b) Pearson correlation of amplitudes in shells of equal reciprocal volume; (a) against cctbx's "
-            f"direct summation, drawn up to $1-10^{{-15}}$, (b) to 3 Å against mmtbx's mask on a fine grid ({mask['reference'].removeprefix('mmtbx at ')})."
-            f"{radii} (c) The same section of both masks, at the {result['mask_map']['grid_step']:g} Å grid; orange: mmtbx's "
-            f"outline. (d) R-work / R-free, all scaled by {result['r_factors']['scaling']}, except those in the file's "
-            f"header; wall times, mmtbx_sfdiff ({device}) / mmtbx (1 thread).")
-    return "\n".join(textwrap.wrap(text, 140))
+    sentences = [
+        "SIMULATED amplitudes, not measured." if result["simulated"] else "",
+        "(a, b) Pearson correlation of amplitudes in shells of equal reciprocal volume:",
+        "(a) against cctbx's direct summation, drawn up to $1-10^{-15}$;",
+        f"(b) to 3 Å, against mmtbx's mask on a grid of {fine_grid}.",
+        f"Pale diamonds: this package's mask at mmtbx's radii ({mask['equal_radii']['r_probe']:g}/"
+        f"{mask['equal_radii']['r_shrink']:g} Å)." if mask["equal_radii"] else "",
+        f"(c) The same section of both masks, on a grid of {result['mask_map']['grid_step']:g} Å;",
+        "orange: mmtbx's outline.",
+        f"(d) R-work / R-free, all scaled by {result['r_factors']['scaling']}, except those of the model",
+        f"file's header; wall times, mmtbx_sfdiff ({conditions['device_name']},",
+        f"{threads} thread{'s' if threads > 1 else ''}) / mmtbx (1 thread).",
+    ]
+    return "\n".join(textwrap.wrap(" ".join(filter(None, sentences)), 140))

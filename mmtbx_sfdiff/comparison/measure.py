@@ -1,12 +1,13 @@
 """Everything ``mmtbx_sfdiff.compare`` reports about one entry.
 
 Four things are computed by this package and by mmtbx from the same model and the same data: structure factors
-(equation 4; the reference is cctbx's direct summation), the bulk-solvent mask and its structure factors (the reference
-is mmtbx's mask on a grid so fine that its rounding no longer matters), gradients with respect to the sites, and scaled
-R factors (equation 3).  Each is timed on both sides.
+(equation 4; the reference is cctbx's direct summation), the bulk-solvent mask and its structure factors (the
+reference is mmtbx's mask on a grid so fine that its rounding hardly matters), gradients with respect to the
+sites, and scaled R factors (equation 3).  Each is timed on both sides.
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import inspect
@@ -48,7 +49,7 @@ class Settings:
     mask, grid_step
         Method and grid step (Å) of :func:`mmtbx_sfdiff.solvent_mask`.
     reference_step : float
-        Grid step of the mmtbx mask that masks are compared with, Å; made coarser where a cell is too large for it.
+        Grid step of the mmtbx mask that masks are compared with, Å; coarser where a cell is too large for it.
     device, dtype : str
         Where, and in which precision ("float32", "float64"), this package computes.
     n_timing : int
@@ -102,12 +103,13 @@ def measure(entry, settings=Settings(), report=None):
     Raises
     ------
     libtbx.utils.Sorry
-        When mmtbx cannot scale the data, or the device has too little memory.
+        When the model cannot be used, mmtbx cannot scale it to the data, or the device has too little memory.
     """
     try:
         return _Measurement(entry, settings, report or (lambda step, fraction=None: None)).run()
-    except torch.OutOfMemoryError:
-        raise Sorry(f"The device {settings.device} has too little free memory for {entry.name}: use device=cpu.") from None
+    except torch.cuda.OutOfMemoryError:
+        raise Sorry(f"The device {settings.device} has too little free memory for {entry.name}: "
+                    "use device=cpu.") from None
 
 
 class _Measurement:
@@ -117,7 +119,8 @@ class _Measurement:
         self.entry, self.settings, self.report = entry, settings, report
         self.structure, self.f_obs = entry.model.xray_structure, entry.data.f_obs
         self.dtype = getattr(torch, settings.dtype)
-        self.atoms = Atoms.from_cctbx(self.structure, dtype=self.dtype, device=settings.device)
+        with self._explained():
+            self.atoms = Atoms.from_cctbx(self.structure, dtype=self.dtype, device=settings.device)
         self.crystal = Crystal.from_cctbx(self.structure, device=settings.device)
         self.indices = as_miller_tensor(self.f_obs, device=settings.device)
         self.d_spacings = self.f_obs.d_spacings().data().as_numpy_array()
@@ -146,7 +149,8 @@ class _Measurement:
             "n_atoms": self.structure.scatterers().size(),
             "n_reflections": len(self.d_spacings),
             "n_free": None if entry.data.r_free_flags is None else entry.data.r_free_flags.data().count(True),
-            "files": {"model": entry.model.path.name, "data": entry.data.path.name, "labels": entry.data.labels},
+            "files": {"model": entry.model.path.name, "data": entry.data.path.name,
+                      "labels": entry.data.labels},
             "scattering_table": entry.model.scattering_table,
             "messages": list(entry.messages),
             "settings": dataclasses.asdict(self.settings),
@@ -157,8 +161,18 @@ class _Measurement:
     def _conditions(self):
         device = self.settings.device
         name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "CPU"
-        return {"device": device, "device_name": name, "threads_sfdiff": torch.get_num_threads(), "threads_mmtbx": 1,
-                "repeats": self.settings.n_timing, "statistic": "median of calls taken in turns; one call if slow"}
+        return {"device": device, "device_name": name,
+                "threads_sfdiff": torch.get_num_threads(), "threads_mmtbx": 1,
+                "repeats": self.settings.n_timing,
+                "statistic": "median of calls taken in turns; one call if slow"}
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """What this package says about a model that it cannot use, with the name of the file."""
+        try:
+            yield
+        except ValueError as error:
+            raise Sorry(f"{self.entry.model.path}: {error}") from None
 
     def _synchronised(self, function):
         """The function, waiting for the device to finish, so that its time is all of its time."""
@@ -206,8 +220,12 @@ class _Measurement:
     # mask
 
     def _mask(self, method, **parameters):
-        mask = solvent_mask(self.atoms, self.crystal, method=method, grid_step=self.settings.grid_step, **parameters)
-        return mask, mask_structure_factors(mask, self.crystal, self.indices[torch.from_numpy(self.low).to(mask.device)])
+        """(mask, F_mask of the reflections to 3 Å)."""
+        with self._explained():
+            mask = solvent_mask(self.atoms, self.crystal, method=method, grid_step=self.settings.grid_step,
+                                **parameters)
+        low = self.indices[torch.from_numpy(self.low).to(mask.device)]
+        return mask, mask_structure_factors(mask, self.crystal, low)
 
     def _masks(self):
         low_set = self.f_obs.select(_flex_bool(self.low))
@@ -218,8 +236,9 @@ class _Measurement:
         self.report("solvent mask", None)
         (mask, f_mask), first["sfdiff"] = timed(ours)
         f_mask = _numpy(f_mask)
-        # The map of the density-cutoff mask is made of the data's own resolution, as far as the grid can hold it.
-        f_cutoff = _numpy(self._mask("density_cutoff", d_min=max(self.d_spacings.min(), 3 * self.settings.grid_step))[1])
+        # Its map is made of the data's own resolution, as far as the grid can hold it.
+        d_min = max(self.d_spacings.min(), 3 * self.settings.grid_step)
+        f_cutoff = _numpy(self._mask("density_cutoff", d_min=d_min)[1])
         exact_radii = None
         if self.settings.mask == "probe_shrink":
             exact_radii = _numpy(self._mask("probe_shrink", softness=0, **MMTBX_RADII)[1])
@@ -235,10 +254,13 @@ class _Measurement:
                   **agreement(d, f_mask, f_reference),
                   "density_cutoff": agreement(d, f_cutoff, f_reference),
                   "mmtbx_default": agreement(d, f_mmtbx, f_reference) | {"grid_step": MMTBX_GRID_STEP},
-                  "equal_radii": None if exact_radii is None else agreement(d, exact_radii, f_reference) | MMTBX_RADII}
+                  "equal_radii": None}
+        if exact_radii is not None:
+            report["equal_radii"] = agreement(d, exact_radii, f_reference) | MMTBX_RADII
         mask = mask.detach().cpu().numpy().astype(np.float64)
         mask_mmtbx = reference.mask_map(self.structure, mask.shape)
-        maps = {"cc": correlation(mask, mask_mmtbx), "grid": list(mask.shape), "grid_step": self.settings.grid_step,
+        maps = {"cc": correlation(mask, mask_mmtbx),
+                "grid": list(mask.shape), "grid_step": self.settings.grid_step,
                 "solvent_fraction": float(mask.mean()), "solvent_fraction_mmtbx": float(mask_mmtbx.mean())}
         return report, maps, mask_section(mask, mask_mmtbx, self.crystal.unit_cell)
 
@@ -251,7 +273,7 @@ class _Measurement:
     # gradients
 
     def _gradients(self):
-        """Of a least-squares target with respect to the sites; checked on a random part of the reflections."""
+        """Of a least-squares target with respect to the sites; checked on a random part of the data."""
         d_target = self._d_target_d_f_calc()
         self.report("gradients", None)
         terms = self.structure.scatterers().size() * self.crystal.order_z
@@ -287,7 +309,8 @@ class _Measurement:
         functions = {"sfdiff": self._synchronised(_backward),
                      "mmtbx": lambda: reference.site_gradients(self.structure, self.f_obs, d_target)}
         ready = graph()
-        first = {"sfdiff": timed(lambda: functions["sfdiff"](ready))[1], "mmtbx": timed(functions["mmtbx"])[1]}
+        first = {"sfdiff": timed(lambda: functions["sfdiff"](ready))[1],
+                 "mmtbx": timed(functions["mmtbx"])[1]}
         self.report("timing of gradients", None)
         return side_by_side(functions, first, self.settings.n_timing, prepare={"sfdiff": graph})
 
@@ -307,7 +330,8 @@ class _Measurement:
             r_free = None
             if self.entry.data.r_free_flags is not None and scaled.r_free_flags().data().count(True):
                 r_free = float(scaled.r_free())
-            result[name] = {"r_work": float(scaled.r_work()), "r_free": r_free, "n_used": scaled.f_obs().size()}
+            result[name] = {"r_work": float(scaled.r_work()), "r_free": r_free,
+                            "n_used": scaled.f_obs().size()}
         # What the header says was measured, so it has no bearing on simulated data.
         header = None if self.entry.data.simulated else self.entry.model
         result["deposited"] = {"r_work": header and header.r_work, "r_free": header and header.r_free}
@@ -315,11 +339,13 @@ class _Measurement:
 
     def _scale(self, f_calc, f_mask):
         try:
-            return reference.scaled_model(self.f_obs, self.entry.data.r_free_flags, self.structure, f_calc, f_mask)
+            return reference.scaled_model(self.f_obs, self.entry.data.r_free_flags, self.structure,
+                                          f_calc, f_mask)
         except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise Sorry(f"mmtbx cannot scale the model to {self.entry.data.path} ({len(self.d_spacings)} reflections): "
-                        f"{reason}. Use more reflections, or another model.") from None
+            raise Sorry(f"mmtbx cannot scale the model to {self.entry.data.path} "
+                        f"({len(self.d_spacings)} reflections): {reason}. Use more reflections, or another "
+                        "model.") from None
 
 
 def _backward(graph):

@@ -64,7 +64,8 @@ def check_writable(paths, overwrite):
         if path.is_dir():
             raise Sorry(f"{path} is a folder, so no file can be written there: choose another output.prefix.")
         if path.exists() and not overwrite:
-            raise Sorry(f"{path} exists already: add --overwrite, or choose another output.prefix or output.directory.")
+            raise Sorry(f"{path} exists already: add --overwrite, or choose another output.prefix or "
+                        "output.directory.")
 
 
 def write_all(contents):

@@ -26,8 +26,9 @@ def render(result, svg):
     """
     figure = None if svg is None else "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
     return _environment.get_template("compare.html").render(
-        result=result, figure=figure, heading=table.heading(result), agreement=table.rows_of_agreement(result),
-        r_factors=table.rows_of_r_factors(result), times=table.rows_of_times(result),
+        result=result, figure=figure, heading=table.heading(result),
+        agreement=table.rows_of_agreement(result), r_factors=table.rows_of_r_factors(result),
+        times=table.rows_of_times(result),
         conditions=table.conditions(result),
         shell_tables=[("F_protein", "against cctbx's direct summation",
                        _shells(result["f_protein"], {"mmtbx FFT": result["f_protein"]["mmtbx_fft"]})),

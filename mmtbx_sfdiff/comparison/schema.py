@@ -1,6 +1,6 @@
-"""The form of ``<prefix>_compare.json``, as a JSON Schema, and a validator for the part of the standard that it uses.
+"""The form of ``<prefix>_compare.json`` as a JSON Schema, and a validator for the part that it uses.
 
-Any JSON Schema library accepts :data:`SCHEMA` as well; :func:`errors` exists so that none has to be installed.
+Any JSON Schema library accepts :data:`SCHEMA` as well; :func:`errors` exists so that none need be installed.
 """
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import math
 SCHEMA_VERSION = 1
 
 
-def _object(properties, required=None, **more):
-    return {"type": "object", "properties": properties, "required": sorted(properties if required is None else required),
-            **more}
+def _object(properties):
+    return {"type": "object", "properties": properties, "required": sorted(properties)}
 
 
 _TEXT = {"type": "string"}
@@ -25,7 +24,8 @@ _ERROR = {"type": ["number", "null"], "minimum": 0}
 _CC = {"type": ["number", "null"], "minimum": -1, "maximum": 1}
 _SECONDS = {"type": ["number", "null"], "minimum": 0}
 
-_SHELLS = {"type": "array", "items": _object({"d_max": _POSITIVE, "d_min": _POSITIVE, "n": _COUNT, "cc": _CC})}
+_SHELL = _object({"d_max": _POSITIVE, "d_min": _POSITIVE, "n": _COUNT, "cc": _CC})
+_SHELLS = {"type": "array", "items": _SHELL}
 _AGREEMENT = {"cc": _CC, "relative_l2": _ERROR, "shells": _SHELLS}
 _R = {"r_work": _OPTIONAL_FRACTION, "r_free": _OPTIONAL_FRACTION}
 _R_COMPUTED = _object({"r_work": _FRACTION, "r_free": _OPTIONAL_FRACTION, "n_used": _COUNT})
@@ -61,7 +61,8 @@ SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema",
                       "type": ["object", "null"]}}),
               "mask_map": _object({
                   "cc": _CC, "grid": {"type": "array", "items": _COUNT, "minItems": 3, "maxItems": 3},
-                  "grid_step": _POSITIVE, "solvent_fraction": _FRACTION, "solvent_fraction_mmtbx": _FRACTION}),
+                  "grid_step": _POSITIVE, "solvent_fraction": _FRACTION,
+                  "solvent_fraction_mmtbx": _FRACTION}),
               "gradients": _object({
                   "parameters": _TEXT, "n_reflections": _COUNT, "relative_l2_vs_direct": _ERROR,
                   "mmtbx_fft_relative_l2_vs_direct": _ERROR}),
@@ -72,8 +73,8 @@ SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema",
                   "f_protein": _object(_TIMES | {"mmtbx_direct": _SECONDS}), "f_mask": _object(_TIMES),
                   "gradients": _object(_TIMES), "scaling": _object(_TIMES),
                   "conditions": _object({
-                      "device": _TEXT, "device_name": _TEXT, "threads_sfdiff": _COUNT, "threads_mmtbx": _COUNT,
-                      "repeats": _COUNT, "statistic": _TEXT})}),
+                      "device": _TEXT, "device_name": _TEXT, "threads_sfdiff": _COUNT,
+                      "threads_mmtbx": _COUNT, "repeats": _COUNT, "statistic": _TEXT})}),
           })
 
 _TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
@@ -87,7 +88,8 @@ def errors(value, schema=SCHEMA, path="$"):
     value : object
         As ``json.load`` returns it.
     schema : dict
-        May use type, properties, required, items, minItems, maxItems, minimum, maximum, exclusiveMinimum and const.
+        May use type, properties, required, items, minItems, maxItems, minimum, maximum, exclusiveMinimum
+        and const.
 
     Returns
     -------
@@ -121,6 +123,7 @@ def errors(value, schema=SCHEMA, path="$"):
 
 def _is(value, kind):
     if kind in ("number", "integer"):
-        number = isinstance(value, int) or (kind == "number" and isinstance(value, float) and math.isfinite(value))
-        return number and not isinstance(value, bool)
+        if isinstance(value, float):
+            return kind == "number" and math.isfinite(value)
+        return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, _TYPES[kind])

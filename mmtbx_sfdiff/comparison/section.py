@@ -16,7 +16,7 @@ class MaskSection:
     ours, mmtbx : numpy.ndarray
         (n_v, n_u), 0 in the macromolecule, 1 in the solvent.
     x, y : numpy.ndarray
-        (n_v + 1, n_u + 1) corners of the grid's cells in the plane of the section, Å; x runs along ``axes[0]``.
+        (n_v + 1, n_u + 1) corners of the grid's cells in the plane of the section, Å; x is along ``axes[0]``.
     axes : tuple of str
         Cell edges along the two directions, for example ("a", "c").
     normal : str

@@ -1,4 +1,4 @@
-"""Agreement of two sets of amplitudes or maps: Pearson correlation, relative L2, and both by resolution shell."""
+"""Agreement of amplitudes or maps: Pearson correlation, also by resolution shell, and relative L2."""
 from __future__ import annotations
 
 import numpy as np
@@ -11,7 +11,7 @@ _MIN_PAIRS = 3
 
 
 def correlation(x, y):
-    """Pearson correlation coefficient of two real arrays; None for too few values, or where one of them is constant."""
+    """Pearson correlation of two real arrays; None for too few values, or where one of them is constant."""
     x, y = np.asarray(x, dtype=np.float64).ravel(), np.asarray(y, dtype=np.float64).ravel()
     if len(x) < _MIN_PAIRS:
         return None

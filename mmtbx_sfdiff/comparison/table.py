@@ -29,29 +29,37 @@ def render(result, terminal=False, width=None):
                       width=width or (None if terminal else 100), emoji=False, markup=False)
     style = box.SIMPLE_HEAD if terminal else box.ASCII
     for part in _parts(result, style):
+        if isinstance(part, Table):
+            console.print()
         console.print(part)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
 def rows_of_agreement(result):
-    """(what, this package, mmtbx, meaning) of the numbers that measure agreement; shared with the page."""
-    protein, mask, maps, gradients = (result[name] for name in ("f_protein", "f_mask", "mask_map", "gradients"))
+    """(what, this package, mmtbx, measured how) of the numbers that measure agreement."""
+    protein, mask, maps, gradients = (
+        result[name] for name in ("f_protein", "f_mask", "mask_map", "gradients"))
+    default, equal = mask["mmtbx_default"], mask["equal_radii"]
     rows = [
         ("F_protein: relative error", _error(protein["relative_l2_vs_direct"]),
          _error(protein["mmtbx_fft_relative_l2_vs_direct"]), "against cctbx's direct summation"),
-        ("F_protein: correlation", _cc(protein["cc"], 6), _cc(protein["mmtbx_fft"]["cc"], 6), "of amplitudes, same reference"),
+        ("F_protein: correlation", _cc(protein["cc"], 6), _cc(protein["mmtbx_fft"]["cc"], 6),
+         "of amplitudes, same reference"),
         ("Gradients: relative error", _error(gradients["relative_l2_vs_direct"]),
          _error(gradients["mmtbx_fft_relative_l2_vs_direct"]),
          f"sites, {gradients['n_reflections']:,} reflections, against direct summation"),
-        ("F_mask: correlation", _cc(mask["cc"]), _cc(mask["mmtbx_default"]["cc"]), f"to 3 Å, against {mask['reference']}"),
-        ("F_mask: relative error", _error(mask["relative_l2"]), _error(mask["mmtbx_default"]["relative_l2"]), "same reference"),
+        ("F_mask: correlation", _cc(mask["cc"]), _cc(default["cc"]), f"to 3 Å, against {mask['reference']}"),
+        ("F_mask: relative error", _error(mask["relative_l2"]), _error(default["relative_l2"]),
+         "same reference"),
     ]
-    if mask["equal_radii"]:
-        rows.append(("F_mask at mmtbx's radii", _cc(mask["equal_radii"]["cc"]), "", f"probe {mask['equal_radii']['r_probe']:g} Å, "
-                     f"shrink {mask['equal_radii']['r_shrink']:g} Å, hard edge"))
+    if equal:
+        rows.append(("F_mask at mmtbx's radii", _cc(equal["cc"]), "",
+                     f"probe {equal['r_probe']:g} Å, shrink {equal['r_shrink']:g} Å, hard edge"))
     rows += [
-        ("F_mask, density cutoff", _cc(mask["density_cutoff"]["cc"]), "", "the density-cutoff mask, same reference"),
-        ("Mask in real space", _cc(maps["cc"]), "", f"against mmtbx on the same grid, {'x'.join(map(str, maps['grid']))}"),
+        ("F_mask, density cutoff", _cc(mask["density_cutoff"]["cc"]), "",
+         "the density-cutoff mask, same reference"),
+        ("Mask in real space", _cc(maps["cc"]), "",
+         f"against mmtbx on the same grid, {'x'.join(map(str, maps['grid']))}"),
         ("Solvent fraction", f"{maps['solvent_fraction']:.3f}", f"{maps['solvent_fraction_mmtbx']:.3f}", ""),
     ]
     return rows
@@ -60,7 +68,8 @@ def rows_of_agreement(result):
 def rows_of_r_factors(result):
     """(what, R-work, R-free)."""
     part = result["r_factors"]
-    names = (("sfdiff", f"mmtbx_sfdiff, {result['f_mask']['method'].replace('_', ' ')} mask"), ("mmtbx", "mmtbx"),
+    mask = result["f_mask"]["method"].replace("_", " ")
+    names = (("sfdiff", f"mmtbx_sfdiff, {mask} mask"), ("mmtbx", "mmtbx"),
              ("mmtbx_direct", "mmtbx, direct summation"), ("density_cutoff", "density-cutoff mask"),
              ("deposited", "header of the model file"))
     return [(label, _r(part[key]["r_work"]), _r(part[key]["r_free"])) for key, label in names]
@@ -68,11 +77,13 @@ def rows_of_r_factors(result):
 
 def rows_of_times(result):
     """(what, this package, mmtbx, ratio mmtbx / this package)."""
-    names = (("f_protein", "F_protein"), ("f_mask", "F_mask"), ("gradients", "Gradients (sites)"), ("scaling", "Scaling"))
+    names = (("f_protein", "F_protein"), ("f_mask", "F_mask"), ("gradients", "Gradients (sites)"),
+             ("scaling", "Scaling"))
     rows = []
     for key, label in names:
         ours, mmtbx = result["timing_s"][key]["sfdiff"], result["timing_s"][key]["mmtbx"]
-        rows.append((label, duration(ours), duration(mmtbx), f"{mmtbx / ours:.2g}x" if ours and mmtbx else "-"))
+        ratio = f"{mmtbx / ours:.2g}x" if ours and mmtbx else "-"
+        rows.append((label, duration(ours), duration(mmtbx), ratio))
     return rows
 
 
@@ -80,8 +91,8 @@ def conditions(result):
     """One sentence on how times were taken."""
     part = result["timing_s"]["conditions"]
     threads = part["threads_sfdiff"]
-    return (f"Wall times, medians of {part['repeats']} calls taken in turns (one call where slow); mmtbx_sfdiff on "
-            f"{part['device_name']} with {threads} thread{'s' if threads != 1 else ''}, "
+    return (f"Wall times, medians of {part['repeats']} calls taken in turns (one call where slow); "
+            f"mmtbx_sfdiff on {part['device_name']} with {threads} thread{'s' if threads != 1 else ''}, "
             f"{result['settings']['dtype']}; mmtbx on one CPU thread, F_protein and gradients by FFT "
             f"(direct summation: {duration(result['timing_s']['f_protein']['mmtbx_direct'])}).")
 
@@ -104,13 +115,16 @@ def heading(result):
 def _parts(result, style):
     yield Text(heading(result), style="bold")
     if result["simulated"]:
-        yield Text("SIMULATED amplitudes, not measured: R factors say nothing about a real crystal.", style="bold red")
+        yield Text("SIMULATED amplitudes, not measured: R factors say nothing about a real crystal.",
+                   style="bold red")
     yield _table(style, ("Agreement", "mmtbx_sfdiff", "mmtbx", ""), rows_of_agreement(result))
     simulated = " (SIMULATED data)" if result["simulated"] else ""
     yield _table(style, ("R factors" + simulated, "R-work", "R-free"), rows_of_r_factors(result))
     yield Text(f"All scaled by {result['r_factors']['scaling']}, except those of the header.", style="dim")
     yield _table(style, ("Time", "mmtbx_sfdiff", "mmtbx", "ratio"), rows_of_times(result))
     yield Text(conditions(result), style="dim")
+    if result["messages"]:
+        yield Text("")
     for message in result["messages"]:
         yield Text(f"Note: {message}", style="dim")
 

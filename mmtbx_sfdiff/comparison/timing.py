@@ -4,7 +4,7 @@ from __future__ import annotations
 import statistics
 import time
 
-# A call that takes longer than this, in seconds, is run once: repeating it would double the wait for no new insight.
+# A call that takes longer than this, in seconds, is run once: more would double the wait for no new insight.
 SLOW = 5.0
 
 
@@ -22,8 +22,8 @@ def side_by_side(functions, first_times, repeats, prepare=None):
     ----------
     functions : dict of str to callable
     first_times : dict of str to float
-        How long each took when it was called before.  That call counted as warm-up, unless it took longer than
-        :data:`SLOW`: then it is the time.
+        How long each took when it was called before.  That call counted as warm-up, unless it took longer
+        than :data:`SLOW`: then it is the time.
     repeats : int
         How often each is called.
     prepare : dict of str to callable, optional

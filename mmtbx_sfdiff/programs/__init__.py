@@ -1,1 +1,1 @@
-"""The programs: one ``libtbx.program_template.ProgramTemplate`` each, started by ``mmtbx_sfdiff.command_line``."""
+"""The programs: one ``libtbx.program_template.ProgramTemplate`` each, started by :mod:`..command_line`."""

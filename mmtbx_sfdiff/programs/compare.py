@@ -31,15 +31,15 @@ compare {{
   entry_id = None
     .type = str
     .short_caption = PDB entry
-    .help = "Identifier of a PDB entry; found on this machine, or downloaded. May stand alone on the command line."
+    .help = "Identifier of a PDB entry; found on this machine, or downloaded. May stand alone."
   model_file = None
     .type = path
     .short_caption = Model file
-    .help = "Model in PDB or mmCIF format. May stand alone on the command line."
+    .help = "Model in PDB or mmCIF format. May stand alone."
   data_file = None
     .type = path
     .short_caption = Data file
-    .help = "Data as MTZ or structure-factor CIF. May stand alone on the command line."
+    .help = "Data as MTZ or structure-factor CIF. May stand alone."
   demo = False
     .type = bool
     .short_caption = Demonstration
@@ -95,7 +95,7 @@ compare {{
   reference_step = 0.15
     .type = float
     .short_caption = Reference grid step
-    .help = "Of the mmtbx mask that masks are compared with, Å; coarser where the unit cell is too large for it. \
+    .help = "Of the mmtbx mask that masks are compared with, Å; coarser where the unit cell is too large. \
             0.6 compares with mmtbx's default itself."
   device = cpu
     .type = str
@@ -108,7 +108,7 @@ compare {{
   n_timing = 3
     .type = int
     .short_caption = Timing repeats
-    .help = "A time is the median of so many calls, ours and mmtbx's taken in turns; what takes long is called once."
+    .help = "A time is the median of so many calls, both sides in turns; what takes long is called once."
   download = True
     .type = bool
     .short_caption = Download
@@ -163,8 +163,8 @@ The exit code is 0 only if everything was computed and written.
         params = self.params.compare
         given = [bool(params.entry_id), bool(params.model_file or params.data_file), params.demo]
         if sum(given) != 1:
-            raise Sorry("Give one of: a PDB entry, a model and a data file, or the word demo." if not any(given) else
-                        "Give only one of: a PDB entry, a model and a data file, or the word demo.")
+            raise Sorry(f"Give {'only ' if any(given) else ''}one of: a PDB entry, a model and a data file, "
+                        "or the word demo.")
         if given[1] and not (params.model_file and params.data_file):
             missing = "data" if params.model_file else "model"
             raise Sorry(f"The {missing} file is missing: give both a model and a data file.")
@@ -175,12 +175,14 @@ The exit code is 0 only if everything was computed and written.
             if value is None or not 0 < value < float("inf"):
                 raise Sorry(f"{name}={value} is not possible: give a positive number.")
         if params.accuracy >= 1:
-            raise Sorry(f"accuracy={params.accuracy:g} is not possible: give a relative error below 1, such as 1e-4.")
+            raise Sorry(f"accuracy={params.accuracy:g} is not possible: give a relative error below 1, "
+                        "such as 1e-4.")
         if params.d_min and params.d_max and params.d_min >= params.d_max:
-            raise Sorry(f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: d_min is the smaller.")
-        for name, least, most in (("grid_step", 0.1, 1.0), ("reference_step", 0.1, 1.0)):
-            if not least <= getattr(params, name) <= most:
-                raise Sorry(f"{name}={getattr(params, name):g} is not possible: give {least:g} to {most:g} Å.")
+            raise Sorry(f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: "
+                        "d_min is the smaller.")
+        for name in ("grid_step", "reference_step"):
+            if not 0.1 <= getattr(params, name) <= 1:
+                raise Sorry(f"{name}={getattr(params, name):g} is not possible: give 0.1 to 1 Å.")
         if params.n_timing is None or not 1 <= params.n_timing <= 1000:
             raise Sorry(f"n_timing={params.n_timing} is not possible: give 1 to 1000.")
         unknown = [name for name in params.mirrors or () if name not in SERVERS]
@@ -199,8 +201,8 @@ The exit code is 0 only if everything was computed and written.
         if device.type == "cuda":
             n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if not n_devices:
-                raise Sorry(f"device={name} needs an NVIDIA GPU and a CUDA build of PyTorch, and this machine lacks one of "
-                            "them: use device=cpu.")
+                raise Sorry(f"device={name} needs an NVIDIA GPU and a CUDA build of PyTorch, and this "
+                            "machine lacks one of them: use device=cpu.")
             if (device.index or 0) >= n_devices:
                 raise Sorry(f"device={name} does not exist: this machine has cuda:0 to cuda:{n_devices - 1}.")
         elif device.type != "cpu":
@@ -208,7 +210,8 @@ The exit code is 0 only if everything was computed and written.
 
     def _output_paths(self):
         params, out = self.params.compare, self.params.output
-        prefix = out.prefix or ("demo" if params.demo else params.entry_id or Path(params.model_file).name.split(".")[0])
+        prefix = out.prefix or ("demo" if params.demo else params.entry_id)
+        prefix = prefix or Path(params.model_file).name.split(".")[0]
         if "/" in prefix or "\\" in prefix:
             raise Sorry(f"output.prefix={prefix} holds a folder: name the folder with output.directory.")
         kinds = ["json"] + ["png", "pdf"] * bool(out.figure) + ["html"] * bool(out.html)
@@ -216,9 +219,8 @@ The exit code is 0 only if everything was computed and written.
 
     def run(self):
         params = self.params.compare
-        settings = Settings(method=params.method, accuracy=params.accuracy, mask=params.mask, grid_step=params.grid_step,
-                            reference_step=params.reference_step, device=params.device, dtype=params.dtype,
-                            n_timing=params.n_timing)
+        settings = Settings(**{name: getattr(params, name) for name in (
+            "method", "accuracy", "mask", "grid_step", "reference_step", "device", "dtype", "n_timing")})
         with tempfile.TemporaryDirectory() as folder, self._progress() as report:
             comparison = measure(self._entry(folder, report), settings, report)
             report("figure and page", None)
@@ -236,8 +238,10 @@ The exit code is 0 only if everything was computed and written.
             model, data = files.model, files.data
         elif params.entry_id:
             report("model and data", None)
-            files = find_entry(params.entry_id, download=params.download, mirrors=params.mirrors,
-                               cache_dir=params.cache_dir, progress=False, log=self.logger)
+            files = find_entry(
+                params.entry_id, download=params.download, mirrors=params.mirrors, cache_dir=params.cache_dir,
+                log=self.logger,
+                progress=lambda name, done, total: report(f"download of {name}", total and done / total))
             model, data = files.model, files.data
         else:
             model, data = params.model_file, params.data_file
@@ -274,7 +278,8 @@ The exit code is 0 only if everything was computed and written.
             task = progress.add_task("starting", total=None)
 
             def report(step, fraction=None):
-                progress.update(task, description=step, total=None if fraction is None else 1.0, completed=fraction or 0)
+                progress.update(task, description=step, completed=fraction or 0,
+                                total=None if fraction is None else 1.0)
             yield report
 
     def get_results(self):

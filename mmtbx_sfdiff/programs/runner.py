@@ -1,7 +1,8 @@
 """Running a program from a command line, the same way for all of them.
 
-What a user meets beyond cctbx's own behaviour: entry ids and the names of a model and a data file may stand alone on
-the command line; an error is one sentence and a non-zero exit code, never a traceback; Ctrl-C leaves nothing behind.
+What a user meets beyond cctbx's own behaviour: entry ids and the names of a model and a data file may stand
+alone on the command line; an error is one sentence and a non-zero exit code, never a traceback; Ctrl-C leaves
+nothing behind.
 """
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Parser(CCTBXParser):
         except RuntimeError as error:
             # PHIL's complaints about values and syntax, which cctbx lets through as a traceback.
             reason = re.sub(r": NameError: .*?(?= \()", "", " ".join(str(error).split()))
-            raise Sorry(f"{reason}. See {self.prog} --show-defaults --attributes-level=2 for what is possible.") from None
+            raise Sorry(f"{reason}. See {self.prog} --show-defaults --attributes-level=2 for what is "
+                        "possible.") from None
 
     def process_files(self, file_list, message="Processing files:"):
         phil = [name for name in file_list if name.lower().endswith(_PHIL_SUFFIXES)]
@@ -41,14 +43,14 @@ class Parser(CCTBXParser):
             super().process_files(phil, message)
         for name in phil:
             if name not in self.data_manager.get_phil_names():
-                raise Sorry(f"{name} is not a file of PHIL parameters that can be read: correct it; {self.prog} "
-                            "--write-defaults shows the form.")
+                raise Sorry(f"{name} is not a file of PHIL parameters that can be read: correct it; "
+                            f"{self.prog} --write-defaults shows the form.")
 
 
 def inputs_from_arguments(scope_name):
-    """A ``custom_process_arguments`` that puts bare entry ids, ``demo`` and files into ``scope_name``'s parameters.
+    """A ``custom_process_arguments`` that makes parameters of bare entry ids, ``demo`` and files.
 
-    The scope has ``entry_id``, ``model_file``, ``data_file`` and ``demo``.
+    The scope of that name has ``entry_id``, ``model_file``, ``data_file`` and ``demo``.
     """
     def process(parser):
         params = parser.working_phil.extract()
@@ -62,8 +64,8 @@ def inputs_from_arguments(scope_name):
             elif word.startswith("-"):
                 unknown.append(word)
             else:
-                raise Sorry(f"{word} is not a file that exists, a PDB entry or a parameter (name=value): check it, or see "
-                            f"{parser.prog} --help.")
+                raise Sorry(f"{word} is not a file that exists, a PDB entry or a parameter (name=value): "
+                            f"check it, or see {parser.prog} --help.")
         for name in parser.plain_files:
             kind = "data_file" if _holds_reflections(name) else "model_file"
             _set_once(scope, kind, name, kind.replace("_", " "))
@@ -100,11 +102,12 @@ def main(program_class, args=None):
     Returns
     -------
     int
-        0 when everything was computed and written, 1 after an error that was explained, 2 for wrong options, 130 after
-        Ctrl-C.
+        0 when everything was computed and written, 1 after an error that was explained, 2 for wrong options,
+        130 after Ctrl-C.
     """
     try:
-        run_program(program_class=program_class, parser_class=Parser, args=None if args is None else list(args),
+        run_program(program_class=program_class, parser_class=Parser,
+                    args=None if args is None else list(args),
                     custom_process_arguments=inputs_from_arguments(program_class.input_scope))
         sys.stdout.flush()
     except Sorry as error:
@@ -118,7 +121,8 @@ def main(program_class, args=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError:
-        _say("Sorry: There is too little memory for this entry: use a machine with more, or a coarser grid_step and a larger d_min.")
+        _say("Sorry: There is too little memory for this entry: use a machine with more, a coarser "
+             "grid_step, or a larger d_min.")
         return 1
     except SystemExit as end:
         # From --help, --version, --show-defaults (0) and wrong options (2).
