@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from ..entry_id import is_entry_id
+from ..files import is_entry_id
 
 WIDTH_INCHES, HEIGHT_INCHES = 7.09, 7.0
 _STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5,

@@ -16,9 +16,8 @@ from libtbx.utils import Sorry
 from .. import __version__
 from ..bulk_solvent import MASKS
 from ..comparison import Settings, measure, output, table
-from ..demo import demo_entry
-from ..fetch import SERVERS, find_entry
-from ..files import SCATTERING_TABLES, load_entry
+from ..files import SCATTERING_TABLES, SERVERS, find_entry, load_entry
+from ..files.demo import demo_entry
 from ..structure_factors import METHODS
 
 

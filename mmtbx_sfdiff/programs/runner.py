@@ -13,8 +13,8 @@ import sys
 from iotbx.cli_parser import CCTBXParser, run_program
 from libtbx.utils import Sorry
 
-from ..entry_id import is_entry_id
-from ..file_content import read_content
+from ..files import is_entry_id
+from ..files.content import read_content
 
 _PHIL_SUFFIXES = (".eff", ".phil", ".param", ".params", ".def")
 
