@@ -318,7 +318,7 @@ def test_schema_finds_faults(result):
         return schema.errors(copy)
 
     assert schema.errors(result) == []
-    assert broken(lambda r: r.pop("f_mask")) == ["$ lacks 'f_mask'"]
+    assert broken(lambda r: r.pop("f_mask")) == ["$: 'f_mask' is a required property"]
     assert "cc" in broken(lambda r: r["f_protein"].update(cc=1.5))[0]
     assert "r_work" in broken(lambda r: r["r_factors"]["sfdiff"].update(r_work=None))[0]
     assert "n_atoms" in broken(lambda r: r.update(n_atoms=True))[0]
@@ -326,7 +326,7 @@ def test_schema_finds_faults(result):
     assert "shells[0].n" in broken(lambda r: r["f_mask"]["shells"][0].update(n="many"))[0]
     assert broken(lambda r: r.update(schema_version=99))
     assert broken(lambda r: r["f_mask"].update(equal_radii=3))
-    assert schema.errors(math.nan, {"type": "number"}) and schema.errors(0, {"exclusiveMinimum": 0})
+    assert "unit_cell" in broken(lambda r: r["unit_cell"].__setitem__(0, 0))[0]
 
 
 def test_json_has_no_nan_and_a_wrong_result_is_not_written(result):
