@@ -151,10 +151,11 @@ class _AtomSum(torch.autograd.Function):
                 result[model] += column_sum.forward(weights[model, atoms].to(torch.float64)).to(complex_dtype)
             return result
         for block in _blocks(sites, u, weights, counts, plan, metric, memory):
-            for column_block in block.column_blocks():
-                for type_number, dense in block.sums(column_block):
-                    result[:, column_block.rows] += (
-                        dense.flatten(1)[:, column_block.cells] * table[type_number, column_block.rows])
+            kinds = [kind for kind, _, _ in block.kinds]
+            for columns in block.column_blocks():
+                sums = block.sums(columns).flatten(2)[..., columns.cells]
+                result[:, columns.rows] += torch.einsum(
+                    "kbn,kn->bn", sums, table[kinds][:, columns.rows].to(complex_dtype))
         return result
 
     @staticmethod
@@ -171,8 +172,8 @@ class _AtomSum(torch.autograd.Function):
                 _add_moments(moments, weights[model, atoms], model, atoms, ctx.plan.axes, grads)
             return *grads, None, None, None, None, None
         for block in _blocks(sites, u, weights, ctx.counts, ctx.plan, metric, ctx.memory):
-            for column_block in block.column_blocks():
-                block.add_gradients(column_block, grad[:, column_block.rows], table, grads)
+            for columns in block.column_blocks():
+                block.add_gradients(columns, grad[:, columns.rows], table, grads)
         return *grads, None, None, None, None, None
 
 
@@ -278,32 +279,25 @@ class _AtomBlock:
         else:
             u_pp, u_qq, u_ss, u_pq, u_ps, u_qs = (u[..., i] for i in _packed_pairs(plan.axes))
         turns = sites[:, atoms]
-        self.offset_p, table_p = self._phases(turns[..., p], plan.columns[:, 0])
-        self.offset_q, table_q = self._phases(turns[..., q], plan.columns[:, 1])
-        self.offset_s, table_s = self._phases(turns[..., s], plan.indices[:, s])
-        if self.isotropic:
-            table_s *= self._decay(u_ss, table_s.shape[1], self.offset_s)
-            if not self.oblique:
-                table_p *= self._decay(u_pp, table_p.shape[1], self.offset_p)
-                table_q *= self._decay(u_qq, table_q.shape[1], self.offset_q)
-        self.table_p, self.table_q, self.table_s = (t.to(self.complex_dtype) for t in (table_p, table_q, table_s))
+        separable = self.isotropic and not self.oblique
+        self.offset_p, self.table_p = self._one_axis(turns[..., p], plan.columns[:, 0], u_pp if separable else None)
+        self.offset_q, self.table_q = self._one_axis(turns[..., q], plan.columns[:, 1], u_qq if separable else None)
+        self.offset_s, self.table_s = self._one_axis(turns[..., s], plan.indices[:, s], u_ss if self.isotropic else None)
         self.u_pp, self.u_qq, self.u_ss, self.u_pq, self.u_ps, self.u_qs = (
             x.to(self.dtype) for x in (u_pp, u_qq, u_ss, u_pq, u_ps, u_qs))
 
-    @staticmethod
-    def _phases(turns, indices):
-        """exp(2 pi i n x) for all n in the range of the indices: first n, (n_models, n_range, n_atoms) complex128."""
+    def _one_axis(self, turns, indices, u):
+        """First n and exp(2 pi i n x) exp(-2 pi^2 u n^2) for the range of n: (n_models, n_range, n_atoms)."""
         first, last = (int(indices.amin()), int(indices.amax())) if len(indices) else (0, 0)
         n = torch.arange(first, last + 1, dtype=torch.float64, device=turns.device)
         angle = n[:, None] * turns[:, None, :]
-        angle -= angle.round()
-        angle *= 2 * torch.pi
-        return first, torch.polar(torch.ones_like(angle), angle)
-
-    @staticmethod
-    def _decay(u, n_range, first):
-        n = torch.arange(first, first + n_range, dtype=torch.float64, device=u.device)
-        return torch.exp(-_TWO_PI_SQ * n[:, None] ** 2 * u[:, None, :])
+        # Only the fraction of a turn matters, and it survives rounding to single precision.
+        angle = (2 * torch.pi * (angle - angle.round())).to(self.dtype)
+        real, imag = angle.cos(), angle.sin()
+        if u is not None:
+            decay = torch.exp((-_TWO_PI_SQ * n[:, None] ** 2 * u[:, None, :]).to(self.dtype))
+            real, imag = real * decay, imag * decay
+        return first, torch.complex(real, imag)
 
     def column_blocks(self):
         """Runs of columns such that the temporaries of one run fit a third of the memory, and the cache of a CPU."""
@@ -330,9 +324,10 @@ class _AtomBlock:
 
     def _pair_factors(self, columns):
         """exp(2 pi i (p x + q y)), with the Debye-Waller factor of p and q: (n_models, n_columns, n_atoms)."""
-        result = self.table_p[:, columns.p - self.offset_p] * self.table_q[:, columns.q - self.offset_q]
+        result = self.table_p[:, columns.p - self.offset_p]
+        result *= self.table_q[:, columns.q - self.offset_q]
         if self.isotropic and self.oblique:
-            result *= torch.exp(self._pair_exponent(columns))
+            result *= self._pair_exponent(columns).exp_()
         return result
 
     def _pair_exponent(self, columns):
@@ -357,19 +352,21 @@ class _AtomBlock:
         return decay * singles.real, decay.mul_(singles.imag)
 
     def sums(self, columns):
-        """Yield (type, sum over its atoms as (n_models, n_columns, n_s))."""
-        pairs = self._pair_factors(columns) * self.weights[:, None]
+        """Sums over the atoms of each of ``kinds``: (n_kinds, n_models, n_columns, n_s)."""
+        pairs = self._pair_factors(columns)
+        result = pairs.new_empty((len(self.kinds), self.n_models, columns.n_columns, columns.n_s))
         if self.isotropic:
-            singles = self._single_factors(columns)
-            for kind, a, b in self.kinds:
-                yield kind, pairs[..., a:b] @ singles[..., a:b].transpose(1, 2)
-            return
+            singles = self._single_factors(columns) * self.weights[:, None]
+            for number, (_, a, b) in enumerate(self.kinds):
+                torch.matmul(pairs[..., a:b], singles[..., a:b].transpose(1, 2), out=result[number])
+            return result
         real, imag = self._weighted_singles(columns)
         # (re, im) of the pair factors as two rows against each part.
-        rows = torch.view_as_real(pairs).transpose(-1, -2)
-        for kind, a, b in self.kinds:
+        rows = torch.view_as_real(pairs * self.weights[:, None]).transpose(-1, -2)
+        for number, (_, a, b) in enumerate(self.kinds):
             by_real, by_imag = rows[..., a:b] @ real[:, :, a:b], rows[..., a:b] @ imag[:, :, a:b]
-            yield kind, torch.complex(by_real[:, :, 0] - by_imag[:, :, 1], by_real[:, :, 1] + by_imag[:, :, 0])
+            result[number] = torch.complex(by_real[:, :, 0] - by_imag[:, :, 1], by_real[:, :, 1] + by_imag[:, :, 0])
+        return result
 
     def add_gradients(self, columns, grad, table, grads):
         """Add dT/d(sites, u, weights) of one run of columns; grad is conj(dT/dE) on its rows."""
