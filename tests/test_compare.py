@@ -191,6 +191,17 @@ def test_times_were_measured(result):
     assert result["timing_s"]["conditions"]["threads_sfdiff"] == torch.get_num_threads()
 
 
+def test_reference_on_a_part_of_the_reflections(entry, result):
+    """Where direct summation would take too long, a random part of the reflections stands for all."""
+    n_atoms, order = result["n_atoms"], entry.model.xray_structure.space_group().order_z()
+    part = measure(entry, Settings(n_timing=1, reference_step=0.6, direct_terms=100 * n_atoms * order)).result
+    assert part["f_protein"]["n_reflections"] == 100 and part["f_protein"]["relative_l2_vs_direct"] < 1e-12
+    assert sum(shell["n"] for shell in part["f_protein"]["shells"]) == 100
+    assert part["r_factors"]["mmtbx_direct"] is None and schema.errors(part) == []
+    assert part["r_factors"]["sfdiff"] == result["r_factors"]["sfdiff"]
+    assert "direct summation" not in [row[0] for row in table.rows_of_r_factors(part)]
+
+
 def test_limits_and_no_free_flags(files_1yjp, tmp_path):
     """Without reflections to 3 Å there is no F_mask, without flags no R-free; neither is an error."""
     assert run([*files_1yjp, "d_max=2.9", "d_min=2", "read_free_flags=False", "n_timing=1",

@@ -47,7 +47,7 @@ SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema",
               "versions": {"type": "object"},
               "date": _TEXT,
               "f_protein": _object({
-                  "method": _TEXT, "reference": _TEXT, "relative_l2_vs_direct": _ERROR,
+                  "method": _TEXT, "reference": _TEXT, "n_reflections": _COUNT, "relative_l2_vs_direct": _ERROR,
                   "mmtbx_fft_relative_l2_vs_direct": _ERROR, "cc": _CC, "shells": _SHELLS,
                   "mmtbx_fft": _object({"cc": _CC, "shells": _SHELLS})}),
               "f_mask": _object({
@@ -64,7 +64,8 @@ SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema",
                   "parameters": _TEXT, "n_reflections": _COUNT, "relative_l2_vs_direct": _ERROR,
                   "mmtbx_fft_relative_l2_vs_direct": _ERROR}),
               "r_factors": _object({
-                  "scaling": _TEXT, "sfdiff": _R_COMPUTED, "mmtbx": _R_COMPUTED, "mmtbx_direct": _R_COMPUTED,
+                  "scaling": _TEXT, "sfdiff": _R_COMPUTED, "mmtbx": _R_COMPUTED,
+                  "mmtbx_direct": _R_COMPUTED | {"type": ["object", "null"]},
                   "density_cutoff": _R_COMPUTED, "deposited": _object(_R)}),
               "timing_s": _object({
                   "f_protein": _object(_TIMES | {"mmtbx_direct": _SECONDS}), "f_mask": _object(_TIMES),

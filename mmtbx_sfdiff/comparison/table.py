@@ -42,7 +42,8 @@ def rows_of_agreement(result):
     default, equal = mask["mmtbx_default"], mask["equal_radii"]
     rows = [
         ("F_protein: relative error", _error(protein["relative_l2_vs_direct"]),
-         _error(protein["mmtbx_fft_relative_l2_vs_direct"]), "against cctbx's direct summation"),
+         _error(protein["mmtbx_fft_relative_l2_vs_direct"]),
+         f"{protein['n_reflections']:,} reflections, against cctbx's direct summation"),
         ("F_protein: correlation", _cc(protein["cc"], 6), _cc(protein["mmtbx_fft"]["cc"], 6),
          "of amplitudes, same reference"),
         ("Gradients: relative error", _error(gradients["relative_l2_vs_direct"]),
@@ -72,7 +73,7 @@ def rows_of_r_factors(result):
     names = (("sfdiff", f"mmtbx_sfdiff, {mask} mask"), ("mmtbx", "mmtbx"),
              ("mmtbx_direct", "mmtbx, direct summation"), ("density_cutoff", "density-cutoff mask"),
              ("deposited", "header of the model file"))
-    return [(label, _r(part[key]["r_work"]), _r(part[key]["r_free"])) for key, label in names]
+    return [(label, _r(part[key]["r_work"]), _r(part[key]["r_free"])) for key, label in names if part[key] is not None]
 
 
 def rows_of_times(result):

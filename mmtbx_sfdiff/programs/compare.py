@@ -96,6 +96,11 @@ compare {{
     .short_caption = Reference grid step
     .help = "Of the mmtbx mask that masks are compared with, Å; coarser where the unit cell is too large. \
             0.6 compares with mmtbx's default itself."
+  direct_terms = 1e9
+    .type = float
+    .short_caption = Terms of direct summation
+    .help = "cctbx's direct summation, the exact reference, takes about 36 ns for each atom, reflection and operator. Where \
+            there are more of these terms, it is done on a random part of the reflections. None: always on all."
   device = cpu
     .type = str
     .short_caption = Device
@@ -167,9 +172,9 @@ The exit code is 0 only if everything was computed and written.
         if given[1] and not (params.model_file and params.data_file):
             missing = "data" if params.model_file else "model"
             raise Sorry(f"The {missing} file is missing: give both a model and a data file.")
-        for name in ("d_min", "d_max", "accuracy", "grid_step", "reference_step"):
+        for name in ("d_min", "d_max", "accuracy", "grid_step", "reference_step", "direct_terms"):
             value = getattr(params, name)
-            if value is None and name in ("d_min", "d_max"):
+            if value is None and name in ("d_min", "d_max", "direct_terms"):
                 continue
             if value is None or not 0 < value < float("inf"):
                 raise Sorry(f"{name}={value} is not possible: give a positive number.")
@@ -219,7 +224,8 @@ The exit code is 0 only if everything was computed and written.
     def run(self):
         params = self.params.compare
         settings = Settings(**{name: getattr(params, name) for name in (
-            "method", "accuracy", "mask", "grid_step", "reference_step", "device", "dtype", "n_timing")})
+            "method", "accuracy", "mask", "grid_step", "reference_step", "device", "dtype", "n_timing",
+            "direct_terms")})
         with tempfile.TemporaryDirectory() as folder, self._progress() as report:
             comparison = measure(self._entry(folder, report), settings, report)
             report("figure and page", None)
