@@ -1,0 +1,329 @@
+"""Downloading one file of a PDB entry so that what arrives is whole, is the right file, and arrives once.
+
+A download is written under a temporary name beside its destination, checked (status, length, compression,
+content), flushed to disk and only then renamed, so no reader ever sees part of a file.
+"""
+import contextlib
+import errno
+import gzip
+import http.client
+import os
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from libtbx.utils import Sorry
+
+try:
+    import fcntl
+except ImportError:  # Windows: the atomic rename alone keeps files whole there
+    fcntl = None
+
+MAX_BYTES = 2 ** 30          # no deposited entry comes near this; a server that sends more is broken
+MAX_UNPACKED_BYTES = 2 ** 33
+_CHUNK = 2 ** 16
+_RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+_NOT_THERE = (404, 410)
+_USER_AGENT = "mmtbx_sfdiff (https://github.com/cctbx)"
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long to wait, in seconds, and how often to try again.
+
+    Attributes
+    ----------
+    connect : float
+        Longest wait for a connection or for the next bytes.
+    total : float
+        Longest time for one file from one server, all attempts together.
+    retries : int
+        Further attempts after a time-out, a broken connection or a server error (5xx).
+    backoff : float
+        Wait before the first retry; doubled for each further one.
+    """
+
+    connect: float = 20.0
+    total: float = 600.0
+    retries: int = 3
+    backoff: float = 1.0
+
+
+class NotThere(Exception):
+    """The server answered that it has no such file."""
+
+
+class Failed(Exception):
+    """The server gave no usable answer; the message says in a few words what it did."""
+
+
+class _Again(Exception):
+    """An attempt failed in a way that may pass."""
+
+
+def _sorry_for_disk(error, path):
+    """Turn an error of the file system into one sentence."""
+    folder = Path(path).parent
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = "there is no space left"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        reason = "it is not writable"
+    else:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+    return Sorry(f"Cannot write {Path(path).name} to {folder}: {reason}; make room there or set "
+                 "MMTBX_SFDIFF_CACHE_DIR to another folder.")
+
+
+def make_folder(folder):
+    """Create a folder of the cache.
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+        If it cannot be created.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Sorry(f"Cannot create the folder {folder} for downloads ({os.strerror(error.errno)}): set "
+                    "MMTBX_SFDIFF_CACHE_DIR to a folder that you can write to.") from None
+
+
+@contextlib.contextmanager
+def lock(path, timeout=900.0):
+    """Hold an exclusive lock on ``path`` (created if needed) for the duration of a ``with`` block.
+
+    The lock belongs to the open file, so the system drops it when a process dies: there is no stale lock.
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+        If the lock is not obtained within ``timeout`` seconds, or the file cannot be created.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _sorry_for_disk(error, path) from None
+    try:
+        deadline = time.monotonic() + timeout
+        while fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+                    break  # a file system without locks: the rename still keeps files whole
+                if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
+                    raise _sorry_for_disk(error, path) from None
+            if time.monotonic() > deadline:
+                raise Sorry(f"Another run has been downloading to {Path(path).parent} for more than "
+                            f"{timeout:.0f} s: wait for it, end it, or set MMTBX_SFDIFF_CACHE_DIR.")
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(handle)
+
+
+def download(url, destination, check, timeouts=None, progress=None):
+    """Fetch ``url`` into ``destination``, always stored compressed with gzip.
+
+    Parameters
+    ----------
+    url : str
+        An http or https address.
+    destination : pathlib.Path
+        A name that ends in ``.gz``, in a folder that exists.
+    check : callable
+        Called with the unpacked beginning (bytes, up to 1 MiB); returns None, or a few words on what is wrong.
+    timeouts : Timeouts, optional
+    progress : callable, optional
+        Called with (bytes received, bytes expected or None) as they arrive.
+
+    Raises
+    ------
+    NotThere
+        If the server says that there is no such file.
+    Failed
+        If no attempt gave a usable file.
+    libtbx.utils.Sorry
+        If the file cannot be written.
+    """
+    timeouts = timeouts or Timeouts()
+    if not url.lower().startswith(("http://", "https://")):
+        raise Sorry(f"{url} is not an http or https address: correct the MMTBX_SFDIFF_*_URL variable.")
+    deadline = time.monotonic() + timeouts.total
+    wait = timeouts.backoff
+    for attempt in range(timeouts.retries + 1):
+        try:
+            return _attempt(url, Path(destination), check, timeouts.connect, deadline, progress)
+        except _Again as error:
+            if attempt == timeouts.retries or time.monotonic() + wait > deadline:
+                tries = f" ({attempt + 1} attempts)" if attempt else ""
+                raise Failed(f"{error}{tries}") from None
+        time.sleep(wait)
+        wait *= 2
+
+
+def _attempt(url, destination, check, wait, deadline, progress):
+    """One try: receive into a temporary file, check it, rename it."""
+    try:
+        handle, part = tempfile.mkstemp(dir=destination.parent, prefix="." + destination.name, suffix=".part")
+    except OSError as error:
+        raise _sorry_for_disk(error, destination) from None
+    try:
+        try:
+            with os.fdopen(handle, "w+b") as out:
+                _receive(url, out, destination, wait, deadline, progress)
+                head = _unpacked_head(out)
+                reason = _not_text(head) or check(head)
+                if reason:
+                    raise Failed(reason)
+                if not _is_gzip(out):
+                    part = _compressed(out, part, destination)
+                else:
+                    out.flush()
+                    os.fsync(out.fileno())
+            os.chmod(part, 0o644)  # mkstemp makes it private; a shared cache is the point of a cache
+            os.replace(part, destination)
+        except OSError as error:
+            raise _sorry_for_disk(error, destination) from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+def _receive(url, out, destination, wait, deadline, progress):
+    request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"})
+    try:
+        with urllib.request.urlopen(request, timeout=wait) as response:
+            expected = response.headers.get("Content-Length")
+            expected = int(expected) if expected and expected.isdigit() else None
+            if expected is not None and expected > MAX_BYTES:
+                raise Failed(f"offered {expected} bytes, more than any entry has")
+            received = 0
+            while True:
+                block = response.read1(_CHUNK)
+                if not block:
+                    break
+                received += len(block)
+                if received > MAX_BYTES:
+                    raise Failed(f"sent more than {MAX_BYTES} bytes")
+                if time.monotonic() > deadline:
+                    raise Failed("sent data too slowly")
+                try:
+                    out.write(block)
+                except OSError as error:
+                    raise _sorry_for_disk(error, destination) from None
+                if progress:
+                    progress(received, expected)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in _NOT_THERE:
+            raise NotThere(f"answered {error.code}") from None
+        if error.code in _RETRY_STATUS:
+            raise _Again(f"answered {error.code}") from None
+        raise Failed(f"answered {error.code}") from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, (TimeoutError, socket.timeout)):
+            raise _Again("did not answer in time") from None
+        if isinstance(error.reason, socket.gaierror):
+            raise Failed("name not found (no network?)") from None
+        if isinstance(error.reason, ConnectionResetError):
+            raise _Again("broke the connection") from None
+        raise Failed(f"no connection ({_short(error.reason)})") from None
+    except (TimeoutError, socket.timeout):
+        raise _Again("stopped answering") from None
+    except (http.client.HTTPException, OSError):  # errors of the disk are a Sorry already
+        raise _Again("broke the connection") from None
+    except ValueError:
+        raise Failed(f"has the unusable address {url}") from None
+    if received == 0:
+        raise _Again("sent an empty file")
+    if expected is not None and received != expected:
+        raise _Again(f"sent {received} of {expected} bytes")
+
+
+def _short(reason):
+    return reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+
+
+def _is_gzip(file):
+    file.seek(0)
+    return file.read(2) == b"\x1f\x8b"
+
+
+def _unpacked_head(file, size=2 ** 20):
+    """Unpack everything, which checks gzip's own checksum, and return the beginning."""
+    if not _is_gzip(file):
+        file.seek(0)
+        return file.read(size)
+    file.seek(0)
+    try:
+        return check_gzip(file, size)
+    except (EOFError, OSError, zlib.error):
+        raise _Again("sent a damaged gzip file") from None
+
+
+def check_gzip(file, size=0):
+    """Read a whole gzip file, which verifies its checksum; return the first ``size`` unpacked bytes.
+
+    Raises
+    ------
+    EOFError, OSError, zlib.error
+        If the file is cut short or damaged, or unpacks to more than any entry has.
+    """
+    with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+        head = unpacked.read(size)
+        total = len(head)
+        while block := unpacked.read(2 ** 20):
+            total += len(block)
+            if total > MAX_UNPACKED_BYTES:
+                raise OSError("unpacks to more than any entry has")
+    return head
+
+
+def _not_text(head):
+    start = head[:4096].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "sent a web page instead of the file"
+    if b"\0" in head[:4096]:
+        return "sent binary data instead of the file"
+    return None
+
+
+def _compressed(file, part, destination):
+    """Compress what was received into a second temporary file; return its name, the first one removed."""
+    handle, packed = tempfile.mkstemp(dir=destination.parent, prefix="." + destination.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as raw:
+            file.seek(0)
+            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as out:
+                while block := file.read(2 ** 20):
+                    out.write(block)
+            raw.flush()
+            os.fsync(raw.fileno())
+    except BaseException:
+        os.unlink(packed)
+        raise
+    os.unlink(part)
+    return packed
+
+
+@contextlib.contextmanager
+def progress_bar(name):
+    """A bar on a terminal, nothing elsewhere, as a callback for :func:`download`."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

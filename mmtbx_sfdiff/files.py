@@ -1,0 +1,82 @@
+"""Reading an entry: a model and its data, checked against each other.
+
+The pieces live in their own modules: :mod:`~mmtbx_sfdiff.model_file` (coordinates),
+:mod:`~mmtbx_sfdiff.data_file` (observations), :mod:`~mmtbx_sfdiff.data_arrays` (which columns) and
+:mod:`~mmtbx_sfdiff.data_symmetry` (whose cell and space group).  Finding the files is
+:mod:`~mmtbx_sfdiff.fetch`.
+"""
+from dataclasses import dataclass, field, replace
+
+from libtbx.utils import Sorry
+
+from .data_file import Data, data_symmetry, read_data
+from .model_file import SCATTERING_TABLES, Model, read_model, set_scattering
+
+__all__ = ["Data", "Entry", "Model", "SCATTERING_TABLES", "data_symmetry", "load_entry", "read_data",
+           "read_model"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model and the data of the same crystal, in the same symmetry.
+
+    Attributes
+    ----------
+    model : Model
+        With form factors for the resolution of the data.
+    data : Data
+    entry_id : str or None
+        As stated by the files.
+    messages : tuple of str
+        Those of the model and of the data.
+    """
+
+    model: Model
+    data: Data
+    entry_id: str = None
+    messages: tuple = field(default_factory=tuple)
+
+    @property
+    def name(self):
+        """The entry, or the name of the model file."""
+        return self.entry_id or self.model.path.name.split(".")[0]
+
+
+def load_entry(model_path, data_path, scattering_table="n_gaussian", labels=None, r_free_labels=None,
+               test_flag_value=None, d_min=None, d_max=None, anomalous=False, prefer="amplitudes",
+               crystal_symmetry=None, allow_other_entry=False):
+    """Read a model and its data and check that they belong together.
+
+    Parameters
+    ----------
+    model_path, data_path : path
+    scattering_table : str
+        See :func:`read_model`.
+    labels, r_free_labels, test_flag_value, d_min, d_max, anomalous, prefer
+        See :func:`read_data`.
+    crystal_symmetry : cctbx.crystal.symmetry, optional
+        For a model without one; by default the data file's.
+    allow_other_entry : bool
+        Accept data that say they belong to another PDB entry than the model, as when a model is compared with
+        the data of an isomorphous crystal.
+
+    Returns
+    -------
+    Entry
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+        In one sentence, for the first thing that is wrong with the files or between them.
+    """
+    model = read_model(model_path, scattering_table=scattering_table, crystal_symmetry=crystal_symmetry)
+    data = read_data(data_path, model.crystal_symmetry, labels=labels, r_free_labels=r_free_labels,
+                     test_flag_value=test_flag_value, d_min=d_min, d_max=d_max, anomalous=anomalous, prefer=prefer)
+    if model.entry_id and data.entry_id and model.entry_id != data.entry_id and not allow_other_entry:
+        raise Sorry(f"{model.path} is entry {model.entry_id}, but {data.path} holds data of entry {data.entry_id}: give "
+                    "files of one entry, or set allow_other_entry if this is meant.")
+    # the manager was made a moment ago and nobody else holds it, so it may be changed in place
+    set_scattering(model.manager, scattering_table, data.f_obs.d_min(), model.path)
+    model = replace(model, xray_structure=model.manager.get_xray_structure())
+    return Entry(model=model, data=data, entry_id=model.entry_id or data.entry_id,
+                 messages=model.messages + data.messages)

@@ -1,0 +1,278 @@
+"""Reading an atomic model into ``mmtbx.model.manager``, with everything refused that no calculation can use.
+
+The scattering-type registry is set by ``mmtbx.model.manager.setup_scattering_dictionaries``, the call that
+``DataManager.get_fmodel`` and ``mmtbx.model_vs_data`` make, because the Gaussians of the ``n_gaussian`` table
+depend on the resolution.
+"""
+import contextlib
+import io
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import iotbx.pdb
+import iotbx.pdb.mmcif
+import mmtbx.model
+from cctbx.array_family import flex
+from cctbx.eltbx import xray_scattering
+from libtbx.utils import Sorry, null_out
+
+from .entry_id import entry_id_in_model
+from .file_content import read_content
+
+SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
+
+# X-PLOR and CNS write 9999.000 for an atom whose position is unknown; no cell of a crystal is a micrometre long.
+MAX_COORDINATE = 9990.0   # Å
+MAX_B = 1.0e4             # Å²; the PDB format itself ends at 999.99
+_DUMMY_CELL_VOLUME = 10.0  # Å³; electron microscopy and NMR files carry a cell of 1 x 1 x 1 Å
+
+
+@dataclass(frozen=True)
+class Model:
+    """An atomic model, ready for structure factors.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    manager : mmtbx.model.manager
+        Without restraints.
+    xray_structure : cctbx.xray.structure
+        The manager's own.
+    crystal_symmetry : cctbx.crystal.symmetry
+    entry_id : str or None
+        What the file says it is.
+    r_work, r_free : float or None
+        R factors in the header.
+    d_min : float or None
+        High-resolution limit in the header, Å.
+    scattering_table : str
+    messages : tuple of str
+        What a reader of the results should know.
+    """
+
+    path: Path
+    manager: object
+    xray_structure: object
+    crystal_symmetry: object
+    entry_id: str = None
+    r_work: float = None
+    r_free: float = None
+    d_min: float = None
+    scattering_table: str = "n_gaussian"
+    messages: tuple = field(default_factory=tuple)
+
+    def with_scattering(self, table, d_min):
+        """The same model with form factors of another table or resolution.
+
+        Parameters
+        ----------
+        table : str
+            One of :data:`SCATTERING_TABLES`.
+        d_min : float or None
+            Resolution for which the ``n_gaussian`` table chooses its Gaussians, Å.
+
+        Returns
+        -------
+        Model
+            With a manager of its own; this one is not changed.
+
+        Raises
+        ------
+        libtbx.utils.Sorry
+            If the table is unknown or lacks an element of the model.
+        """
+        manager = self.manager.deep_copy()
+        set_scattering(manager, table, d_min, self.path)
+        return replace(self, manager=manager, xray_structure=manager.get_xray_structure(),
+                       scattering_table=table)
+
+
+def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry=None):
+    """Read a model in PDB or mmCIF format, plain or compressed with gzip.
+
+    Parameters
+    ----------
+    path : path
+    scattering_table : str
+        One of :data:`SCATTERING_TABLES`.
+    d_min : float, optional
+        Resolution of the data, Å, for the ``n_gaussian`` table.
+    crystal_symmetry : cctbx.crystal.symmetry, optional
+        Used when the file has none.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+        In one sentence that names the file: unreadable, no cell, no atoms, impossible coordinates or
+        displacement parameters, unknown elements, no occupied atoms.
+    """
+    content = read_content(path, "model")
+    path = content.path
+    text = content.text
+    if content.kind == "mtz" or "\n_refln.index_h" in text or "\n_refln_index_h" in text:
+        if "\n_atom_site" not in text:
+            raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as data.")
+    pdb_input = _parse(text, content.kind, path)
+    hierarchy = pdb_input.construct_hierarchy(sort_atoms=False)
+    atoms = hierarchy.atoms()
+    if atoms.size() == 0:
+        raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
+    _check_atoms(atoms, path)
+    symmetry = _symmetry(pdb_input, crystal_symmetry, path)
+    messages = list(_messages(hierarchy))
+    try:
+        manager = _manager(pdb_input, symmetry, messages)
+        structure = manager.get_xray_structure()
+    except (Sorry, RuntimeError, ValueError) as error:
+        raise Sorry(f"{path} has an atom that cctbx cannot use ({_one_line(error)}): correct the file.") from None
+    set_scattering(manager, scattering_table, d_min, path)
+    messages.extend(_structure_messages(structure))
+    published = _published(pdb_input, text)
+    return Model(path=path, manager=manager, xray_structure=manager.get_xray_structure(),
+                 crystal_symmetry=symmetry, entry_id=entry_id_in_model(text),
+                 r_work=published[0], r_free=published[1], d_min=published[2],
+                 scattering_table=scattering_table, messages=tuple(messages))
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200]
+
+
+def _parse(text, kind, path):
+    lines = flex.std_string(text.splitlines())
+    try:
+        if kind == "cif":
+            return iotbx.pdb.mmcif.cif_input(source_info=str(path), lines=lines)
+        if not any(line.startswith(("ATOM  ", "HETATM", "CRYST1", "HEADER", "REMARK")) for line in lines):
+            raise Sorry(f"{path} is neither a PDB nor an mmCIF file: give a model in one of these formats.")
+        return iotbx.pdb.pdb_input(source_info=str(path), lines=lines)
+    except Sorry as error:
+        if str(path) in str(error):
+            raise
+        raise Sorry(f"{path} is not a readable model ({_one_line(error)}): correct or replace it.") from None
+    except (ValueError, RuntimeError, AssertionError, KeyError, AttributeError, TypeError) as error:
+        raise Sorry(f"{path} is not a readable model ({_one_line(error)}): correct or replace it.") from None
+
+
+def _symmetry(pdb_input, given, path):
+    try:
+        symmetry = pdb_input.crystal_symmetry()
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise Sorry(f"{path} has an impossible unit cell or space group ({_one_line(error)}): correct its CRYST1 "
+                    "record or mmCIF cell.") from None
+    usable = (symmetry is not None and symmetry.unit_cell() is not None
+              and symmetry.unit_cell().volume() > _DUMMY_CELL_VOLUME)
+    if usable and symmetry.space_group() is not None:
+        return symmetry
+    if given is not None and given.unit_cell() is not None and given.space_group() is not None:
+        return given
+    missing = "unit cell" if not usable else "known space group"
+    raise Sorry(f"{path} has no {missing} (CRYST1 record, or mmCIF _cell and _symmetry): add it, or give a crystal "
+                "symmetry.")
+
+
+def _label(atom):
+    return " ".join(atom.id_str().replace("pdb=", "").replace('"', " ").split())
+
+
+def _check_atoms(atoms, path):
+    """Refuse what makes every structure factor meaningless."""
+    xyz = atoms.extract_xyz().as_double()
+    for i in _unusable(xyz, -MAX_COORDINATE, MAX_COORDINATE):
+        atom = atoms[i // 3]
+        raise Sorry("{}: atom {} has the impossible coordinates ({:g}, {:g}, {:g}) Å: correct or remove it.".format(
+            path, _label(atom), *atom.xyz))
+    for i in _unusable(atoms.extract_b(), 0, MAX_B):
+        raise Sorry(f"{path}: atom {_label(atoms[i])} has the impossible B factor {atoms[i].b:g} Å²: correct or "
+                    f"remove it (0 to {MAX_B:g} is accepted).")
+    occupancies = atoms.extract_occ()
+    for i in _unusable(occupancies, -1e3, 1e3):
+        raise Sorry(f"{path}: atom {_label(atoms[i])} has the impossible occupancy {atoms[i].occ:g}: correct or "
+                    "remove it.")
+    if occupancies.all_eq(0):
+        raise Sorry(f"{path}: all atoms have occupancy 0, so nothing scatters: set the occupancies.")
+    elements = [element.strip() for element in atoms.extract_element()]
+    for element in set(elements) - {""}:  # blank in older files: cctbx derives it from the atom's name
+        if xray_scattering.get_standard_label(label=element, exact=False, optional=True) is None:
+            raise Sorry(f"{path}: atom {_label(atoms[elements.index(element)])} is of the unknown element "
+                        f"{element!r}: correct columns 77-78 (mmCIF: _atom_site.type_symbol) or remove it.")
+
+
+def _unusable(values, low, high):
+    """Indices of the values outside [low, high]; comparisons are written so that NaN is outside too."""
+    return (~((values >= low) & (values <= high))).iselection()
+
+
+def _manager(pdb_input, symmetry, messages):
+    """mmtbx's manager; where the NCS matrices in the file are no rotations, without applying them."""
+    with contextlib.redirect_stdout(io.StringIO()):  # cctbx prints the offending matrices
+        try:
+            return mmtbx.model.manager(model_input=pdb_input, crystal_symmetry=symmetry, log=null_out())
+        except Sorry as error:
+            if "rotation matrices" not in str(error):
+                raise
+            messages.append("the MTRIX records are not proper rotations and were not applied")
+            return mmtbx.model.manager(model_input=pdb_input, crystal_symmetry=symmetry, log=null_out(),
+                                       expand_with_mtrix=False)
+
+
+def set_scattering(manager, table, d_min, path):
+    """Give the manager's structure the form factors of a table, as mmtbx does; changes the manager.
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+        If the table is unknown or lacks an element of the model.
+    """
+    if table not in SCATTERING_TABLES:
+        raise Sorry(f"{table!r} is not a scattering table: choose among {', '.join(SCATTERING_TABLES)}.")
+    try:
+        manager.setup_scattering_dictionaries(scattering_table=table, d_min=d_min)
+    except (Sorry, RuntimeError, ValueError) as error:
+        raise Sorry(f"{path} has an atom without form factor in the {table} table ({_one_line(error)}): correct "
+                    "its element or charge, or choose another table.") from None
+
+
+def _published(pdb_input, text):
+    """R-work, R-free and resolution from the header; None for what is absent or unreadable."""
+    try:
+        found = pdb_input.get_r_rfree_sigma()
+        values = [found.r_work, found.r_free, found.high] if found is not None else [None] * 3
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        values = [None] * 3
+    # cctbx leaves both R factors out where the free one is NULL
+    for i, label in enumerate((r"R VALUE\s+\(WORKING SET\)", r"FREE R VALUE")):
+        if values[i] is None:
+            match = re.search(rf"^REMARK   3 +{label} *: *([0-9.]+)", text, flags=re.MULTILINE)
+            values[i] = match.group(1) if match else None
+    return tuple(_number(value, high) for value, high in zip(values, (1.0, 1.0, 100.0)))
+
+
+def _number(value, high):
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return None
+    return value if 0 < value < high else None
+
+
+def _messages(hierarchy):
+    n_models = hierarchy.models_size()
+    if n_models > 1:
+        yield f"the model file holds {n_models} models; all of them scatter, each with its own occupancies"
+
+
+def _structure_messages(structure):
+    bad = structure.is_positive_definite_u().count(False)
+    if bad:
+        yield f"atoms whose displacement parameters are not positive definite: {bad}"
+    occupancies = structure.scatterers().extract_occupancies()
+    for n, what in (((occupancies < 0).count(True), "a negative occupancy"),
+                    ((occupancies == 0).count(True), "occupancy 0, which do not scatter")):
+        if n:
+            yield f"atoms with {what}: {n}"

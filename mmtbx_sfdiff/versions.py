@@ -1,0 +1,37 @@
+"""What computed a number: the versions that every report carries."""
+
+import importlib
+import platform
+
+import cctbx
+
+import mmtbx_sfdiff
+
+
+def versions():
+    """Versions of this package and of what it computes with.
+
+    Returns
+    -------
+    dict of str to str or None
+        Keys ``mmtbx_sfdiff``, ``python``, ``platform``, ``cctbx``, ``torch``, ``gemmi``, ``numpy`` and ``scipy``;
+        None for a package that cannot be imported.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.versions import versions
+    >>> versions()["mmtbx_sfdiff"] == mmtbx_sfdiff.__version__
+    True
+    """
+    result = {
+        "mmtbx_sfdiff": mmtbx_sfdiff.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cctbx": cctbx.__version__,  # read from a file that wheels, conda packages and source builds all carry
+    }
+    for name in ("torch", "gemmi", "numpy", "scipy"):
+        try:
+            result[name] = str(importlib.import_module(name).__version__)
+        except ImportError:
+            result[name] = None
+    return result

@@ -1,0 +1,244 @@
+"""Every order of imports ends in right numbers or in a clear message, never in a crash.
+
+Each case needs a process of its own: what is loaded first cannot be undone.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from mmtbx_sfdiff import _runtime
+from mmtbx_sfdiff.versions import versions
+
+ROOT = Path(__file__).resolve().parent.parent
+wheel_only = pytest.mark.skipif(
+    not _runtime._bundled_libstdcxx(), reason="this cctbx brings no C++ runtime of its own"
+)
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+# Numbers of torch against NumPy, and of cctbx's structure factors against their sum written out in torch.
+CHECK_NUMBERS = """
+import numpy as np, torch
+print("threads", torch.get_num_threads())
+rng = np.random.default_rng(0)
+grid, square = rng.standard_normal((60, 64, 72)), rng.standard_normal((400, 400))
+square += 40 * np.eye(400)
+index, values = rng.integers(0, 1000, 300000), rng.standard_normal(300000)
+fft, inverse, sums = np.fft.rfftn(grid), np.linalg.inv(square), np.bincount(index, values, 1000)
+for _ in range(10):
+    found = torch.fft.rfftn(torch.from_numpy(grid)).numpy()
+    assert abs(found - fft).max() < 1e-12 * abs(fft).max(), "fft"
+    assert abs((torch.from_numpy(square) @ torch.from_numpy(inverse)).numpy() - np.eye(400)).max() < 1e-10, "matmul"
+    assert abs(torch.linalg.inv(torch.from_numpy(square)).numpy() - inverse).max() < 1e-10, "inverse"
+    found = torch.zeros(1000, dtype=torch.float64).index_add(0, torch.from_numpy(index), torch.from_numpy(values))
+    assert abs(found.numpy() - sums).max() < 1e-10, "index_add"
+
+from cctbx import crystal, miller, xray
+from cctbx.array_family import flex
+sites = [(0.1, 0.2, 0.3), (0.45, 0.7, 0.9), (0.8, 0.15, 0.6)]
+structure = xray.structure(
+    crystal_symmetry=crystal.symmetry(unit_cell=(10, 12, 15, 80, 95, 105), space_group_symbol="P1"),
+    scatterers=flex.xray_scatterer([xray.scatterer("C", site=s, u=0.0) for s in sites]))
+structure.scattering_type_registry(table="it1992")
+f_calc = structure.structure_factors(d_min=1.5, algorithm="direct").f_calc()
+h = torch.tensor(list(f_calc.indices()), dtype=torch.float64)
+form_factor = structure.scattering_type_registry().gaussian("C")
+f0 = torch.tensor([form_factor.at_d_star_sq(d) for d in f_calc.d_star_sq().data()], dtype=torch.float64)
+expected = f0 * torch.exp(2j * torch.pi * (h @ torch.tensor(sites, dtype=torch.float64).T)).sum(1)
+assert len(h) > 500
+assert abs(f_calc.data().as_numpy_array() - expected.numpy()).max() < 1e-10, "structure factors"
+try:
+    crystal.symmetry(unit_cell=(1, 1, 1, 90, 90, 90), space_group_symbol="nonsense")
+except RuntimeError:
+    pass  # a C++ exception still crosses libraries
+else:
+    raise AssertionError("no exception from C++")
+print("numbers are right")
+"""
+
+
+def run(code, **environment):
+    """Run code in a fresh interpreter on two OpenMP threads; returns its completed process."""
+    env = dict(os.environ, OMP_NUM_THREADS="2", PYTHONPATH=str(ROOT), **environment)
+    env.pop("PYTHONWARNINGS", None)
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with any child that waits for ever
+            out, err = process.communicate()
+            pytest.fail("no end after 120 s:\n" + out + err)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def assert_right(result, threads):
+    report = result.stdout + result.stderr
+    assert result.returncode == 0, report
+    assert "threads %d\n" % threads in result.stdout, report
+    assert "numbers are right" in result.stdout, report
+    assert "MKL ERROR" not in report, report
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "",
+        "import torch",
+        "import numpy",
+        "import gemmi",
+        "import scipy.optimize",
+        "import matplotlib.pyplot",
+        "import torch, gemmi, scipy.optimize",
+        "from cctbx.array_family import flex",
+        "import torch; torch.fft.rfftn(torch.zeros(64, 64, 64)); torch.ones(500, 500) @ torch.ones(500, 500)",
+        "import boost_adaptbx.boost.python, torch; from cctbx import xray",
+    ],
+)
+def test_numbers_are_right_whatever_was_imported_first(first):
+    result = run(first + "\nimport mmtbx_sfdiff\n" + CHECK_NUMBERS)
+    assert_right(result, threads=2)
+    assert "Warning" not in result.stderr
+
+
+@linux_only
+@wheel_only
+@pytest.mark.parametrize("first", ["from cctbx import xray", "from cctbx import xray; import torch"])
+def test_stub_openmp_before_torch_means_one_thread_and_a_warning(first):
+    result = run(first + "\nimport mmtbx_sfdiff\n" + CHECK_NUMBERS)
+    assert_right(result, threads=1)
+    assert result.stderr.count("RuntimeWarning: cctbx's OpenMP stubs") == 1
+    assert "LD_PRELOAD=" in result.stderr and "import mmtbx_sfdiff" in result.stderr
+
+
+@linux_only
+@wheel_only
+def test_stub_openmp_refuses_more_threads():
+    result = run("from cctbx import xray\nimport mmtbx_sfdiff, torch\ntorch.set_num_threads(1)\ntorch.set_num_threads(2)")
+    assert result.returncode == 1
+    assert "RuntimeError: torch must stay on one thread in this process" in result.stderr
+
+
+@linux_only
+@wheel_only
+def test_the_preload_that_the_warning_names_gives_both_threads_back():
+    gomp = run("from cctbx import xray\nimport mmtbx_sfdiff").stderr.split("LD_PRELOAD=")[1].split(".\n")[0]
+    assert Path(gomp).is_file()
+    result = run("from cctbx import xray\nimport mmtbx_sfdiff\n" + CHECK_NUMBERS, LD_PRELOAD=gomp)
+    assert_right(result, threads=2)
+    assert "Warning" not in result.stderr
+
+
+@linux_only
+@wheel_only
+@pytest.mark.parametrize("first", ["torch", "gemmi"])
+def test_a_crash_that_cannot_be_avoided_is_an_import_error(first):
+    # Without RTLD_GLOBAL the C++ runtime cannot be shared, as on a system where it is too old to be.
+    result = run(
+        "import %s, ctypes, os\n"
+        "real = ctypes.CDLL\n"
+        "ctypes.CDLL = lambda name, mode=0, **more: real(name, mode & ~os.RTLD_GLOBAL, **more)\n"
+        "import mmtbx_sfdiff" % first
+    )
+    assert result.returncode == 1, result.stderr
+    assert "ImportError: mmtbx_sfdiff cannot load cctbx in this process: an earlier import (%s" % first in result.stderr
+    assert "Put `import mmtbx_sfdiff`" in result.stderr
+    assert "Segmentation fault" not in result.stderr
+
+
+@linux_only
+@wheel_only
+def test_the_self_test_sees_wrong_threads():
+    result = run(
+        "from cctbx import xray\n"
+        "import mmtbx_sfdiff._runtime as runtime, torch\n"
+        "torch._C.set_num_threads(2)  # past the guard\n"
+        "for _ in range(100):\n"
+        "    runtime.self_test(torch)\n"
+    )
+    assert "ImportError: torch computes wrong numbers in this process" in result.stderr, result.stderr
+    assert "libomptbx" in result.stderr
+
+
+def test_missing_cctbx_is_named_with_the_remedy():
+    result = run("import sys; sys.modules['boost_adaptbx'] = None\nimport mmtbx_sfdiff")
+    assert result.returncode == 1
+    assert "ImportError: mmtbx_sfdiff needs cctbx: install it with `pip install cctbx-base`" in result.stderr
+
+
+def test_importing_changes_no_thread_count():
+    result = run(
+        "import boost_adaptbx.boost.python, torch\nbefore = torch.get_num_threads()\n"
+        "import mmtbx_sfdiff\nprint(before, torch.get_num_threads())"
+    )
+    assert result.stdout.split() == ["2", "2"], result.stderr
+
+
+def test_self_test_passes_in_another_thread():
+    import torch
+
+    errors = []
+
+    def check():
+        try:
+            _runtime.self_test(torch)
+        except ImportError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=check)
+    thread.start()
+    thread.join()
+    assert not errors
+
+
+FORK = """
+import mmtbx_sfdiff, torch
+
+def work(seed):
+    x = torch.linspace(0, 1, 48 * 60 * 60, dtype=torch.float64).reshape(48, 60, 60).requires_grad_()
+    (torch.fft.rfftn(x * seed).abs() ** 2).sum().backward()
+    m = torch.ones(300, 300, dtype=torch.float64, requires_grad=True)
+    (m @ m).sum().backward()
+    return float(x.grad.sum()), float(m.grad.sum()), torch.get_num_threads()
+
+here = work(2)
+assert here[2] == 2
+%s
+for there in results:
+    assert there[2] == 1, there
+    assert abs(there[0] / here[0] - 1) < 1e-10 and there[1] == here[1], (here, there)
+assert work(2) == here or abs(work(2)[0] / here[0] - 1) < 1e-10  # the parent goes on with its threads
+assert torch.get_num_threads() == 2
+print("forked")
+"""
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+@pytest.mark.parametrize(
+    "fork",
+    [
+        "import multiprocessing\n"
+        "with multiprocessing.get_context('fork').Pool(2) as pool: results = pool.map_async(work, [2, 2, 2]).get(60)",
+        "from libtbx import easy_mp\nresults = easy_mp.pool_map(fixed_func=work, args=[2, 2, 2], processes=2)",
+    ],
+    ids=["multiprocessing", "easy_mp"],
+)
+def test_forked_children_of_a_threaded_parent_finish(fork):
+    result = run(FORK % fork)
+    assert result.returncode == 0 and "forked" in result.stdout, result.stderr
+
+
+def test_versions_names_everything_that_computes():
+    found = versions()
+    assert set(found) == {"mmtbx_sfdiff", "python", "platform", "cctbx", "torch", "gemmi", "numpy", "scipy"}
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert all(found.values()), found
+    assert found["cctbx"][:2] == "20"  # cctbx versions are years
