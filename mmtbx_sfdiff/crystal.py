@@ -168,6 +168,22 @@ class Crystal:
         distance = (turns - turns.round()).abs().amax(-1)
         return torch.where(distance < 1e-6, float(self.centring.shape[0]), 0.0).to(torch.float64)
 
+    def epsilons(self, miller_indices):
+        """Statistical weights: how many primitive operators leave h where it is.  (n,) int64."""
+        return self._count_fixed(miller_indices, -1)
+
+    def centric_flags(self, miller_indices):
+        """Whether an operator takes h to -h, so that its phase has two possible values.  (n,) bool."""
+        return self._count_fixed(miller_indices, 1) > 0
+
+    def _count_fixed(self, miller_indices, sign):
+        """Number of operators with h R + sign h = 0.  (n,) int64."""
+        # The three components of h (R + sign 1) are packed into one exact integer: they stay far below 2^16.
+        digits = torch.tensor([1.0, 2.0**17, 2.0**34], dtype=torch.float64, device=self.device)
+        identity = torch.eye(3, dtype=torch.float64, device=self.device)
+        columns = (self.rotations.to(torch.float64) + sign * identity) @ digits
+        return (miller_indices.to(torch.float64) @ columns.T == 0).sum(-1)
+
     def grid(self, step):
         """Numbers of grid points along a, b, c for maps that carry the space group's symmetry.
 
