@@ -1,21 +1,21 @@
 """Load cctbx's and PyTorch's native libraries so that both work in one process.
 
-Importing this module is the whole interface; ``mmtbx_sfdiff/__init__.py`` does it first. Afterwards cctbx and torch
-are loaded, a threaded FFT and a matrix product have been checked against NumPy, and forked children are safe.
-Where nothing of either is loaded yet the order is simply ``boost_adaptbx.boost.python``, then ``torch``.
-Three traps make that order matter (measured with the cctbx-base 2025.11 and torch 2.13 wheels, Linux):
+Importing this module is the whole interface; ``mmtbx_sfdiff/__init__.py`` does it first. Afterwards cctbx
+and torch are loaded, a threaded FFT and a matrix product have been checked against NumPy, and forked children
+are safe. Where nothing of either is loaded yet the order is simply ``boost_adaptbx.boost.python``, then
+``torch``. Three traps make that order matter (measured with the wheels of cctbx-base 2025.11 and torch 2.13):
 
-1. *Two C++ runtimes.* cctbx's wheel bundles its own libstdc++; torch, gemmi, SciPy, matplotlib ... use the system's. Both
-   copies share the "unique" symbols that number the locale facets, so initialising the bundled copy after the system's
-   is a segmentation fault. When the system's is there first, it is made the one that cctbx binds to (a libstdc++
-   serves code built for another one), and a forked child tries the import before this process does. conda
-   environments have one libstdc++ and never get here.
-2. *Stub OpenMP.* cctbx (from ``cctbx.xray`` on) loads libomptbx, built without OpenMP, which exports ``omp_get_thread_num()``
-   and its like as stubs, for every library loaded later. If that happens before torch is loaded, each of torch's and
-   MKL's threads believes it is thread 0: wrong numbers or a crash. Then torch is held to one thread, with a warning.
-   The order is fixed when torch loads, and cannot be mended afterwards.
-3. *fork.* Children of a process that ran threaded torch operations (``libtbx.easy_mp``) wait for ever for threads that fork did not copy,
-   unless they start with one thread.
+1. *Two C++ runtimes.* cctbx's wheel bundles its own libstdc++; torch, gemmi, SciPy, matplotlib ... use the
+   system's. Both copies share the "unique" symbols that number the locale facets, so initialising the bundled
+   copy after the system's is a segmentation fault. When torch came first, that is an ImportError with the
+   remedy. When one of the others brought the system's, it is made the one that cctbx binds to, and a forked
+   child tries the import before this process does. conda environments have one libstdc++ and never get here.
+2. *Stub OpenMP.* cctbx (from ``cctbx.xray`` on) loads libomptbx, built without OpenMP, which exports
+   ``omp_get_thread_num()`` and its like as stubs to every library loaded later. If that happens before torch
+   is loaded, each of torch's and MKL's threads believes it is thread 0: wrong numbers or a crash. The binding
+   is made when torch loads and cannot be mended, so torch is then held to one thread, with a warning.
+3. *fork.* Children of a process that ran threaded torch operations (``libtbx.easy_mp``) wait for ever for
+   threads that fork did not copy, unless they start with one thread.
 
 This is the one place that touches thread counts; otherwise torch keeps its own default.
 """
@@ -37,7 +37,7 @@ _PROBE_SECONDS = 60
 
 
 def _mapped(fragment):
-    """Paths of the shared libraries in this process whose file name contains `fragment` ([] except on Linux)."""
+    """Paths of this process's shared libraries whose file name contains `fragment`; [] except on Linux."""
     try:
         with open("/proc/self/maps") as maps:
             fields = [line.rstrip("\n").split(maxsplit=5) for line in maps]
@@ -61,17 +61,23 @@ def _load_cctbx():
         bundled = {os.path.realpath(path) for path in _bundled_libstdcxx()}
         mapped = {os.path.realpath(path) for path in _mapped("libstdc++.so")} - bundled
         if bundled and mapped and not _mapped("boost_python_meta_ext"):
+            if "torch" in sys.modules:
+                raise ImportError(
+                    "torch was imported before mmtbx_sfdiff: cctbx's wheel brings a C++ runtime of its own (%s), which "
+                    "must be loaded before torch loads the system's. %s" % (", ".join(sorted(bundled)), _REMEDY)
+                )
             _bind_cctbx_to(mapped)
             if not _import_survives():
                 raise ImportError(
-                    "mmtbx_sfdiff cannot load cctbx in this process: %s loaded %s first, and cctbx's own C++ runtime (%s) "
-                    "crashes beside it. %s" % (_suspects(), ", ".join(sorted(mapped)), ", ".join(sorted(bundled)), _REMEDY)
+                    "mmtbx_sfdiff cannot load cctbx in this process: %s loaded %s first, and cctbx's own C++ "
+                    "runtime (%s) crashes beside it. %s"
+                    % (_suspects(), ", ".join(sorted(mapped)), ", ".join(sorted(bundled)), _REMEDY)
                 )
         import boost_adaptbx.boost.python  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(
-            "mmtbx_sfdiff needs cctbx: install it with `pip install cctbx-base` or `conda install -c conda-forge "
-            "cctbx-base` (%s)." % error
+            "mmtbx_sfdiff needs cctbx: install it with `pip install cctbx-base` or "
+            "`conda install -c conda-forge cctbx-base` (%s)." % error
         ) from error
 
 
@@ -90,7 +96,7 @@ def _suspects():
 def _import_survives():
     """Whether importing cctbx ends well, tried in a forked child so that a crash stays there."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python >= 3.12: threads exist; the child starts none
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python >= 3.12, about threads
         child = os.fork()
     if child == 0:
         status = 0
@@ -127,9 +133,9 @@ class _SymbolInfo(ctypes.Structure):
 
 
 def _openmp_provider():
-    """The library whose ``omp_get_thread_num`` torch is, or will be, bound to; None if there is none or not on Linux.
+    """The library whose ``omp_get_thread_num`` torch is, or will be, bound to; None if not found.
 
-    The global scope keeps the order of loading, so this answers for torch whether it is loaded already or next.
+    The global scope keeps the order of loading, so this answers for torch whether it is loaded yet or not.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -155,8 +161,8 @@ def _load_torch():
     gomp = glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libgomp*"))
     preload = " or start Python with LD_PRELOAD=%s" % gomp[0] if gomp else ""
     warnings.warn(
-        "cctbx's OpenMP stubs (%s) were loaded before torch: torch runs on one thread here, because more would give "
-        "wrong numbers. %s%s" % (os.path.basename(provider), _REMEDY[:-1], preload + "."),
+        "cctbx's OpenMP stubs (%s) were loaded before torch: torch runs on one thread here, because more "
+        "would give wrong numbers. %s%s" % (os.path.basename(provider), _REMEDY[:-1], preload + "."),
         RuntimeWarning,
         stacklevel=2,
     )
@@ -169,8 +175,8 @@ def _hold_to_one_thread(torch):
     def set_num_threads_to_one(number):
         if number != 1:
             raise RuntimeError(
-                "torch must stay on one thread in this process: cctbx's OpenMP stubs were loaded before it, and "
-                "%d threads would give wrong numbers. %s" % (number, _REMEDY)
+                "torch must stay on one thread in this process: cctbx's OpenMP stubs were loaded before it, "
+                "and %d threads would give wrong numbers. %s" % (number, _REMEDY)
             )
         set_num_threads(1)
 
@@ -181,8 +187,8 @@ def _hold_to_one_thread(torch):
 def self_test(torch):
     """Check torch's FFT and matrix product, at the current number of threads, against NumPy.
 
-    The grid is the smallest on which wrong thread numbers were seen to show; which call goes wrong is a matter of
-    timing, hence the repeats. Takes 10-20 ms on an idle machine (importing torch takes 2 s).
+    The grid is the smallest on which wrong thread numbers were seen to show; which call goes wrong is a
+    matter of timing, hence the repeats. Takes 10-20 ms on an idle machine (importing torch takes 2 s).
 
     Raises
     ------
@@ -201,8 +207,8 @@ def self_test(torch):
         )
         if not error < 1e-10:
             raise ImportError(
-                "torch computes wrong numbers in this process (relative error %.0e in an FFT or a matrix product; "
-                "OpenMP comes from %s). Usually another library loaded its own OpenMP before torch. %s"
+                "torch computes wrong numbers in this process (relative error %.0e in an FFT or a matrix "
+                "product; OpenMP comes from %s). Usually another library loaded its own OpenMP first. %s"
                 % (error, _openmp_provider(), _REMEDY)
             )
 

@@ -10,7 +10,8 @@ import re
 from iotbx import reflection_file_utils
 from libtbx.utils import Sorry
 
-_CALCULATED = re.compile(r"f_?calc|fc$|fc_all|f-?model|fmodel|fwt|2?m?fofc|fom$|f_?part|f-?bulk", re.IGNORECASE)
+_CALCULATED = re.compile(r"f_?calc|fc$|fc_all|f-?model|fmodel|fwt|2?m?fofc|fom$|f_?part|f-?bulk",
+                         re.IGNORECASE)
 _BOOKKEEPING = re.compile(r"(wavelength_id|crystal_id|scale_group_code|batch|_id)$", re.IGNORECASE)
 
 
@@ -100,14 +101,15 @@ def choose_observations(arrays, path, labels=None, anomalous=False, prefer="ampl
     """
     if labels:
         array = named(arrays, labels, path, "the data")
-        if not array.is_real_array() or not (array.is_xray_amplitude_array() or array.is_xray_intensity_array()):
-            raise Sorry(f"{label_string(array)} in {path} are neither amplitudes nor intensities: choose among "
-                        f"{_listing([a for a in arrays if _may_be_observed(a)])}.")
+        observed = array.is_xray_amplitude_array() or array.is_xray_intensity_array()
+        if not (observed and array.is_real_array()):
+            raise Sorry(f"{label_string(array)} in {path} are neither amplitudes nor intensities: choose "
+                        f"among {_listing([a for a in arrays if _may_be_observed(a)])}.")
         return array, []
     candidates = [array for array in arrays if _may_be_observed(array)]
     if not candidates:
-        raise Sorry(f"{path} contains no observed amplitudes or intensities (it contains {_listing(arrays)}): give "
-                    "the file with the observations, or name a column.")
+        raise Sorry(f"{path} contains no observed amplitudes or intensities (it contains "
+                    f"{_listing(arrays)}): give the file with the observations, or name a column.")
     scores = reflection_file_utils.get_xray_data_scores(
         miller_arrays=candidates, ignore_all_zeros=True, prefer_anomalous=anomalous,
         prefer_amplitudes=prefer == "amplitudes")
@@ -200,5 +202,5 @@ def _unusable(array, path, test_flag_value):
     else:
         common = sorted(values.items(), key=lambda item: -item[1])[:3]
         reason = "have the values " + ", ".join(f"{value} ({n})" for value, n in common)
-    return (f"R-free flags {label_string(array)} in {path} {reason}, which cannot be a test set: name other flags or "
-            "their test value, or go without them with the label none.")
+    return (f"R-free flags {label_string(array)} in {path} {reason}, which cannot be a test set: name other "
+            "flags or their test value, or go without them with the label none.")

@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def read_data(path, crystal_symmetry=None, labels=None, r_free_labels=None, test
         raise Sorry(f"prefer={prefer!r} is not a choice: amplitudes or intensities.")
     content = read_content(path, "data")
     path = content.path
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+    with _quietly() as warned, tempfile.TemporaryDirectory() as folder:
         source = _open(content, folder)
         symmetry, change_of_basis, messages = reconcile(source.symmetry, crystal_symmetry, path)
         arrays = _arrays(source, symmetry, path)
@@ -131,7 +132,17 @@ def read_data(path, crystal_symmetry=None, labels=None, r_free_labels=None, test
             chosen = [_reindexed(array, change_of_basis, crystal_symmetry) for array in chosen]
         result = _extract(chosen, path, symmetry if change_of_basis is None else crystal_symmetry,
                           test_flag_value, d_min, d_max, anomalous)
+    messages += dict.fromkeys(" ".join(str(warning.message).split()) for warning in warned)
     return _as_data(result, path, source, observed, flags, messages)
+
+
+@contextlib.contextmanager
+def _quietly():
+    """Keep what cctbx prints to itself and collect its warnings."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("always", UserWarning)
+        yield warned
 
 
 def _open(content, folder):
@@ -139,21 +150,22 @@ def _open(content, folder):
         return _open_cif(content)
     text = content.text if content.kind == "text" else ""
     if any(line.startswith(("ATOM  ", "HETATM", "CRYST1")) for line in text[:2 ** 20].splitlines()):
-        raise Sorry(f"{content.path} holds atoms, not reflections: give the data file here and this one as model.")
+        raise Sorry(f"{content.path} holds atoms, not reflections: give the data file here and this one as "
+                    "model.")
     file_name = str(content.path.resolve())
     if content.path.suffix.lower() == ".gz":
         file_name = os.path.join(folder, content.path.stem)
         try:
             Path(file_name).write_bytes(content.raw)
         except OSError as error:
-            raise Sorry(f"Cannot unpack {content.path} ({error.strerror}): make room in {tempfile.gettempdir()} or set "
-                        "TMPDIR.") from None
+            raise Sorry(f"Cannot unpack {content.path} ({error.strerror}): make room in "
+                        f"{tempfile.gettempdir()} or set TMPDIR.") from None
     if content.kind == "mtz":
         return _open_mtz(content, file_name)
     reader = any_reflection_file(file_name)
     if reader.file_type() is None:
-        raise Sorry(f"{content.path} is not a reflection file that cctbx knows: give an MTZ or structure-factor CIF "
-                    "file.")
+        raise Sorry(f"{content.path} is not a reflection file that cctbx knows: give an MTZ or "
+                    "structure-factor CIF file.")
     return _Source(_arrays_of(reader, content.path), None, None, "", False)
 
 
@@ -170,8 +182,8 @@ def _open_cif(content):
                 symmetry = iotbx.cif.builders.crystal_symmetry_builder(block).crystal_symmetry
                 break
     except (Sorry, RuntimeError, ValueError, AssertionError, KeyError) as error:
-        raise Sorry(f"{content.path} is not a readable CIF file ({' '.join(str(error).split())[:160]}): download or "
-                    "correct it.") from None
+        raise Sorry(f"{content.path} is not a readable CIF file ({' '.join(str(error).split())[:160]}): "
+                    "download or correct it.") from None
     return _Source(_arrays_of(reader, content.path), symmetry, entry_id_in_data(text[:2 ** 20]), "", True)
 
 
@@ -187,7 +199,8 @@ def _open_mtz(content, file_name):
     except (RuntimeError, Sorry):
         mtz = None
     if mtz is None:
-        raise Sorry(f"{content.path} is cut short or damaged (its MTZ header is missing): download or copy it again.")
+        raise Sorry(f"{content.path} is cut short or damaged (its MTZ header is missing): download or copy "
+                    "it again.")
     try:
         symmetry = crystal_symmetry_from_mtz.extract_from(file_name)
     except (RuntimeError, ValueError, AssertionError, Sorry):
@@ -206,8 +219,8 @@ def _arrays(source, symmetry, path):
     try:
         arrays = source.arrays_in(symmetry)
     except (Sorry, RuntimeError, ValueError, AssertionError, KeyError, IndexError) as error:
-        raise Sorry(f"cctbx cannot read the reflections in {path} ({' '.join(str(error).split())[:160]}): correct the "
-                    "file.") from None
+        raise Sorry(f"cctbx cannot read the reflections in {path} ({' '.join(str(error).split())[:160]}): "
+                    "correct the file.") from None
     if not arrays:
         raise Sorry(f"{path} contains no reflections: give the file with the observations.")
     return arrays
@@ -275,12 +288,12 @@ def _extract(arrays, path, symmetry, test_flag_value, d_min, d_max, anomalous):
     except AttributeError:  # cctbx continues with None where the limits leave nothing
         result = None
     except (Sorry, RuntimeError, AssertionError) as error:
-        raise Sorry(f"cctbx cannot use the data in {path} ({' '.join(str(error).split())[:160]}): correct the file or "
-                    "name other columns.") from None
+        raise Sorry(f"cctbx cannot use the data in {path} ({' '.join(str(error).split())[:160]}): correct "
+                    "the file or name other columns.") from None
     if result is None or result.f_obs is None or result.f_obs.size() == 0:
         limits = f" between {d_max or 'infinity'} and {d_min or finest} Å" if d_min or d_max else ""
-        raise Sorry(f"{path} has no reflections{limits} that go with the symmetry {crystal_name(symmetry)}: choose "
-                    "other limits or correct the symmetry.")
+        raise Sorry(f"{path} has no reflections{limits} that go with the symmetry {crystal_name(symmetry)}: "
+                    "choose other limits or correct the symmetry.")
     return result
 
 
@@ -297,7 +310,8 @@ def _as_data(result, path, source, observed, flags, messages):
         failed = "Using alternative Iobs->Fobs conversion" in result.log.getvalue()
         kind = "intensities (square root)" if failed else "intensities (French-Wilson)"
         if failed:
-            messages.append("French and Wilson's method failed on these intensities: negative ones were left out")
+            messages.append("French and Wilson's method failed on these intensities: negative ones were left "
+                            "out")
     else:
         kind = "amplitudes"
     if r_free_flags is not None:
@@ -306,8 +320,9 @@ def _as_data(result, path, source, observed, flags, messages):
             messages.append(f"no reflection of the test set of {label_string(flags)} is within the limits")
             r_free_flags = None
         elif n_free > f_obs.size() / 2:
-            raise Sorry(f"R-free flags {label_string(flags)} in {path} mark {n_free} of {f_obs.size()} reflections with "
-                        f"{result.test_flag_value}, more than half: give the right test value or other flags.")
+            raise Sorry(f"R-free flags {label_string(flags)} in {path} mark {n_free} of {f_obs.size()} "
+                        f"reflections with {result.test_flag_value}, more than half: give the right test "
+                        "value or other flags.")
         elif not observed.anomalous_flag() and kind == "amplitudes" and f_obs.size() < n_before:
             messages.append(f"reflections without an R-free flag, left out: {n_before - f_obs.size()}")
     elif flags is not None:

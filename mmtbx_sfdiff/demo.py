@@ -1,7 +1,7 @@
-"""A small entry that needs no network and no deposited data: a model shipped with cctbx, simulated amplitudes.
+"""A small entry without network or deposited data: a model shipped with cctbx, amplitudes simulated.
 
-The amplitudes are |F_calc + k_sol exp(-B_sol s²/4) F_mask| with cctbx's direct summation and mmtbx's mask, plus
-Gaussian noise.  The file's title, its columns and its name all say that they are simulated.
+The amplitudes are |F_calc + k_sol exp(-B_sol s²/4) F_mask| with cctbx's direct summation and mmtbx's mask,
+plus Gaussian noise.  The file's title, its columns and its name all say that they are simulated.
 """
 import contextlib
 import os
@@ -49,8 +49,8 @@ def shipped_model():
         for path in found:
             if path.is_file():
                 return path
-    raise Sorry("This cctbx was installed without its example models, so there is no demonstration: give a PDB "
-                "identifier, or the names of a model and a data file.")
+    raise Sorry("This cctbx was installed without its example models, so there is no demonstration: give a "
+                "PDB identifier, or the names of a model and a data file.")
 
 
 def demo_entry(directory=".", d_min=1.6, seed=0):

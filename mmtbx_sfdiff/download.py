@@ -140,7 +140,8 @@ def download(url, destination, check, timeouts=None, progress=None):
     destination : pathlib.Path
         A name that ends in ``.gz``, in a folder that exists.
     check : callable
-        Called with the unpacked beginning (bytes, up to 1 MiB); returns None, or a few words on what is wrong.
+        Called with the unpacked beginning (bytes, up to 1 MiB); returns None, or a few words on what is
+        wrong.
     timeouts : Timeouts, optional
     progress : callable, optional
         Called with (bytes received, bytes expected or None) as they arrive.

@@ -1,8 +1,8 @@
 """Identifiers of PDB entries: which texts are one, and how they appear inside files.
 
 Two forms exist: the classic four characters (``1abc``) and wwPDB's extended ``pdb_`` followed by eight
-characters (``pdb_00001abc``), of which those that begin with four zeros are the classic ones.  Only a text that
-passes :func:`normalise_entry_id` ever becomes part of a path or a URL.
+characters (``pdb_00001abc``), of which those that begin with four zeros are the classic ones.  Only a text
+that passes :func:`normalise_entry_id` ever becomes part of a path or a URL.
 """
 import re
 

@@ -69,7 +69,8 @@ SERVERS = {
 
 _NAMES = {"model": ("{id}.cif.gz", "{id}.cif", "{id}.pdb.gz", "{id}.pdb", "{id}.ent.gz", "{id}.ent",
                     "pdb{id}.ent.gz", "pdb{id}.ent"),
-          "data": ("{id}-sf.cif.gz", "{id}-sf.cif", "r{id}sf.ent.gz", "r{id}sf.ent", "{id}.mtz", "{id}.mtz.gz")}
+          "data": ("{id}-sf.cif.gz", "{id}-sf.cif", "r{id}sf.ent.gz", "r{id}sf.ent", "{id}.mtz",
+                   "{id}.mtz.gz")}
 _WHAT = {"model": "coordinates", "data": "structure factors"}
 
 
@@ -150,8 +151,8 @@ def find_entry(entry_id, download=True, cache_dir=None, mirrors=("rcsb", "pdbe",
         if kind in found:
             continue
         if not download:
-            raise Sorry(f"The {_WHAT[kind]} of {entry} are not on this machine and downloading is off: allow it, "
-                        "give the names of a model and a data file, or set MMTBX_SFDIFF_PDB_DIR.")
+            raise Sorry(f"The {_WHAT[kind]} of {entry} are not on this machine and downloading is off: allow "
+                        "it, give the names of a model and a data file, or set MMTBX_SFDIFF_PDB_DIR.")
         found[kind] = _fetch(kind, entry, folder, mirrors, progress, log, timeouts or Timeouts())
     sources = dict.fromkeys(found[kind][1] for kind in ("model", "data"))
     return EntryFiles(entry, found["model"][0], found["data"][0], "+".join(sources))
@@ -258,9 +259,9 @@ def _explain(kind, entry, answers):
     said = "; ".join(f"{name} {answer}" for name, answer in answers.items())
     if answers and all(isinstance(answer, NotThere) for answer in answers.values()):
         if kind == "data":
-            return Sorry(f"Entry {entry} exists, but no structure factors were deposited with it ({said}): choose "
-                         "another entry, or give the names of a model and a data file.")
-        return Sorry(f"There is no entry {entry} ({said}): check the identifier, or give the names of a model "
-                     "and a data file.")
-    return Sorry(f"Cannot download the {_WHAT[kind]} of {entry} ({said}): give the names of a model and a data "
-                 "file, or set MMTBX_SFDIFF_PDB_DIR to a folder that holds the entry.")
+            return Sorry(f"Entry {entry} exists, but no structure factors were deposited with it ({said}): "
+                         "choose another entry, or give the names of a model and a data file.")
+        return Sorry(f"There is no entry {entry} ({said}): check the identifier, or give the names of a "
+                     "model and a data file.")
+    return Sorry(f"Cannot download the {_WHAT[kind]} of {entry} ({said}): give the names of a model and a "
+                 "data file, or set MMTBX_SFDIFF_PDB_DIR to a folder that holds the entry.")

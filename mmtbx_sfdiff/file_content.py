@@ -56,10 +56,6 @@ def read_content(path, what):
         If the file is missing, a folder, empty, unreadable, damaged, a web page, or binary of another kind.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise Sorry(f"{path} is a folder: give the name of the {what} file in it.")
-    if not path.exists():
-        raise Sorry(f"The {what} file {path} does not exist: check its name and folder.")
     try:
         with open(path, "rb") as file:
             if file.read(2) == b"\x1f\x8b":
@@ -68,6 +64,10 @@ def read_content(path, what):
             else:
                 file.seek(0)
                 raw = file.read(MAX_BYTES)
+    except IsADirectoryError:
+        raise Sorry(f"{path} is a folder: give the name of the {what} file in it.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise Sorry(f"The {what} file {path} does not exist: check its name and folder.") from None
     except OSError as error:
         raise Sorry(f"Cannot read the {what} file {path} ({error.strerror or error}): check it and its "
                     "permissions.") from None
@@ -81,7 +81,8 @@ def _unpack(file, path):
         with gzip.GzipFile(fileobj=file) as unpacked:
             raw = unpacked.read(MAX_BYTES)
             if unpacked.read(1):
-                raise Sorry(f"{path} unpacks to more than {MAX_BYTES} bytes: unpack it by hand if that is right.")
+                raise Sorry(f"{path} unpacks to more than {MAX_BYTES} bytes: unpack it by hand if that is "
+                            "right.")
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise Sorry(f"{path} is cut short or damaged (its gzip checksum does not fit): {_AGAIN}.") from None
     return raw

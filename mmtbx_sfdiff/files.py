@@ -71,10 +71,11 @@ def load_entry(model_path, data_path, scattering_table="n_gaussian", labels=None
     """
     model = read_model(model_path, scattering_table=scattering_table, crystal_symmetry=crystal_symmetry)
     data = read_data(data_path, model.crystal_symmetry, labels=labels, r_free_labels=r_free_labels,
-                     test_flag_value=test_flag_value, d_min=d_min, d_max=d_max, anomalous=anomalous, prefer=prefer)
+                     test_flag_value=test_flag_value, d_min=d_min, d_max=d_max, anomalous=anomalous,
+                     prefer=prefer)
     if model.entry_id and data.entry_id and model.entry_id != data.entry_id and not allow_other_entry:
-        raise Sorry(f"{model.path} is entry {model.entry_id}, but {data.path} holds data of entry {data.entry_id}: give "
-                    "files of one entry, or set allow_other_entry if this is meant.")
+        raise Sorry(f"{model.path} is entry {model.entry_id}, but {data.path} holds data of entry "
+                    f"{data.entry_id}: give files of one entry, or set allow_other_entry if this is meant.")
     # the manager was made a moment ago and nobody else holds it, so it may be changed in place
     set_scattering(model.manager, scattering_table, data.f_obs.d_min(), model.path)
     model = replace(model, xray_structure=model.manager.get_xray_structure())

@@ -22,7 +22,7 @@ from .file_content import read_content
 
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
 
-# X-PLOR and CNS write 9999.000 for an atom whose position is unknown; no cell of a crystal is a micrometre long.
+# X-PLOR and CNS write 9999.000 for an atom whose position is unknown; no unit cell is a micrometre long.
 MAX_COORDINATE = 9990.0   # Å
 MAX_B = 1.0e4             # Å²; the PDB format itself ends at 999.99
 _DUMMY_CELL_VOLUME = 10.0  # Å³; electron microscopy and NMR files carry a cell of 1 x 1 x 1 Å
@@ -116,20 +116,21 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
     text = content.text
     if content.kind == "mtz" or "\n_refln.index_h" in text or "\n_refln_index_h" in text:
         if "\n_atom_site" not in text:
-            raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as data.")
-    pdb_input = _parse(text, content.kind, path)
-    hierarchy = pdb_input.construct_hierarchy(sort_atoms=False)
+            raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as "
+                        "data.")
+    pdb_input, hierarchy = _parse(text, content.kind, path)
     atoms = hierarchy.atoms()
     if atoms.size() == 0:
         raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
     _check_atoms(atoms, path)
     symmetry = _symmetry(pdb_input, crystal_symmetry, path)
-    messages = list(_messages(hierarchy))
+    messages = list(_messages(hierarchy)) + list(_method_messages(pdb_input, scattering_table))
     try:
         manager = _manager(pdb_input, symmetry, messages)
         structure = manager.get_xray_structure()
     except (Sorry, RuntimeError, ValueError) as error:
-        raise Sorry(f"{path} has an atom that cctbx cannot use ({_one_line(error)}): correct the file.") from None
+        raise Sorry(f"{path} has an atom that cctbx cannot use ({_one_line(error)}): correct the "
+                    "file.") from None
     set_scattering(manager, scattering_table, d_min, path)
     messages.extend(_structure_messages(structure))
     published = _published(pdb_input, text)
@@ -144,13 +145,16 @@ def _one_line(error):
 
 
 def _parse(text, kind, path):
+    """cctbx's input object and hierarchy; whatever its parsers raise becomes one sentence."""
     lines = flex.std_string(text.splitlines())
     try:
         if kind == "cif":
-            return iotbx.pdb.mmcif.cif_input(source_info=str(path), lines=lines)
-        if not any(line.startswith(("ATOM  ", "HETATM", "CRYST1", "HEADER", "REMARK")) for line in lines):
+            pdb_input = iotbx.pdb.mmcif.cif_input(source_info=str(path), lines=lines)
+        elif any(line.startswith(("ATOM  ", "HETATM", "CRYST1", "HEADER", "REMARK")) for line in lines):
+            pdb_input = iotbx.pdb.pdb_input(source_info=str(path), lines=lines)
+        else:
             raise Sorry(f"{path} is neither a PDB nor an mmCIF file: give a model in one of these formats.")
-        return iotbx.pdb.pdb_input(source_info=str(path), lines=lines)
+        return pdb_input, pdb_input.construct_hierarchy(sort_atoms=False)
     except Sorry as error:
         if str(path) in str(error):
             raise
@@ -163,8 +167,8 @@ def _symmetry(pdb_input, given, path):
     try:
         symmetry = pdb_input.crystal_symmetry()
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise Sorry(f"{path} has an impossible unit cell or space group ({_one_line(error)}): correct its CRYST1 "
-                    "record or mmCIF cell.") from None
+        raise Sorry(f"{path} has an impossible unit cell or space group ({_one_line(error)}): correct its "
+                    "CRYST1 record or mmCIF cell.") from None
     usable = (symmetry is not None and symmetry.unit_cell() is not None
               and symmetry.unit_cell().volume() > _DUMMY_CELL_VOLUME)
     if usable and symmetry.space_group() is not None:
@@ -172,8 +176,8 @@ def _symmetry(pdb_input, given, path):
     if given is not None and given.unit_cell() is not None and given.space_group() is not None:
         return given
     missing = "unit cell" if not usable else "known space group"
-    raise Sorry(f"{path} has no {missing} (CRYST1 record, or mmCIF _cell and _symmetry): add it, or give a crystal "
-                "symmetry.")
+    raise Sorry(f"{path} has no {missing} (CRYST1 record, or mmCIF _cell and _symmetry): add it, or give a "
+                "crystal symmetry.")
 
 
 def _label(atom):
@@ -185,15 +189,16 @@ def _check_atoms(atoms, path):
     xyz = atoms.extract_xyz().as_double()
     for i in _unusable(xyz, -MAX_COORDINATE, MAX_COORDINATE):
         atom = atoms[i // 3]
-        raise Sorry("{}: atom {} has the impossible coordinates ({:g}, {:g}, {:g}) Å: correct or remove it.".format(
-            path, _label(atom), *atom.xyz))
+        place = ", ".join(f"{x:g}" for x in atom.xyz)
+        raise Sorry(f"{path}: atom {_label(atom)} has the impossible coordinates ({place}) Å: correct or "
+                    "remove it.")
     for i in _unusable(atoms.extract_b(), 0, MAX_B):
-        raise Sorry(f"{path}: atom {_label(atoms[i])} has the impossible B factor {atoms[i].b:g} Å²: correct or "
-                    f"remove it (0 to {MAX_B:g} is accepted).")
+        raise Sorry(f"{path}: atom {_label(atoms[i])} has the impossible B factor {atoms[i].b:g} Å²: correct "
+                    f"or remove it (0 to {MAX_B:g} is accepted).")
     occupancies = atoms.extract_occ()
     for i in _unusable(occupancies, -1e3, 1e3):
-        raise Sorry(f"{path}: atom {_label(atoms[i])} has the impossible occupancy {atoms[i].occ:g}: correct or "
-                    "remove it.")
+        raise Sorry(f"{path}: atom {_label(atoms[i])} has the impossible occupancy {atoms[i].occ:g}: correct "
+                    "or remove it.")
     if occupancies.all_eq(0):
         raise Sorry(f"{path}: all atoms have occupancy 0, so nothing scatters: set the occupancies.")
     elements = [element.strip() for element in atoms.extract_element()]
@@ -234,8 +239,8 @@ def set_scattering(manager, table, d_min, path):
     try:
         manager.setup_scattering_dictionaries(scattering_table=table, d_min=d_min)
     except (Sorry, RuntimeError, ValueError) as error:
-        raise Sorry(f"{path} has an atom without form factor in the {table} table ({_one_line(error)}): correct "
-                    "its element or charge, or choose another table.") from None
+        raise Sorry(f"{path} has an atom without form factor in the {table} table ({_one_line(error)}): "
+                    "correct its element or charge, or choose another table.") from None
 
 
 def _published(pdb_input, text):
@@ -265,6 +270,15 @@ def _messages(hierarchy):
     n_models = hierarchy.models_size()
     if n_models > 1:
         yield f"the model file holds {n_models} models; all of them scatter, each with its own occupancies"
+
+
+def _method_messages(pdb_input, table):
+    try:
+        neutron = pdb_input.get_experiment_type().is_neutron()
+    except (AttributeError, RuntimeError, ValueError, TypeError, KeyError):
+        return
+    if neutron and table != "neutron":
+        yield f"the header says neutron diffraction, but the scattering table is {table}"
 
 
 def _structure_messages(structure):

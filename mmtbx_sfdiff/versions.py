@@ -14,8 +14,8 @@ def versions():
     Returns
     -------
     dict of str to str or None
-        Keys ``mmtbx_sfdiff``, ``python``, ``platform``, ``cctbx``, ``torch``, ``gemmi``, ``numpy`` and ``scipy``;
-        None for a package that cannot be imported.
+        Keys ``mmtbx_sfdiff``, ``python``, ``platform``, ``cctbx``, ``torch``, ``gemmi``, ``numpy`` and
+        ``scipy``; None for a package that cannot be imported.
 
     Examples
     --------
@@ -27,7 +27,7 @@ def versions():
         "mmtbx_sfdiff": mmtbx_sfdiff.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cctbx": cctbx.__version__,  # read from a file that wheels, conda packages and source builds all carry
+        "cctbx": cctbx.__version__,  # wheels, conda packages and source builds all know it
     }
     for name in ("torch", "gemmi", "numpy", "scipy"):
         try:

@@ -273,9 +273,10 @@ class _AtomBlock:
             u_pp, u_qq, u_ss, u_pq = (u[..., 0] * metric[a, b] for a, b in ((p, p), (q, q), (s, s), (p, q)))
             u_ps = u_qs = torch.zeros_like(u_pp)
             self.metric = metric
+            # Rounding leaves 1e-20 where a right angle means zero.
+            self.oblique = bool(metric[p, q].abs() > 1e-10 * (metric[p, p] * metric[q, q]).sqrt())
         else:
             u_pp, u_qq, u_ss, u_pq, u_ps, u_qs = (u[..., i] for i in _packed_pairs(plan.axes))
-        self.oblique = bool((u_pq != 0).any())
         turns = sites[:, atoms]
         self.offset_p, table_p = self._phases(turns[..., p], plan.columns[:, 0])
         self.offset_q, table_q = self._phases(turns[..., q], plan.columns[:, 1])

@@ -1,0 +1,16 @@
+"""Sphinx configuration: python -m sphinx -W docs docs/_build/html"""
+
+import mmtbx_sfdiff
+
+project = "mmtbx_sfdiff"
+author = "the mmtbx_sfdiff developers"
+copyright = "2026, the mmtbx_sfdiff developers"
+version = release = mmtbx_sfdiff.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
+napoleon_google_docstring = False
+autodoc_member_order = "bysource"
+exclude_patterns = ["_build"]
+
+html_theme = "alabaster"  # comes with Sphinx, fetches nothing
+html_theme_options = {"description": "Differentiable structure factors for cctbx", "page_width": "1100px"}

@@ -1,0 +1,76 @@
+"""What the packaging files promise each other."""
+
+import re
+from pathlib import Path
+
+import libtbx.env_config
+import libtbx.load_env  # noqa: F401  (sets libtbx.env)
+import pytest
+from libtbx.path import absolute_path
+
+import mmtbx_sfdiff
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10; pytest brings tomli there
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# pip's name -> conda-forge's, where they differ
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def split(requirement):
+    """'Torch >=2.4' -> ('torch', '>=2.4')"""
+    name, versions = re.fullmatch(r"\s*([\w.-]+)\s*(.*)", requirement).groups()
+    return name.lower(), versions.replace(" ", "")
+
+
+def test_conda_environment_agrees_with_pyproject():
+    yaml = pytest.importorskip("yaml")
+    environment = yaml.safe_load((ROOT / "conda-env.yml").read_text())
+    assert environment["name"] == PROJECT["name"] and environment["channels"] == ["conda-forge"]
+    conda = dict(split(item) for item in environment["dependencies"])
+    pip = dict(split(item) for item in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    expected = {CONDA_NAMES.get(name, name): versions for name, versions in pip.items()}
+    expected["python"] = PROJECT["requires-python"]
+    for tool in ("pip", "setuptools"):  # what installs the package itself
+        assert tool in conda
+        conda.pop(tool)
+    assert conda == expected
+
+
+def test_documentation_repeats_the_range_of_torch():
+    torch = next(item for item in PROJECT["dependencies"] if split(item)[0] == "torch")
+    quoted = re.findall(r'"(torch[^"]*)"', (ROOT / "docs" / "installation.rst").read_text())
+    assert quoted and set(quoted) == {torch}
+
+
+def test_readme_has_the_two_commands_that_ci_runs():
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert len(blocks) == 2 and all(block.count("\n") == 1 for block in blocks)
+    assert "pip install" in blocks[0] and "pytest" in blocks[1]
+
+
+@pytest.mark.skipif(libtbx.env.build_path is None, reason="no libtbx build")
+def test_libtbx_finds_the_package_and_its_commands():
+    module = libtbx.env_config.module(env=libtbx.env, name="mmtbx_sfdiff", dist_path=absolute_path(str(ROOT)))
+    module.process_libtbx_config()
+    assert module.required_for_use == ["mmtbx"]
+    assert [abs(path) for path in module.assemble_pythonpath()] == [str(ROOT)]
+    commands = [abs(path) for path in module.command_line_directory_paths()]
+    assert commands == [str(ROOT / "mmtbx_sfdiff" / "command_line")]
+
+
+def test_every_console_script_is_a_libtbx_dispatcher_too():
+    for name, target in PROJECT["scripts"].items():
+        source = ROOT / (target.split(":")[0].replace(".", "/") + ".py")
+        assert "# LIBTBX_SET_DISPATCHER_NAME %s\n" % name in source.read_text()[:1000], source
+        assert target.endswith(":run") and "\ndef run(" in source.read_text()
+
+
+def test_version_is_read_from_the_package():
+    assert "version" not in PROJECT and re.fullmatch(r"\d+\.\d+\.\d+", mmtbx_sfdiff.__version__)
+    assert "## " + mmtbx_sfdiff.__version__ in (ROOT / "CHANGELOG.md").read_text()
