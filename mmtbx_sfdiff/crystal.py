@@ -84,13 +84,14 @@ class Crystal:
             return torch.tensor(np.array(values, dtype=np.float64).reshape(shape), device=device)
 
         fractionalization = np.array(unit_cell.fractionalization_matrix()).reshape(3, 3)
+        metric = unit_cell.reciprocal_metrical_matrix()
         return cls(
             unit_cell=tuple(unit_cell.parameters()),
             hall_symbol=info.type().hall_symbol(),
             space_group_symbol=str(info),
             orthogonalization=matrix(unit_cell.orthogonalization_matrix()),
             fractionalization=matrix(fractionalization),
-            reciprocal_metric=matrix(fractionalization @ fractionalization.T),
+            reciprocal_metric=matrix([[metric[i] for i in row] for row in ((0, 3, 4), (3, 1, 5), (4, 5, 2))]),
             rotations=matrix(rotations, (-1, 3, 3)).round().to(torch.int64),
             translations=matrix(translations, (-1, 3)),
             centring=matrix(centring, (-1, 3)),
@@ -135,12 +136,15 @@ class Crystal:
 
     def d_star_sq(self, miller_indices):
         """d*^2 = (2 sin(theta) / lambda)^2 of Miller indices (..., 3), in Å^-2, float64."""
-        h = miller_indices.to(torch.float64)
-        return ((h @ self.reciprocal_metric) * h).sum(-1)
+        h, k, l = miller_indices.to(torch.float64).unbind(-1)
+        g = self.reciprocal_metric.tolist()
+        # Term by term as cctbx does it, so that limits taken from one reflection's resolution divide the others alike.
+        return ((h * h) * g[0][0] + (k * k) * g[1][1] + (l * l) * g[2][2] + (2 * h * k) * g[0][1]
+                + (2 * h * l) * g[0][2] + (2 * k * l) * g[1][2])
 
     def d_spacings(self, miller_indices):
         """Resolution of Miller indices (..., 3), in Å, float64; infinite for (0, 0, 0)."""
-        return self.d_star_sq(miller_indices).rsqrt()
+        return 1 / self.d_star_sq(miller_indices).sqrt()
 
     def equivalent_indices(self, miller_indices):
         """Indices and phase shifts of each primitive operator.

@@ -39,14 +39,14 @@ def log_binning(d_star_sq):
     n = len(d_star_sq)
     if 2 * _N_LOWEST >= n:
         return [0, n]
-    d = d_star_sq.rsqrt().cpu().numpy()
-    log_ss = np.log(1.0 / (d * d))
-    s0, s1, s2 = (float(log_ss[i]) for i in (0, _N_LOWEST, 2 * _N_LOWEST))
+    d = (1 / d_star_sq.sqrt()).cpu().numpy()
+    # Limits are made from these very d: whether a reflection is above its own limit is a matter of the last digit.
+    s0, s1, s2, s_max = (math.log(1.0 / (d[i] * d[i])) for i in (0, _N_LOWEST, 2 * _N_LOWEST, -1))
     if s2 <= s1:
         raise ValueError("The reflections have too few different resolutions to be put in bins.")
-    limits = _limits(s0, s1, s2 - s1, float(log_ss[-1]))
+    limits = _limits(s0, s1, s2 - s1, s_max)
     if len(limits) > _MAX_BINS:
-        limits = _limits(s0, s1, (float(log_ss[-1]) - s1) / (_MAX_BINS - 1), float(log_ss[-1]))
+        limits = _limits(s0, s1, (s_max - s1) / (_MAX_BINS - 1), s_max)
     # (d_max, d_min) of each bin; the last but one limit opens the last bin.
     pairs = list(zip(limits[:-2], limits[1:-1])) + [(limits[-2], limits[-1])]
     counts = []
