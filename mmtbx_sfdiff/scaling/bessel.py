@@ -11,7 +11,7 @@ import math
 
 import torch
 
-_SWITCH = 3.75
+SWITCH = 3.75
 # The middle coefficient differs between cctbx's functions.
 _I0_SMALL = (1.0, 3.5156229, 3.0899424, 1.2067492, 0.2659732, 0.0360768, 0.0045813)
 _I0_SMALL_RATIO = (1.0, 3.5156229, 3.0899424, 1.2067292, 0.2659732, 0.0360768, 0.0045813)
@@ -33,23 +33,36 @@ def horner(coefficients, x):
 
 
 def i1_over_i0_and_log_i0(x):
-    """I1(x) / I0(x) and ln I0(x) of x >= 0."""
-    y = (x / _SWITCH).square()
-    z = _SWITCH / x.clamp(min=_SWITCH)
-    small = x < _SWITCH
-    y = torch.where(small, y, 0.0)
-    i0_large = horner(_I0_LARGE, z)
-    ratio = torch.where(small, x * horner(_I1_SMALL, y) / horner(_I0_SMALL_RATIO, y), horner(_I1_LARGE, z) / i0_large)
-    log_i0 = torch.where(small, horner(_I0_SMALL, y), i0_large).log()
-    return ratio, torch.where(small, log_i0, log_i0 + x - 0.5 * x.clamp(min=_SWITCH).log())
+    """I1(x) / I0(x) and ln I0(x) of x >= 0, (m, n)."""
+    small = x < SWITCH
+    large = x.clamp(min=SWITCH)
+    y = torch.where(small, x * (1 / SWITCH), 0.0).square_()
+    i0_small, i1_small = _two_polynomials(_I0_SMALL, _I1_SMALL, y)
+    i0_large, i1_large = _two_polynomials(_I0_LARGE, _I1_LARGE, SWITCH / large)
+    # The ratio has another third coefficient.
+    other_small = i0_small + y * y * y * (_I0_SMALL_RATIO[3] - _I0_SMALL[3])
+    ratio = torch.where(small, x * i1_small, i1_large) / torch.where(small, other_small, i0_large)
+    # ln[p exp(x) / sqrt(x)]
+    i0_large = i0_large / large.sqrt()
+    log_i0 = torch.where(small, i0_small, i0_large).log_()
+    return ratio, log_i0.add_(torch.where(small, 0.0, x))
+
+
+def _two_polynomials(first, second, x):
+    """Two polynomials of the same degree at once."""
+    result = [x * first[-1] + first[-2], x * second[-1] + second[-2]]
+    for pair in zip(first[-3::-1], second[-3::-1]):
+        for value, c in zip(result, pair):
+            value.mul_(x).add_(c)
+    return result
 
 
 def i1_over_i0(x):
     """I1(x) / I0(x) of any x."""
     size = x.abs()
-    small = size < _SWITCH
-    y = torch.where(small, (x / _SWITCH).square(), 0.0)
-    z = _SWITCH / size.clamp(min=_SWITCH)
+    small = size < SWITCH
+    y = torch.where(small, (x / SWITCH).square(), 0.0)
+    z = SWITCH / size.clamp(min=SWITCH)
     ratio = torch.where(small, size * horner(_I1_SMALL, y) / horner(_I0_SMALL_RATIO, y),
                         horner(_I1_LARGE, z) / horner(_I0_LARGE, z))
     return torch.where(x < 0, -ratio, ratio)
@@ -58,20 +71,20 @@ def i1_over_i0(x):
 def i1_over_i0_scalar(x):
     """I1(x) / I0(x) of a float."""
     size = abs(x)
-    if size < _SWITCH:
-        y = (x / _SWITCH) ** 2
+    if size < SWITCH:
+        y = (x / SWITCH) ** 2
         ratio = size * horner(_I1_SMALL, y) / horner(_I0_SMALL_RATIO, y)
     else:
-        ratio = horner(_I1_LARGE, _SWITCH / size) / horner(_I0_LARGE, _SWITCH / size)
+        ratio = horner(_I1_LARGE, SWITCH / size) / horner(_I0_LARGE, SWITCH / size)
     return -ratio if x < 0 else ratio
 
 
 def log_i0(x):
     """ln I0(x) of x >= 0."""
-    small = x < _SWITCH
-    y = torch.where(small, (x / _SWITCH).square(), 0.0)
-    large = x.clamp(min=_SWITCH)
-    value = torch.where(small, horner(_I0_SMALL, y), horner(_I0_LARGE, _SWITCH / large)).log()
+    small = x < SWITCH
+    y = torch.where(small, (x / SWITCH).square(), 0.0)
+    large = x.clamp(min=SWITCH)
+    value = torch.where(small, horner(_I0_SMALL, y), horner(_I0_LARGE, SWITCH / large)).log()
     return torch.where(small, value, value + x - 0.5 * large.log())
 
 

@@ -9,8 +9,6 @@ import math
 
 import torch
 
-from .residual import scale
-
 B_RANGE = range(-100, 100)
 
 
@@ -43,17 +41,36 @@ def fit_logarithm(f_obs, f_model, ss):
 def search_b(f_obs, f_model, ss):
     """k and B with the lowest R on the grid of B = -100 ... 99 Å^2, k by least squares.
 
+    R falls to its minimum and rises again, so that a coarse grid finds where to look closer; it is fine enough for the
+    exponential to change little from one point to the next.
+
     Returns
     -------
     k, b : float
     """
-    step = (-ss).exp()
-    scaled = f_model * (-B_RANGE[0] * ss).exp()
-    lowest, best = 1e10 * float(f_obs.sum()), (1.0, 0.0)
-    for b in B_RANGE:
-        k = float(scale(f_obs, scaled))
-        residual = float(torch.sub(f_obs, scaled, alpha=k).abs_().sum())
-        if residual < lowest:
-            lowest, best = residual, (k, float(b))
-        scaled *= step
-    return best
+    coarse_step = int(min(10, max(1, 0.5 / float(ss.max()))))
+    found = _search(f_obs, f_model, ss, range(B_RANGE.start, B_RANGE.stop, coarse_step))
+    if coarse_step > 1:
+        values = sorted(found)
+        lowest = [b for i, b in enumerate(values)
+                  if found[b][0] <= min(found[other][0] for other in values[max(0, i - 1):i + 2])]
+        for b in sorted(lowest, key=lambda b: found[b][0])[:2]:
+            near = range(max(B_RANGE.start, b - coarse_step + 1), min(B_RANGE.stop, b + coarse_step))
+            found.update(_search(f_obs, f_model, ss, near))
+    b = min(sorted(found), key=lambda b: found[b][0])
+    return found[b][1], float(b)
+
+
+def _search(f_obs, f_model, ss, b_values):
+    """{B: (sum |Fo - k exp(-B s^2/4) |Fm||, k)} for B in equal steps."""
+    ratio = (-b_values.step * ss).exp()
+    scaled = f_model * (-b_values.start * ss).exp()
+    difference = torch.empty_like(scaled)
+    found = {}
+    for b in b_values:
+        denominator = float(scaled @ scaled)
+        k = float(f_obs @ scaled) / denominator if denominator else 0.0
+        torch.sub(f_obs, scaled, alpha=k, out=difference)
+        found[b] = (float(difference.abs_().sum()), k)
+        scaled *= ratio
+    return found

@@ -186,6 +186,28 @@ def minimize(evaluate, x, max_iterations=None, tolerance=1e-5, memory=5):
     ----------
     evaluate : callable
         ``evaluate(x) -> (value, gradient)``, both of NumPy.
+    x, max_iterations, tolerance, memory
+        See :func:`path`.
+
+    Returns
+    -------
+    last, lowest, failed
+        See :func:`path`.
+    """
+    points = path(x, max_iterations, tolerance, memory)
+    x = next(points)
+    while True:
+        try:
+            x = points.send(evaluate(x))
+        except StopIteration as end:
+            return end.value
+
+
+def path(x, max_iterations=None, tolerance=1e-5, memory=5):
+    """The points of a minimisation, as a generator: it yields x and is sent the value and the gradient there.
+
+    Parameters
+    ----------
     x : array-like
         Start.
     max_iterations : int, optional
@@ -204,7 +226,7 @@ def minimize(evaluate, x, max_iterations=None, tolerance=1e-5, memory=5):
         Whether a line search failed.
     """
     x = np.array(x, dtype=np.float64)
-    value, gradient = evaluate(x)
+    value, gradient = yield x
     lowest_value, lowest = value, x.copy()
     norm = math.sqrt(gradient @ gradient)
     if norm == 0:
@@ -219,7 +241,7 @@ def minimize(evaluate, x, max_iterations=None, tolerance=1e-5, memory=5):
             search = LineSearch(value, float(gradient @ direction), step)
             while True:
                 x = origin + search.step * direction
-                value, gradient = evaluate(x)
+                value, gradient = yield x
                 if lowest_value > value:
                     lowest_value, lowest = value, x.copy()
                 if search.advance(value, float(gradient @ direction)):

@@ -83,9 +83,10 @@ class ResolutionKernel:
         return chebyshev(coefficients, self._x).exp()
 
 
-def _reach(d_star_sq, nodes, width):
-    edges = torch.as_tensor(np.stack([nodes - _REACH * width, nodes + _REACH * width]), device=d_star_sq.device)
-    first, last = torch.searchsorted(d_star_sq, edges).tolist()
+def _reach(x, nodes, width, reach=_REACH):
+    """Slices of sorted x that kernels at the nodes reach."""
+    edges = torch.as_tensor(np.stack([nodes - reach * width, nodes + reach * width]), device=x.device)
+    first, last = torch.searchsorted(x, edges).tolist()
     return [slice(a, b) for a, b in zip(first, last)]
 
 

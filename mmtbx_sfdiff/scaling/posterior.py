@@ -32,28 +32,38 @@ def candidates(e_obs, e_calc, centric, sigmaa, gain):
     """(n,) bool: reflections whose log-likelihood gain could reach ``gain``; a few more than do."""
     alpha, beta = distribution(sigmaa)
     model = alpha * e_calc
-    at_observed = _log_likelihood(e_obs, model, beta, centric)
-    at_mean = _log_likelihood(_mean(model, beta, centric), model, beta, centric)
-    return 2.0 * (at_mean + _MODE_ABOVE_MEAN - at_observed) > gain
+    result = _could_reach(_log_acentric, _mean_acentric, e_obs, model, beta, gain)
+    chosen = centric.nonzero()[:, 0]
+    result[chosen] = _could_reach(_log_centric, _mean_centric, e_obs[chosen], model[chosen], beta[chosen], gain)
+    return result
 
 
-def _log_likelihood(f, model, beta, centric):
+def _could_reach(log_likelihood, mean, f_obs, model, beta, gain):
+    at_mean = log_likelihood(mean(model, beta), model, beta)
+    return 2.0 * (at_mean + _MODE_ABOVE_MEAN - log_likelihood(f_obs, model, beta)) > gain
+
+
+def _log_acentric(f, model, beta):
+    f = f.clamp(min=_LEAST_F)
+    return (2 * f / beta * scaled_i0(2 * model * f / beta)).log() - (f - model).square() / beta
+
+
+def _log_centric(f, model, beta):
     f = f.clamp(min=_LEAST_F)
     x = model * f / beta
-    acentric = (2 * f / beta * scaled_i0(2 * x)).log() - (f - model).square() / beta
     log_cosh = torch.where(x > 40, x * 0.999921 - 0.65543, x.clamp(max=40).cosh().log())
-    return torch.where(centric, 0.5 * (2 / math.pi / beta).log() - (f * f + model * model) / (2 * beta) + log_cosh,
-                       acentric)
+    return 0.5 * (2 / math.pi / beta).log() - (f * f + model * model) / (2 * beta) + log_cosh
 
 
-def _mean(model, beta, centric):
-    """Expected amplitude."""
+def _mean_acentric(model, beta):
     square = model * model
-    t = model / (2 * beta).sqrt()
-    folded = (-t * t).exp() * (2 * beta / math.pi).sqrt() + model * torch.erf(t)
     x = square / (2 * beta)
-    rice = ((beta + square) * scaled_i0(x) + square * scaled_i1(x)) * 0.5 * (math.pi / beta).sqrt()
-    return torch.where(centric, folded, rice)
+    return ((beta + square) * scaled_i0(x) + square * scaled_i1(x)) * 0.5 * (math.pi / beta).sqrt()
+
+
+def _mean_centric(model, beta):
+    t = model / (2 * beta).sqrt()
+    return (-t * t).exp() * (2 * beta / math.pi).sqrt() + model * torch.erf(t)
 
 
 def log_likelihood_gain(e_obs, e_calc, centric, alpha, beta):

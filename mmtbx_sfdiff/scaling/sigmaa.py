@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from .bessel import i1_over_i0_and_log_i0
-from .lbfgs import minimize
+from .lbfgs import path
 from .normalisation import _reach, _to_unit, chebyshev, chebyshev_nodes, fit_chebyshev
 
 _N_NODES = 20
 _LOW, _HIGH = 0.01, 0.99
 _SAME_NODE = 1e-5
+_REACH = 7.0  # Kernel widths beyond which exp(-x^2/2) < 3e-11.
 
 
 def sigmaa(e_obs, e_calc, centric, free, d_star_cubed, reflections_per_kernel=200, n_terms=13):
@@ -48,10 +49,10 @@ def sigmaa(e_obs, e_calc, centric, free, d_star_cubed, reflections_per_kernel=20
     """
     low, high = d_star_cubed[[0, -1]].tolist()
     width = kernel_width(len(free), int(free.sum()), low, high, reflections_per_kernel)
-    likelihood = _Likelihood(e_obs[free], e_calc[free], centric[free], d_star_cubed[free], width)
     low, high = low * 0.99, high * 1.01
     nodes = chebyshev_nodes(_N_NODES, low, high)
-    at_nodes = np.array([likelihood.most_likely(node) for node in likelihood.distinct(nodes)])
+    likelihood = _Likelihood(e_obs[free], e_calc[free], centric[free], d_star_cubed[free], width, _distinct(nodes))
+    at_nodes = likelihood.most_likely()
     logit = -np.log(1.0 / at_nodes - 1.0)
     coefficients = fit_chebyshev(nodes, logit, n_terms)
     return torch.sigmoid(chebyshev(coefficients, _to_unit(d_star_cubed, low, high)))
@@ -64,64 +65,89 @@ def kernel_width(n, n_free, low, high, reflections_per_kernel):
     return (high - low) / max(1, n / max(1, per_bin))
 
 
+def _distinct(nodes):
+    """The nodes as the estimator sees them: one within 1e-5 of the last is taken for it."""
+    current, result = -1.0, []
+    for node in nodes.tolist():
+        if abs(node - current) > _SAME_NODE:
+            current = node
+        result.append(current)
+    return np.array(result)
+
+
 class _Likelihood:
-    """The weighted log-likelihood of the free reflections as a function of sigmaA."""
+    """Weighted log-likelihoods of the free reflections around nodes, as functions of the sigmaA at each.
 
-    def __init__(self, e_obs, e_calc, centric, d_star_cubed, width):
+    A node's reflections are a row, padded with weight 0: all nodes are minimised together, each along its own path.
+    """
+
+    def __init__(self, e_obs, e_calc, centric, d_star_cubed, width, nodes):
         e_obs, e_calc = e_obs.clamp(min=1e-3), e_calc.clamp(min=1e-3)
-        # Acentric and centric reflections apart, each still sorted by resolution.
-        self.parts = [(centric_part, e_obs[chosen], e_calc[chosen], d_star_cubed[chosen])
-                      for centric_part, chosen in ((False, ~centric), (True, centric))]
-        self.width = width
+        self.n = len(nodes)
+        self.parts = []
+        for is_centric, chosen in ((False, ~centric), (True, centric)):
+            eo, ec, x = e_obs[chosen], e_calc[chosen], d_star_cubed[chosen]
+            slices = _reach(x, nodes, width, _REACH)
+            longest = max(part.stop - part.start for part in slices)
+            if not longest:
+                continue
+            first = torch.tensor([part.start for part in slices], device=x.device)[:, None]
+            count = torch.tensor([part.stop - part.start for part in slices], device=x.device)[:, None]
+            column = torch.arange(longest, device=x.device)
+            index = torch.where(column < count, first + column, 0)
+            at = torch.as_tensor(nodes, device=x.device)[:, None]
+            weight = torch.where(column < count, ((x[index] - at) / width).square().mul(-0.5).exp(), 0.0)
+            sums = torch.stack([weight.sum(1), *((weight * value[index]).sum(1)
+                                                 for value in (eo.square(), ec.square(), eo.log()))], 1)
+            self.parts.append((is_centric, weight, (eo * ec)[index], sums.cpu().numpy()))
 
-    @staticmethod
-    def distinct(nodes):
-        """The nodes as the estimator sees them: one within 1e-5 of the last is taken for it."""
-        current = -1.0
-        for node in nodes:
-            if abs(node - current) > _SAME_NODE:
-                current = float(node)
-            yield current
-
-    def most_likely(self, node):
-        """sigmaA at a node of d*^3 (float)."""
-        terms = []
-        for centric, e_obs, e_calc, x in self.parts:
-            part = _reach(x, np.array([node]), self.width)[0]
-            eo, ec = e_obs[part], e_calc[part]
-            weight = ((x[part] - node) / self.width).square().mul(-0.5).exp()
-            sums = torch.stack([weight.sum(), weight @ eo.square(), weight @ ec.square(), weight @ eo.log()]).tolist()
-            terms.append((centric, weight, eo * ec, sums))
-
-        def evaluate(x):
-            growth = math.exp(-x[0])
+    def most_likely(self):
+        """(n_nodes,) sigmaA, NumPy."""
+        paths = [path([-1.0], max_iterations=100) for _ in range(self.n)]
+        points = {i: next(p) for i, p in enumerate(paths)}
+        result = np.zeros(self.n)
+        parts, rows = self.parts, list(points)
+        while points:
+            active = list(points)
+            if 2 * len(active) <= len(rows):
+                parts = [(c, w[active], p[active], sums[active]) for c, w, p, sums in self.parts]
+                rows = active
+            x = np.array([float(points[i][0]) if i in points else -1.0 for i in rows])
+            growth = np.exp(-x)
             s = _LOW + (_HIGH - _LOW) / (1.0 + growth)
             slope = (_HIGH - _LOW) * growth / (1.0 + growth) ** 2
-            value, gradient = _sum(terms, s)
-            return -value, np.array([-gradient * slope])
+            values, gradients = _sum(parts, s)
+            for row, i in enumerate(rows):
+                if i not in points:
+                    continue
+                try:
+                    points[i] = paths[i].send((-float(values[row]), -gradients[row:row + 1] * slope[row]))
+                except StopIteration as end:
+                    last, lowest, failed = end.value
+                    result[i] = (lowest if failed else last)[0]
+                    del points[i]
+        return _LOW + (_HIGH - _LOW) / (1.0 + np.exp(-result))
 
-        last, lowest, failed = minimize(evaluate, [-1.0], max_iterations=100)
-        x = float((lowest if failed else last)[0])
-        return _LOW + (_HIGH - _LOW) / (1.0 + math.exp(-x))
 
-
-def _sum(terms, s):
-    """Log-likelihood and its derivative with respect to sigmaA = s."""
+def _sum(parts, s):
+    """(n_nodes,) log-likelihoods and their derivatives with respect to sigmaA, at s (n_nodes,); NumPy."""
     square = s * s
     r = 1.0 / (1.0 - square)
-    value = gradient = 0.0
-    for centric, weight, product, (w, eo2, ec2, log_eo) in terms:
-        if not len(weight):
-            continue
-        if centric:
-            x = product * (s * r)
-            log_cosh = torch.where(x > 40, x * 0.999921 - 0.65543, x.clamp(max=40).cosh().log())
-            spread, slope = torch.stack([weight @ log_cosh, (weight * product) @ x.tanh()]).tolist()
-            value += 0.5 * (w * (math.log(2 / math.pi) + math.log(r)) - (eo2 + square * ec2) * r) + spread
-            gradient += s * r * w - s * (eo2 + ec2) * r * r + (1 + square) * r * r * slope
+    values, gradients = np.zeros(len(s)), np.zeros(len(s))
+    for is_centric, weight, product, (w, eo2, ec2, log_eo) in ((*part[:3], part[3].T) for part in parts):
+        factor = torch.as_tensor(s * r * (1 if is_centric else 2), device=product.device)[:, None]
+        x = product * factor
+        if is_centric:
+            log_term = torch.where(x > 40, x * 0.999921 - 0.65543, x.clamp(max=40).cosh().log())
+            ratio = x.tanh()
         else:
-            ratio, log_i0 = i1_over_i0_and_log_i0(product * (2 * s * r))
-            spread, slope = torch.stack([weight @ log_i0, (weight * product) @ ratio]).tolist()
-            value += w * (math.log(2) + math.log(r)) + log_eo - (eo2 + square * ec2) * r + spread
-            gradient += 2 * s * r * w - 2 * s * (eo2 + ec2) * r * r + 2 * (1 + square) * r * r * slope
-    return value, gradient
+            ratio, log_term = i1_over_i0_and_log_i0(x)
+        spread = torch.linalg.vecdot(weight, log_term).cpu().numpy()
+        slope = torch.linalg.vecdot(weight, ratio.mul_(product)).cpu().numpy()
+        if is_centric:
+            values += 0.5 * (w * (math.log(2 / math.pi) + np.log(r)) - (eo2 + square * ec2) * r) + spread
+            gradients += s * r * w - s * (eo2 + ec2) * r * r + (1 + square) * r * r * slope
+        else:
+            values += w * (math.log(2) + np.log(r)) + log_eo - (eo2 + square * ec2) * r + spread
+            gradients += 2 * s * r * w - 2 * s * (eo2 + ec2) * r * r + 2 * (1 + square) * r * r * slope
+    return values, gradients
