@@ -16,6 +16,8 @@ import torch
 _ROOT_EPS = 1e-9
 _RESIDUAL_LIMIT = 1e-4
 _HIGH_RESOLUTION = 3.0
+# Numbers that would be equal but for rounding: the same k_mask reached in two ways, or R without free reflections.
+TIE = 1e-12
 # Elements of a (trials x reflections) block, small enough for the cache.
 _BLOCK = 2**18
 
@@ -60,7 +62,7 @@ def search(f_obs, square, product, mask_square, trials, r_unscaled):
         scales.append(scale)
     r = torch.cat(residuals) / total
     best = int(r.argmin())
-    if float(r[best]) < r_unscaled:
+    if float(r[best]) < r_unscaled - TIE:
         return float(trials[best]), float(torch.cat(scales)[best])
     return 0.0, 1.0
 
@@ -133,6 +135,8 @@ def _cube_root(x):
 def smooth(k_mask, ss_max):
     """k_mask of the bins without isolated extremes, and 0 beyond the first 0 at high resolution.
 
+    Neighbours often have the same k_mask of the grid; that rounding makes them differ is not taken for an extreme.
+
     Parameters
     ----------
     k_mask : sequence of float
@@ -145,7 +149,7 @@ def smooth(k_mask, ss_max):
         values = list(padded)
         for i in range(1, len(values) - 1):
             before, here, after = padded[i - 1:i + 2]
-            if (before < here and after < here) or (before > here and after > here):
+            if min(here - before, here - after) > TIE or min(before - here, after - here) > TIE:
                 values[i] = (before + here + after) / 3.0
         padded = values
     result = [0.0] * len(k_mask)

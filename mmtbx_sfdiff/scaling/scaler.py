@@ -206,7 +206,7 @@ class Scaler:
         r_limit = self._r_without_solvent(f_obs, self._without_mask)
         k_overall = binned_scale(f_obs[:n], self._without_mask[:n], data.work)
         r_bins = binned_residual(f_obs[:n], self._without_mask[:n], k_overall, data.work) / data.work.sum(f_obs[:n])
-        k_overall = [k if r < limit else 1.0 for k, r, limit in zip(k_overall.tolist(), r_bins.tolist(), r_limit)]
+        k_overall = [k if r < limit - bulk.TIE else 1.0 for k, r, limit in zip(k_overall.tolist(), r_bins.tolist(), r_limit)]
         k_bins = [0.0] * data.work.n
         trials = bulk.mask_range(0, 1010, 10)
         for i, part in enumerate(self.mask_bins):
