@@ -144,7 +144,7 @@ class Crystal:
 
     def d_spacings(self, miller_indices):
         """Resolution of Miller indices (..., 3), in Å, float64; infinite for (0, 0, 0)."""
-        return 1 / self.d_star_sq(miller_indices).sqrt()
+        return self.d_star_sq(miller_indices).rsqrt()
 
     def equivalent_indices(self, miller_indices):
         """Indices and phase shifts of each primitive operator.

@@ -21,6 +21,7 @@ import torch
 from ..threads import one_cpu_thread
 from .anisotropic import AnisotropicScale
 from .binning import Segments, log_binning
+from .exponential import fit_exponential_model
 from .hydrogens import fit_hydrogens
 from .outliers import reject
 from .residual import r_factor, scale
@@ -58,6 +59,8 @@ class Scales:
         k and B (Å^2) of riding hydrogens.
     log : tuple of (str, float, float, int)
         Steps with R-work, R-free and the number of reflections after each.
+    exponential : dict or None
+        k_total, k_sol, b_sol, u_star and b_cart of equation 2, when that model was asked for.
     """
 
     k_isotropic_exp: torch.Tensor
@@ -73,6 +76,7 @@ class Scales:
     outliers: dict
     hydrogens: tuple | None
     log: tuple
+    exponential: dict | None = None
 
     @property
     def k_total(self):
@@ -94,7 +98,8 @@ class Scales:
 
 
 def update_all_scales(reflections, f_calc, f_mask, f_hydrogen=None, b_mean=None, remove_outliers=True,
-                      scale_f_obs=True, bulk_solvent=True, anisotropic_scaling=True, f_model=None):
+                      scale_f_obs=True, bulk_solvent=True, anisotropic_scaling=True, f_model=None, model="mmtbx",
+                      twin_law=None):
     """Bulk-solvent and overall scales, and the reflections to use.
 
     Parameters
@@ -113,6 +118,10 @@ def update_all_scales(reflections, f_calc, f_mask, f_hydrogen=None, b_mean=None,
         Whether to determine these scales.
     f_model : torch.Tensor, optional
         (n,) current F_model that F_obs is put on the scale of; by default ``f_calc``.
+    model : {"mmtbx", "exponential"}
+        The scales of :mod:`.scaler`, or equation 2 (:mod:`.exponential`).
+    twin_law : optional
+        Anything but None is refused: the scales of twinned data are not determined here.
 
     Returns
     -------
@@ -122,12 +131,20 @@ def update_all_scales(reflections, f_calc, f_mask, f_hydrogen=None, b_mean=None,
     Raises
     ------
     ValueError
-        Structure factors of another shape than the reflections, fewer than two reflections, all F_calc or F_obs zero.
+        Structure factors of another shape than the reflections, fewer than two reflections, all F_calc or F_obs zero;
+        a twin law; an unknown model.
     """
+    if twin_law is not None:
+        raise ValueError(f"Scales of twinned data (twin law {twin_law}) are not supported; use mmtbx's update_all_scales, "
+                         "or detwinned data.")
+    if model not in ("mmtbx", "exponential"):
+        raise ValueError(f"model must be 'mmtbx' or 'exponential', not {model!r}.")
+    if model == "exponential" and f_hydrogen is not None:
+        raise ValueError("Riding hydrogens are fitted with model='mmtbx' only; leave out f_hydrogen.")
     _check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model)
     with torch.no_grad(), one_cpu_thread(reflections.f_obs.device):
         return _Run(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model, scale_f_obs).run(
-            remove_outliers, bulk_solvent, anisotropic_scaling)
+            model, remove_outliers, bulk_solvent, anisotropic_scaling)
 
 
 def _check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
@@ -172,6 +189,7 @@ class _Run:
         self.kept = torch.ones_like(self.free)
         self.outliers, self.log = {}, []
         self._epsilons = None
+        self.exponential = None
         self.k1 = 1.0
         if scale_f_obs:
             k1 = float(scale(self.f_obs, (sort(f_calc) if f_model is None else sort(f_model)).abs()))
@@ -182,14 +200,17 @@ class _Run:
         self._bin_all()
         self._reset()
 
-    def run(self, remove_outliers, bulk_solvent, anisotropic_scaling):
+    def run(self, model, remove_outliers, bulk_solvent, anisotropic_scaling):
         self._note("start")
         for attempt in range(_ROUNDS + 1):
             self._reset()
             if remove_outliers:
                 self._reject(with_model=False)
                 self._note("outliers by Wilson statistics")
-            self._scale(bulk_solvent, anisotropic_scaling)
+            if model == "mmtbx":
+                self._scale(bulk_solvent, anisotropic_scaling)
+            else:
+                self._scale_exponentially(bulk_solvent)
             if remove_outliers:
                 self._reject(with_model=True)
                 self._note("outliers by the model")
@@ -269,6 +290,16 @@ class _Run:
         self.f_part2 = torch.empty_like(result.k_mask).index_copy_(0, order, result.k_mask) * f_part2
         self._note("hydrogens")
 
+    def _scale_exponentially(self, bulk_solvent):
+        data, order = self._scaling_set()
+        f_mask = self.f_mask[order] if bulk_solvent else torch.zeros_like(self.f_mask)
+        fit = self.exponential = fit_exponential_model(data, self.f_calc[order], f_mask)
+        k_anisotropic = data.anisotropic.exponential(fit["u_star"])
+        self.k_anisotropic = torch.empty_like(k_anisotropic).index_copy_(0, order, k_anisotropic)
+        self.k_isotropic = torch.full_like(k_anisotropic, fit["k_total"])
+        self.k_mask = fit["k_sol"] * (-fit["b_sol"] * self.d_star_sq / 4).exp()
+        self._note("exponential scales")
+
     def _adopt(self, result, order):
         for name in ("k_isotropic_exp", "k_isotropic", "k_anisotropic"):
             value = getattr(result, name)
@@ -333,4 +364,4 @@ class _Run:
             selection=back(self.kept, torch.bool), f_obs_scale=self.k1, r_work=r_work, r_free=r_free,
             bin_index=back(self.bin_index, torch.int64),
             outliers={name: self.order[torch.cat(parts)] for name, parts in self.outliers.items()},
-            hydrogens=self.hydrogens, log=tuple(self.log))
+            hydrogens=self.hydrogens, log=tuple(self.log), exponential=self.exponential)

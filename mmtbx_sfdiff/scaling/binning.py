@@ -39,8 +39,9 @@ def log_binning(d_star_sq):
     n = len(d_star_sq)
     if 2 * _N_LOWEST >= n:
         return [0, n]
-    d = (1 / d_star_sq.sqrt()).cpu().numpy()
-    # Limits are made from these very d: whether a reflection is above its own limit is a matter of the last digit.
+    d = 1 / np.sqrt(d_star_sq.cpu().numpy())
+    # Limits are made from these very d, and whether a reflection is above its own limit is a matter of the last digit:
+    # NumPy's square root is correctly rounded, that of torch (MKL) is not.
     s0, s1, s2, s_max = (math.log(1.0 / (d[i] * d[i])) for i in (0, _N_LOWEST, 2 * _N_LOWEST, -1))
     if s2 <= s1:
         raise ValueError("The reflections have too few different resolutions to be put in bins.")
