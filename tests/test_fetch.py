@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from libtbx.utils import Sorry
 
-from mmtbx_sfdiff import fetch
-from mmtbx_sfdiff.fetch import Timeouts, find_entry, is_entry_id, normalise_entry_id
+from mmtbx_sfdiff.files import fetch
+from mmtbx_sfdiff.files import Timeouts, find_entry, is_entry_id, normalise_entry_id
 
 QUICK = Timeouts(connect=0.5, total=10.0, retries=2, backoff=0.01)
 MODEL = b"data_9ABC\n_entry.id   9ABC\nloop_\n_atom_site.id\n_atom_site.type_symbol\n" + b"1 C\n" * 2000
@@ -210,7 +210,7 @@ def test_data_of_another_entry_are_refused(site):
 
 
 def test_file_that_is_too_large_is_refused(site, monkeypatch):
-    monkeypatch.setattr("mmtbx_sfdiff.download.MAX_BYTES", 100)
+    monkeypatch.setattr("mmtbx_sfdiff.files.download.MAX_BYTES", 100)
     with pytest.raises(Sorry, match="more than any entry has"):
         find_entry("9abc", timeouts=QUICK)
 
@@ -319,7 +319,7 @@ SCRIPT = """
 import sys
 import mmtbx_sfdiff
 from libtbx.utils import Sorry
-from mmtbx_sfdiff.fetch import Timeouts, find_entry
+from mmtbx_sfdiff.files import Timeouts, find_entry
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -417,7 +417,7 @@ def test_cache_that_is_a_file(site, monkeypatch, tmp_path):
 
 
 def test_lock_held_too_long(tmp_path):
-    from mmtbx_sfdiff.download import lock
+    from mmtbx_sfdiff.files.download import lock
     with lock(tmp_path / ".lock"):
         with pytest.raises(Sorry, match="Another run has been downloading"):
             with lock(tmp_path / ".lock", timeout=0.1):

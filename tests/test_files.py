@@ -572,7 +572,7 @@ def test_unknown_preference(data_file):
 # the demonstration
 
 def test_demonstration(tmp_path):
-    from mmtbx_sfdiff.demo import demo_entry
+    from mmtbx_sfdiff.files.demo import demo_entry
     files = demo_entry(tmp_path / "new", d_min=2.5)
     entry = load_entry(files.model, files.data)
     assert entry.data.simulated and "SIMULATED" in entry.data.labels and "simulated" in files.data.name
@@ -588,7 +588,7 @@ def test_demonstration(tmp_path):
 
 
 def test_demonstration_that_cannot_be_written(tmp_path):
-    from mmtbx_sfdiff.demo import demo_entry
+    from mmtbx_sfdiff.files.demo import demo_entry
     (tmp_path / "taken").write_text("")
     refused("Cannot write .*choose another folder", demo_entry, tmp_path / "taken", d_min=4.0)
 

@@ -7,8 +7,7 @@ import torch
 from cctbx.array_family import flex
 from scaling_data import manager, reflections_of, structure_factors_of, tensor
 
-from mmtbx_sfdiff.fetch import find_entry
-from mmtbx_sfdiff.files import load_entry
+from mmtbx_sfdiff.files import find_entry, load_entry
 from mmtbx_sfdiff.scaling import bulk, refit, update_all_scales
 
 

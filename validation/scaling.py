@@ -29,8 +29,7 @@ import torch
 import mmtbx.f_model
 from cctbx.array_family import flex
 
-from mmtbx_sfdiff.fetch import find_entry
-from mmtbx_sfdiff.files import load_entry
+from mmtbx_sfdiff.files import find_entry, load_entry
 from mmtbx_sfdiff.reflections import Reflections
 from mmtbx_sfdiff.scaling import update_all_scales
 

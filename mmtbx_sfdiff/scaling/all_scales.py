@@ -18,7 +18,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from ..threads import one_cpu_thread
+from .._runtime import one_cpu_thread
 from .anisotropic import AnisotropicScale
 from .binning import Segments, log_binning
 from .exponential import fit_exponential_model

@@ -1,19 +1,14 @@
 """Reading an entry: a model and its data, checked against each other.
 
-The pieces live in their own modules: :mod:`~mmtbx_sfdiff.model_file` (coordinates),
-:mod:`~mmtbx_sfdiff.data_file` (observations), :mod:`~mmtbx_sfdiff.data_arrays` (which columns) and
-:mod:`~mmtbx_sfdiff.data_symmetry` (whose cell and space group).  Finding the files is
-:mod:`~mmtbx_sfdiff.fetch`.
+The pieces live in their own modules: :mod:`.model` (coordinates), :mod:`.data` (observations), :mod:`.arrays`
+(which columns) and :mod:`.symmetry` (whose cell and space group).  Finding the files is :mod:`.fetch`.
 """
 from dataclasses import dataclass, field, replace
 
 from libtbx.utils import Sorry
 
-from .data_file import Data, data_symmetry, read_data
-from .model_file import SCATTERING_TABLES, Model, read_model, set_scattering
-
-__all__ = ["Data", "Entry", "Model", "SCATTERING_TABLES", "data_symmetry", "load_entry", "read_data",
-           "read_model"]
+from .data import Data, read_data
+from .model import Model, read_model, set_scattering
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from libtbx.utils import Sorry
 from mmtbx import masks
 
 from .fetch import EntryFiles
-from .model_file import read_model
+from .model import read_model
 
 K_SOL = 0.35          # e/Å³
 B_SOL = 50.0          # Å²

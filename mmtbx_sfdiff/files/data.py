@@ -23,10 +23,10 @@ from iotbx.mtz import crystal_symmetry_from_mtz
 from iotbx.reflection_file_reader import any_reflection_file
 from libtbx.utils import Sorry, null_out
 
-from .data_arrays import choose_flags, choose_observations, label_string
-from .data_symmetry import reconcile
+from .arrays import choose_flags, choose_observations, label_string
+from .content import read_content
 from .entry_id import entry_id_in_data
-from .file_content import read_content
+from .symmetry import reconcile
 
 _FINER_THAN_DATA = 0.99  # a limit asked for may be this much finer than the data: headers are rounded
 

@@ -15,10 +15,7 @@ from pathlib import Path
 from libtbx.utils import Sorry
 
 from .download import Failed, NotThere, Timeouts, check_gzip, download, lock, make_folder, progress_bar
-from .entry_id import entry_id_in_data, entry_id_in_model, is_entry_id, normalise_entry_id
-
-__all__ = ["EntryFiles", "SERVERS", "Timeouts", "cache_folder", "find_entry", "is_entry_id",
-           "normalise_entry_id"]
+from .entry_id import entry_id_in_data, entry_id_in_model, normalise_entry_id
 
 
 @dataclass(frozen=True)

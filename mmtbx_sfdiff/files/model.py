@@ -17,8 +17,8 @@ from cctbx.array_family import flex
 from cctbx.eltbx import xray_scattering
 from libtbx.utils import Sorry, null_out
 
+from .content import read_content
 from .entry_id import entry_id_in_model
-from .file_content import read_content
 
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
 

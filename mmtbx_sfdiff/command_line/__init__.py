@@ -1,0 +1,1 @@
+"""Thin dispatchers: each starts one program of ``mmtbx_sfdiff.programs`` and returns its exit code."""

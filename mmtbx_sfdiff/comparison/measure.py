@@ -1,0 +1,363 @@
+"""Everything ``mmtbx_sfdiff.compare`` reports about one entry.
+
+Four things are computed by this package and by mmtbx from the same model and the same data: structure factors
+(equation 4; the reference is cctbx's direct summation), the bulk-solvent mask and its structure factors (the
+reference is mmtbx's mask on a grid so fine that its rounding hardly matters), gradients with respect to the
+sites, and scaled R factors (equation 3).  Each is timed on both sides.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import inspect
+
+import numpy as np
+import torch
+
+from cctbx.array_family import flex
+from libtbx.utils import Sorry
+
+from ..atoms import Atoms
+from ..bulk_solvent import mask_structure_factors, solvent_mask
+from ..cctbx_backend import reference
+from ..crystal import Crystal, as_miller_tensor
+from ..structure_factors import DEFAULT_MEMORY, structure_factors
+from ..versions import versions
+from .schema import SCHEMA_VERSION
+from .section import mask_section
+from .statistics import agreement, correlation, relative_l2
+from .timing import side_by_side, timed
+
+# mmtbx takes F_mask to be zero beyond this resolution, Å (``Fmask_res_high``).
+F_MASK_D_MIN = 3.0
+MMTBX_GRID_STEP = 0.6
+DEFAULT_MASK = inspect.signature(solvent_mask).parameters["method"].default
+MMTBX_RADII = {"r_probe": 1.1, "r_shrink": 0.9}
+# Atoms x reflections x operators in the check of the gradients: some 15 s of cctbx's direct summation.
+_GRADIENT_TERMS = 3e8
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to compute, and how.
+
+    Attributes
+    ----------
+    method, accuracy
+        Of :func:`mmtbx_sfdiff.structure_factors`.
+    mask, grid_step
+        Method and grid step (Å) of :func:`mmtbx_sfdiff.solvent_mask`.
+    reference_step : float
+        Grid step of the mmtbx mask that masks are compared with, Å; coarser where a cell is too large for it.
+    device, dtype : str
+        Where, and in which precision ("float32", "float64"), this package computes.
+    n_timing : int
+        Calls of which a time is the median.
+    memory : int
+        Bound on the working storage of structure factors, bytes.
+    """
+
+    method: str = "auto"
+    accuracy: float = 1e-4
+    mask: str = DEFAULT_MASK
+    grid_step: float = 0.6
+    reference_step: float = 0.15
+    device: str = "cpu"
+    dtype: str = "float64"
+    n_timing: int = 3
+    memory: int = DEFAULT_MEMORY
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What was measured.
+
+    Attributes
+    ----------
+    result : dict
+        As :data:`.schema.SCHEMA` says; what is written as JSON.
+    section : MaskSection
+        A section through both masks, for the figure.
+    """
+
+    result: dict
+    section: object
+
+
+def measure(entry, settings=Settings(), report=None):
+    """Compare this package with mmtbx on one entry.
+
+    Parameters
+    ----------
+    entry : mmtbx_sfdiff.files.Entry
+        Model and data; neither is changed.
+    settings : Settings
+    report : callable, optional
+        Called with (what is being done, fraction of it that is done or None).
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+        When the model cannot be used, mmtbx cannot scale it to the data, or the device has too little memory.
+    """
+    try:
+        return _Measurement(entry, settings, report or (lambda step, fraction=None: None)).run()
+    except torch.cuda.OutOfMemoryError:
+        raise Sorry(f"The device {settings.device} has too little free memory for {entry.name}: "
+                    "use device=cpu.") from None
+
+
+class _Measurement:
+    """One entry's arrays, ours and mmtbx's, and the parts of the report."""
+
+    def __init__(self, entry, settings, report):
+        self.entry, self.settings, self.report = entry, settings, report
+        self.structure, self.f_obs = entry.model.xray_structure, entry.data.f_obs
+        self.dtype = getattr(torch, settings.dtype)
+        with self._explained():
+            self.atoms = Atoms.from_cctbx(self.structure, dtype=self.dtype, device=settings.device)
+        self.crystal = Crystal.from_cctbx(self.structure, device=settings.device)
+        self.indices = as_miller_tensor(self.f_obs, device=settings.device)
+        self.d_spacings = self.f_obs.d_spacings().data().as_numpy_array()
+        self.low = self.d_spacings >= F_MASK_D_MIN
+        self.timing = {}
+
+    def run(self):
+        result = self._header()
+        result["f_protein"] = self._f_protein()
+        result["f_mask"], result["mask_map"], section = self._masks()
+        result["gradients"] = self._gradients()
+        result["r_factors"] = self._r_factors()
+        result["timing_s"] = self.timing | {"conditions": self._conditions()}
+        return Comparison(result, section)
+
+    def _header(self):
+        entry, symmetry = self.entry, self.f_obs.crystal_symmetry()
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "entry": entry.name + (" SIMULATED" if entry.data.simulated else ""),
+            "simulated": bool(entry.data.simulated),
+            "space_group": str(symmetry.space_group_info()),
+            "unit_cell": list(symmetry.unit_cell().parameters()),
+            "d_max": float(self.d_spacings.max()),
+            "d_min": float(self.d_spacings.min()),
+            "n_atoms": self.structure.scatterers().size(),
+            "n_reflections": len(self.d_spacings),
+            "n_free": None if entry.data.r_free_flags is None else entry.data.r_free_flags.data().count(True),
+            "files": {"model": entry.model.path.name, "data": entry.data.path.name,
+                      "labels": entry.data.labels},
+            "scattering_table": entry.model.scattering_table,
+            "messages": list(entry.messages),
+            "settings": dataclasses.asdict(self.settings),
+            "versions": versions(),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _conditions(self):
+        device = self.settings.device
+        name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "CPU"
+        return {"device": device, "device_name": name,
+                "threads_sfdiff": torch.get_num_threads(), "threads_mmtbx": 1,
+                "repeats": self.settings.n_timing,
+                "statistic": "median of calls taken in turns; one call if slow"}
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """What this package says about a model that it cannot use, with the name of the file."""
+        try:
+            yield
+        except ValueError as error:
+            raise Sorry(f"{self.entry.model.path}: {error}") from None
+
+    def _synchronised(self, function):
+        """The function, waiting for the device to finish, so that its time is all of its time."""
+        if torch.device(self.settings.device).type != "cuda":
+            return function
+
+        def call(*arguments):
+            result = function(*arguments)
+            torch.cuda.synchronize(self.settings.device)
+            return result
+        return call
+
+    def _time(self, name, ours, mmtbx, first):
+        self.report(f"timing of {name.replace('_', ' ')}", None)
+        return side_by_side({"sfdiff": ours, "mmtbx": mmtbx}, first, self.settings.n_timing)
+
+    # structure factors
+
+    def _sf(self, atoms, indices):
+        return structure_factors(atoms, self.crystal, indices, method=self.settings.method,
+                                 accuracy=self.settings.accuracy, memory=self.settings.memory)
+
+    def _f_protein(self):
+        ours = self._synchronised(lambda: self._sf(self.atoms, self.indices))
+        mmtbx = lambda: reference.f_calc_fft(self.structure, self.f_obs)  # noqa: E731
+        first = {}
+        self.report("structure factors", None)
+        f, first["sfdiff"] = timed(ours)
+        self.f_protein = _numpy(f)
+        self.report("structure factors (cctbx, FFT)", None)
+        self.f_fft, first["mmtbx"] = timed(mmtbx)
+        step = "structure factors (cctbx, direct summation)"
+        self.report(step, 0.0)
+        self.f_direct, direct_time = timed(lambda: reference.f_calc_direct(
+            self.structure, self.f_obs, progress=lambda fraction: self.report(step, fraction)))
+        self.timing["f_protein"] = self._time("f_protein", ours, mmtbx, first) | {"mmtbx_direct": direct_time}
+        exact = agreement(self.d_spacings, self.f_protein, self.f_direct)
+        fft = agreement(self.d_spacings, self.f_fft, self.f_direct)
+        return {"method": self.settings.method, "reference": "cctbx direct summation",
+                "relative_l2_vs_direct": exact["relative_l2"],
+                "mmtbx_fft_relative_l2_vs_direct": fft["relative_l2"],
+                "cc": exact["cc"], "shells": exact["shells"],
+                "mmtbx_fft": {"cc": fft["cc"], "shells": fft["shells"]}}
+
+    # mask
+
+    def _mask(self, method, **parameters):
+        """(mask, F_mask of the reflections to 3 Å)."""
+        with self._explained():
+            mask = solvent_mask(self.atoms, self.crystal, method=method, grid_step=self.settings.grid_step,
+                                **parameters)
+        low = self.indices[torch.from_numpy(self.low).to(mask.device)]
+        return mask, mask_structure_factors(mask, self.crystal, low)
+
+    def _masks(self):
+        low_set = self.f_obs.select(_flex_bool(self.low))
+        step = reference.affordable_mask_step(self.f_obs.crystal_symmetry(), self.settings.reference_step)
+        ours = self._synchronised(lambda: self._mask(self.settings.mask))
+        mmtbx = lambda: reference.f_mask(self.structure, low_set, MMTBX_GRID_STEP)  # noqa: E731
+        first = {}
+        self.report("solvent mask", None)
+        (mask, f_mask), first["sfdiff"] = timed(ours)
+        f_mask = _numpy(f_mask)
+        # As in the paper, its map is made of the data's own resolution (as far as the grid can hold it), and it encloses
+        # the solvent fraction of a probe-shrink mask.
+        d_min = max(self.d_spacings.min(), 3 * self.settings.grid_step)
+        fraction = float(solvent_mask(self.atoms, self.crystal, method="binary", grid_step=MMTBX_GRID_STEP).mean())
+        f_cutoff = _numpy(self._mask("density_cutoff", d_min=d_min, solvent_fraction=min(max(fraction, 1e-3), 0.999))[1])
+        exact_radii = None
+        if self.settings.mask == "probe_shrink":
+            exact_radii = _numpy(self._mask("probe_shrink", softness=0, **MMTBX_RADII)[1])
+        self.report("solvent mask (mmtbx)", None)
+        f_mmtbx, first["mmtbx"] = timed(mmtbx)
+        self.report(f"solvent mask (mmtbx, {step:g} Å grid)", None)
+        f_reference = reference.f_mask(self.structure, low_set, step)
+        self.timing["f_mask"] = self._time("f_mask", ours, mmtbx, first)
+        self.f_mask, self.f_mask_mmtbx, self.f_mask_cutoff = (
+            self._all_reflections(values) for values in (f_mask, f_mmtbx, f_cutoff))
+        d = self.d_spacings[self.low]
+        report = {"method": self.settings.mask, "reference": f"mmtbx at {step:g} Å", "d_min": F_MASK_D_MIN,
+                  **agreement(d, f_mask, f_reference),
+                  "density_cutoff": agreement(d, f_cutoff, f_reference),
+                  "mmtbx_default": agreement(d, f_mmtbx, f_reference) | {"grid_step": MMTBX_GRID_STEP},
+                  "equal_radii": None}
+        if exact_radii is not None:
+            report["equal_radii"] = agreement(d, exact_radii, f_reference) | MMTBX_RADII
+        mask = mask.detach().cpu().numpy().astype(np.float64)
+        mask_mmtbx = reference.mask_map(self.structure, mask.shape)
+        maps = {"cc": correlation(mask, mask_mmtbx),
+                "grid": list(mask.shape), "grid_step": self.settings.grid_step,
+                "solvent_fraction": float(mask.mean()), "solvent_fraction_mmtbx": float(mask_mmtbx.mean())}
+        return report, maps, mask_section(mask, mask_mmtbx, self.crystal.unit_cell)
+
+    def _all_reflections(self, values):
+        """F_mask of every reflection: zero beyond 3 Å, as mmtbx has it."""
+        result = np.zeros(len(self.d_spacings), dtype=np.complex128)
+        result[self.low] = values
+        return result
+
+    # gradients
+
+    def _gradients(self):
+        """Of a least-squares target with respect to the sites; checked on a random part of the data."""
+        d_target = self._d_target_d_f_calc()
+        self.report("gradients", None)
+        terms = self.structure.scatterers().size() * self.crystal.order_z
+        n = min(len(d_target), max(1, int(_GRADIENT_TERMS / terms)))
+        part = np.zeros(len(d_target), dtype=bool)
+        part[np.random.default_rng(0).permutation(len(d_target))[:n]] = True
+        part_set = self.f_obs.select(_flex_bool(part))
+        ours = _backward(self._graph(as_miller_tensor(part_set, device=self.settings.device), d_target[part]))
+        self.report("gradients (cctbx)", None)
+        exact = reference.site_gradients(self.structure, part_set, d_target[part], "direct")
+        fft = reference.site_gradients(self.structure, part_set, d_target[part], "fft")
+        self.timing["gradients"] = self._time_gradients(d_target)
+        return {"parameters": "sites", "n_reflections": int(n),
+                "relative_l2_vs_direct": relative_l2(ours.cpu().numpy(), exact),
+                "mmtbx_fft_relative_l2_vs_direct": relative_l2(fft, exact)}
+
+    def _d_target_d_f_calc(self):
+        """dT/dRe(F) + i dT/dIm(F) of T = sum (|F| - k F_obs)^2, (n,) complex."""
+        tiny = np.finfo(np.float64).tiny
+        amplitudes, f_obs = np.abs(self.f_direct), self.f_obs.data().as_numpy_array()
+        scale = (amplitudes @ f_obs) / max(f_obs @ f_obs, tiny)
+        return 2 * (amplitudes - scale * f_obs) * self.f_direct / np.maximum(amplitudes, tiny)
+
+    def _graph(self, indices, d_target):
+        """(sites, F, dT/dF): F is computed, its gradient is not."""
+        sites = self.atoms.sites_cart.detach().clone().requires_grad_()
+        f = self._sf(self.atoms.replace(sites_cart=sites), indices)
+        return sites, f, torch.as_tensor(d_target, dtype=f.dtype, device=f.device)
+
+    def _time_gradients(self, d_target):
+        """Ours is the backward pass alone: mmtbx's gradients do not include F_calc either."""
+        graph = self._synchronised(lambda: self._graph(self.indices, d_target))
+        functions = {"sfdiff": self._synchronised(_backward),
+                     "mmtbx": lambda: reference.site_gradients(self.structure, self.f_obs, d_target)}
+        ready = graph()
+        first = {"sfdiff": timed(lambda: functions["sfdiff"](ready))[1],
+                 "mmtbx": timed(functions["mmtbx"])[1]}
+        self.report("timing of gradients", None)
+        return side_by_side(functions, first, self.settings.n_timing, prepare={"sfdiff": graph})
+
+    # R factors
+
+    def _r_factors(self):
+        """R factors through mmtbx's scaling; what differs is F_calc and F_mask only."""
+        pairs = {"sfdiff": (self.f_protein, self.f_mask), "mmtbx": (self.f_fft, self.f_mask_mmtbx),
+                 "mmtbx_direct": (self.f_direct, self.f_mask_mmtbx),
+                 "density_cutoff": (self.f_protein, self.f_mask_cutoff)}
+        result = {"scaling": "mmtbx"}
+        for name, (f_calc, f_mask) in pairs.items():
+            self.report(f"scaling ({name.replace('_', ' ')})", None)
+            (scaled, seconds) = timed(lambda: self._scale(f_calc, f_mask))
+            if name == "mmtbx":
+                self.timing["scaling"] = {"sfdiff": None, "mmtbx": seconds}
+            r_free = None
+            if self.entry.data.r_free_flags is not None and scaled.r_free_flags().data().count(True):
+                r_free = float(scaled.r_free())
+            result[name] = {"r_work": float(scaled.r_work()), "r_free": r_free,
+                            "n_used": scaled.f_obs().size()}
+        # What the header says was measured, so it has no bearing on simulated data.
+        header = None if self.entry.data.simulated else self.entry.model
+        result["deposited"] = {"r_work": header and header.r_work, "r_free": header and header.r_free}
+        return result
+
+    def _scale(self, f_calc, f_mask):
+        try:
+            return reference.scaled_model(self.f_obs, self.entry.data.r_free_flags, self.structure,
+                                          f_calc, f_mask)
+        except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise Sorry(f"mmtbx cannot scale the model to {self.entry.data.path} "
+                        f"({len(self.d_spacings)} reflections): {reason}. Use more reflections, or another "
+                        "model.") from None
+
+
+def _backward(graph):
+    sites, f, d_target = graph
+    return torch.autograd.grad(f, sites, grad_outputs=d_target)[0]
+
+
+def _numpy(values):
+    return values.detach().cpu().numpy().astype(np.complex128)
+
+
+def _flex_bool(values):
+    return flex.bool(np.ascontiguousarray(values))

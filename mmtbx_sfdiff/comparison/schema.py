@@ -1,0 +1,129 @@
+"""The form of ``<prefix>_compare.json`` as a JSON Schema, and a validator for the part that it uses.
+
+Any JSON Schema library accepts :data:`SCHEMA` as well; :func:`errors` exists so that none need be installed.
+"""
+from __future__ import annotations
+
+import math
+
+SCHEMA_VERSION = 1
+
+
+def _object(properties):
+    return {"type": "object", "properties": properties, "required": sorted(properties)}
+
+
+_TEXT = {"type": "string"}
+_BOOLEAN = {"type": "boolean"}
+_COUNT = {"type": "integer", "minimum": 0}
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0}
+_OPTIONAL_COUNT = {"type": ["integer", "null"], "minimum": 0}
+_FRACTION = {"type": "number", "minimum": 0, "maximum": 1}
+_OPTIONAL_FRACTION = {"type": ["number", "null"], "minimum": 0}
+_ERROR = {"type": ["number", "null"], "minimum": 0}
+_CC = {"type": ["number", "null"], "minimum": -1, "maximum": 1}
+_SECONDS = {"type": ["number", "null"], "minimum": 0}
+
+_SHELL = _object({"d_max": _POSITIVE, "d_min": _POSITIVE, "n": _COUNT, "cc": _CC})
+_SHELLS = {"type": "array", "items": _SHELL}
+_AGREEMENT = {"cc": _CC, "relative_l2": _ERROR, "shells": _SHELLS}
+_R = {"r_work": _OPTIONAL_FRACTION, "r_free": _OPTIONAL_FRACTION}
+_R_COMPUTED = _object({"r_work": _FRACTION, "r_free": _OPTIONAL_FRACTION, "n_used": _COUNT})
+_TIMES = {"sfdiff": _SECONDS, "mmtbx": _SECONDS}
+
+SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema",
+          "title": "mmtbx_sfdiff.compare: one entry, side by side with mmtbx"} | _object({
+              "schema_version": {"const": SCHEMA_VERSION},
+              "entry": _TEXT,
+              "simulated": _BOOLEAN,
+              "space_group": _TEXT,
+              "unit_cell": {"type": "array", "items": _POSITIVE, "minItems": 6, "maxItems": 6},
+              "d_max": _POSITIVE,
+              "d_min": _POSITIVE,
+              "n_atoms": _COUNT,
+              "n_reflections": _COUNT,
+              "n_free": _OPTIONAL_COUNT,
+              "files": _object({"model": _TEXT, "data": _TEXT, "labels": _TEXT}),
+              "scattering_table": _TEXT,
+              "messages": {"type": "array", "items": _TEXT},
+              "settings": {"type": "object"},
+              "versions": {"type": "object"},
+              "date": _TEXT,
+              "f_protein": _object({
+                  "method": _TEXT, "reference": _TEXT, "relative_l2_vs_direct": _ERROR,
+                  "mmtbx_fft_relative_l2_vs_direct": _ERROR, "cc": _CC, "shells": _SHELLS,
+                  "mmtbx_fft": _object({"cc": _CC, "shells": _SHELLS})}),
+              "f_mask": _object({
+                  "method": _TEXT, "reference": _TEXT, "d_min": _POSITIVE, **_AGREEMENT,
+                  "density_cutoff": _object(_AGREEMENT),
+                  "mmtbx_default": _object(_AGREEMENT | {"grid_step": _POSITIVE}),
+                  "equal_radii": _object(_AGREEMENT | {"r_probe": _POSITIVE, "r_shrink": _POSITIVE}) | {
+                      "type": ["object", "null"]}}),
+              "mask_map": _object({
+                  "cc": _CC, "grid": {"type": "array", "items": _COUNT, "minItems": 3, "maxItems": 3},
+                  "grid_step": _POSITIVE, "solvent_fraction": _FRACTION,
+                  "solvent_fraction_mmtbx": _FRACTION}),
+              "gradients": _object({
+                  "parameters": _TEXT, "n_reflections": _COUNT, "relative_l2_vs_direct": _ERROR,
+                  "mmtbx_fft_relative_l2_vs_direct": _ERROR}),
+              "r_factors": _object({
+                  "scaling": _TEXT, "sfdiff": _R_COMPUTED, "mmtbx": _R_COMPUTED, "mmtbx_direct": _R_COMPUTED,
+                  "density_cutoff": _R_COMPUTED, "deposited": _object(_R)}),
+              "timing_s": _object({
+                  "f_protein": _object(_TIMES | {"mmtbx_direct": _SECONDS}), "f_mask": _object(_TIMES),
+                  "gradients": _object(_TIMES), "scaling": _object(_TIMES),
+                  "conditions": _object({
+                      "device": _TEXT, "device_name": _TEXT, "threads_sfdiff": _COUNT,
+                      "threads_mmtbx": _COUNT, "repeats": _COUNT, "statistic": _TEXT})}),
+          })
+
+_TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
+
+
+def errors(value, schema=SCHEMA, path="$"):
+    """What is wrong with a value.
+
+    Parameters
+    ----------
+    value : object
+        As ``json.load`` returns it.
+    schema : dict
+        May use type, properties, required, items, minItems, maxItems, minimum, maximum, exclusiveMinimum
+        and const.
+
+    Returns
+    -------
+    list of str
+        One sentence for each fault, with its place; empty when the value conforms.
+    """
+    found = []
+    if "const" in schema and value != schema["const"]:
+        return [f"{path} is {value!r}, not {schema['const']!r}"]
+    if "type" in schema:
+        kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+        if not any(_is(value, kind) for kind in kinds):
+            return [f"{path} is {type(value).__name__} {value!r:.40}, not {' or '.join(kinds)}"]
+    if isinstance(value, dict):
+        found += [f"{path} lacks {name!r}" for name in schema.get("required", ()) if name not in value]
+        for name, child in schema.get("properties", {}).items():
+            if name in value:
+                found += errors(value[name], child, f"{path}.{name}")
+    elif isinstance(value, list):
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf):
+            found.append(f"{path} has {len(value)} items")
+        for number, item in enumerate(value):
+            found += errors(item, schema.get("items", {}), f"{path}[{number}]")
+    elif _is(value, "number"):
+        if not schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf):
+            found.append(f"{path} is {value}, outside its range")
+        if "exclusiveMinimum" in schema and not value > schema["exclusiveMinimum"]:
+            found.append(f"{path} is {value}, not above {schema['exclusiveMinimum']}")
+    return found
+
+
+def _is(value, kind):
+    if kind in ("number", "integer"):
+        if isinstance(value, float):
+            return kind == "number" and math.isfinite(value)
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, _TYPES[kind])

@@ -1,0 +1,150 @@
+"""The comparison as tables for a terminal, and as plain text where there is none."""
+from __future__ import annotations
+
+import io
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def render(result, terminal=False, width=None):
+    """The tables as text.
+
+    Parameters
+    ----------
+    result : dict
+    terminal : bool
+        With colours, for a terminal; otherwise plain ASCII lines.
+    width : int, optional
+        Columns; by default the terminal's, or 100.
+
+    Returns
+    -------
+    str
+    """
+    buffer = io.StringIO()
+    console = Console(file=buffer, force_terminal=terminal, no_color=not terminal, highlight=False,
+                      width=width or (None if terminal else 100), emoji=False, markup=False)
+    style = box.SIMPLE_HEAD if terminal else box.ASCII
+    for part in _parts(result, style):
+        if isinstance(part, Table):
+            console.print()
+        console.print(part)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def rows_of_agreement(result):
+    """(what, this package, mmtbx, measured how) of the numbers that measure agreement."""
+    protein, mask, maps, gradients = (
+        result[name] for name in ("f_protein", "f_mask", "mask_map", "gradients"))
+    default, equal = mask["mmtbx_default"], mask["equal_radii"]
+    rows = [
+        ("F_protein: relative error", _error(protein["relative_l2_vs_direct"]),
+         _error(protein["mmtbx_fft_relative_l2_vs_direct"]), "against cctbx's direct summation"),
+        ("F_protein: correlation", _cc(protein["cc"], 6), _cc(protein["mmtbx_fft"]["cc"], 6),
+         "of amplitudes, same reference"),
+        ("Gradients: relative error", _error(gradients["relative_l2_vs_direct"]),
+         _error(gradients["mmtbx_fft_relative_l2_vs_direct"]),
+         f"sites, {gradients['n_reflections']:,} reflections, against direct summation"),
+        ("F_mask: correlation", _cc(mask["cc"]), _cc(default["cc"]), f"to 3 Å, against {mask['reference']}"),
+        ("F_mask: relative error", _error(mask["relative_l2"]), _error(default["relative_l2"]),
+         "same reference"),
+    ]
+    if equal:
+        rows.append(("F_mask at mmtbx's radii", _cc(equal["cc"]), "",
+                     f"probe {equal['r_probe']:g} Å, shrink {equal['r_shrink']:g} Å, hard edge"))
+    rows += [
+        ("F_mask, density cutoff", _cc(mask["density_cutoff"]["cc"]), "",
+         "the density-cutoff mask, same reference"),
+        ("Mask in real space", _cc(maps["cc"]), "",
+         f"against mmtbx on the same grid, {'x'.join(map(str, maps['grid']))}"),
+        ("Solvent fraction", f"{maps['solvent_fraction']:.3f}", f"{maps['solvent_fraction_mmtbx']:.3f}", ""),
+    ]
+    return rows
+
+
+def rows_of_r_factors(result):
+    """(what, R-work, R-free)."""
+    part = result["r_factors"]
+    mask = result["f_mask"]["method"].replace("_", " ")
+    names = (("sfdiff", f"mmtbx_sfdiff, {mask} mask"), ("mmtbx", "mmtbx"),
+             ("mmtbx_direct", "mmtbx, direct summation"), ("density_cutoff", "density-cutoff mask"),
+             ("deposited", "header of the model file"))
+    return [(label, _r(part[key]["r_work"]), _r(part[key]["r_free"])) for key, label in names]
+
+
+def rows_of_times(result):
+    """(what, this package, mmtbx, ratio mmtbx / this package)."""
+    names = (("f_protein", "F_protein"), ("f_mask", "F_mask"), ("gradients", "Gradients (sites)"),
+             ("scaling", "Scaling"))
+    rows = []
+    for key, label in names:
+        ours, mmtbx = result["timing_s"][key]["sfdiff"], result["timing_s"][key]["mmtbx"]
+        ratio = f"{mmtbx / ours:.2g}x" if ours and mmtbx else "-"
+        rows.append((label, duration(ours), duration(mmtbx), ratio))
+    return rows
+
+
+def conditions(result):
+    """One sentence on how times were taken."""
+    part = result["timing_s"]["conditions"]
+    threads = part["threads_sfdiff"]
+    return (f"Wall times, medians of {part['repeats']} calls taken in turns (one call where slow); "
+            f"mmtbx_sfdiff on {part['device_name']} with {threads} thread{'s' if threads != 1 else ''}, "
+            f"{result['settings']['dtype']}; mmtbx on one CPU thread, F_protein and gradients by FFT "
+            f"(direct summation: {duration(result['timing_s']['f_protein']['mmtbx_direct'])}).")
+
+
+def duration(seconds):
+    """Seconds as text: "12 ms", "3.4 s", "5.2 min"."""
+    if seconds is None:
+        return "-"
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def heading(result):
+    """One line that says what the entry is."""
+    return (f"{result['entry']}: {result['space_group']}, {result['d_max']:.1f}-{result['d_min']:.2f} Å, "
+            f"{result['n_atoms']:,} atoms, {result['n_reflections']:,} reflections")
+
+
+def _parts(result, style):
+    yield Text(heading(result), style="bold")
+    if result["simulated"]:
+        yield Text("SIMULATED amplitudes, not measured: R factors say nothing about a real crystal.",
+                   style="bold red")
+    yield _table(style, ("Agreement", "mmtbx_sfdiff", "mmtbx", ""), rows_of_agreement(result))
+    simulated = " (SIMULATED data)" if result["simulated"] else ""
+    yield _table(style, ("R factors" + simulated, "R-work", "R-free"), rows_of_r_factors(result))
+    yield Text(f"All scaled by {result['r_factors']['scaling']}, except those of the header.", style="dim")
+    yield _table(style, ("Time", "mmtbx_sfdiff", "mmtbx", "ratio"), rows_of_times(result))
+    yield Text(conditions(result), style="dim")
+    if result["messages"]:
+        yield Text("")
+    for message in result["messages"]:
+        yield Text(f"Note: {message}", style="dim")
+
+
+def _table(style, names, rows):
+    table = Table(box=style, show_edge=False, pad_edge=False)
+    for number, name in enumerate(names):
+        table.add_column(name, justify="left" if number == 0 or name == "" else "right", no_wrap=name != "")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _error(value):
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _cc(value, digits=4):
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _r(value):
+    return "-" if value is None else f"{value:.4f}"

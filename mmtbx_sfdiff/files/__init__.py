@@ -1,0 +1,9 @@
+"""Finding, downloading and reading the model and the data of an entry."""
+from .data import Data, data_symmetry, read_data
+from .entry import Entry, load_entry
+from .entry_id import is_entry_id, normalise_entry_id
+from .fetch import SERVERS, EntryFiles, Timeouts, cache_folder, find_entry
+from .model import SCATTERING_TABLES, Model, read_model
+
+__all__ = ["Data", "Entry", "EntryFiles", "Model", "SCATTERING_TABLES", "SERVERS", "Timeouts", "cache_folder",
+           "data_symmetry", "find_entry", "is_entry_id", "load_entry", "normalise_entry_id", "read_data", "read_model"]

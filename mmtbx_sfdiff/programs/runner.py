@@ -1,0 +1,135 @@
+"""Running a program from a command line, the same way for all of them.
+
+What a user meets beyond cctbx's own behaviour: entry ids and the names of a model and a data file may stand
+alone on the command line; an error is one sentence and a non-zero exit code, never a traceback; Ctrl-C leaves
+nothing behind.
+"""
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from iotbx.cli_parser import CCTBXParser, run_program
+from libtbx.utils import Sorry
+
+from ..files import is_entry_id
+from ..files.content import read_content
+
+_PHIL_SUFFIXES = (".eff", ".phil", ".param", ".params", ".def")
+
+
+class Parser(CCTBXParser):
+    """cctbx's parser, but files that are not PHIL are kept for the program, which reads them itself."""
+
+    def __init__(self, *args, **kwargs):
+        self.plain_files = []
+        super().__init__(*args, **kwargs)
+
+    def parse_args(self, *args, **kwargs):
+        try:
+            return super().parse_args(*args, **kwargs)
+        except RuntimeError as error:
+            # PHIL's complaints about values and syntax, which cctbx lets through as a traceback.
+            reason = re.sub(r": NameError: .*?(?= \()", "", " ".join(str(error).split()))
+            raise Sorry(f"{reason}. See {self.prog} --show-defaults --attributes-level=2 for what is "
+                        "possible.") from None
+
+    def process_files(self, file_list, message="Processing files:"):
+        phil = [name for name in file_list if name.lower().endswith(_PHIL_SUFFIXES)]
+        if message == "Processing files:":
+            self.plain_files = [name for name in file_list if name not in phil]
+        if phil:
+            super().process_files(phil, message)
+        for name in phil:
+            if name not in self.data_manager.get_phil_names():
+                raise Sorry(f"{name} is not a file of PHIL parameters that can be read: correct it; "
+                            f"{self.prog} --write-defaults shows the form.")
+
+
+def inputs_from_arguments(scope_name):
+    """A ``custom_process_arguments`` that makes parameters of bare entry ids, ``demo`` and files.
+
+    The scope of that name has ``entry_id``, ``model_file``, ``data_file`` and ``demo``.
+    """
+    def process(parser):
+        params = parser.working_phil.extract()
+        scope = getattr(params, scope_name)
+        unknown = []
+        for word in parser.namespace.unknown:
+            if word.lower() == "demo":
+                scope.demo = True
+            elif is_entry_id(word):
+                _set_once(scope, "entry_id", word.strip().lower(), "entry")
+            elif word.startswith("-"):
+                unknown.append(word)
+            else:
+                raise Sorry(f"{word} is not a file that exists, a PDB entry or a parameter (name=value): "
+                            f"check it, or see {parser.prog} --help.")
+        for name in parser.plain_files:
+            kind = "data_file" if _holds_reflections(name) else "model_file"
+            _set_once(scope, kind, name, kind.replace("_", " "))
+        parser.namespace.unknown = unknown
+        parser.working_phil = parser.master_phil.format(python_object=params)
+    return process
+
+
+def _set_once(scope, name, value, what):
+    before = getattr(scope, name)
+    if before is not None and before != value:
+        raise Sorry(f"Two values for the {what} were given, {before} and {value}: give one.")
+    setattr(scope, name, value)
+
+
+def _holds_reflections(path):
+    content = read_content(path, "model or data")
+    if content.kind == "mtz":
+        return True
+    head = content.raw[:2**20]
+    return b"_refln" in head and b"_atom_site." not in head or path.lower().endswith((".hkl", ".sca", ".cv"))
+
+
+def main(program_class, args=None):
+    """Run a program.
+
+    Parameters
+    ----------
+    program_class : type
+        A ``ProgramTemplate``; its ``input_scope`` names the scope that takes files and entry ids.
+    args : sequence of str, optional
+        By default those of the command line.
+
+    Returns
+    -------
+    int
+        0 when everything was computed and written, 1 after an error that was explained, 2 for wrong options,
+        130 after Ctrl-C.
+    """
+    try:
+        run_program(program_class=program_class, parser_class=Parser,
+                    args=None if args is None else list(args),
+                    custom_process_arguments=inputs_from_arguments(program_class.input_scope))
+        sys.stdout.flush()
+    except Sorry as error:
+        _say("Sorry: " + str(error).strip())
+        return 1
+    except KeyboardInterrupt:
+        _say("\nInterrupted: nothing was written.")
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output is gone; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError:
+        _say("Sorry: There is too little memory for this entry: use a machine with more, a coarser "
+             "grid_step, or a larger d_min.")
+        return 1
+    except SystemExit as end:
+        # From --help, --version, --show-defaults (0) and wrong options (2).
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _say(text):
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
