@@ -4,11 +4,12 @@ from . import _runtime  # noqa: F401  (first: cctbx's and torch's native librari
 from .atoms import Atoms
 from .bulk_solvent import mask_structure_factors, solvent_mask
 from .crystal import Crystal
+from .fmodel import FModel
 from .reflections import Reflections
 from .scaling import Scales, update_all_scales
 from .structure_factors import structure_factors
 
 __version__ = "0.1.0"
 
-__all__ = ["Atoms", "Crystal", "Reflections", "Scales", "mask_structure_factors", "solvent_mask", "structure_factors",
+__all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "solvent_mask", "structure_factors",
            "update_all_scales"]
