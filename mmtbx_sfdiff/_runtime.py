@@ -222,9 +222,9 @@ def _relative_error(found, expected):
 def one_cpu_thread(device):
     """Let the calling thread's CPU operations run on it alone, for the time of the block.
 
-    For chains of thousands of operations on arrays of 10^4 to 10^6 elements.  Sharing each among threads gains little when
-    the processors are idle, and costs a scheduler's time slice for each when they are not (measured: 8 ms instead of
-    0.05 ms).  Other threads of the process keep their number.
+    For chains of thousands of operations on arrays of 10^4 to 10^6 elements.  Sharing each among threads
+    gains little when the processors are idle, and costs a scheduler's time slice for each when they are not
+    (measured: 8 ms instead of 0.05 ms).  Other threads of the process keep their number.
 
     Parameters
     ----------

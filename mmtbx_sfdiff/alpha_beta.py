@@ -2,11 +2,11 @@
 
     p(Fo | Fm) = Rice(alpha |Fm|, epsilon beta)
 
-In zones of about 140 free reflections the likelihood is maximised by one variable t, found by halving and false
-position; t is smoothed over zones, and gives alpha and beta of each.
+In zones of about 140 free reflections the likelihood is maximised by one variable t, found by halving and
+false position; t is smoothed over zones, and gives alpha and beta of each.
 
-References: Lunin & Skovoroda (1995), Acta Cryst. A51, 880; Afonine, Lunin & Urzhumtsev (2003), J. Appl. Cryst. 36, 158;
-``alpha_beta_est`` in ``mmtbx/max_lik/max_lik.h``, ``mmtbx.f_model.manager.alpha_beta``.
+References: Lunin & Skovoroda (1995), Acta Cryst. A51, 880; Afonine, Lunin & Urzhumtsev (2003), J. Appl.
+Cryst. 36, 158; ``alpha_beta_est`` in ``mmtbx/max_lik/max_lik.h``, ``mmtbx.f_model.manager.alpha_beta``.
 """
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class AlphaBeta:
 def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
     """alpha and beta of every reflection, as mmtbx estimates them.
 
-    The work set takes the place of the free set where that has fewer than 300 reflections and the data reach beyond
-    15 Å.
+    The work set takes the place of the free set where that has fewer than 300 reflections and the data reach
+    beyond 15 Å.
 
     Parameters
     ----------
@@ -73,7 +73,9 @@ def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
     """
     n = len(reflections)
     if tuple(f_model.shape) != (n,):
-        raise ValueError(f"f_model must have one value for each of the {n} reflections, not shape {tuple(f_model.shape)}.")
+        raise ValueError(
+            f"f_model must have one value for each of the {n} reflections, not shape {tuple(f_model.shape)}."
+        )
     crystal, indices = reflections.crystal, reflections.miller_indices
     epsilons, centric = crystal.epsilons(indices).to(torch.float64), crystal.centric_flags(indices)
     d_star_sq = crystal.d_star_sq(indices)
@@ -82,8 +84,13 @@ def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
         raise ValueError("No reflections are selected to estimate alpha and beta from.")
     with torch.no_grad():
         alpha, beta = _estimate(
-            (reflections.f_obs[used].to(torch.float64) / f_obs_scale), f_model.detach()[used].abs().to(torch.float64),
-            ~reflections.work[used], epsilons[used], centric[used], d_star_sq[used])
+            (reflections.f_obs[used].to(torch.float64) / f_obs_scale),
+            f_model.detach()[used].abs().to(torch.float64),
+            ~reflections.work[used],
+            epsilons[used],
+            centric[used],
+            d_star_sq[used],
+        )
     dtype = reflections.f_obs.dtype
     full = [torch.zeros(n, dtype=dtype, device=indices.device) for _ in range(2)]
     for target, values in zip(full, (alpha, beta)):
@@ -93,7 +100,9 @@ def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
 
 def _estimate(f_obs, f_model, free, epsilons, centric, d_star_sq):
     n_free = int(free.sum())
-    few = n_free < _FEW_FREE and 1 / math.sqrt(float(d_star_sq.min())) > _LOW_RESOLUTION and n_free != len(free)
+    few = (
+        n_free < _FEW_FREE and 1 / math.sqrt(float(d_star_sq.min())) > _LOW_RESOLUTION and n_free != len(free)
+    )
     test = ~free if few or not n_free else free
     zones = _zones_of_equal_number(d_star_sq[test].cpu().numpy(), min(_PER_ZONE, int(test.sum())))
     a, b, t = _best_t(zones, f_obs[test], f_model[test], epsilons[test], centric[test])
@@ -129,7 +138,9 @@ def _zones_of_equal_volume(d_star_sq, n):
     volume = low**1.5
     step = (high**1.5 - volume) / n
     limits = [(volume + i * step) ** (2 / 3) for i in range(1, n)]
-    return torch.searchsorted(torch.tensor(limits, dtype=torch.float64, device=d_star_sq.device), d_star_sq, right=True)
+    return torch.searchsorted(
+        torch.tensor(limits, dtype=torch.float64, device=d_star_sq.device), d_star_sq, right=True
+    )
 
 
 def _best_t(zones, f_obs, f_model, epsilons, centric):

@@ -138,7 +138,7 @@ class Crystal:
         """d*^2 = (2 sin(theta) / lambda)^2 of Miller indices (..., 3), in Å^-2, float64."""
         h, k, l = miller_indices.to(torch.float64).unbind(-1)
         g = self.reciprocal_metric.tolist()
-        # Term by term as cctbx does it, so that limits taken from one reflection's resolution divide the others alike.
+        # Term by term as cctbx does it, to the last digit: bins are limited by the resolution of reflections.
         return ((h * h) * g[0][0] + (k * k) * g[1][1] + (l * l) * g[2][2] + (2 * h * k) * g[0][1]
                 + (2 * h * l) * g[0][2] + (2 * k * l) * g[1][2])
 

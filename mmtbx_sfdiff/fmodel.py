@@ -2,8 +2,8 @@
 
     F_model = k_isotropic_exp k_isotropic k_anisotropic [F_calc + k_mask F_mask + F_hydrogens]
 
-The coordinates are what is differentiated; scales, alpha and beta are constants that :meth:`FModel.update_scales` sets,
-once for each macro-cycle of a refinement.
+The coordinates are what is differentiated; scales, alpha and beta are constants that
+:meth:`FModel.update_scales` sets, once for each macro-cycle of a refinement.
 
 Reference: ``mmtbx.f_model.manager``.
 """
@@ -54,7 +54,9 @@ class FModel(torch.nn.Module):
     def __init__(self, atoms, reflections, method="auto", accuracy=1e-4, mask=None):
         super().__init__()
         if not atoms.crystal.is_same_as(reflections.crystal):
-            raise ValueError(f"The atoms belong to {atoms.crystal!r}, but the reflections to {reflections.crystal!r}.")
+            raise ValueError(
+                f"The atoms belong to {atoms.crystal!r}, but the reflections to {reflections.crystal!r}."
+            )
         self.atoms, self.reflections = atoms, reflections
         self.method, self.accuracy, self.mask_options = method, accuracy, dict(mask or {})
         self.scales = None
@@ -63,7 +65,16 @@ class FModel(torch.nn.Module):
     # Construction and conversion: the work is in fmodel_cctbx, which needs mmtbx.
 
     @classmethod
-    def from_files(cls, model, data, dtype=torch.float64, device="cpu", scattering_table="n_gaussian", read=None, **options):
+    def from_files(
+        cls,
+        model,
+        data,
+        dtype=torch.float64,
+        device="cpu",
+        scattering_table="n_gaussian",
+        read=None,
+        **options,
+    ):
         """Read a model file and a data file.
 
         Parameters
@@ -99,7 +110,7 @@ class FModel(torch.nn.Module):
         return fmodel_from_cctbx(cls, manager, dtype, device, options)
 
     def to_cctbx(self):
-        """An ``mmtbx.f_model.manager`` with this model's structure factors, scales and selected reflections."""
+        """An ``mmtbx.f_model.manager`` with these structure factors, scales and selected reflections."""
         from .fmodel_cctbx import fmodel_to_cctbx
         return fmodel_to_cctbx(self)
 
@@ -127,8 +138,13 @@ class FModel(torch.nn.Module):
 
     def f_calc(self, sites_cart=None):
         """F of the atoms, (..., n) complex, unscaled."""
-        return structure_factors(self._atoms(sites_cart), self.reflections.crystal, self.reflections.miller_indices,
-                                 method=self.method, accuracy=self.accuracy)
+        return structure_factors(
+            self._atoms(sites_cart),
+            self.reflections.crystal,
+            self.reflections.miller_indices,
+            method=self.method,
+            accuracy=self.accuracy,
+        )
 
     def f_mask(self, sites_cart=None):
         """F of the solvent mask, (..., n) complex, unscaled."""
@@ -181,14 +197,19 @@ class FModel(torch.nn.Module):
         return self.scales
 
     def _riding_hydrogens(self):
-        """F of hydrogens that the model keeps at zero occupancy, and the mean B of the others; {} where there are none."""
+        """F of hydrogens that the model keeps at zero occupancy, and the mean B of the others; {} without any."""
         atoms = self.atoms
-        hydrogens = torch.tensor([e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device)
+        hydrogens = torch.tensor(
+            [e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device
+        )
         if not bool(hydrogens.any()) or bool((atoms.occupancies[hydrogens] != 0).any()) or _is_neutron(atoms):
             return {}
         riding = atoms.select(hydrogens)
-        riding = riding.replace(occupancies=torch.ones_like(riding.occupancies), u_iso=torch.zeros_like(riding.u_iso),
-                                u_star=torch.zeros_like(riding.u_star))
+        riding = riding.replace(
+            occupancies=torch.ones_like(riding.occupancies),
+            u_iso=torch.zeros_like(riding.u_iso),
+            u_star=torch.zeros_like(riding.u_star),
+        )
         others = atoms.select(~hydrogens)
         metric = others.crystal.orthogonalization.to(atoms.u_star)
         u = others.u_star
@@ -252,8 +273,13 @@ class FModel(torch.nn.Module):
 
     def to(self, dtype=None, device=None):
         """The same in another precision or on another device; scales have to be determined again."""
-        result = type(self)(self.atoms.to(dtype=dtype, device=device), self.reflections.to(dtype=dtype, device=device),
-                            self.method, self.accuracy, self.mask_options)
+        result = type(self)(
+            self.atoms.to(dtype=dtype, device=device),
+            self.reflections.to(dtype=dtype, device=device),
+            self.method,
+            self.accuracy,
+            self.mask_options,
+        )
         result._source = self._source
         return result
 

@@ -21,8 +21,11 @@ _MAPS = (("2mFo-DFc", "2FOFCWT"), ("mFo-DFc", "FOFCWT"))
 def fmodel_from_files(cls, model, data, dtype, device, scattering_table, read, options):
     """See :meth:`FModel.from_files`."""
     entry = load_entry(model, data, scattering_table=scattering_table, **read)
-    result = cls(Atoms.from_cctbx(entry.model.xray_structure, dtype=dtype, device=device),
-                 Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device), **options)
+    result = cls(
+        Atoms.from_cctbx(entry.model.xray_structure, dtype=dtype, device=device),
+        Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device),
+        **options,
+    )
     result._source = entry
     return result
 
@@ -30,11 +33,18 @@ def fmodel_from_files(cls, model, data, dtype, device, scattering_table, read, o
 def fmodel_from_cctbx(cls, manager, dtype, device, options):
     """See :meth:`FModel.from_cctbx`."""
     if manager.twin_law is not None:
-        raise ValueError(f"The manager is of twinned data (twin law {manager.twin_law}), which are not supported.")
+        raise ValueError(
+            f"The manager is of twinned data (twin law {manager.twin_law}), which are not supported."
+        )
     if manager.xray_structure is None:
-        raise ValueError("The manager has no xray_structure: make an FModel from Atoms and Reflections instead.")
-    return cls(Atoms.from_cctbx(manager.xray_structure, dtype=dtype, device=device),
-               Reflections.from_cctbx(manager.f_obs(), manager.r_free_flags(), dtype=dtype, device=device), **options)
+        raise ValueError(
+            "The manager has no xray_structure: make an FModel from Atoms and Reflections instead."
+        )
+    return cls(
+        Atoms.from_cctbx(manager.xray_structure, dtype=dtype, device=device),
+        Reflections.from_cctbx(manager.f_obs(), manager.r_free_flags(), dtype=dtype, device=device),
+        **options,
+    )
 
 
 def fmodel_to_cctbx(fmodel):
@@ -52,11 +62,16 @@ def fmodel_to_cctbx(fmodel):
         return f_obs.customized_copy(data=flex.complex_double(data), sigmas=None).set_observation_type(None)
 
     return mmtbx.f_model.manager(
-        f_obs=f_obs, r_free_flags=flags, f_calc=structure_factors(fmodel.f_calc()),
-        f_mask=[structure_factors(fmodel.f_mask())], k_mask=[real(k) for k in scales.k_masks],
-        k_isotropic=real(scales.k_isotropic_exp * scales.k_isotropic), k_anisotropic=real(scales.k_anisotropic),
+        f_obs=f_obs,
+        r_free_flags=flags,
+        f_calc=structure_factors(fmodel.f_calc()),
+        f_mask=[structure_factors(fmodel.f_mask())],
+        k_mask=[real(k) for k in scales.k_masks],
+        k_isotropic=real(scales.k_isotropic_exp * scales.k_isotropic),
+        k_anisotropic=real(scales.k_anisotropic),
         f_part2=None if scales.f_part2 is None else structure_factors(scales.f_part2),
-        xray_structure=fmodel.atoms.to_cctbx())
+        xray_structure=fmodel.atoms.to_cctbx(),
+    )
 
 
 def write_map_coefficients(fmodel, path):
@@ -69,7 +84,9 @@ def write_map_coefficients(fmodel, path):
     dataset.add_miller_array(manager.f_model_scaled_with_k1(), column_root_label="F-model")
     maps = manager.electron_density_map()
     for kind, label in _MAPS:
-        dataset.add_miller_array(maps.map_coefficients(map_type=kind, fill_missing=False), column_root_label=label)
+        dataset.add_miller_array(
+            maps.map_coefficients(map_type=kind, fill_missing=False), column_root_label=label
+        )
     _write(path, lambda name: dataset.mtz_object().write(file_name=name))
 
 

@@ -1,10 +1,10 @@
 """What is minimised, and what is reported: least squares, maximum likelihood, R factors.
 
-Every function takes scaled structure factors (..., n), is differentiable in them, and returns (...,).  Reflections that
-are not selected do not count; the free ones never enter a target.
+Every function takes scaled structure factors (..., n), is differentiable in them, and returns (...,).
+Reflections that are not selected do not count; the free ones never enter a target.
 
-References: Afonine, Grosse-Kunstleve, Adams (2005), CCP4 Newsl. 42; Lunin, Afonine & Urzhumtsev (2002), Acta Cryst. A58,
-270; ``cctbx/xray/targets/{least_squares,mlf}.h``, ``mmtbx.refinement.targets``.
+References: Afonine, Grosse-Kunstleve, Adams (2005), CCP4 Newsl. 42; Lunin, Afonine & Urzhumtsev (2002), Acta
+Cryst. A58, 270; ``cctbx/xray/targets/{least_squares,mlf}.h``, ``mmtbx.refinement.targets``.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST_BETA = 1e-3
 
 
 def least_squares(reflections, f_model, selection=None, f_obs_scale=1.0):
-    """T = sum over work reflections of ((Fo - |Fm|) / sigma)^2                                      (equation 9)
+    """T = sum over work reflections of ((Fo - |Fm|) / sigma)^2   (equation 9)
 
     Parameters
     ----------
@@ -43,14 +43,18 @@ def least_squares(reflections, f_model, selection=None, f_obs_scale=1.0):
         When the reflections have no sigmas.
     """
     if reflections.sigmas is None:
-        raise ValueError("The least-squares target needs the standard deviations of f_obs, and there are none; use "
-                         "normalized_least_squares with weights='unit', or the maximum-likelihood target.")
+        raise ValueError(
+            "The least-squares target needs the standard deviations of f_obs, and there are none; use "
+            "normalized_least_squares with weights='unit', or the maximum-likelihood target."
+        )
     work = _used(reflections, selection) & reflections.work & (reflections.sigmas > 0)
     f_obs, sigmas = reflections.f_obs[work] / f_obs_scale, reflections.sigmas[work] / f_obs_scale
     return ((f_obs - f_model[..., work].abs()) / sigmas).square().sum(-1)
 
 
-def normalized_least_squares(reflections, f_model, weights="unit", scale="k1", selection=None, f_obs_scale=1.0):
+def normalized_least_squares(
+    reflections, f_model, weights="unit", scale="k1", selection=None, f_obs_scale=1.0
+):
     """T = sum w (Fo - k |Fm|)^2 / sum w Fo^2 over work reflections: mmtbx's ``ls_w..._k...``.
 
     Parameters
@@ -72,7 +76,9 @@ def normalized_least_squares(reflections, f_model, weights="unit", scale="k1", s
     if scale not in ("k1", "unit"):
         raise ValueError(f"scale must be 'k1' or 'unit', not {scale!r}.")
     if weights == "sigma" and reflections.sigmas is None:
-        raise ValueError("Weights from standard deviations need sigmas, and there are none; use weights='unit'.")
+        raise ValueError(
+            "Weights from standard deviations need sigmas, and there are none; use weights='unit'."
+        )
     work = _used(reflections, selection) & reflections.work
     f_obs, model = reflections.f_obs[work] / f_obs_scale, f_model[..., work].abs()
     w = torch.ones_like(f_obs) if weights == "unit" else (reflections.sigmas[work] / f_obs_scale) ** -2
@@ -92,8 +98,8 @@ def maximum_likelihood(reflections, f_model, alpha_beta, selection=None, f_obs_s
     reflections, f_model, selection, f_obs_scale
         See :func:`least_squares`.
     alpha_beta : AlphaBeta
-        From :func:`~mmtbx_sfdiff.alpha_beta.estimate_alpha_beta`; keep it while minimising, and estimate it again
-        afterwards.
+        From :func:`~mmtbx_sfdiff.alpha_beta.estimate_alpha_beta`; keep it while minimising, and estimate it
+        again afterwards.
 
     Returns
     -------
@@ -105,7 +111,11 @@ def maximum_likelihood(reflections, f_model, alpha_beta, selection=None, f_obs_s
     # What the reference leaves at 0 is left out here; it still counts in the mean.
     work = work & (alpha_beta.alpha > 0) & (alpha_beta.beta > _LEAST_BETA) & (reflections.f_obs > 0)
     f_obs = reflections.f_obs[work] / f_obs_scale
-    a, eb, centric = alpha_beta.alpha[work], (alpha_beta.epsilons * alpha_beta.beta)[work], alpha_beta.centric[work]
+    a, eb, centric = (
+        alpha_beta.alpha[work],
+        (alpha_beta.epsilons * alpha_beta.beta)[work],
+        alpha_beta.centric[work],
+    )
     model = f_model[..., work].abs()
     x = a * f_obs * model / eb
     squares = (f_obs.square() + (a * model).square()) / eb
@@ -116,7 +126,8 @@ def maximum_likelihood(reflections, f_model, alpha_beta, selection=None, f_obs_s
 
 
 def r_factors(reflections, f_model, selection=None, f_obs_scale=1.0):
-    """R-work and R-free, each with its own overall scale as in mmtbx                                (equation 3).
+    """R-work and R-free, each with its own overall scale as in mmtbx                                (equation
+    3).
 
     Parameters
     ----------

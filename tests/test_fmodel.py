@@ -33,7 +33,9 @@ def test_as_mmtbx(reference, fmodel):
     assert fmodel.r_work() == pytest.approx(scaled.r_work(), abs=1e-7)
     assert fmodel.r_free() == pytest.approx(scaled.r_free(), abs=1e-7)
     likelihood = fmodel.target("maximum_likelihood")
-    assert float(likelihood) == pytest.approx(scaled.target_functor()(compute_gradients=False).target_work(), rel=1e-6)
+    assert float(likelihood) == pytest.approx(
+        scaled.target_functor()(compute_gradients=False).target_work(), rel=1e-6
+    )
 
 
 def test_back_to_mmtbx(fmodel):
@@ -51,7 +53,9 @@ def test_gradient_of_the_target(fmodel, name):
     step = torch.zeros_like(sites)
     step[3, 1] = 1e-4
     with torch.no_grad():
-        difference = (fmodel.target(name, sites + step, f_mask) - fmodel.target(name, sites - step, f_mask)) / 2e-4
+        difference = (
+            fmodel.target(name, sites + step, f_mask) - fmodel.target(name, sites - step, f_mask)
+        ) / 2e-4
     assert float(gradient[3, 1]) == pytest.approx(float(difference), rel=1e-4)
 
 
@@ -68,7 +72,9 @@ def test_map_coefficients(fmodel, tmp_path):
     fmodel.write_map_coefficients(tmp_path / "maps.mtz")
     arrays = {a.info().labels[0]: a for a in mtz.object(str(tmp_path / "maps.mtz")).as_miller_arrays()}
     assert {"F-obs-filtered", "R-free-flags", "F-model", "2FOFCWT", "FOFCWT"} <= set(arrays)
-    expected = fmodel.to_cctbx().electron_density_map().map_coefficients(map_type="mFo-DFc", fill_missing=False)
+    expected = (
+        fmodel.to_cctbx().electron_density_map().map_coefficients(map_type="mFo-DFc", fill_missing=False)
+    )
     found, expected = arrays["FOFCWT"].common_sets(expected)
     assert found.size() == expected.size() == int(fmodel.scales.selection.sum())
     assert (tensor(found) - tensor(expected)).abs().max() < 1e-5 * tensor(expected).abs().max()

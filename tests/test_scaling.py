@@ -22,9 +22,18 @@ def assert_as_mmtbx(fmodel, scales, reflections, f_calc, f_mask, tolerance=1e-8)
     assert (ours - theirs).abs().max() < 1e3 * tolerance * theirs.abs().mean()
 
 
-@pytest.mark.parametrize("symbol, n_outliers, flags", [
-    ("P 21 21 21", 12, True), ("P 31 2 1", 0, True), ("C 1 2 1", 5, True), ("I 41 2 2", 8, True), ("P 1", 0, False),
-    ("P 63", 10, False), ("F 2 3", 3, True)])
+@pytest.mark.parametrize(
+    "symbol, n_outliers, flags",
+    [
+        ("P 21 21 21", 12, True),
+        ("P 31 2 1", 0, True),
+        ("C 1 2 1", 5, True),
+        ("I 41 2 2", 8, True),
+        ("P 1", 0, False),
+        ("P 63", 10, False),
+        ("F 2 3", 3, True),
+    ],
+)
 @pytest.mark.parametrize("remove_outliers", [True, False])
 def test_as_update_all_scales(symbol, n_outliers, flags, remove_outliers):
     fmodel = manager(symbol, n_outliers=n_outliers, flags=flags, seed=len(symbol))
@@ -78,7 +87,9 @@ def test_scales_are_for_the_order_given_and_every_reflection():
     one = update_all_scales(reflections, f_calc, f_mask)
     other = update_all_scales(reflections.select(shuffled), f_calc[shuffled], f_mask[shuffled])
     assert torch.equal(one.selection[shuffled], other.selection)
-    torch.testing.assert_close(one.f_model(f_calc, f_mask)[shuffled], other.f_model(f_calc[shuffled], f_mask[shuffled]))
+    torch.testing.assert_close(
+        one.f_model(f_calc, f_mask)[shuffled], other.f_model(f_calc[shuffled], f_mask[shuffled])
+    )
     rejected = torch.cat(list(one.outliers.values())).unique()
     assert torch.equal(rejected, (~one.selection).nonzero()[:, 0])
     assert (one.k_total > 0).all()
@@ -86,7 +97,9 @@ def test_scales_are_for_the_order_given_and_every_reflection():
 
 def test_dtype_follows_and_inputs_stay():
     fmodel = manager()
-    reflections, (f_calc, f_mask) = reflections_of(fmodel).to(dtype=torch.float32), structure_factors_of(fmodel)
+    reflections, (f_calc, f_mask) = reflections_of(fmodel).to(dtype=torch.float32), structure_factors_of(
+        fmodel
+    )
     f_calc, f_mask = f_calc.to(torch.complex64), f_mask.to(torch.complex64)
     before = f_calc.clone(), f_mask.clone(), reflections.f_obs.clone()
     scales = update_all_scales(reflections, f_calc, f_mask)
@@ -146,7 +159,12 @@ def test_refit_follows_the_analytical_k_mask():
 
     def root(k):
         fc, fm = scales.k_total[fitted] * f_calc[fitted], k * scales.k_total[fitted] * f_mask[fitted]
-        u, v, w, i = fc.abs()**2, (fc * fm.conj()).real, fm.abs()**2, (reflections.f_obs[fitted] / scales.f_obs_scale)**2
+        u, v, w, i = (
+            fc.abs() ** 2,
+            (fc * fm.conj()).real,
+            fm.abs() ** 2,
+            (reflections.f_obs[fitted] / scales.f_obs_scale) ** 2,
+        )
         columns = (u * i, 2 * v * i, w * i, i * i, u * v, 2 * v * v + u * w, 3 * v * w, w * w, v * i)
         return max(bulk.analytical_roots([float(x.sum()) for x in columns]))
 

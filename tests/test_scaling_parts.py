@@ -63,7 +63,9 @@ def test_minimizer_takes_scitbx_steps(function, n):
         run = scitbx.lbfgs.run(reference, exception_handling_params=ignore)
         last, lowest, failed = minimize(function, start)
         assert failed == bool(run.error)
-        np.testing.assert_allclose(lowest if failed else last, reference.x.as_numpy_array(), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            lowest if failed else last, reference.x.as_numpy_array(), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_epsilons_and_centric_flags_in_every_space_group():
@@ -74,7 +76,9 @@ def test_epsilons_and_centric_flags_in_every_space_group():
         ours = Crystal.from_cctbx(symmetry)
         indices = torch.tensor(list(miller_set.indices()))
         assert torch.equal(ours.epsilons(indices), torch.tensor(list(miller_set.epsilons().data()))), number
-        assert torch.equal(ours.centric_flags(indices), torch.tensor(list(miller_set.centric_flags().data()))), number
+        assert torch.equal(
+            ours.centric_flags(indices), torch.tensor(list(miller_set.centric_flags().data()))
+        ), number
 
 
 def test_resolution_has_the_digits_of_cctbx():
@@ -129,13 +133,16 @@ def test_anisotropic_fits():
         values = torch.from_numpy(amplitudes.as_numpy_array())
         arguments = dict(f_model_abs=amplitudes, f_obs=f_obs.data(), miller_indices=f_obs.indices())
         polynomial = mmtbx.bulk_solvent.aniso_u_scaler(unit_cell=f_obs.unit_cell(), **arguments)
-        np.testing.assert_allclose(fits.fit_polynomial(reflections.f_obs, values), np.array(polynomial.a), rtol=1e-8,
-                                   atol=1e-8)
+        np.testing.assert_allclose(
+            fits.fit_polynomial(reflections.f_obs, values), np.array(polynomial.a), rtol=1e-8, atol=1e-8
+        )
         constraints = f_obs.space_group().adp_constraints()
         exponential = mmtbx.bulk_solvent.aniso_u_scaler(
             adp_constraint_matrix=constraints.gradient_sum_matrix(), **arguments)
         u_star = constraints.all_params(tuple(exponential.u_star_independent))
-        np.testing.assert_allclose(fits.fit_exponential(reflections.f_obs, values), u_star, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            fits.fit_exponential(reflections.f_obs, values), u_star, rtol=1e-9, atol=1e-12
+        )
 
 
 def test_isotropic_grid():
@@ -146,8 +153,14 @@ def test_isotropic_grid():
     for b in (-60, -3, 0, 17, 81):
         model = amplitudes * torch.exp(b * ss)
         reference = mmtbx.bulk_solvent.f_kb_scaled(
-            f1=fmodel.f_obs().data(), f2=flex.double(model.numpy()), b_range=flex.double(B_RANGE), ss=flex.double(ss.numpy()))
-        assert search_b(reflections.f_obs, model, ss) == pytest.approx((reference.k(), reference.b()), rel=1e-12)
+            f1=fmodel.f_obs().data(),
+            f2=flex.double(model.numpy()),
+            b_range=flex.double(B_RANGE),
+            ss=flex.double(ss.numpy()),
+        )
+        assert search_b(reflections.f_obs, model, ss) == pytest.approx(
+            (reference.k(), reference.b()), rel=1e-12
+        )
 
 
 def test_k_mask_of_a_bin():
@@ -166,7 +179,10 @@ def test_k_mask_of_a_bin():
     assert reference[0] > 0.1
     analytical = mmtbx.bulk_solvent.overall_and_bulk_solvent_scale_coefficients_analytical(*data, selection)
     u, v, w, i = parts[0], parts[1] / 2, parts[2], f_obs[work] ** 2
-    sums = [float(x.sum()) for x in (u * i, 2 * v * i, w * i, i * i, u * v, 2 * v * v + u * w, 3 * v * w, w * w, v * i)]
+    sums = [
+        float(x.sum())
+        for x in (u * i, 2 * v * i, w * i, i * i, u * v, 2 * v * v + u * w, 3 * v * w, w * w, v * i)
+    ]
     assert bulk.analytical_roots(sums) == pytest.approx(list(analytical.x), rel=1e-9)
 
 
@@ -187,7 +203,9 @@ def sorted_by_resolution(fmodel):
     order = d_star_sq.argsort()
     epsilons = reflections.crystal.epsilons(indices).to(torch.float64)
     centric = reflections.crystal.centric_flags(indices)
-    return order, [x[order] for x in (reflections.f_obs, epsilons, centric, reflections.r_free_flags, d_star_sq)]
+    return order, [
+        x[order] for x in (reflections.f_obs, epsilons, centric, reflections.r_free_flags, d_star_sq)
+    ]
 
 
 @pytest.mark.parametrize("symbol", ["P 21 21 21", "P 3 1 2", "P 1"])
@@ -206,8 +224,12 @@ def test_normalised_amplitudes_and_sigmaa(symbol):
     model = tensor(fmodel.f_model()).abs()[order]
     e_obs = (f_obs**2 / epsilons / mean).sqrt()
     e_calc = (model**2 / epsilons / kernel.mean(model**2 / epsilons)).sqrt()
-    torch.testing.assert_close(sigmaa(e_obs, e_calc, centric, free, d_star_sq**1.5), tensor(estimator.sigmaa())[order],
-                               rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        sigmaa(e_obs, e_calc, centric, free, d_star_sq**1.5),
+        tensor(estimator.sigmaa())[order],
+        rtol=1e-7,
+        atol=1e-9,
+    )
 
 
 def test_log_likelihood_gain_and_its_screen():
@@ -219,13 +241,23 @@ def test_log_likelihood_gain_and_its_screen():
     e_obs[::7] *= 4
     e_obs[::31] = 1e-9
     centric = rng.random(n) < 0.3
-    reference = np.array(mmtbx_scaling.likelihood_ratio_outlier_test(
-        f_obs=flex.double(e_obs), sigma_obs=None, f_calc=flex.double(e_calc), epsilon=flex.double(n, 1.0),
-        centric=flex.bool(centric), alpha=flex.double(s), beta=flex.double(1 - s * s)).standardized_likelihood())
+    reference = np.array(
+        mmtbx_scaling.likelihood_ratio_outlier_test(
+            f_obs=flex.double(e_obs),
+            sigma_obs=None,
+            f_calc=flex.double(e_calc),
+            epsilon=flex.double(n, 1.0),
+            centric=flex.bool(centric),
+            alpha=flex.double(s),
+            beta=flex.double(1 - s * s),
+        ).standardized_likelihood()
+    )
     columns = [torch.tensor(x) for x in (e_obs, e_calc, centric, s)]
     alpha, beta = posterior.distribution(columns[3])
-    gains = [posterior.log_likelihood_gain(*row) for row in zip(e_obs.tolist(), e_calc.tolist(), centric.tolist(),
-                                                                 alpha.tolist(), beta.tolist())]
+    gains = [
+        posterior.log_likelihood_gain(*row)
+        for row in zip(e_obs.tolist(), e_calc.tolist(), centric.tolist(), alpha.tolist(), beta.tolist())
+    ]
     np.testing.assert_allclose(gains, reference, rtol=1e-8, atol=1e-8)
     for level in (15.0, 25.0):
         screened = posterior.candidates(*columns, level).numpy()

@@ -12,8 +12,11 @@ VARIANTS = {"ls_wunit_k1": ("unit", "k1"), "ls_wexp_k1": ("sigma", "k1"), "ls_wu
             "ls_wexp_kunit": ("sigma", "unit")}
 
 
-@pytest.fixture(scope="module", params=[("P 21 21 21", 80, 1.6), ("P 31 2 1", 40, 2.0), ("C 1 2 1", 160, 1.6), ("P 1", 20, 2.5)],
-                ids=lambda p: p[0])
+@pytest.fixture(
+    scope="module",
+    params=[("P 21 21 21", 80, 1.6), ("P 31 2 1", 40, 2.0), ("C 1 2 1", 160, 1.6), ("P 1", 20, 2.5)],
+    ids=lambda p: p[0],
+)
 def fmodel(request):
     symbol, n_atoms, d_min = request.param
     result = manager(symbol, n_atoms=n_atoms, d_min=d_min, seed=1)
@@ -43,13 +46,20 @@ def compare(fmodel, name, target, f_model):
     assert float(target.detach()) == pytest.approx(reference.target_work(), rel=1e-10)
     gradient, = torch.autograd.grad(target, f_model)
     work = ~torch.from_numpy(fmodel.r_free_flags().data().as_numpy_array())
-    torch.testing.assert_close(gradient[work], tensor(reference.d_target_d_f_model_work()), rtol=1e-8, atol=1e-15)
+    torch.testing.assert_close(
+        gradient[work], tensor(reference.d_target_d_f_model_work()), rtol=1e-8, atol=1e-15
+    )
     assert not gradient[~work].any()
 
 
 def test_maximum_likelihood(fmodel):
     reflections, f_model = reflections_of(fmodel), tensor(fmodel.f_model()).requires_grad_(True)
-    compare(fmodel, "ml", targets.maximum_likelihood(reflections, f_model, estimate_alpha_beta(reflections, f_model)), f_model)
+    compare(
+        fmodel,
+        "ml",
+        targets.maximum_likelihood(reflections, f_model, estimate_alpha_beta(reflections, f_model)),
+        f_model,
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -73,7 +83,9 @@ def test_equation_9():
     chosen = torch.rand(len(reflections), generator=torch.Generator().manual_seed(0)) < 0.7
     used = chosen & reflections.work
     expected = (((reflections.f_obs / 2 - f_model.abs()) / (reflections.sigmas / 2)) ** 2)[used].sum()
-    torch.testing.assert_close(targets.least_squares(reflections, f_model, selection=chosen, f_obs_scale=2.0), expected)
+    torch.testing.assert_close(
+        targets.least_squares(reflections, f_model, selection=chosen, f_obs_scale=2.0), expected
+    )
     with pytest.raises(ValueError, match="standard deviations"):
         targets.least_squares(dataclasses.replace(reflections, sigmas=None), f_model)
     with pytest.raises(ValueError, match="weights must be"):

@@ -1,17 +1,17 @@
 """Scales and outlier rejection against mmtbx's update_all_scales, entry by entry.
 
-Both get mmtbx's own F_calc and F_mask.  For every entry, with and without outlier rejection: R-work and R-free of both,
-which reflections each rejected, and the time of each (medians, interleaved in one process; every run starts from a new
-manager, whose construction is not timed).
+Both get mmtbx's own F_calc and F_mask.  For every entry, with and without outlier rejection: R-work and
+R-free of both, which reflections each rejected, and the time of each (medians, interleaved in one process;
+every run starts from a new manager, whose construction is not timed).
 
-mmtbx's algorithm is greedy, and ties in it are broken by rounding, so that its own result can change when F_calc is
-changed in the 14th digit.  Where the two disagree by more than 1e-6, mmtbx is run again on such F_calc, and the range of
-its R factors is reported too.
+mmtbx's algorithm is greedy, and ties in it are broken by rounding, so that its own result can change when
+F_calc is changed in the 14th digit.  Where the two disagree by more than 1e-6, mmtbx is run again on such
+F_calc, and the range of its R factors is reported too.
 
     python validation/scaling.py [--entries 1yjp 1aie ...] [--repeat 3] [--json scaling.json]
 
-The exit status is 1 when R differs by more than 0.0005 from every one of mmtbx's results, or other reflections are
-rejected.
+The exit status is 1 when R differs by more than 0.0005 from every one of mmtbx's results, or other
+reflections are rejected.
 """
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
@@ -49,7 +49,10 @@ class Case:
         files = find_entry(entry, download=False)
         loaded = load_entry(files.model, files.data)
         manager = mmtbx.f_model.manager(
-            f_obs=loaded.data.f_obs, r_free_flags=loaded.data.r_free_flags, xray_structure=loaded.model.xray_structure)
+            f_obs=loaded.data.f_obs,
+            r_free_flags=loaded.data.r_free_flags,
+            xray_structure=loaded.model.xray_structure,
+        )
         self.xray_structure = loaded.model.xray_structure
         self.f_obs, self.flags = manager.f_obs(), manager.r_free_flags()
         self.f_calc, self.f_mask = manager.f_calc(), manager.f_masks()[0]
@@ -88,7 +91,11 @@ def compare(case, remove_outliers, repeat):
     everything = set(case.f_obs.indices())
     result = {
         "sfdiff": {"r_work": scales.r_work, "r_free": scales.r_free, "rejected": sorted(everything - kept)},
-        "mmtbx": {"r_work": manager.r_work(), "r_free": manager.r_free(), "rejected": sorted(everything - kept_mmtbx)},
+        "mmtbx": {
+            "r_work": manager.r_work(),
+            "r_free": manager.r_free(),
+            "rejected": sorted(everything - kept_mmtbx),
+        },
         "same_rejected": kept == kept_mmtbx,
         "time_s": {name: statistics.median(values) for name, values in times.items()},
     }
@@ -109,7 +116,9 @@ def difference(scales, runs):
 
 
 def all_entries():
-    folder = Path(os.environ.get("MMTBX_SFDIFF_PDB_DIR") or Path(__file__).resolve().parents[2] / "shared" / "pdb")
+    folder = Path(
+        os.environ.get("MMTBX_SFDIFF_PDB_DIR") or Path(__file__).resolve().parents[2] / "shared" / "pdb"
+    )
     with open(folder / "MANIFEST.tsv", newline="") as file:
         return [row["entry"] for row in csv.DictReader(file, delimiter="\t")]
 
@@ -117,7 +126,9 @@ def all_entries():
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", nargs="*", help="by default all in MANIFEST.tsv of MMTBX_SFDIFF_PDB_DIR")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each, of which the median time is taken")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="runs of each, of which the median time is taken"
+    )
     parser.add_argument("--json", type=Path, help="where the results are written")
     parser.add_argument("--threads", type=int, help="torch threads (scaling on a CPU uses one)")
     options = parser.parse_args(arguments)
@@ -134,11 +145,14 @@ def main(arguments=None):
             results[entry]["outliers" if remove_outliers else "no_outliers"] = r
             if r["difference_to_nearest"] > TOLERANCE or not r["same_rejected"]:
                 failed.append(entry)
-            print(f"{entry:6s}{len(case.reflections):7d} {'yes' if remove_outliers else 'no':8s}"
-                  f"   {r['sfdiff']['r_work']:.4f} {r['mmtbx']['r_work']:.4f}   {r['sfdiff']['r_free']:.4f}"
-                  f" {r['mmtbx']['r_free']:.4f}   {r['difference']:.0e}  {r['difference_to_nearest']:.0e}"
-                  f"  {len(r['sfdiff']['rejected']):4d}/{len(r['mmtbx']['rejected'])}  {'yes' if r['same_rejected'] else 'NO'}"
-                  f"  {r['time_s']['sfdiff']:8.3f}  {r['time_s']['mmtbx']:8.3f}  {r['speedup']:5.1f}", flush=True)
+            print(
+                f"{entry:6s}{len(case.reflections):7d} {'yes' if remove_outliers else 'no':8s}"
+                f"   {r['sfdiff']['r_work']:.4f} {r['mmtbx']['r_work']:.4f}   {r['sfdiff']['r_free']:.4f}"
+                f" {r['mmtbx']['r_free']:.4f}   {r['difference']:.0e}  {r['difference_to_nearest']:.0e}"
+                f"  {len(r['sfdiff']['rejected']):4d}/{len(r['mmtbx']['rejected'])}  {'yes' if r['same_rejected'] else 'NO'}"
+                f"  {r['time_s']['sfdiff']:8.3f}  {r['time_s']['mmtbx']:8.3f}  {r['speedup']:5.1f}",
+                flush=True,
+            )
         if options.json:
             temporary = options.json.with_name(options.json.name + ".part")
             temporary.write_text(json.dumps(results, indent=1))

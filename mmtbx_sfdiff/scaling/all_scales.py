@@ -3,11 +3,13 @@
 1. F_obs is divided by the overall scale k1 when that is outside 0.9-1.1.
 2. Five rounds of outlier rejection by Wilson statistics (:mod:`.outliers`).
 3. k_mask and the isotropic and anisotropic scales (:mod:`.scaler`).
-4. With riding hydrogens: their contribution (:mod:`.hydrogens`), and step 3 again with it in the place of the solvent.
+4. With riding hydrogens: their contribution (:mod:`.hydrogens`), and step 3 again with it in the place of the
+   solvent.
 5. Five rounds of outlier rejection, now by the model too.
 6. Where the lowest-resolution bin still has R above 0.7, it is left out and 2-5 are repeated.
 
-The order and the rule of each step decide where this greedy search ends, hence R; both are those of the reference.
+The order and the rule of each step decide where this greedy search ends, hence R; both are those of the
+reference.
 
 Reference: ``mmtbx.f_model.manager.update_all_scales(fast=True)``, ``mmtbx.bulk_solvent.f_model_all_scales``.
 """
@@ -35,7 +37,8 @@ _R_LOW_LIMIT = 0.7
 class Scales:
     """The scales of F_model = k_isotropic_exp k_isotropic k_anisotropic (F_calc + k_mask F_mask + f_part2).
 
-    Tensors of n have one element for each reflection that was given, also for those left out; they carry no gradient.
+    Tensors of n have one element for each reflection that was given, also for those left out; they carry no
+    gradient.
 
     Attributes
     ----------
@@ -98,8 +101,8 @@ class Scales:
 
 
 def update_all_scales(reflections, f_calc, f_mask, f_hydrogen=None, b_mean=None, remove_outliers=True,
-                      scale_f_obs=True, bulk_solvent=True, anisotropic_scaling=True, f_model=None, model="mmtbx",
-                      twin_law=None):
+                      scale_f_obs=True, bulk_solvent=True, anisotropic_scaling=True, f_model=None,
+                      model="mmtbx", twin_law=None):
     """Bulk-solvent and overall scales, and the reflections to use.
 
     Parameters
@@ -108,7 +111,8 @@ def update_all_scales(reflections, f_calc, f_mask, f_hydrogen=None, b_mean=None,
     f_calc, f_mask : torch.Tensor
         (n,) complex structure factors of the atoms and of the solvent mask; with batch dimensions refused.
     f_hydrogen : torch.Tensor, optional
-        (n,) complex structure factors of riding hydrogens (zero occupancy in the model) at occupancy 1 and B = 0.
+        (n,) complex structure factors of riding hydrogens (zero occupancy in the model) at occupancy 1 and
+        B = 0.
     b_mean : float, optional
         Mean B of the other atoms, Å^2; needed with ``f_hydrogen``.
     remove_outliers : bool
@@ -131,12 +135,14 @@ def update_all_scales(reflections, f_calc, f_mask, f_hydrogen=None, b_mean=None,
     Raises
     ------
     ValueError
-        Structure factors of another shape than the reflections, fewer than two reflections, all F_calc or F_obs zero;
-        a twin law; an unknown model.
+        Structure factors of another shape than the reflections, fewer than two reflections, all F_calc or
+        F_obs zero; a twin law; an unknown model.
     """
     if twin_law is not None:
-        raise ValueError(f"Scales of twinned data (twin law {twin_law}) are not supported; use mmtbx's update_all_scales, "
-                         "or detwinned data.")
+        raise ValueError(
+            f"Scales of twinned data (twin law {twin_law}) are not supported; use mmtbx's update_all_scales, "
+            "or detwinned data."
+        )
     if model not in ("mmtbx", "exponential"):
         raise ValueError(f"model must be 'mmtbx' or 'exponential', not {model!r}.")
     if model == "exponential" and f_hydrogen is not None:
@@ -151,12 +157,19 @@ def _check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
     n = len(reflections)
     if n < 2:
         raise ValueError(f"At least two reflections are needed to determine scales, not {n}.")
-    for name, value in (("f_calc", f_calc), ("f_mask", f_mask), ("f_hydrogen", f_hydrogen), ("f_model", f_model)):
+    for name, value in (
+        ("f_calc", f_calc),
+        ("f_mask", f_mask),
+        ("f_hydrogen", f_hydrogen),
+        ("f_model", f_model),
+    ):
         if value is None and name in ("f_hydrogen", "f_model"):
             continue
         if not torch.is_complex(value) or tuple(value.shape) != (n,):
-            raise ValueError(f"{name} must be complex with one value for each of the {n} reflections, not "
-                             f"{value.dtype} of shape {tuple(value.shape)}; scale the members of a batch one by one.")
+            raise ValueError(
+                f"{name} must be complex with one value for each of the {n} reflections, not "
+                f"{value.dtype} of shape {tuple(value.shape)}; scale the members of a batch one by one."
+            )
         if not bool(torch.isfinite(torch.view_as_real(value)).all()):
             raise ValueError(f"{name} contains values that are not finite.")
     if f_hydrogen is not None and b_mean is None:
@@ -318,16 +331,27 @@ class _Run:
         device = self.f_obs.device
 
         def segments(selection):
-            return Segments(np.concatenate([[0], np.cumsum(self._counts(selection).cpu().numpy())]).tolist(), device)
+            return Segments(
+                np.concatenate([[0], np.cumsum(self._counts(selection).cpu().numpy())]).tolist(), device
+            )
 
         ss = self.d_star_sq / 4
         used, counts = ss[self.kept], self._counts(self.kept).cumsum(0)
         last = used[counts - 1].tolist()
         first = [float(used[0])] + used[counts[:-1]].tolist()
         data = ScalingSet(
-            f_obs=self.f_obs[order], ss=ss[order], n_work=n_work, n_used=n_work + n_rest,
-            bin_index=self.bin_index[order], work=segments(work), rest=segments(rest), ss_min=first, ss_max=last,
-            anisotropic=AnisotropicScale(self.crystal, self.indices[order], n_work), crystal=self.crystal)
+            f_obs=self.f_obs[order],
+            ss=ss[order],
+            n_work=n_work,
+            n_used=n_work + n_rest,
+            bin_index=self.bin_index[order],
+            work=segments(work),
+            rest=segments(rest),
+            ss_min=first,
+            ss_max=last,
+            anisotropic=AnisotropicScale(self.crystal, self.indices[order], n_work),
+            crystal=self.crystal,
+        )
         return data, order
 
     # Results

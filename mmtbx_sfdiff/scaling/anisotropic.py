@@ -1,7 +1,8 @@
 """The overall anisotropic scale.
 
 * exponential: exp(-2 pi^2 h U h^T), U by least squares on ln(Fo / |Fm|) under the point group's constraints;
-* polynomial: 1 + sum over pairs of axes of (V1 4d^2 + V0) h_i a*_i h_j a*_j, 12 coefficients by least squares;
+* polynomial: 1 + sum over pairs of axes of (V1 4d^2 + V0) h_i a*_i h_j a*_j, 12 coefficients by least
+  squares;
 * minimised: the exponential again, U by minimising sum (Fo - k |Fm|)^2, where the polynomial is not positive.
 
 References: Afonine et al. (2013), Acta Cryst. D69, 625; Usón et al. (1999), Acta Cryst. D55, 1158;
@@ -171,10 +172,12 @@ def _solve(normal, right):
 
 
 def jacobi(matrix, relative=1e-9, absolute=1e-9):
-    """Eigenvalues (n,), eigenvectors (n, n; rows) of a symmetric matrix, and the largest element left off the diagonal.
+    """Eigenvalues (n,), eigenvectors (n, n; rows) of a symmetric matrix, and the largest element left off the
+    diagonal.
 
-    Cyclic Jacobi rotations that stop at a threshold, as in ``scitbx.matrix.eigensystem.real_symmetric``: the normal
-    equations here can be so ill-conditioned that a better inverse gives another scale.  12 x 12 at most; plain floats.
+    Cyclic Jacobi rotations that stop at a threshold, as in ``scitbx.matrix.eigensystem.real_symmetric``: the
+    normal equations here can be so ill-conditioned that a better inverse gives another scale.  12 x 12 at
+    most; plain floats.
     """
     n = len(matrix)
     a, vectors = matrix.tolist(), np.eye(n).tolist()

@@ -1,7 +1,7 @@
 """Resolution bins on a logarithmic scale, and sums over them.
 
-Bulk solvent shows at low resolution, so bins are of equal width in ln d*^2: about 100 reflections in the first, at
-most 30 bins, none with fewer than 50 reflections.
+Bulk solvent shows at low resolution, so bins are of equal width in ln d*^2: about 100 reflections in the
+first, at most 30 bins, none with fewer than 50 reflections.
 
 References: Urzhumtsev, Afonine & Adams (2009), Acta Cryst. D65, 1283; ``cctbx.miller.set.log_binning``.
 """
@@ -40,8 +40,8 @@ def log_binning(d_star_sq):
     if 2 * _N_LOWEST >= n:
         return [0, n]
     d = 1 / np.sqrt(d_star_sq.cpu().numpy())
-    # Limits are made from these very d, and whether a reflection is above its own limit is a matter of the last digit:
-    # NumPy's square root is correctly rounded, that of torch (MKL) is not.
+    # Limits are made from these very d, and whether a reflection is above its own limit is a matter of the
+    # last digit: NumPy's square root is correctly rounded, that of torch (MKL) is not.
     s0, s1, s2, s_max = (math.log(1.0 / (d[i] * d[i])) for i in (0, _N_LOWEST, 2 * _N_LOWEST, -1))
     if s2 <= s1:
         raise ValueError("The reflections have too few different resolutions to be put in bins.")

@@ -1,7 +1,7 @@
 """The bulk-solvent scale k_mask, one number in each resolution bin, and how it varies within a bin.
 
-Everything follows from |Fc|^2, Re(Fc Fmask*) and |Fmask|^2, because |Fc + k Fmask|^2 is a polynomial of them in k.
-Where the mask has no structure factors (mmtbx sets them to 0 beyond 3 Å) there is nothing to search.
+Everything follows from |Fc|^2, Re(Fc Fmask*) and |Fmask|^2, because |Fc + k Fmask|^2 is a polynomial of them
+in k. Where the mask has no structure factors (mmtbx sets them to 0 beyond 3 Å) there is nothing to search.
 
 References: Afonine et al. (2013), Acta Cryst. D69, 625; ``k_mask_and_k_overall_grid_search`` and
 ``overall_and_bulk_solvent_scale_coefficients_analytical`` in ``mmtbx/bulk_solvent/bulk_solvent.h``;
@@ -16,7 +16,8 @@ import torch
 _ROOT_EPS = 1e-9
 _RESIDUAL_LIMIT = 1e-4
 _HIGH_RESOLUTION = 3.0
-# Numbers that would be equal but for rounding: the same k_mask reached in two ways, or R without free reflections.
+# Numbers that would be equal but for rounding: the same k_mask reached in two ways, or R without free
+# reflections.
 TIE = 1e-12
 # Elements of a (trials x reflections) block, small enough for the cache.
 _BLOCK = 2**18
@@ -84,7 +85,8 @@ def analytical_roots(sums):
     Parameters
     ----------
     sums : sequence of 9 floats
-        Sums over the bin of uI, 2vI, wI, I^2, uv, 2v^2 + uw, 3vw, w^2, vI, where u, v, w are |Fc|^2, Re(Fc Fmask*),
+        Sums over the bin of uI, 2vI, wI, I^2, uv, 2v^2 + uw, 3vw, w^2, vI, where u, v, w are |Fc|^2, Re(Fc
+        Fmask*),
         |Fmask|^2.
 
     Returns
@@ -135,7 +137,8 @@ def _cube_root(x):
 def smooth(k_mask, ss_max):
     """k_mask of the bins without isolated extremes, and 0 beyond the first 0 at high resolution.
 
-    Neighbours often have the same k_mask of the grid; that rounding makes them differ is not taken for an extreme.
+    Neighbours often have the same k_mask of the grid; that rounding makes them differ is not taken for an
+    extreme.
 
     Parameters
     ----------

@@ -1,13 +1,14 @@
 """The simple model of the scales: four numbers and a tensor.
 
-    F_model = k_total exp(-2 pi^2 h U h^T) [F_calc + k_sol exp(-B_sol s^2/4) F_mask]                   (equation 2)
+    F_model = k_total exp(-2 pi^2 h U h^T) [F_calc + k_sol exp(-B_sol s^2/4) F_mask]   (equation 2)
 
-k_sol and B_sol start from a grid, k_total and U from least squares on it; all are then refined together by minimising
-sum (Fo - |Fm|)^2 over work reflections.  Fewer parameters than :mod:`.scaler` has, hence a slightly higher R; useful where
-a smooth model is wanted, or data are few.
+k_sol and B_sol start from a grid, k_total and U from least squares on it; all are then refined together by
+minimising sum (Fo - |Fm|)^2 over work reflections.  Fewer parameters than :mod:`.scaler` has, hence a
+slightly higher R; useful where a smooth model is wanted, or data are few.
 
-References: Fokine & Urzhumtsev (2002), Acta Cryst. D58, 1387; Afonine, Grosse-Kunstleve & Adams (2005), Acta Cryst. D61,
-850; ``k_sol_b_sol_k_anisotropic_scaler_twin`` in ``mmtbx/bulk_solvent/bulk_solvent.h`` for the grid.
+References: Fokine & Urzhumtsev (2002), Acta Cryst. D58, 1387; Afonine, Grosse-Kunstleve & Adams (2005), Acta
+Cryst. D61, 850; ``k_sol_b_sol_k_anisotropic_scaler_twin`` in ``mmtbx/bulk_solvent/bulk_solvent.h`` for the
+grid.
 """
 from __future__ import annotations
 
@@ -56,7 +57,10 @@ def fit_exponential_model(data, f_calc, f_mask):
             if r < lowest:
                 lowest, best = r, (k_sol, b_sol, u_star)
     k_sol, b_sol, u_star = _refine(data, square, product, mask_square, *best)
-    k = scale(f_obs, fits.exponential(u_star)[:n] * amplitude(square, product, mask_square, k_sol * (-b_sol * ss).exp()))
+    k = scale(
+        f_obs,
+        fits.exponential(u_star)[:n] * amplitude(square, product, mask_square, k_sol * (-b_sol * ss).exp()),
+    )
     return {"k_total": float(k), "k_sol": k_sol, "b_sol": b_sol, "u_star": list(u_star),
             "b_cart": b_cart(u_star, data.crystal).tolist()}
 
@@ -68,7 +72,8 @@ def _refine(data, square, product, mask_square, k_sol, b_sol, u_star):
     quadratic = fits.quadratic[:, :n]
     total = float(f_obs @ f_obs)
     u = np.asarray(u_star)
-    # Parameters of about the same influence: changes of 1 change k_mask, or the exponents at d_min, by about 0.1.
+    # Parameters of about the same influence: changes of 1 change k_mask, or the exponents at d_min, by about
+    # 0.1.
     u_size = 0.1 / (2 * math.pi**2 * quadratic.abs().amax(1).cpu().numpy()[fits.independent])
     size = np.concatenate([[0.1, 0.1 / float(ss.median())], u_size])
     start = np.concatenate([[k_sol, b_sol], u[fits.independent]]) / size

@@ -1,4 +1,5 @@
-"""The contribution of riding hydrogens: k_H exp(-B_H s^2/4) F_H, where the model keeps them at zero occupancy.
+"""The contribution of riding hydrogens: k_H exp(-B_H s^2/4) F_H, where the model keeps them at zero
+occupancy.
 
 k_H and B_H come from two grids, coarse and fine, by the R factor over all reflections.
 
@@ -48,7 +49,9 @@ def fit_hydrogens(f_obs, f_model, f_hydrogen, k_total, ss, b_mean, r_work):
         for j, b in enumerate(b_range):
             decay = (-b * ss).exp()
             for rows in torch.arange(len(k_range)).split(max(1, _BLOCK // len(ss))):
-                model = k_total * amplitude(square, product * decay, hydrogen_square * decay.square(), k[rows])
+                model = k_total * amplitude(
+                    square, product * decay, hydrogen_square * decay.square(), k[rows]
+                )
                 denominator = torch.linalg.vecdot(model, model)
                 scale = torch.where(denominator == 0, 0.0, model @ f_obs / denominator)
                 r[rows, j] = ((f_obs - scale[:, None] * model).abs().sum(1) / total).cpu()
@@ -67,4 +70,7 @@ def fit_hydrogens(f_obs, f_model, f_hydrogen, k_total, ss, b_mean, r_work):
 
 def _range(start, stop, step):
     """Floats from start to stop in thousandths, as mmtbx counts them."""
-    return [i / 1000.0 for i in range(math.floor(start * 1000.0), math.ceil(stop * 1000.0) + 1, int(step * 1000.0))]
+    return [
+        i / 1000.0
+        for i in range(math.floor(start * 1000.0), math.ceil(stop * 1000.0) + 1, int(step * 1000.0))
+    ]

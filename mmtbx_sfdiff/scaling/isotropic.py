@@ -41,8 +41,8 @@ def fit_logarithm(f_obs, f_model, ss):
 def search_b(f_obs, f_model, ss):
     """k and B with the lowest R on the grid of B = -100 ... 99 Å^2, k by least squares.
 
-    R falls to its minimum and rises again, so that a coarse grid finds where to look closer; it is fine enough for the
-    exponential to change little from one point to the next.
+    R falls to its minimum and rises again, so that a coarse grid finds where to look closer; it is fine
+    enough for the exponential to change little from one point to the next.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Limited-memory BFGS with the line search of Moré and Thuente, step for step as cctbx runs it.
 
-Several parts of mmtbx's scaling are the result of a minimisation that stops early or at a tolerance, so that its
-outcome depends on the path.  Following the same path gives the same outcome; another optimiser would not.
+Several parts of mmtbx's scaling are the result of a minimisation that stops early or at a tolerance, so that
+its outcome depends on the path.  Following the same path gives the same outcome; another optimiser would not.
 Problems here have 1 to 13 parameters: everything is plain floats.
 
 References: Liu & Nocedal (1989), Math. Program. 45, 503; Moré & Thuente (1994), ACM TOMS 20, 286;
@@ -26,8 +26,8 @@ class LineSearchFailed(RuntimeError):
 class LineSearch:
     """Search for a step along a direction, by reverse communication.
 
-    ``step`` is where the function is wanted next; :meth:`advance` takes its value and slope there, and returns True
-    when the step is good.
+    ``step`` is where the function is wanted next; :meth:`advance` takes its value and slope there, and
+    returns True when the step is good.
     """
 
     def __init__(self, value, slope, step, curvature_tolerance=0.9):
@@ -82,7 +82,11 @@ class LineSearch:
             raise LineSearchFailed("The interval of uncertainty is too small.")
         if value <= limit and abs(slope) <= self.tolerance * -self.slope0:
             return True
-        if self.first_stage and value <= limit and slope >= min(_SUFFICIENT_DECREASE, self.tolerance) * self.slope0:
+        if (
+            self.first_stage
+            and value <= limit
+            and slope >= min(_SUFFICIENT_DECREASE, self.tolerance) * self.slope0
+        ):
             self.first_stage = False
         if self.first_stage and value <= self.best[1] and value > limit:
             # A lower value without sufficient decrease: predict with the function less its expected decrease.
@@ -103,7 +107,11 @@ class LineSearch:
     def _update(self, best, other, new):
         """The smaller interval of uncertainty, and a safeguarded step (dcstep of MINPACK)."""
         (x, fx, dx), (y, fy, dy), (t, ft, dt) = best, other, new
-        if (self.bracketed and (t <= min(x, y) or t >= max(x, y))) or dx * (t - x) >= 0 or self.high < self.low:
+        if (
+            (self.bracketed and (t <= min(x, y) or t >= max(x, y)))
+            or dx * (t - x) >= 0
+            or self.high < self.low
+        ):
             self.usable = False
             return best, other, t
         opposite = dt * (dx / abs(dx)) if dx else 0.0
@@ -219,9 +227,9 @@ def path(x, max_iterations=None, tolerance=1e-5, memory=5):
     Returns
     -------
     last, lowest : numpy.ndarray
-        The last point at which the function was evaluated, and the one with the lowest value.  cctbx returns the
-        former when the minimisation ended regularly, and the latter (or the former, depending on the caller) when a
-        line search failed.
+        The last point at which the function was evaluated, and the one with the lowest value.  cctbx returns
+        the former when the minimisation ended regularly, and the latter (or the former, depending on the
+        caller) when a line search failed.
     failed : bool
         Whether a line search failed.
     """

@@ -1,9 +1,11 @@
 """Normalised intensities: I / <I>, with <I> a smooth function of resolution.
 
-<I> is averaged with a Gaussian kernel in d*^2 at 23 Chebyshev nodes, and a Chebyshev polynomial of 13 terms is fitted
-to its logarithm.  The kernel is narrow, so each node sees a slice of the reflections, which come sorted by d*^2.
+<I> is averaged with a Gaussian kernel in d*^2 at 23 Chebyshev nodes, and a Chebyshev polynomial of 13 terms
+is fitted to its logarithm.  The kernel is narrow, so each node sees a slice of the reflections, which come
+sorted by d*^2.
 
-Reference: ``mmtbx.scaling.absolute_scaling.kernel_normalisation`` (auto_kernel=True), ``scitbx.math.chebyshev_lsq_fit``.
+Reference: ``mmtbx.scaling.absolute_scaling.kernel_normalisation`` (auto_kernel=True),
+``scitbx.math.chebyshev_lsq_fit``.
 """
 from __future__ import annotations
 
@@ -77,8 +79,10 @@ class ResolutionKernel:
         at_nodes = sums.cpu().numpy() / self.totals
         used = at_nodes > _LEAST_INTENSITY
         if used.sum() < N_NODES / 2:
-            raise ValueError("More than half of the resolution range has mean intensities below 1e-16: the resolution "
-                             "limit is too high, or the data contain zeros where nothing was measured.")
+            raise ValueError(
+                "More than half of the resolution range has mean intensities below 1e-16: the resolution "
+                "limit is too high, or the data contain zeros where nothing was measured."
+            )
         coefficients = fit_chebyshev(self.nodes[used], np.log(at_nodes[used]), N_TERMS)
         return chebyshev(coefficients, self._x).exp()
 
@@ -100,7 +104,7 @@ def chebyshev_nodes(n, low, high):
 
 
 def fit_chebyshev(x, y, n_terms):
-    """Least-squares coefficients of a Chebyshev polynomial over [min(x), max(x)], as cctbx's minimiser leaves them."""
+    """Coefficients of the Chebyshev polynomial over [min(x), max(x)], as cctbx's minimiser leaves them."""
     unit = _to_unit(x, x.min(), x.max())
     basis = np.cos(np.arange(n_terms)[:, None] * np.arccos(np.clip(unit, -1.0, 1.0)))
     basis[0] = 0.5

@@ -5,7 +5,8 @@ With z = I / (epsilon <I>):
 * basic: p(z) < 1e-6, where p = exp(-z) (acentric) or erfc(sqrt(z/2)) (centric);
 * extreme: the largest of n such values exceeds z with probability below 0.1;
 * beam stop: beyond 10 Å, z below 0.01 (acentric) or 1.6e-4 (centric);
-* model: the observation is so much less likely than the most likely amplitude that the largest of n such differences
+* model: the observation is so much less likely than the most likely amplitude that the largest of n such
+  differences
   exceeds it with probability below 0.01 (:mod:`.sigmaa`, :mod:`.posterior`).
 
 Each is repeated, because what is left out changes the statistics of the rest.
@@ -124,7 +125,9 @@ def outliers(f_obs, epsilons, centric, free, d_star_sq, f_model=None):
     found = dict(zip(("basic", "extreme", "beam_stop"), wilson_outliers(z, d_star_sq, centric)))
     if f_model is not None and bool(free.any()):
         intensity = f_model * f_model / epsilons
-        found["model"] = model_outliers(z.sqrt(), (intensity / kernel.mean(intensity)).sqrt(), centric, free, d_star_sq)
+        found["model"] = model_outliers(
+            z.sqrt(), (intensity / kernel.mean(intensity)).sqrt(), centric, free, d_star_sq
+        )
     return found
 
 

@@ -3,11 +3,12 @@
     acentric  ln p(Fo) = ln(2 Fo / b) - (Fo - a Fc)^2 / b + ln[exp(-x) I0(x)],       x = 2 a Fo Fc / b
     centric   ln p(Fo) = 1/2 ln(2 / pi b) - (Fo^2 + a^2 Fc^2) / 2b + ln cosh(x),     x = a Fo Fc / b
 
-with a = sigmaA, b = 1 - sigmaA^2 and normalised amplitudes.  mmtbx finds the mode by a line search, and what it finds
-is not always the mode; :func:`log_likelihood_gain` follows that search.  It is needed for few reflections only, because
-:func:`candidates` tells all others apart without it.
+with a = sigmaA, b = 1 - sigmaA^2 and normalised amplitudes.  mmtbx finds the mode by a line search, and what
+it finds is not always the mode; :func:`log_likelihood_gain` follows that search.  It is needed for few
+reflections only, because :func:`candidates` tells all others apart without it.
 
-Reference: ``likelihood_ratio_outlier_test`` in ``mmtbx/scaling/outlier.h``; Read (1999), Acta Cryst. D55, 1759.
+Reference: ``likelihood_ratio_outlier_test`` in ``mmtbx/scaling/outlier.h``; Read (1999), Acta Cryst. D55,
+1759.
 """
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from .bessel import i1_over_i0_scalar, scaled_i0, scaled_i1
 from .lbfgs import LineSearch, LineSearchFailed
 
 _LEAST_ALPHA, _LEAST_BETA, _LEAST_F = 1e-3, 1e-5, 1e-13
-# ln p at the mode exceeds ln p at the mean by at most 0.32 (centric, Fc = 0); approximations add less than the rest.
+# ln p at the mode exceeds ln p at the mean by at most 0.32 (centric, Fc = 0); approximations add less than
+# the rest.
 _MODE_ABOVE_MEAN = 1.0
 
 
@@ -34,7 +36,9 @@ def candidates(e_obs, e_calc, centric, sigmaa, gain):
     model = alpha * e_calc
     result = _could_reach(_log_acentric, _mean_acentric, e_obs, model, beta, gain)
     chosen = centric.nonzero()[:, 0]
-    result[chosen] = _could_reach(_log_centric, _mean_centric, e_obs[chosen], model[chosen], beta[chosen], gain)
+    result[chosen] = _could_reach(
+        _log_centric, _mean_centric, e_obs[chosen], model[chosen], beta[chosen], gain
+    )
     return result
 
 
@@ -67,7 +71,7 @@ def _mean_centric(model, beta):
 
 
 def log_likelihood_gain(e_obs, e_calc, centric, alpha, beta):
-    """Twice the difference of ln p between the mode, as mmtbx's search finds it, and the observation (floats)."""
+    """Twice the difference of ln p between the mode, as mmtbx finds it, and the observation (floats)."""
     p = _Distribution(e_calc, centric, alpha, beta)
     return 2.0 * (p.log_likelihood(p.mode()) - p.log_likelihood(e_obs))
 

@@ -1,8 +1,9 @@
 """F_model with scales that follow F_calc and F_mask, for gradients.
 
-The scales of :class:`~mmtbx_sfdiff.scaling.Scales` are constants.  :func:`refit` keeps their values and adds how they
-would respond: in each resolution bin the overall scale by least squares, and k_mask by the analytical solution of
-:mod:`.bulk`, differentiated implicitly.  The response of the anisotropic scale is not included.
+The scales of :class:`~mmtbx_sfdiff.scaling.Scales` are constants.  :func:`refit` keeps their values and adds
+how they would respond: in each resolution bin the overall scale by least squares, and k_mask by the
+analytical solution of :mod:`.bulk`, differentiated implicitly.  The response of the anisotropic scale is not
+included.
 """
 from __future__ import annotations
 
@@ -59,12 +60,26 @@ def _response(scales, f_obs, f_calc, f_mask, used):
     v = f_calc.real * f_mask.real + f_calc.imag * f_mask.imag
     u, v, w = (torch.where(used, x * t, 0.0) for x in (u, v, w))
     intensity = torch.where(used, intensity, 0.0)
-    columns = (u * intensity, 2 * v * intensity, w * intensity, intensity.square(), u * v, 2 * v * v + u * w, 3 * v * w,
-               w * w, v * intensity)
+    columns = (
+        u * intensity,
+        2 * v * intensity,
+        w * intensity,
+        intensity.square(),
+        u * v,
+        2 * v * v + u * w,
+        3 * v * w,
+        w * w,
+        v * intensity,
+    )
     sums = torch.stack([_sum(bins, c) for c in columns], 1)
     a2, b2, c2, y2, a3, b3, c3, d3, y3 = sums.unbind(1)
     # d3 y2 - c2^2 times the cubic of analytical_roots, which needs no division by what may be 0.
-    coefficients = (d3 * y2 - c2 * c2, c3 * y2 - c2 * b2 - c2 * y3, b3 * y2 - c2 * a2 - y3 * b2, a3 * y2 - y3 * a2)
+    coefficients = (
+        d3 * y2 - c2 * c2,
+        c3 * y2 - c2 * b2 - c2 * y3,
+        b3 * y2 - c2 * a2 - y3 * b2,
+        a3 * y2 - y3 * a2,
+    )
     mean = _sum(bins, torch.where(used, scales.k_masks[0], 0.0)) / _sum(bins, used.to(u.dtype)).clamp(min=1)
     roots = []
     for row, k in zip(sums.detach().to(torch.float64).cpu().tolist(), mean.tolist()):

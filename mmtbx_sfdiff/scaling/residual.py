@@ -1,8 +1,9 @@
 """Scale factors and R factors, in mmtbx's convention.
 
-    R = sum |Fo - k |Fm|| / sum Fo,     k = sum Fo |Fm| / sum |Fm|^2                                 (equation 3)
+    R = sum |Fo - k |Fm|| / sum Fo,     k = sum Fo |Fm| / sum |Fm|^2   (equation 3)
 
-over whatever reflections are given.  The scale is 0 where the model is, and R is 1e9 where the data are, as in mmtbx.
+over whatever reflections are given.  The scale is 0 where the model is, and R is 1e9 where the data are, as
+in mmtbx.
 
 Reference: ``scale`` and ``r_factor`` in ``mmtbx/bulk_solvent/bulk_solvent.h``.
 """

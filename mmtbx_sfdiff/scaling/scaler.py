@@ -1,8 +1,9 @@
-"""The scales of F_model = k_exp k_iso k_aniso (F_calc + k_mask F_mask) that mmtbx finds, by the same greedy path.
+"""The scales of F_model = k_exp k_iso k_aniso (F_calc + k_mask F_mask) that mmtbx finds, by the same greedy
+path.
 
-Cycle 0 twice fits the overall exponential scale, k_mask in each bin by a grid, and the exponential again; later cycles
-refine k_mask around an analytical solution, with k_iso the scale of each bin.  Every cycle ends with the anisotropic
-scale.  A step is kept when it lowers R(work), and cycles end when R does.
+Cycle 0 twice fits the overall exponential scale, k_mask in each bin by a grid, and the exponential again;
+later cycles refine k_mask around an analytical solution, with k_iso the scale of each bin.  Every cycle ends
+with the anisotropic scale.  A step is kept when it lowers R(work), and cycles end when R does.
 
 References: Afonine et al. (2013), Acta Cryst. D69, 625; ``mmtbx.bulk_solvent.scaler.run``.
 """
@@ -117,7 +118,9 @@ class Scaler:
         n_work = self.data.n_work
         result = self._without_mask.clone()
         for part in (slice(0, self.n_mask_work), slice(n_work, None)):
-            result[part] = bulk.amplitude(self.square[part], self.product[part], self.mask_square[part], k_mask[part])
+            result[part] = bulk.amplitude(
+                self.square[part], self.product[part], self.mask_square[part], k_mask[part]
+            )
         return result
 
     def _overall(self):
@@ -156,7 +159,9 @@ class Scaler:
 
     def _converged(self, r_start):
         r = self._r()
-        return r_start <= r or abs(r_start - r) < _CONVERGED or abs(round(r_start, 4) - round(r, 4)) < _CONVERGED
+        return (
+            r_start <= r or abs(r_start - r) < _CONVERGED or abs(round(r_start, 4) - round(r, 4)) < _CONVERGED
+        )
 
     def _fit_exponential(self, r_start):
         """k_isotropic_exp from the model with no other scale, if that lowers R."""
@@ -205,13 +210,19 @@ class Scaler:
         f_obs = data.f_obs / self._total_scale()
         r_limit = self._r_without_solvent(f_obs, self._without_mask)
         k_overall = binned_scale(f_obs[:n], self._without_mask[:n], data.work)
-        r_bins = binned_residual(f_obs[:n], self._without_mask[:n], k_overall, data.work) / data.work.sum(f_obs[:n])
-        k_overall = [k if r < limit - bulk.TIE else 1.0 for k, r, limit in zip(k_overall.tolist(), r_bins.tolist(), r_limit)]
+        r_bins = binned_residual(f_obs[:n], self._without_mask[:n], k_overall, data.work) / data.work.sum(
+            f_obs[:n]
+        )
+        k_overall = [
+            k if r < limit - bulk.TIE else 1.0
+            for k, r, limit in zip(k_overall.tolist(), r_bins.tolist(), r_limit)
+        ]
         k_bins = [0.0] * data.work.n
         trials = bulk.mask_range(0, 1010, 10)
         for i, part in enumerate(self.mask_bins):
             k_bins[i], k_overall[i] = bulk.search(
-                f_obs[part], self.square[part], self.product[part], self.mask_square[part], trials, r_limit[i])
+                f_obs[part], self.square[part], self.product[part], self.mask_square[part], trials, r_limit[i]
+            )
         smoothed = bulk.smooth(k_bins, data.ss_max)
         k_mask = self._interpolate(smoothed)
         k_isotropic = self._spread(k_overall)
@@ -247,8 +258,17 @@ class Scaler:
     def _analytical(self, f_obs, square, product, mask_square):
         """k_mask of each bin with solvent, list of float."""
         intensity, u, v, w = f_obs * f_obs, square, 0.5 * product, mask_square
-        columns = (u * intensity, 2 * v * intensity, w * intensity, intensity * intensity, u * v, 2 * v * v + u * w,
-                   3 * v * w, w * w, v * intensity)
+        columns = (
+            u * intensity,
+            2 * v * intensity,
+            w * intensity,
+            intensity * intensity,
+            u * v,
+            2 * v * v + u * w,
+            3 * v * w,
+            w * w,
+            v * intensity,
+        )
         sums = torch.stack([self.mask_bins.sum(c) for c in columns], 1).tolist()
         roots = [bulk.analytical_roots(row) for row in sums]
         for i, part in enumerate(self.mask_bins):
@@ -269,7 +289,7 @@ class Scaler:
         return binned_r_factor(f_obs, model, self.mask_bins)
 
     def _interpolate(self, k_bins):
-        """k_mask of every reflection: constant in a bin, or on the line to the next one, whichever has the lower R."""
+        """k_mask of every reflection: constant in a bin or on the line to the next, whichever has the lower R."""
         data, m = self.data, self.n_mask_work
         slopes, intercepts = bulk.lines(k_bins, data.ss_min, data.ss_max)
         parts = [x[:m] for x in (data.f_obs, self.square, self.product, self.mask_square)]
@@ -279,7 +299,9 @@ class Scaler:
         def r(k_mask):
             return binned_r_factor(parts[0], k * bulk.amplitude(*parts[1:], k_mask), segments).tolist()
 
-        line = (segments.spread(slopes[:segments.n]) * data.ss[:m] + segments.spread(intercepts[:segments.n])).clamp(min=0)
+        line = (
+            segments.spread(slopes[: segments.n]) * data.ss[:m] + segments.spread(intercepts[: segments.n])
+        ).clamp(min=0)
         r_lines, r_constants = r(line), r(segments.spread(k_bins[:segments.n]))
         for i in range(len(k_bins)):
             if i >= segments.n or not r_lines[i] < r_constants[i]:

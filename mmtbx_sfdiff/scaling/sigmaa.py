@@ -1,10 +1,11 @@
 """sigmaA, the correlation of observed and calculated normalised amplitudes, as a function of resolution.
 
-At 20 Chebyshev nodes in d*^3 sigmaA maximises the likelihood of the free reflections around, weighted by a Gaussian
-kernel; a Chebyshev polynomial is then fitted to its logit.  With sigmaA = s:
+At 20 Chebyshev nodes in d*^3 sigmaA maximises the likelihood of the free reflections around, weighted by a
+Gaussian kernel; a Chebyshev polynomial is then fitted to its logit.  With sigmaA = s:
 
-    acentric  ln p(Eo|Ec) = ln[2 Eo / (1 - s^2)] - (Eo^2 + s^2 Ec^2) / (1 - s^2) + ln I0[2 s Eo Ec / (1 - s^2)]
-    centric   ln p(Eo|Ec) = 1/2 ln[2 / pi(1 - s^2)] - (Eo^2 + s^2 Ec^2) / 2(1 - s^2) + ln cosh[s Eo Ec / (1 - s^2)]
+    acentric  ln p(Eo|Ec) = ln[2 Eo / (1 - s^2)] - (Eo^2 + s^2 Ec^2) / (1 - s^2) + ln I0[2 s Eo Ec / (1 -
+    s^2)] centric   ln p(Eo|Ec) = 1/2 ln[2 / pi(1 - s^2)] - (Eo^2 + s^2 Ec^2) / 2(1 - s^2) + ln cosh[s Eo Ec /
+    (1 - s^2)]
 
 References: Read (1986), Acta Cryst. A42, 140; Read (1999), Acta Cryst. D55, 1759;
 ``mmtbx.scaling.sigmaa_estimation``, ``mmtbx/scaling/outlier.h``.
@@ -51,7 +52,9 @@ def sigmaa(e_obs, e_calc, centric, free, d_star_cubed, reflections_per_kernel=20
     width = kernel_width(len(free), int(free.sum()), low, high, reflections_per_kernel)
     low, high = low * 0.99, high * 1.01
     nodes = chebyshev_nodes(_N_NODES, low, high)
-    likelihood = _Likelihood(e_obs[free], e_calc[free], centric[free], d_star_cubed[free], width, _distinct(nodes))
+    likelihood = _Likelihood(
+        e_obs[free], e_calc[free], centric[free], d_star_cubed[free], width, _distinct(nodes)
+    )
     at_nodes = likelihood.most_likely()
     logit = -np.log(1.0 / at_nodes - 1.0)
     coefficients = fit_chebyshev(nodes, logit, n_terms)
@@ -78,7 +81,8 @@ def _distinct(nodes):
 class _Likelihood:
     """Weighted log-likelihoods of the free reflections around nodes, as functions of the sigmaA at each.
 
-    A node's reflections are a row, padded with weight 0: all nodes are minimised together, each along its own path.
+    A node's reflections are a row, padded with weight 0: all nodes are minimised together, each along its own
+    path.
     """
 
     def __init__(self, e_obs, e_calc, centric, d_star_cubed, width, nodes):
