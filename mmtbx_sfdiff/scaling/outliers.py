@@ -59,8 +59,8 @@ def wilson_outliers(z, d_star_sq, centric):
     number = torch.where(strong_centric, float(n_centric), float(n_acentric)).to(z.dtype)
     basic[large] = 1.0 - at_most <= _P_BASIC
     extreme[large] = 1.0 - at_most.pow(number) <= _P_EXTREME
-    limit = torch.where(centric, _BEAM_STOP_LEVEL**2 * math.pi / 2, -math.log(1.0 - _BEAM_STOP_LEVEL))
-    beam_stop = (z < limit) & (d_star_sq.rsqrt() > _BEAM_STOP_D)
+    low = (z < _BEAM_STOP_LEVEL**2 * math.pi / 2) | (~centric & (z < -math.log(1.0 - _BEAM_STOP_LEVEL)))
+    beam_stop = low & (d_star_sq.rsqrt() > _BEAM_STOP_D)
     return basic, extreme, beam_stop
 
 
