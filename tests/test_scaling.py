@@ -208,3 +208,27 @@ def test_unusable_structure_factors():
         update_all_scales(reflections, f_calc / 0, f_mask)
     with pytest.raises(ValueError, match="b_mean"):
         update_all_scales(reflections, f_calc, f_mask, f_hydrogen=f_calc)
+    with pytest.raises(ValueError, match="work set"):
+        everything = torch.ones_like(reflections.work)
+        update_all_scales(dataclasses.replace(reflections, r_free_flags=everything), f_calc, f_mask)
+    with pytest.raises(ValueError, match="f_obs contains"):
+        update_all_scales(dataclasses.replace(reflections, f_obs=reflections.f_obs / 0), f_calc, f_mask)
+
+
+@pytest.mark.parametrize("change", ["no solvent", "zeros", "few"])
+def test_unusual_data(change):
+    fmodel = manager(n_atoms=20, n_outliers=3)
+    f_obs, flags, f_calc, f_mask = fmodel.f_obs(), fmodel.r_free_flags(), fmodel.f_calc(), fmodel.f_masks()[0]
+    if change == "no solvent":
+        f_mask = f_mask.customized_copy(data=0 * f_mask.data())
+    elif change == "zeros":
+        data = f_obs.data().deep_copy()
+        data.set_selected(flex.size_t(range(0, data.size(), 10)), 0)
+        f_obs = f_obs.customized_copy(data=data)
+    else:
+        f_obs, flags, f_calc, f_mask = (a.select(flex.size_t(range(120))) for a in (f_obs, flags, f_calc, f_mask))
+    fmodel = mmtbx.f_model.manager(f_obs=f_obs, r_free_flags=flags, f_calc=f_calc, f_mask=[f_mask])
+    reflections, structure_factors = reflections_of(fmodel), structure_factors_of(fmodel)
+    scales = update_all_scales(reflections, *structure_factors)
+    fmodel.update_all_scales()
+    assert_as_mmtbx(fmodel, scales, reflections, *structure_factors)

@@ -176,8 +176,10 @@ def _check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
         raise ValueError("b_mean is needed with f_hydrogen: the mean B factor of the other atoms.")
     if not bool((f_calc != 0).any()):
         raise ValueError("All f_calc are zero: there is no model to scale.")
-    if not bool((reflections.f_obs > 0).any()):
-        raise ValueError("No f_obs is positive: there are no data to scale to.")
+    if not bool(torch.isfinite(reflections.f_obs).all()):
+        raise ValueError("f_obs contains values that are not finite.")
+    if not bool((reflections.f_obs[reflections.work] > 0).any()):
+        raise ValueError("No f_obs of the work set is positive: there are no data to scale to.")
 
 
 class _Run:
