@@ -1,12 +1,26 @@
 """Differentiable structure factors and bulk-solvent masks in PyTorch for cctbx and Phenix."""
-from . import _runtime  # noqa: F401  (first: cctbx's and torch's native libraries load in the one order that works)
+from . import (
+    _runtime,
+)  # noqa: F401  (first: cctbx's and torch's native libraries load in the one order that works)
 
 from .atoms import Atoms
 from .bulk_solvent import mask_structure_factors, solvent_mask
 from .crystal import Crystal
+from .fmodel import FModel
 from .reflections import Reflections
+from .scaling import Scales, update_all_scales
 from .structure_factors import structure_factors
 
 __version__ = "0.1.0"
 
-__all__ = ["Atoms", "Crystal", "Reflections", "mask_structure_factors", "solvent_mask", "structure_factors"]
+__all__ = [
+    "Atoms",
+    "Crystal",
+    "FModel",
+    "Reflections",
+    "Scales",
+    "mask_structure_factors",
+    "solvent_mask",
+    "structure_factors",
+    "update_all_scales",
+]

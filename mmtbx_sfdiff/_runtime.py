@@ -20,6 +20,7 @@ are safe. Where nothing of either is loaded yet the order is simply ``boost_adap
 This is the one place that touches thread counts; otherwise torch keeps its own default.
 """
 
+import contextlib
 import ctypes
 import glob
 import importlib.util
@@ -215,6 +216,32 @@ def self_test(torch):
 
 def _relative_error(found, expected):
     return float(abs(found - expected).max() / abs(expected).max())
+
+
+@contextlib.contextmanager
+def one_cpu_thread(device):
+    """Let the calling thread's CPU operations run on it alone, for the time of the block.
+
+    For chains of thousands of operations on arrays of 10^4 to 10^6 elements.  Sharing each among threads
+    gains little when the processors are idle, and costs a scheduler's time slice for each when they are not
+    (measured: 8 ms instead of 0.05 ms).  Other threads of the process keep their number.
+
+    Parameters
+    ----------
+    device : torch.device or str
+        Nothing changes unless this is a CPU.
+    """
+    import torch
+
+    number = torch.get_num_threads()
+    if torch.device(device).type != "cpu" or number == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
 
 
 def _start():

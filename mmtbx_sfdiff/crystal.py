@@ -84,13 +84,14 @@ class Crystal:
             return torch.tensor(np.array(values, dtype=np.float64).reshape(shape), device=device)
 
         fractionalization = np.array(unit_cell.fractionalization_matrix()).reshape(3, 3)
+        metric = unit_cell.reciprocal_metrical_matrix()
         return cls(
             unit_cell=tuple(unit_cell.parameters()),
             hall_symbol=info.type().hall_symbol(),
             space_group_symbol=str(info),
             orthogonalization=matrix(unit_cell.orthogonalization_matrix()),
             fractionalization=matrix(fractionalization),
-            reciprocal_metric=matrix(fractionalization @ fractionalization.T),
+            reciprocal_metric=matrix([[metric[i] for i in row] for row in ((0, 3, 4), (3, 1, 5), (4, 5, 2))]),
             rotations=matrix(rotations, (-1, 3, 3)).round().to(torch.int64),
             translations=matrix(translations, (-1, 3)),
             centring=matrix(centring, (-1, 3)),
@@ -135,8 +136,11 @@ class Crystal:
 
     def d_star_sq(self, miller_indices):
         """d*^2 = (2 sin(theta) / lambda)^2 of Miller indices (..., 3), in Å^-2, float64."""
-        h = miller_indices.to(torch.float64)
-        return ((h @ self.reciprocal_metric) * h).sum(-1)
+        h, k, l = miller_indices.to(torch.float64).unbind(-1)
+        g = self.reciprocal_metric.tolist()
+        # Term by term as cctbx does it, to the last digit: bins are limited by the resolution of reflections.
+        return ((h * h) * g[0][0] + (k * k) * g[1][1] + (l * l) * g[2][2] + (2 * h * k) * g[0][1]
+                + (2 * h * l) * g[0][2] + (2 * k * l) * g[1][2])
 
     def d_spacings(self, miller_indices):
         """Resolution of Miller indices (..., 3), in Å, float64; infinite for (0, 0, 0)."""
@@ -167,6 +171,22 @@ class Crystal:
         turns = miller_indices.to(torch.float64) @ self.centring.T
         distance = (turns - turns.round()).abs().amax(-1)
         return torch.where(distance < 1e-6, float(self.centring.shape[0]), 0.0).to(torch.float64)
+
+    def epsilons(self, miller_indices):
+        """Statistical weights: how many primitive operators leave h where it is.  (n,) int64."""
+        return self._count_fixed(miller_indices, -1)
+
+    def centric_flags(self, miller_indices):
+        """Whether an operator takes h to -h, so that its phase has two possible values.  (n,) bool."""
+        return self._count_fixed(miller_indices, 1) > 0
+
+    def _count_fixed(self, miller_indices, sign):
+        """Number of operators with h R + sign h = 0.  (n,) int64."""
+        # The three components of h (R + sign 1) are packed into one exact integer: they stay far below 2^16.
+        digits = torch.tensor([1.0, 2.0**17, 2.0**34], dtype=torch.float64, device=self.device)
+        identity = torch.eye(3, dtype=torch.float64, device=self.device)
+        columns = (self.rotations.to(torch.float64) + sign * identity) @ digits
+        return (miller_indices.to(torch.float64) @ columns.T == 0).sum(-1)
 
     def grid(self, step):
         """Numbers of grid points along a, b, c for maps that carry the space group's symmetry.

@@ -1,0 +1,222 @@
+"""The overall anisotropic scale.
+
+* exponential: exp(-2 pi^2 h U h^T), U by least squares on ln(Fo / |Fm|) under the point group's constraints;
+* polynomial: 1 + sum over pairs of axes of (V1 4d^2 + V0) h_i a*_i h_j a*_j, 12 coefficients by least
+  squares;
+* minimised: the exponential again, U by minimising sum (Fo - k |Fm|)^2, where the polynomial is not positive.
+
+References: Afonine et al. (2013), Acta Cryst. D69, 625; Usón et al. (1999), Acta Cryst. D55, 1158;
+``aniso_u_scaler`` in ``mmtbx/bulk_solvent/bulk_solvent.h``; ``mmtbx.bulk_solvent.kbu_refinery``;
+``cctbx.sgtbx.tensor_rank_2_constraints``.
+"""
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from .lbfgs import minimize
+from .residual import r_factor, scale
+
+_TWO_PI_SQ = 2 * math.pi**2
+_EXPONENT_LIMIT = 40.0
+_PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+
+
+def independent_tensors(rotations):
+    """Symmetric tensors that the operators leave alone: U = R U R^T.
+
+    Parameters
+    ----------
+    rotations : torch.Tensor
+        (n, 3, 3) int64, acting on fractional coordinates.
+
+    Returns
+    -------
+    basis : numpy.ndarray
+        (n_independent, 6): the elements 11, 22, 33, 12, 13, 23 of U when one independent element is 1.
+    independent : list of int
+        Which elements those are.
+    """
+    rows = []
+    for r in rotations.cpu().numpy().tolist():
+        for i, j in _PAIRS:
+            row = [r[i][k] * r[j][l] + (r[i][l] * r[j][k] if k != l else 0) for k, l in _PAIRS]
+            row[_PAIRS.index((i, j))] -= 1
+            if any(row) and row not in rows:
+                rows.append(row)
+    rows = [[Fraction(value) for value in row] for row in rows]
+    pivots = []
+    for column in range(6):
+        found = next((row for row in rows[len(pivots):] if row[column]), None)
+        if found is None:
+            continue
+        at = len(pivots)
+        rows.remove(found)
+        found = [value / found[column] for value in found]
+        rows = [[value - row[column] * p for value, p in zip(row, found)] for row in rows]
+        rows.insert(at, found)
+        pivots.append(column)
+    independent = [column for column in range(6) if column not in pivots]
+    basis = np.zeros((len(independent), 6))
+    for i, column in enumerate(independent):
+        basis[i, column] = 1.0
+        for row, pivot in zip(rows, pivots):
+            basis[i, pivot] = -float(row[column])
+    return basis, independent
+
+
+class AnisotropicScale:
+    """The index-dependent part of the fits, made once for a set of reflections.
+
+    Parameters
+    ----------
+    crystal : Crystal
+    miller_indices : torch.Tensor
+        (n, 3) int64.
+    n_work : int
+        The first n_work reflections are fitted; scales are made for all.
+    """
+
+    def __init__(self, crystal, miller_indices, n_work):
+        device = miller_indices.device
+        h = miller_indices.to(torch.float64).T
+        self.n_work = n_work
+        self.basis, self.independent = independent_tensors(crystal.rotations)
+        # (6, n): h U h^T = quadratic . (U11, U22, U33, U12, U13, U23)
+        self.quadratic = torch.stack([h[i] * h[j] * (1 if i == j else 2) for i, j in _PAIRS])
+        self._constrained = torch.as_tensor(self.basis, device=device) @ self.quadratic[:, :n_work]
+        self._normal = self._constrained @ self._constrained.T
+        star = crystal.reciprocal_metric.diagonal().sqrt()
+        g = h * star[:, None]
+        inverse = crystal.d_star_sq(miller_indices) / 4
+        inverse = torch.where(inverse == 0, 0.0, 1 / inverse)
+        terms = []
+        for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)):
+            product = g[i] * g[j] * (1 if i == j else 2)
+            terms += [product * inverse, product]
+        self.terms = torch.stack(terms)
+
+    def exponential(self, u_star):
+        """exp(-2 pi^2 h U h^T), (n,), from 6 floats."""
+        u = torch.as_tensor(u_star, dtype=torch.float64, device=self.quadratic.device)
+        return (u @ self.quadratic).mul_(-_TWO_PI_SQ).clamp_(max=_EXPONENT_LIMIT).exp_()
+
+    def polynomial(self, coefficients):
+        """1 + coefficients . terms, (n,), from 12 floats."""
+        return torch.as_tensor(coefficients, dtype=torch.float64, device=self.terms.device) @ self.terms + 1.0
+
+    def fit_exponential(self, f_obs, f_model):
+        """u_star (6 floats) from amplitudes of the first n_work reflections."""
+        usable = (f_obs > 0) & (f_model > 0)
+        g, normal = self._constrained, self._normal
+        if not bool(usable.all()):
+            g, f_obs, f_model = g[:, usable], f_obs[usable], f_model[usable]
+            normal = g @ g.T
+        z = (f_obs / f_model).log() / -_TWO_PI_SQ
+        return (_solve(normal, g @ z) @ self.basis).tolist()
+
+    def fit_polynomial(self, f_obs, f_model):
+        """12 coefficients (floats) from amplitudes of the first n_work reflections."""
+        terms = self.terms[:, :self.n_work]
+        weighted = terms * f_model
+        return _solve(weighted @ weighted.T, weighted @ (f_obs - f_model)).tolist()
+
+    def minimize_exponential(self, f_obs, f_model, u_star, crystal):
+        """u_star (6 floats) by minimisation from ``u_star``, with mmtbx's number of steps and cycles."""
+        quadratic = self.quadratic[:, :self.n_work]
+        total = float(f_obs @ f_obs)
+
+        def k_anisotropic(u):
+            return self.exponential(u)[:self.n_work]
+
+        def evaluate(x):
+            k = k_anisotropic(x @ self.basis)
+            model = k * f_model
+            overall = scale(f_obs, model)
+            difference = f_obs - overall * model
+            gradient = quadratic @ (difference * model * overall) * (2 * _TWO_PI_SQ / total)
+            return float(difference @ difference) / total, self.basis @ gradient.cpu().numpy()
+
+        u = np.asarray(u_star, dtype=np.float64)
+        for _ in range(5):
+            saved, r_start = u, float(r_factor(f_obs, k_anisotropic(u) * f_model))
+            x, _, _ = minimize(evaluate, u[self.independent], max_iterations=25)
+            u = x @ self.basis
+            r = float(r_factor(f_obs, k_anisotropic(u) * f_model))
+            if r > r_start and r > 1e-2 and np.abs(b_cart(u, crystal)).max() > 100:
+                u = saved
+                break
+        return u.tolist()
+
+
+def b_cart(u_star, crystal):
+    """B tensor in Cartesian axes (Å^2; 11, 22, 33, 12, 13, 23) of u_star, both of 6 floats."""
+    u = np.zeros((3, 3))
+    for value, (i, j) in zip(u_star, _PAIRS):
+        u[i, j] = u[j, i] = value
+    a = crystal.orthogonalization.cpu().numpy()
+    b = 8 * math.pi**2 * (a @ u @ a.T)
+    return np.array([b[i, j] for i, j in _PAIRS])
+
+
+def _solve(normal, right):
+    """normal^-1 right, leaving out directions that the data do not determine; NumPy."""
+    values, vectors, threshold = jacobi(normal.cpu().numpy())
+    used = (np.abs(values) >= threshold) & (values != 0)
+    inverse = np.zeros_like(values)
+    inverse[used] = 1 / values[used]
+    return vectors.T @ (inverse * (vectors @ right.cpu().numpy()))
+
+
+def jacobi(matrix, relative=1e-9, absolute=1e-9):
+    """Eigenvalues (n,), eigenvectors (n, n; rows) of a symmetric matrix, and the largest element left off the
+    diagonal.
+
+    Cyclic Jacobi rotations that stop at a threshold, as in ``scitbx.matrix.eigensystem.real_symmetric``: the
+    normal equations here can be so ill-conditioned that a better inverse gives another scale.  12 x 12 at
+    most; plain floats.
+    """
+    n = len(matrix)
+    a, vectors = matrix.tolist(), np.eye(n).tolist()
+    norm = math.sqrt(2.0 * sum(a[i][j] ** 2 for i in range(n) for j in range(i)))
+    final = max(relative * norm / n, absolute)
+    threshold = norm
+    while norm > 0 and threshold > final:
+        threshold /= n
+        rotated = True
+        while rotated:
+            rotated = False
+            for l in range(n - 1):
+                for m in range(l + 1, n):
+                    if abs(a[l][m]) > threshold:
+                        rotated = True
+                        _rotate(a, vectors, l, m)
+    return np.array([a[i][i] for i in range(n)]), np.array(vectors), final
+
+
+def _rotate(a, vectors, l, m):
+    """Make a[l][m] zero."""
+    row_l, row_m = a[l], a[m]
+    off, a_ll, a_mm = row_l[m], row_l[l], row_m[m]
+    x = 0.5 * (a_ll - a_mm)
+    y = -off / math.sqrt(off * off + x * x)
+    if x < 0:
+        y = -y
+    sine = y / math.sqrt(2.0 * (1.0 + math.sqrt(1.0 - y * y)))
+    cosine = math.sqrt(1.0 - sine * sine)
+    a[l] = new_l = [p * cosine - q * sine for p, q in zip(row_l, row_m)]
+    a[m] = new_m = [p * sine + q * cosine for p, q in zip(row_l, row_m)]
+    for row, p, q in zip(a, new_l, new_m):
+        row[l], row[m] = p, q
+    v_l, v_m = vectors[l], vectors[m]
+    vectors[l] = [p * cosine - q * sine for p, q in zip(v_l, v_m)]
+    vectors[m] = [p * sine + q * cosine for p, q in zip(v_l, v_m)]
+    square, product = sine * sine, sine * cosine
+    cosine_square = cosine * cosine
+    twice = 2.0 * off * product
+    new_l[l] = a_ll * cosine_square + a_mm * square - twice
+    new_m[m] = a_ll * square + a_mm * cosine_square + twice
+    new_l[m] = new_m[l] = (a_ll - a_mm) * product + off * (cosine_square - square)
