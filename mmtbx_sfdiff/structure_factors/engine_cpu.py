@@ -9,9 +9,12 @@ import numpy as np
 import torch
 
 from . import splat_cpu
+from .splatting import FFTUnsuitable
 
 _STAR = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
 _PACK = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+# Rows run on beyond the cut to a multiple of eight points, so that the cut may be this much nearer.
+SLACK = 1.0
 _lock = threading.Lock()
 _pool = None
 
@@ -67,10 +70,10 @@ class _Arrays:
         steps = [1.0 / (self.dims[i] * self.dims[j]) for i, j in _PACK]
         # Rounding must not make an orthogonal cell look oblique.
         clean = [abs(real[i, j]) > 1e-10 * math.sqrt(real[i, i] * real[j, j]) for i, j in pairs]
+        metric = np.array([real[i, j] * step * keep for (i, j), step, keep in zip(pairs, steps, clean)])
         self.geometry = np.array(
-            [setting.s_sq, *(reciprocal[i, j] for i, j in pairs),
-             *(real[i, j] * step * keep for (i, j), step, keep in zip(pairs, steps, clean)),
-             crystal.volume, *steps, grid.n_points])
+            [setting.s_sq, *(reciprocal[i, j] for i, j in pairs), *metric, crystal.volume, *steps, grid.n_points,
+             *splat_cpu.outline_of(math.pi ** 2 * setting.s_sq * metric)])
 
 
 def splat(job):
@@ -110,7 +113,7 @@ def _check(codes, job):
         raise RuntimeError("An atom is wider than the box it was given: please report this structure.")
     i = bad[0] - 1
     label = job.atoms.labels[i].strip()
-    raise ValueError(f"The displacement parameters of atom {i} ({label}) are not positive definite enough for the FFT: "
+    raise FFTUnsuitable(f"The displacement parameters of atom {i} ({label}) are not positive definite enough for the FFT: "
                      "raise them, or use method='direct'.")
 
 
@@ -149,13 +152,14 @@ def gather(grid, job):
     size = splat_cpu.scratch_size(setting.box)
     grad_sites, grad_e, grad_ustar = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 6))
     grad_weights, grad_fp = np.zeros(n), np.zeros(n)
+    factor = setting.table.typical_factor if job.gradient else 0.0
 
     def call(first, last):
         def run():
             return splat_cpu.gather(
                 flat, arrays.dims, first, last, arrays.order, arrays.sites_grid, arrays.e_iso, arrays.ustar,
                 arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry, setting.tolerance,
-                setting.typical_weight, setting.cuts, setting.box, np.empty(size, flat.dtype), np.empty(32),
+                setting.typical_weight, factor, setting.cuts, setting.box, np.empty(size, flat.dtype), np.empty(32),
                 grad_sites, grad_e, grad_ustar, grad_weights, grad_fp)
         return run
 

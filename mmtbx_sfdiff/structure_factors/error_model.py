@@ -28,11 +28,12 @@ import numpy as np
 E_FIRST, E_GROWTH, E_SCALE, N_E = -1.0, 1.12, 1.5, 46
 # Ladder of sharpenings, from strong blurring upwards.
 SHARPENINGS = np.arange(-14.0, 6.01, 0.25)
-# Aim at this share of the requested error, and give aliasing this share of its square.
-_AIM, _ALIAS_SHARE = 1.1, 0.35
+# Aim at this multiple of the requested error, and give aliasing this share of its square.  A row of the compiled kernels
+# runs on to a multiple of eight points, beyond the cut: what they meet is a third to a half of what is counted here.
+_AIM, _ALIAS_SHARE = 0.9, 0.35
 _CUTS = np.arange(0.5, 30.01, 0.5)
 _Y_STEP, _Y_MAX = 0.05, 20.0
-_N_NODES, _N_DIRECTIONS = 16, 10
+_N_NODES, _N_SAMPLES, _N_ALIAS_BINS = 16, 40, 120
 _LEVELS = np.linspace(-22.0, 4.0, 53)
 _WIDTHS = np.geomspace(0.02, 400.0, 40)
 
@@ -69,6 +70,8 @@ class ErrorModel:
 
     Parameters
     ----------
+    indices : numpy.ndarray
+        (n, 3) Miller indices.
     d_star_sq : numpy.ndarray
         (n,) d*^2 of the reflections, Å^-2.
     reciprocal_basis : numpy.ndarray
@@ -79,12 +82,12 @@ class ErrorModel:
         (n_types, n_terms) terms alpha exp(-exponent tau) of the form factors, constant terms with exponent zero.
     """
 
-    def __init__(self, d_star_sq, reciprocal_basis, grid, alphas, exponents):
+    def __init__(self, indices, d_star_sq, reciprocal_basis, grid, alphas, exponents):
         self.s_sq = float(d_star_sq.max())
         counts = np.histogram(d_star_sq / self.s_sq, bins=_N_NODES, range=(0, 1))[0].astype(np.float64)
         self.weights = (counts + 1e-6 * counts.sum()) / (counts.sum() * (1 + 1e-6 * _N_NODES))
         self.tau = (np.arange(_N_NODES) + 0.5) / _N_NODES
-        self._sample_aliases(reciprocal_basis, grid)
+        self._sample_aliases(indices, d_star_sq, reciprocal_basis, grid)
         bins = exponent_grid()
         # The last row is a constant, for f' and f''.
         alphas = np.vstack([alphas, np.eye(1, alphas.shape[1])])
@@ -100,12 +103,11 @@ class ErrorModel:
         self.norms = np.einsum("mr,tr,er->mte", powers, inside, decay)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             outside = factors(self.alias_tau)
-            squares = (outside * outside * self.alias_weights)[:, None] * np.stack(
+            squares = (outside * outside)[:, None] * np.stack(
                 [np.ones_like(self.alias_tau), self.alias_tau, self.alias_tau ** 2])
-            # The exponents of the two exponentials together, so that neither overflows alone.
-            growth = SHARPENINGS[:, None] * 2 * (self.alias_tau - self.alias_band_tau)
-            decay = -2 * bins[:, None] * self.alias_tau
-            kernel = np.exp(np.minimum(growth[:, None, :] + decay, 300.0))
+            growth = 2 * SHARPENINGS[:, None] * self.alias_tau
+            kernel = np.exp(np.minimum(growth[:, None, :] - 2 * bins[:, None] * self.alias_tau, 300.0))
+            kernel *= self.alias_weights[:, None, :]
             #: The same of equation 1, (n_sharpenings, 3, n_types + 1, N_E).
             self.aliases = np.einsum("pes,tms->pmte", kernel, squares, optimize=True)
         # White rounding noise of the grid, seen through q: its mean square over the share of the spectrum that the band
@@ -118,20 +120,36 @@ class ErrorModel:
         self.noises = noise[:, None, None] * blurred
         self._cut_tables = {}
 
-    def _sample_aliases(self, reciprocal_basis, grid):
+    def _sample_aliases(self, indices, d_star_sq, reciprocal_basis, grid):
+        """tau(s + G) of a sample of the reflections, binned; the weight of a bin has q^2 in it, for every p.
+
+        Sets ``alias_tau`` (n_bins,) and ``alias_weights`` (n_sharpenings, n_bins).
+        """
         rng = np.random.default_rng(0)
-        vectors = rng.normal(size=(_N_NODES, _N_DIRECTIONS, 3))
-        # Stratified along every node's width, or the steep end of the band would be seen at one radius only.
-        shift = (np.arange(_N_DIRECTIONS) + 0.5) / _N_DIRECTIONS - 0.5
-        tau = self.tau[:, None] + shift / _N_NODES
-        vectors *= np.sqrt(self.s_sq * tau)[..., None] / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        node = np.minimum((d_star_sq / self.s_sq * _N_NODES).astype(np.int64), _N_NODES - 1)
+        order = rng.permutation(len(node))
+        order = order[np.argsort(node[order], kind="stable")]
+        starts = np.searchsorted(node[order], np.arange(_N_NODES + 1))
+        chosen, share = [], []
+        for i in range(_N_NODES):
+            rows = order[starts[i]:min(starts[i + 1], starts[i] + _N_SAMPLES)]
+            chosen.append(rows)
+            share.append(np.full(len(rows), self.weights[i] / max(len(rows), 1)))
+        chosen, share = np.concatenate(chosen), np.concatenate(share)
+        vectors = indices[chosen] @ reciprocal_basis
         steps = np.array([m for m in itertools.product(range(-2, 3), repeat=3) if any(m)])
         lattice = (steps * np.asarray(grid)) @ reciprocal_basis
-        found = ((vectors[:, :, None] + lattice) ** 2).sum(-1) / self.s_sq
-        weights = np.broadcast_to((self.weights / _N_DIRECTIONS)[:, None, None], found.shape)
-        band = np.broadcast_to(tau[..., None], found.shape)
-        near = found < 2.2 * found.min()
-        self.alias_tau, self.alias_weights, self.alias_band_tau = found[near], weights[near], band[near]
+        found = ((vectors[:, None] + lattice) ** 2).sum(-1) / self.s_sq
+        near = found < 2.5 * found.min()
+        band = np.broadcast_to((d_star_sq[chosen] / self.s_sq)[:, None], found.shape)[near]
+        share = np.broadcast_to(share[:, None], found.shape)[near]
+        found = found[near]
+        bins = np.minimum(((found / found.min() - 1) / 1.5 * _N_ALIAS_BINS).astype(np.int64), _N_ALIAS_BINS - 1)
+        counts = np.bincount(bins, minlength=_N_ALIAS_BINS)
+        used = counts > 0
+        self.alias_tau = np.bincount(bins, found, minlength=_N_ALIAS_BINS)[used] / counts[used]
+        self.alias_weights = np.stack([
+            np.bincount(bins, share * np.exp(-2 * p * band), minlength=_N_ALIAS_BINS)[used] for p in SHARPENINGS])
 
     def sharpening(self, histogram, accuracy, rounding):
         """Number of the sharpest p of the ladder that leaves aliasing its share of the error.
@@ -172,7 +190,7 @@ class ErrorModel:
     def _make_cut_table(self, p, ratios):
         tau = np.concatenate([self.tau, self.alias_tau])
         weights = np.concatenate([self.weights * np.exp(-2 * p * self.tau),
-                                  self.alias_weights * np.exp(-2 * p * self.alias_band_tau)])
+                                  self.alias_weights[int(np.searchsorted(SHARPENINGS, p))]])
         phi = _truncation_transforms()
         # Thousands of samples are more than a smooth average needs: bins of tau.
         edges = np.linspace(0, math.sqrt(tau.max()) * 1.0001, 161)

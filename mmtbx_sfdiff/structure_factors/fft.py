@@ -60,7 +60,7 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY):
         An accuracy out of reach, displacement parameters that are not positive definite, or a grid beyond ``memory``.
     """
     if accuracy < LEAST_ACCURACY:
-        raise ValueError(f"accuracy={accuracy:g} is beyond the FFT (at best {LEAST_ACCURACY:g}): use method='direct'.")
+        raise splatting.FFTUnsuitable(f"accuracy={accuracy:g} is beyond the FFT (at best {LEAST_ACCURACY:g}): use method='direct'.")
     plan = miller_plan(crystal, miller_indices)
     batch = atoms.batch_shape
     n = miller_indices.shape[0]
@@ -131,6 +131,12 @@ class TermTable:
         a, b = np.take_along_axis(a, order, 1), np.take_along_axis(b, order, 1)
         return cls(np.ascontiguousarray(a), np.ascontiguousarray(b * s_sq / 4), c)
 
+    @property
+    def typical_factor(self):
+        """Size of a form factor in the middle of the band."""
+        alphas, exponents = self.with_constants()
+        return float(np.sqrt((((alphas * np.exp(-0.6 * exponents)).sum(1)) ** 2).mean()))
+
     def with_constants(self):
         return (np.hstack([self.alphas, self.constants[:, None]]),
                 np.hstack([self.exponents, np.zeros((len(self.constants), 1))]))
@@ -142,18 +148,18 @@ class _PlanCache:
     def __init__(self, plan, atoms):
         # Not the plan itself: this object is kept as long as the plan lives.
         self.plan = weakref.ref(plan)
-        self.d_star_sq = plan.d_star_sq.cpu().numpy()
+        self.indices, self.d_star_sq = plan.indices.cpu().numpy(), plan.d_star_sq.cpu().numpy()
         self.s_sq = float(self.d_star_sq.max())
         self.table = TermTable.from_form_factors(atoms.form_factors, self.s_sq)
         self.basis = atoms.crystal.fractionalization.cpu().numpy()
-        self.models, self.grids, self.choices, self.factors, self.phases = {}, {}, {}, {}, {}
+        self.models, self.grids, self.choices, self.costs, self.factors, self.phases = {}, {}, {}, {}, {}, {}
 
     def model(self, dims):
         if dims not in self.models:
             grid = [0, 0, 0]
             for axis, n in zip(self.plan().axes, dims):
                 grid[axis] = n
-            self.models[dims] = ErrorModel(self.d_star_sq, self.basis, grid, *self.table.with_constants())
+            self.models[dims] = ErrorModel(self.indices, self.d_star_sq, self.basis, grid, *self.table.with_constants())
         return self.models[dims]
 
     def grid(self, dims):
@@ -188,7 +194,7 @@ def _cache(plan, atoms):
     return tables[key]
 
 
-def _histogram(parameters, atoms, s_sq, n_types):
+def _histogram(parameters, atoms, s_sq, n_types, typical_factor):
     """Sums of squared weights by type and exponent, and a row for f' and f'' terms: (n_types + 1, N_E) numpy."""
     with torch.no_grad():
         u = parameters.u_iso.to(torch.float64)
@@ -206,8 +212,11 @@ def _histogram(parameters, atoms, s_sq, n_types):
         result = torch.bincount(flat, (weights * (1 - high_share)).flatten(), minlength=size)
         result += torch.bincount(flat + 1, (weights * high_share).flatten(), minlength=size)
         for value in (parameters.fp, parameters.fdp):
-            if bool((value != 0).any()):
+            if value.requires_grad or bool((value != 0).any()):
                 extra = weights * value.to(torch.float64) ** 2
+                if value.requires_grad:
+                    # The gradient of a term that may be zero: as if it were as large as a form factor.
+                    extra = torch.maximum(extra, weights * typical_factor ** 2)
                 result += torch.bincount((n_types * n_e + low).flatten(), extra.flatten(), minlength=size)
         n_atoms = int((weights > 0).sum())
         return result.reshape(n_types + 1, n_e).cpu().numpy(), max(n_atoms, 1), float(exponents.max())
@@ -229,18 +238,18 @@ def choose_setting(parameters, plan, accuracy, memory):
     atoms = parameters.atoms
     cache = _cache(plan, atoms)
     dtype = torch.float32 if accuracy >= SINGLE_PRECISION else torch.float64
-    histogram, n_atoms, largest = _histogram(parameters, atoms, cache.s_sq, len(cache.table.constants))
+    histogram, n_atoms, largest = _histogram(parameters, atoms, cache.s_sq, len(cache.table.constants), cache.table.typical_factor)
     if not histogram[:-1].any():
         histogram[0, error_model.N_E // 2] = 1.0
-    dims = _choose_dims(cache, plan, histogram, n_atoms / len(parameters.weights), accuracy, memory, dtype)
+    dims = cache.choices[_choose(cache, plan, histogram, n_atoms / len(parameters.weights), accuracy, memory, dtype)]
     model = cache.model(dims)
     index, norms = model.sharpening(histogram, accuracy, ROUNDING[dtype])
     if index < 0:
-        raise ValueError(f"accuracy={accuracy:g} needs a finer grid than memory={memory} bytes allows: "
+        raise splatting.FFTUnsuitable(f"accuracy={accuracy:g} needs a finer grid than memory={memory} bytes allows: "
                          "raise memory, or use method='direct'.")
     n_terms = cache.table.alphas.shape[1] + (1 if cache.table.constants.any() else 0)
     sharpening = float(error_model.SHARPENINGS[index])
-    tolerance = model.tolerance(norms, n_atoms, accuracy, max(n_terms, 1))
+    tolerance = model.tolerance(norms, n_atoms, accuracy, max(n_terms, 1)) * splatting.engine(plan.indices.device).SLACK
     typical = math.sqrt(histogram[:-1].sum() / n_atoms)
     cuts = model.cut_table(index, norms)
     return Setting(
@@ -252,7 +261,7 @@ def choose_setting(parameters, plan, accuracy, memory):
 def _box(cache, dims, atoms, parameters, largest, sharpening, cuts):
     """Points along each axis that no atom's Gaussians exceed, rounded up to eight."""
     if bool(atoms.use_u_aniso.any()):
-        trace_bound = float((parameters.u_iso + _cart_trace(parameters.u_star, atoms)).max())
+        trace_bound = float((parameters.u_iso.detach() + _cart_trace(parameters.u_star, atoms)).max())
         largest = max(largest, 2 * math.pi ** 2 * cache.s_sq * trace_bound)
     exponents = cache.table.exponents[cache.table.alphas != 0]
     width = largest + max(exponents.max(initial=0.0), 0.0) - sharpening
@@ -268,17 +277,18 @@ def _cart_trace(u_star, atoms):
     return (u_star.detach().to(torch.float64) @ packed).clamp(min=0)
 
 
-def _choose_dims(cache, plan, histogram, n_atoms, accuracy, memory, dtype):
-    """The cheapest grid by the cost model, for a population like this one."""
+def _choose(cache, plan, histogram, n_atoms, accuracy, memory, dtype):
+    """Key of the cheapest grid by the cost model in ``cache.choices``, for a population like this one."""
     bins = error_model.exponent_grid()
     population = histogram[:-1].sum(0)
     mean = float((population * bins).sum() / population.sum())
     low = float(bins[min(np.searchsorted(np.cumsum(population), 0.05 * population.sum()), len(bins) - 1)])
     constant = bool(histogram[-1].any())
     # The choice is a function of these coarse numbers only, so that it does not change from step to step.
-    key = (round(2 * math.log2(n_atoms)), round(3 * math.log2(max(mean, 0.1))), round(4 * low), constant, accuracy, memory, dtype)
+    key = (round(2 * math.log2(n_atoms)), round(3 * math.log2(max(mean, 0.1))), round(4 * low), constant,
+           accuracy, memory, dtype)
     if key in cache.choices:
-        return cache.choices[key]
+        return key
     coarse = np.zeros_like(histogram)
     share = histogram[:-1].sum(1) / histogram[:-1].sum()
     for exponent, part in ((round(4 * low) / 4, 0.1), (2 ** (round(3 * math.log2(max(mean, 0.1))) / 3), 0.9)):
@@ -302,10 +312,30 @@ def _choose_dims(cache, plan, histogram, n_atoms, accuracy, memory, dtype):
             break
     if best is None or 3.5 * itemsize * math.prod(best[1]) > memory:
         smallest = 3.5 * itemsize * math.prod(best[1] if best else grid_dims(plan, OVERSAMPLING[-1]))
-        raise ValueError(f"accuracy={accuracy:g} needs a grid of {smallest / 2**20:.0f} MiB, more than memory={memory} "
+        raise splatting.FFTUnsuitable(f"accuracy={accuracy:g} needs a grid of {smallest / 2**20:.0f} MiB, more than memory={memory} "
                          "bytes: raise memory, or use method='direct'.")
     cache.choices[key] = best[1]
-    return best[1]
+    cache.costs[key] = best[0]
+    return key
+
+
+def estimated_time(atoms, plan, accuracy, memory):
+    """Estimated time of one forward calculation with these atoms, ns on one core.
+
+    Raises
+    ------
+    FFTUnsuitable
+        As :func:`fft`.
+    """
+    parameters = _Parameters(atoms, atoms.batch_shape)
+    cache = _cache(plan, atoms)
+    dtype = torch.float32 if accuracy >= SINGLE_PRECISION else torch.float64
+    histogram, n_atoms, _ = _histogram(parameters, atoms, cache.s_sq, len(cache.table.constants), cache.table.typical_factor)
+    if not histogram[:-1].any():
+        histogram[0, error_model.N_E // 2] = 1.0
+    n_models = len(parameters.weights)
+    key = _choose(cache, plan, histogram, n_atoms / n_models, accuracy, memory, dtype)
+    return n_models * cache.costs[key] * (2 if histogram[-1].any() else 1)
 
 
 class _Transform(torch.autograd.Function):

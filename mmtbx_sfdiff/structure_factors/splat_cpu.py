@@ -90,7 +90,10 @@ def _gaussian(e, ustar, aniso, geometry, work, k):
     if not aniso:
         if e <= 0:
             return 0.0, -1.0
+        # Everything about an isotropic Gaussian is a multiple of what it is for e = 1.
         scale = PI_SQ * s_sq / e
+        for i in range(3):
+            work[o + 6 + i] = geometry[21 + i] / e
         for i in range(6):
             work[o + i] = scale * geometry[7 + i]
         root = math.pi * s_sq / e
@@ -116,9 +119,14 @@ def _gaussian(e, ustar, aniso, geometry, work, k):
 
 
 @_jit
-def _outline(work, k, cut):
+def _outline(work, k, cut, geometry, aniso, e):
     """What the ellipsoid u Q u <= cut needs: work[12 k + 6 ...] = w0, s11, s01, h_x, h_y, h_z."""
     o = 12 * k
+    if not aniso:
+        size = math.sqrt(cut * e)
+        for i in range(3):
+            work[o + 9 + i] = geometry[24 + i] * size
+        return
     q00, q11, q22, q01, q02, q12 = work[o], work[o + 1], work[o + 2], work[o + 3], work[o + 4], work[o + 5]
     s11, s01 = q11 - q12 * q12 / q22, q01 - q02 * q12 / q22
     w0 = q00 - q02 * q02 / q22 - s01 * s01 / s11
@@ -127,6 +135,15 @@ def _outline(work, k, cut):
     work[o + 9] = math.sqrt(cut / w0)
     work[o + 10] = math.sqrt(cut * (q00 * q22 - q02 * q02) / det)
     work[o + 11] = math.sqrt(cut * (q00 * q11 - q01 * q01) / det)
+
+
+@_jit
+def outline_of(q):
+    """w0, s11, s01, h_x, h_y, h_z of an ellipsoid u Q u <= 1, Q packed."""
+    work = np.zeros(12)
+    work[:6] = q
+    _outline(work, 0, 1.0, q, True, 1.0)
+    return work[6:]
 
 
 @_jit
@@ -148,6 +165,27 @@ def _row_range(work, k, cut, u):
     s11 = work[12 * k + 7]
     centre, half = -work[12 * k + 8] * u / s11, math.sqrt(rem / s11)
     return centre - half, centre + half
+
+
+@_jit
+def _touches(first, last, n, slab):
+    """Whether a range of planes, periodic in n, has one in the slab."""
+    if last - first >= n:
+        return True
+    shift = -n if last >= n else 0
+    while shift <= n:
+        if first + shift < slab[1] and last + shift >= slab[0]:
+            return True
+        shift += n
+    return False
+
+
+@_jit
+def _wrap(i, n):
+    """i modulo n, where i is seldom outside the first period."""
+    if 0 <= i < n:
+        return i
+    return i % n
 
 
 @_jit
@@ -180,6 +218,8 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
     x_table, y_table, cy_table = 0, 2 * bx, 2 * bx + 2 * by
     z_table, cz_table, yz_table = cy_table + 2 * by, cy_table + 2 * by + 2 * bz, cy_table + 2 * by + 4 * bz
     rows_table = yz_table + 2 * by * bz
+    ones_table = rows_table + by * bz
+    scratch[ones_table] = one
     n_all = n_terms + (1 if has_constant else 0)
     for position in range(order.shape[0]):
         a = order[position]
@@ -201,10 +241,9 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
                 cut = _cut(cuts, width, math.log(tolerance / abs(amplitude)))
                 if cut <= 0:
                     continue
-                _outline(work, k, cut)
+                _outline(work, k, cut, geometry, use_aniso[a], e)
                 work[24 + k], work[26 + k] = cut, amplitude * norm
-            cut0, cut1 = work[24], work[25]
-            if cut0 <= 0 and cut1 <= 0:
+            if work[24] <= 0 and work[25] <= 0:
                 continue
             # A term that is left out borrows the other one's shape, with amplitude zero.
             for k in range(2):
@@ -212,15 +251,11 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
                     for i in range(12):
                         work[12 * k + i] = work[12 * (1 - k) + i]
                     work[24 + k] = work[25 - k]
-            cut0, cut1 = work[24], work[25]
+            # Isotropic Gaussians are concentric and of one shape: the wider one has the outline of both.
+            wide = 0 if work[9] >= work[21] else 1
             hx, hy, hz = max(work[9], work[21]), max(work[10], work[22]), max(work[11], work[23])
             i0, i1 = int(math.ceil(sx - hx)), int(math.floor(sx + hx))
-            touches = False
-            for i in range(i0, i1 + 1):
-                ix = i % nx
-                if slab[0] <= ix < slab[1]:
-                    touches = True
-            if not touches:
+            if not _touches(i0, i1, nx, slab):
                 continue
             j0, k0 = int(math.ceil(sy - hy)), int(math.ceil(sz - hz))
             n_y = (int(math.floor(sy + hy)) - j0 + 8) // 8
@@ -244,45 +279,44 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
                     for j in range(int(math.floor(sy + hy)) - j0 + 1):
                         store_gaussian(scratch, yz_table + (k * by + j) * bz, n_z, zero,
                                        one * (2 * work[o + 5] * (v0 + j)), one * work[o + 2], one * w0)
-            kz = k0 % nz
+            kz = _wrap(k0, nz)
             wraps = kz + 8 * n_z > nz
             for i in range(i0, i1 + 1):
-                ix = i % nx
+                ix = _wrap(i, nx)
                 if not slab[0] <= ix < slab[1]:
                     continue
                 u = i - sx
-                low0, high0 = _row_range(work, 0, cut0, u)
-                low1, high1 = _row_range(work, 1, cut1, u)
+                low0, high0 = _row_range(work, wide, work[24 + wide], u)
+                low1, high1 = low0, high0
+                if use_aniso[a]:
+                    low1, high1 = _row_range(work, 1 - wide, work[25 - wide], u)
                 j_first = int(math.ceil(sy + min(low0, low1))) - j0
                 j_last = int(math.floor(sy + max(high0, high1))) - j0
                 j_first, j_last = max(j_first, 0), min(j_last, 8 * n_y - 1)
                 n_rows = j_last - j_first + 1
                 if n_rows < 1:
                     continue
-                for k in range(2):
-                    o = 12 * k
-                    x = one * work[26 + k]
-                    if shape == 2:
-                        continue
+                x0, x1 = one * work[26], one * work[27]
+                if shape < 2:
                     if crossed:
-                        store_gaussian(scratch, cy_table + k * by, n_y, one * (work[o] * u * u),
-                                       one * (2 * work[o + 3] * u), one * work[o + 1], one * v0)
+                        for k in range(2):
+                            o = 12 * k
+                            store_gaussian(scratch, cy_table + k * by, n_y, one * (work[o] * u * u),
+                                           one * (2 * work[o + 3] * u), one * work[o + 1], one * v0)
+                            if shape == 1:
+                                store_gaussian(scratch, cz_table + k * bz, n_z, zero, one * (2 * work[o + 4] * u),
+                                               zero, one * w0)
                     else:
-                        x *= scratch[x_table + k * bx + i - i0]
-                    if shape == 1:
-                        store_gaussian(scratch, cz_table + k * bz, n_z, zero, one * (2 * work[o + 4] * u), zero, one * w0)
-                        for l in range(8 * n_z):
-                            scratch[cz_table + k * bz + l] *= x
-                    else:
-                        for l in range(8 * n_z):
-                            scratch[cz_table + k * bz + l] = scratch[z_table + k * bz + l] * x
+                        x0 *= scratch[x_table + i - i0]
+                        x1 *= scratch[x_table + bx + i - i0]
+                z_used = cz_table if shape else z_table
                 y_used = cy_table if crossed else y_table
                 if wraps:
                     for l in range(n_rows * 8 * n_z):
                         scratch[rows_table + l] = zero
                 done = 0
                 while done < n_rows:
-                    jy = (j0 + j_first + done) % ny
+                    jy = _wrap(j0 + j_first + done, ny)
                     run = n_rows if wraps else min(n_rows - done, ny - jy)
                     if shape == 2:
                         run = 1
@@ -293,7 +327,6 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
                         v = v0 + j
                         for k in range(2):
                             o = 12 * k
-                            scratch[cy_table + k * by] = one * work[26 + k]
                             store_gaussian(
                                 scratch, cz_table + k * bz, n_z,
                                 one * (work[o] * u * u + work[o + 1] * v * v + 2 * work[o + 3] * u * v),
@@ -306,15 +339,15 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
                         else:
                             target = grid
                         if shape == 1:
-                            add_rows_oblique(target, start + block, stride, run, scratch, y_used + j, y_used + by + j,
-                                             cz_table + block, cz_table + bz + block,
+                            add_rows_oblique(target, start + block, stride, run, scratch, x0, x1,
+                                             y_used + j, y_used + by + j, z_used + block, z_used + bz + block,
                                              yz_table + j * bz + block, yz_table + (by + j) * bz + block, bz)
                         elif shape == 0:
-                            add_rows(target, start + block, stride, run, scratch, y_used + j, y_used + by + j,
-                                     cz_table + block, cz_table + bz + block)
+                            add_rows(target, start + block, stride, run, scratch, x0, x1, y_used + j, y_used + by + j,
+                                     z_used + block, z_used + bz + block)
                         else:
-                            add_rows(target, start + block, stride, run, scratch, cy_table, cy_table + by,
-                                     cz_table + block, cz_table + bz + block)
+                            add_rows(target, start + block, stride, run, scratch, x0, x1, ones_table, ones_table,
+                                     z_used + block, z_used + bz + block)
                     done += run
                 if wraps:
                     for j in range(n_rows):
@@ -330,7 +363,7 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
 
 @_jit
 def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types, geometry,
-           tolerance, typical_weight, cuts, box, scratch, work, grad_sites, grad_e, grad_ustar, grad_weights, grad_fp):
+           tolerance, typical_weight, typical_factor, cuts, box, scratch, work, grad_sites, grad_e, grad_ustar, grad_weights, grad_fp):
     """Derivatives of sum(grid * density) for order[first_atom:last_atom]: the transpose of :func:`splat`.
 
     grad_sites in grid units; grad_ustar in the units of 2 pi^2 U*.  Returns as :func:`splat`.
@@ -366,11 +399,16 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                 norm, width = _gaussian(e, ustar[a], use_aniso[a], geometry, work, k)
                 if width <= 0:
                     return a + 1
-                amplitude = abs(alpha if alpha != 0 else 1.0) * abs(weight if weight != 0 else typical_weight)
+                amplitude = abs(alpha)
+                if alpha == 0 or (first_term + k == n_terms and typical_factor > 0):
+                    amplitude = max(amplitude, typical_factor)
+                amplitude *= abs(weight if weight != 0 else typical_weight)
+                if amplitude == 0:
+                    continue
                 cut = _cut(cuts, width, math.log(tolerance / amplitude))
                 if cut <= 0:
                     continue
-                _outline(work, k, cut)
+                _outline(work, k, cut, geometry, use_aniso[a], e)
                 work[24 + k], work[26 + k] = cut, norm
             if work[24] <= 0 and work[25] <= 0:
                 continue
@@ -379,7 +417,8 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                     for i in range(12):
                         work[12 * k + i] = work[12 * (1 - k) + i]
                     work[24 + k] = work[25 - k]
-            cut0, cut1 = work[24], work[25]
+            # Isotropic Gaussians are concentric and of one shape: the wider one has the outline of both.
+            wide = 0 if work[9] >= work[21] else 1
             hx, hy, hz = max(work[9], work[21]), max(work[10], work[22]), max(work[11], work[23])
             i0, i1 = int(math.ceil(sx - hx)), int(math.floor(sx + hx))
             j0, k0 = int(math.ceil(sy - hy)), int(math.ceil(sz - hz))
@@ -404,13 +443,15 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                                        one * (2 * work[o + 5] * (v0 + j)), one * work[o + 2], one * w0)
             for l in range(n_z * _MOMENTS):
                 scratch[box_moments + l] = zero
-            kz = k0 % nz
+            kz = _wrap(k0, nz)
             wraps = kz + 8 * n_z > nz
             for i in range(i0, i1 + 1):
-                ix = i % nx
+                ix = _wrap(i, nx)
                 u = i - sx
-                low0, high0 = _row_range(work, 0, cut0, u)
-                low1, high1 = _row_range(work, 1, cut1, u)
+                low0, high0 = _row_range(work, wide, work[24 + wide], u)
+                low1, high1 = low0, high0
+                if use_aniso[a]:
+                    low1, high1 = _row_range(work, 1 - wide, work[25 - wide], u)
                 j_first = int(math.ceil(sy + min(low0, low1))) - j0
                 j_last = int(math.floor(sy + max(high0, high1))) - j0
                 j_first, j_last = max(j_first, 0), min(j_last, 8 * n_y - 1)
@@ -440,7 +481,7 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                         scratch[row_moments + l] = zero
                     done = 0
                     while done < n_rows:
-                        jy = (j0 + j_first + done) % ny
+                        jy = _wrap(j0 + j_first + done, ny)
                         run = n_rows if wraps else min(n_rows - done, ny - jy)
                         if shape == 2:
                             run = 1

@@ -118,16 +118,16 @@ def store_gaussian(typing, table, offset, n_blocks, a, b, c, first):
 
 
 @intrinsic
-def add_rows(typing, grid, start, stride, n_rows, table, y1, y2, z1, z2):
-    """grid[start + j stride + lane] += y1[j] z1[lane] + y2[j] z2[lane] for j < n_rows."""
+def add_rows(typing, grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2):
+    """grid[start + j stride + lane] += x1 y1[j] z1[lane] + x2 y2[j] z2[lane] for j < n_rows."""
     dtype = grid.dtype
-    signature = types.void(grid, *[types.int64] * 3, table, *[types.int64] * 4)
+    signature = types.void(grid, *[types.int64] * 3, table, dtype, dtype, *[types.int64] * 4)
 
     def generate(context, builder, signature, args):
         v = _Builder(context, builder, dtype)
-        grid, start, stride, n_rows, table, y1, y2, z1, z2 = args
+        grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2 = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
-        first, second = v.load(values, z1), v.load(values, z2)
+        first, second = v.mul(v.fill(x1), v.load(values, z1)), v.mul(v.fill(x2), v.load(values, z2))
         with cgutils.for_range(builder, n_rows) as loop:
             j = loop.index
             at = builder.add(start, builder.mul(j, stride))
@@ -139,16 +139,16 @@ def add_rows(typing, grid, start, stride, n_rows, table, y1, y2, z1, z2):
 
 
 @intrinsic
-def add_rows_oblique(typing, grid, start, stride, n_rows, table, y1, y2, z1, z2, yz1, yz2, width):
-    """As :func:`add_rows` with y1[j] yz1[j width + lane] z1[lane], and the same for 2."""
+def add_rows_oblique(typing, grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2, yz1, yz2, width):
+    """As :func:`add_rows` with x1 y1[j] yz1[j width + lane] z1[lane], and the same for 2."""
     dtype = grid.dtype
-    signature = types.void(grid, *[types.int64] * 3, table, *[types.int64] * 7)
+    signature = types.void(grid, *[types.int64] * 3, table, dtype, dtype, *[types.int64] * 7)
 
     def generate(context, builder, signature, args):
         v = _Builder(context, builder, dtype)
-        grid, start, stride, n_rows, table, y1, y2, z1, z2, yz1, yz2, width = args
+        grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2, yz1, yz2, width = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
-        first, second = v.load(values, z1), v.load(values, z2)
+        first, second = v.mul(v.fill(x1), v.load(values, z1)), v.mul(v.fill(x2), v.load(values, z2))
         with cgutils.for_range(builder, n_rows) as loop:
             j = loop.index
             at, row = builder.add(start, builder.mul(j, stride)), builder.mul(j, width)
