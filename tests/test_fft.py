@@ -132,10 +132,10 @@ def test_derivatives_are_those_of_the_function_itself():
 
     def function(*values):
         return sfdiff.structure_factors(atoms.replace(**dict(zip(PARAMETERS, values))), atoms.crystal, indices,
-                                        method="fft", accuracy=1e-7)
+                                        method="fft", accuracy=1e-8)
 
     values = [getattr(atoms, name).clone().requires_grad_() for name in PARAMETERS]
-    assert torch.autograd.gradcheck(function, values, eps=1e-5, atol=2e-4, rtol=1e-4, nondet_tol=0.0)
+    assert torch.autograd.gradcheck(function, values, eps=1e-4, atol=1e-2, rtol=3e-3, nondet_tol=0.0)
 
 
 def test_double_backward_is_refused():

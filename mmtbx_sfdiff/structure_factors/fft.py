@@ -27,7 +27,7 @@ from .miller_plan import miller_plan
 # Below this a single-precision grid would round away what was asked for, and below that a double-precision one.
 SINGLE_PRECISION, LEAST_ACCURACY = 3e-6, 1e-8
 # Relative rounding of the sum and of the transform in each precision.
-ROUNDING = {torch.float32: 3e-7, torch.float64: 6e-16}
+ROUNDING = {torch.float32: 4e-7, torch.float64: 6e-16}
 # Candidate rates of sampling, in units of the Nyquist rate.
 OVERSAMPLING = (1.2, 1.3, 1.4, 1.5, 1.65, 1.85, 2.1, 2.5, 3.0, 3.6)
 _EIGHT_PI_SQ = 8 * math.pi ** 2
@@ -194,8 +194,12 @@ def _cache(plan, atoms):
     return tables[key]
 
 
-def _histogram(parameters, atoms, s_sq, n_types, typical_factor):
-    """Sums of squared weights by type and exponent, and a row for f' and f'' terms: (n_types + 1, N_E) numpy."""
+def _histogram(parameters, atoms, cache):
+    """What the error model has to know of the atoms: (histogram, number of atoms, largest exponent).
+
+    The histogram, (n_types + 1, N_E) numpy, has sums of squared weights by type and exponent, and a row for f' and f''.
+    """
+    s_sq, n_types, typical_factor = cache.s_sq, len(cache.table.constants), cache.table.typical_factor
     with torch.no_grad():
         u = parameters.u_iso.to(torch.float64)
         if bool(atoms.use_u_aniso.any()):
@@ -219,7 +223,10 @@ def _histogram(parameters, atoms, s_sq, n_types, typical_factor):
                     extra = torch.maximum(extra, weights * typical_factor ** 2)
                 result += torch.bincount((n_types * n_e + low).flatten(), extra.flatten(), minlength=size)
         n_atoms = int((weights > 0).sum())
-        return result.reshape(n_types + 1, n_e).cpu().numpy(), max(n_atoms, 1), float(exponents.max())
+        histogram = result.reshape(n_types + 1, n_e).cpu().numpy()
+        if not n_atoms:
+            histogram[0, n_e // 2] = 1.0
+        return histogram, max(n_atoms, 1), float(exponents.max())
 
 
 def _least_u(u_star, atoms):
@@ -237,16 +244,17 @@ def choose_setting(parameters, plan, accuracy, memory):
     """The :class:`Setting` for these atoms: a function of their values alone, not of what was computed before."""
     atoms = parameters.atoms
     cache = _cache(plan, atoms)
-    dtype = torch.float32 if accuracy >= SINGLE_PRECISION else torch.float64
-    histogram, n_atoms, largest = _histogram(parameters, atoms, cache.s_sq, len(cache.table.constants), cache.table.typical_factor)
-    if not histogram[:-1].any():
-        histogram[0, error_model.N_E // 2] = 1.0
-    dims = cache.choices[_choose(cache, plan, histogram, n_atoms / len(parameters.weights), accuracy, memory, dtype)]
-    model = cache.model(dims)
-    index, norms = model.sharpening(histogram, accuracy, ROUNDING[dtype])
-    if index < 0:
-        raise splatting.FFTUnsuitable(f"accuracy={accuracy:g} needs a finer grid than memory={memory} bytes allows: "
-                         "raise memory, or use method='direct'.")
+    histogram, n_atoms, largest = _histogram(parameters, atoms, cache)
+    key = _choose(cache, plan, histogram, n_atoms / len(parameters.weights), accuracy, memory)
+    for dims, dtype in _from(cache.choices[key], plan, memory):
+        model = cache.model(dims)
+        index, norms = model.sharpening(histogram, accuracy, ROUNDING[dtype])
+        if index >= 0:
+            break
+    else:
+        raise splatting.FFTUnsuitable(
+            f"accuracy={accuracy:g} is out of the FFT's reach for these atoms within memory={memory} bytes: "
+            "raise memory, or use method='direct'.")
     n_terms = cache.table.alphas.shape[1] + (1 if cache.table.constants.any() else 0)
     sharpening = float(error_model.SHARPENINGS[index])
     tolerance = model.tolerance(norms, n_atoms, accuracy, max(n_terms, 1)) * splatting.engine(plan.indices.device).SLACK
@@ -256,6 +264,23 @@ def choose_setting(parameters, plan, accuracy, memory):
         grid=cache.grid(dims), dtype=dtype, sharpening=sharpening, s_sq=cache.s_sq, cuts=cuts, tolerance=tolerance,
         typical_weight=typical, table=cache.table, factor=cache.factor(sharpening, dtype), phase=cache.phase(dtype),
         box=_box(cache, dims, atoms, parameters, largest, sharpening, cuts))
+
+
+def _from(chosen, plan, memory):
+    """The chosen (grid, dtype), and finer ones for atoms that are further apart in B than the choice took them for."""
+    yield chosen
+    for dtype in (torch.float32, torch.float64):
+        for rate in OVERSAMPLING:
+            dims = grid_dims(plan, rate)
+            finer = (dtype == chosen[1] and math.prod(dims) > math.prod(chosen[0])) or (
+                dtype == torch.float64 and chosen[1] == torch.float32)
+            if finer and _storage(dims, dtype) <= memory:
+                yield dims, dtype
+
+
+def _storage(dims, dtype):
+    """Bytes of a grid, its transform, and the transform's working copy."""
+    return 3.5 * (4 if dtype == torch.float32 else 8) * math.prod(dims)
 
 
 def _box(cache, dims, atoms, parameters, largest, sharpening, cuts):
@@ -277,46 +302,55 @@ def _cart_trace(u_star, atoms):
     return (u_star.detach().to(torch.float64) @ packed).clamp(min=0)
 
 
-def _choose(cache, plan, histogram, n_atoms, accuracy, memory, dtype):
-    """Key of the cheapest grid by the cost model in ``cache.choices``, for a population like this one."""
+def _choose(cache, plan, histogram, n_atoms, accuracy, memory):
+    """Key in ``cache.choices`` of the cheapest (grid, dtype) by the cost model, for a population like this one."""
     bins = error_model.exponent_grid()
     population = histogram[:-1].sum(0)
     mean = float((population * bins).sum() / population.sum())
     low = float(bins[min(np.searchsorted(np.cumsum(population), 0.05 * population.sum()), len(bins) - 1)])
     constant = bool(histogram[-1].any())
     # The choice is a function of these coarse numbers only, so that it does not change from step to step.
-    key = (round(2 * math.log2(n_atoms)), round(3 * math.log2(max(mean, 0.1))), round(4 * low), constant,
-           accuracy, memory, dtype)
+    mean_step, low_step = round(3 * math.log2(max(mean, 0.1))), round(4 * low)
+    key = (round(2 * math.log2(n_atoms)), mean_step, low_step, constant, accuracy, memory)
     if key in cache.choices:
         return key
     coarse = np.zeros_like(histogram)
     share = histogram[:-1].sum(1) / histogram[:-1].sum()
-    for exponent, part in ((round(4 * low) / 4, 0.1), (2 ** (round(3 * math.log2(max(mean, 0.1))) / 3), 0.9)):
+    for exponent, part in ((low_step / 4, 0.1), (2 ** (mean_step / 3), 0.9)):
         coarse[:-1, int(min(error_model.exponent_bins(np.float64(exponent)), error_model.N_E - 1))] += part * share
     coarse[-1] = histogram[-1] / histogram[:-1].sum()
-    best, seen = None, set()
-    itemsize = 4 if dtype == torch.float32 else 8
-    for rate in OVERSAMPLING:
-        dims = grid_dims(plan, rate)
-        if dims in seen or (best is not None and 3.5 * itemsize * math.prod(dims) > memory):
-            continue
-        seen.add(dims)
-        model = cache.model(dims)
-        index, norms = model.sharpening(coarse, accuracy, ROUNDING[dtype])
-        if index < 0:
-            continue
-        cost = splatting.cost(model, index, norms, cache, dims, n_atoms, mean, accuracy, dtype)
-        if best is None or cost < best[0]:
-            best = (cost, dims)
-        elif cost > 2 * best[0]:
-            break
-    if best is None or 3.5 * itemsize * math.prod(best[1]) > memory:
-        smallest = 3.5 * itemsize * math.prod(best[1] if best else grid_dims(plan, OVERSAMPLING[-1]))
-        raise splatting.FFTUnsuitable(f"accuracy={accuracy:g} needs a grid of {smallest / 2**20:.0f} MiB, more than memory={memory} "
-                         "bytes: raise memory, or use method='direct'.")
-    cache.choices[key] = best[1]
-    cache.costs[key] = best[0]
-    return key
+    smallest = math.inf
+    for dtype in (torch.float32, torch.float64) if accuracy >= SINGLE_PRECISION else (torch.float64,):
+        best, seen = None, set()
+        for rate in OVERSAMPLING:
+            dims = grid_dims(plan, rate)
+            if dims in seen:
+                continue
+            seen.add(dims)
+            need = _storage(dims, dtype)
+            if need > memory and smallest < math.inf:
+                break
+            model = cache.model(dims)
+            index, norms = model.sharpening(coarse, accuracy, ROUNDING[dtype])
+            if index < 0:
+                continue
+            smallest = min(smallest, need)
+            if need > memory:
+                break
+            cost = splatting.cost(model, index, norms, cache, dims, n_atoms, mean, accuracy)
+            if best is None or cost < best[0]:
+                best = (cost, dims)
+            elif cost > 2 * best[0]:
+                break
+        if best is not None:
+            cache.choices[key], cache.costs[key] = (best[1], dtype), best[0]
+            return key
+    if smallest < math.inf:
+        raise splatting.FFTUnsuitable(
+            f"accuracy={accuracy:g} needs a grid of {smallest / 2**20:.0f} MiB, more than memory={memory} bytes: "
+            "raise memory, or use method='direct'.")
+    raise splatting.FFTUnsuitable(
+        f"accuracy={accuracy:g} is out of the FFT's reach for these atoms: use method='direct'.")
 
 
 def estimated_time(atoms, plan, accuracy, memory):
@@ -329,12 +363,9 @@ def estimated_time(atoms, plan, accuracy, memory):
     """
     parameters = _Parameters(atoms, atoms.batch_shape)
     cache = _cache(plan, atoms)
-    dtype = torch.float32 if accuracy >= SINGLE_PRECISION else torch.float64
-    histogram, n_atoms, _ = _histogram(parameters, atoms, cache.s_sq, len(cache.table.constants), cache.table.typical_factor)
-    if not histogram[:-1].any():
-        histogram[0, error_model.N_E // 2] = 1.0
+    histogram, n_atoms, _ = _histogram(parameters, atoms, cache)
     n_models = len(parameters.weights)
-    key = _choose(cache, plan, histogram, n_atoms / n_models, accuracy, memory, dtype)
+    key = _choose(cache, plan, histogram, n_atoms / n_models, accuracy, memory)
     return n_models * cache.costs[key] * (2 if histogram[-1].any() else 1)
 
 

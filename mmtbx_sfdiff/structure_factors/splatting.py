@@ -67,7 +67,7 @@ def engine(device):
 _BLOCK, _PAIR, _POINT = 5.0, 650.0, 4.5
 
 
-def cost(model, index, norms, cache, dims, n_atoms, mean_exponent, accuracy, dtype):
+def cost(model, index, norms, cache, dims, n_atoms, mean_exponent, accuracy):
     """Estimated time of a forward calculation, ns on one core."""
     from .error_model import SHARPENINGS
 

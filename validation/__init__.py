@@ -1,0 +1,1 @@
+"""The validation suite: uses the package as any user does."""
