@@ -1,4 +1,5 @@
-"""Structure factors by FFT against direct summation: error within the request, exact derivatives, determinism."""
+"""Structure factors by FFT against direct summation: error within the request, exact derivatives,
+determinism."""
 import gzip
 import importlib
 
@@ -12,26 +13,43 @@ from cctbx.development import random_structure
 
 import mmtbx_sfdiff as sfdiff
 
-fft_module = importlib.import_module("mmtbx_sfdiff.structure_factors.fft")
+fft_module = importlib.import_module("mmtbx_sfdiff.structure_factors.fft_setting")
 splatting = importlib.import_module("mmtbx_sfdiff.structure_factors.splatting")
 error_model = importlib.import_module("mmtbx_sfdiff.structure_factors.error_model")
 
 PARAMETERS = ("sites_cart", "u_iso", "u_star", "occupancies", "fp", "fdp")
-GROUPS = ("P 1", "P -1", "P 1 21 1", "C 1 2 1", "P 21 21 21", "F d d d :1", "P 41 21 2", "I 41/a :1", "P 31 2 1", "R 3 :H",
-          "R 3 :R", "P 65 2 2", "I 21 3", "F 4 3 2", "P 1 1 21")
+GROUPS = (
+    "P 1",
+    "P -1",
+    "P 1 21 1",
+    "C 1 2 1",
+    "P 21 21 21",
+    "F d d d :1",
+    "P 41 21 2",
+    "I 41/a :1",
+    "P 31 2 1",
+    "R 3 :H",
+    "R 3 :R",
+    "P 65 2 2",
+    "I 21 3",
+    "F 4 3 2",
+     "P 1 1 21")
 N_UNIFORM = 90
 
 
-def make_atoms(symbol="P 21 21 21", n=N_UNIFORM, d_min=2.0, b=(10, 60), table="n_gaussian", aniso=False, dispersion=False,
-               seed=0, dtype=torch.float64, volume=20):
+def make_atoms(symbol="P 21 21 21", n=N_UNIFORM, d_min=2.0, b=(10, 60), table="n_gaussian",
+               aniso=False, dispersion=False, seed=0, dtype=torch.float64, volume=20):
     flex.set_random_seed(seed)
     import random
     random.seed(seed)
     rng = np.random.default_rng(seed)
     elements = (["C"] * 3 + ["N", "O", "S"]) * (n // 6)
     structure = random_structure.xray_structure(
-        space_group_info=sgtbx.space_group_info(symbol), elements=elements, volume_per_atom=volume, min_distance=0.8,
-        general_positions_only=False)
+    space_group_info=sgtbx.space_group_info(symbol),
+    elements=elements,
+    volume_per_atom=volume,
+    min_distance=0.8,
+     general_positions_only=False)
     for i, scatterer in enumerate(structure.scatterers()):
         scatterer.u_iso = adptbx.b_as_u(rng.uniform(*b))
         scatterer.occupancy = rng.uniform(0.5, 1)
@@ -69,7 +87,8 @@ def relative(value, reference):
 def errors(atoms, indices, accuracy, names=("sites_cart", "u_iso"), **keywords):
     found = evaluate(atoms, indices, names, method="fft", accuracy=accuracy, **keywords)
     exact = evaluate(atoms, indices, names, method="direct")
-    return [relative(found[0], exact[0]), *(relative(a, b) for a, b in zip(found[1], exact[1]) if b.norm() > 0)]
+    return [relative(found[0], exact[0]), *(relative(a, b)
+                     for a, b in zip(found[1], exact[1]) if b.norm() > 0)]
 
 
 def within(found, accuracy):
@@ -131,8 +150,8 @@ def test_derivatives_are_those_of_the_function_itself():
     indices = atoms.crystal.build_miller_indices(2.5, anomalous=True)
 
     def function(*values):
-        return sfdiff.structure_factors(atoms.replace(**dict(zip(PARAMETERS, values))), atoms.crystal, indices,
-                                        method="fft", accuracy=1e-8)
+        return sfdiff.structure_factors(atoms.replace(**dict(zip(PARAMETERS, values))),
+                                        atoms.crystal, indices, method="fft", accuracy=1e-8)
 
     values = [getattr(atoms, name).clone().requires_grad_() for name in PARAMETERS]
     assert torch.autograd.gradcheck(function, values, eps=1e-4, atol=1e-2, rtol=3e-3, nondet_tol=0.0)
@@ -151,23 +170,29 @@ def test_double_backward_is_refused():
 def test_batch_is_its_models():
     atoms = make_atoms(n=30)
     indices = atoms.crystal.build_miller_indices(2.0)
-    shift = torch.randn((2, 3, atoms.n_atoms, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.1
+    shift = torch.randn(
+    (2,
+    3,
+    atoms.n_atoms,
+    3),
+    generator=torch.Generator().manual_seed(0),
+     dtype=torch.float64) * 0.1
     batch = atoms.replace(sites_cart=atoms.sites_cart + shift)
     together = sfdiff.structure_factors(batch, atoms.crystal, indices, method="fft")
     assert together.shape == (2, 3, len(indices))
     exact = sfdiff.structure_factors(batch, atoms.crystal, indices, method="direct")
     assert relative(together, exact) <= 1e-4
-    torch.testing.assert_close(together[1, 2], sfdiff.structure_factors(batch.model(1, 2), atoms.crystal, indices,
-                                                                        method="fft"), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(together[1, 2], sfdiff.structure_factors(
+        batch.model(1, 2), atoms.crystal, indices, method="fft"), rtol=1e-4, atol=1e-2)
 
 
 def test_same_bits_for_any_number_of_threads():
     atoms = make_atoms(n=600, volume=15)
     indices = atoms.crystal.build_miller_indices(2.0)
     setting = fft_module.choose_setting(
-        importlib.import_module("mmtbx_sfdiff.structure_factors.direct")._Parameters(atoms, ()),
-        importlib.import_module("mmtbx_sfdiff.structure_factors.miller_plan").miller_plan(atoms.crystal, indices),
-        1e-4, 2 ** 28)
+    importlib.import_module("mmtbx_sfdiff.structure_factors.direct")._Parameters(
+        atoms, ()), importlib.import_module("mmtbx_sfdiff.structure_factors.miller_plan").miller_plan(
+            atoms.crystal, indices), 1e-4, 2 ** 28)
     job = splatting.Job(atoms, setting, atoms.sites_frac, atoms.u_iso, atoms.u_star,
                         atoms.occupancies * atoms.site_weights, atoms.fp, False, False)
     engine = importlib.import_module("mmtbx_sfdiff.structure_factors.engine_cpu")
@@ -209,7 +234,13 @@ def test_zero_occupancy_and_empty_set():
     empty = sfdiff.structure_factors(atoms, atoms.crystal, indices[:0], method="fft")
     assert empty.shape == (0,)
     # The gradient at zero occupancy is that of direct summation.
-    some = atoms.replace(occupancies=torch.where(torch.arange(atoms.n_atoms) % 2 == 0, atoms.occupancies, 0.0))
+    some = atoms.replace(
+    occupancies=torch.where(
+        torch.arange(
+            atoms.n_atoms) %
+            2 == 0,
+            atoms.occupancies,
+             0.0))
     found = errors(some, indices, 1e-4, names=("occupancies",))
     assert found[1] <= 2e-4
 
@@ -220,7 +251,13 @@ def test_refusals_name_the_remedy():
     with pytest.raises(ValueError, match="method='direct'"):
         sfdiff.structure_factors(atoms, atoms.crystal, indices, method="fft", accuracy=1e-10)
     with pytest.raises(ValueError, match="not positive definite.*method='direct'"):
-        sfdiff.structure_factors(atoms.replace(u_iso=atoms.u_iso - 50.0), atoms.crystal, indices, method="fft")
+        sfdiff.structure_factors(
+    atoms.replace(
+        u_iso=atoms.u_iso -
+        50.0),
+        atoms.crystal,
+        indices,
+         method="fft")
     big = make_atoms(n=600, d_min=0.8)
     fine = big.crystal.build_miller_indices(0.8)
     with pytest.raises(ValueError, match="memory"):
@@ -237,7 +274,10 @@ def test_auto_takes_direct_where_the_fft_cannot():
 
 @pytest.mark.parametrize("entry", ("1dur", "1yjp", "5wkd", "4olr", "5awl"))
 def test_real_entries(pdb_dir, entry):
-    path = next((pdb_dir / entry).glob(f"{entry}.pdb*"), None) or next((pdb_dir / entry).glob(f"{entry}.cif*"))
+    path = next(
+    (pdb_dir / entry).glob(f"{entry}.pdb*"),
+    None) or next(
+        (pdb_dir / entry).glob(f"{entry}.cif*"))
     text = gzip.open(path, "rt").read() if path.suffix == ".gz" else path.read_text()
     structure = iotbx.pdb.input(source_info=None, lines=text.splitlines()).xray_structure_simple()
     structure.scattering_type_registry(d_min=1.8, table="n_gaussian")

@@ -1,10 +1,13 @@
-"""Time against accuracy of structure factors and their gradients, here and in cctbx, gemmi, SFcalculator and torchref.
+"""Time against accuracy of structure factors and their gradients, here and in cctbx, gemmi, SFcalculator and
+torchref.
 
-    python -m validation.timing [entry ...] [--accuracy 1e-3 1e-4 1e-5] [--rounds 7] [--threads 2] [--output timing]
+    python -m validation.timing [entry ...] [--accuracy 1e-3 1e-4 1e-5] [--rounds 7] [--threads 2] [--output
+    timing]
 
-Every entry is timed in one process with the methods taking turns, so that whatever else the machine does hits all of
-them; the table gives medians and, because a busy machine spoils medians, minima.  Every time stands beside the error of
-what was timed, against direct summation.  A method of another package is run where that package is installed.
+Every entry is timed in one process with the methods taking turns, so that whatever else the machine does hits
+all of them; the table gives medians and, because a busy machine spoils medians, minima.  Every time stands
+beside the error of what was timed, against direct summation.  A method of another package is run where that
+package is installed.
 
 Writes <output>.json, and <output>.png (time against error) where matplotlib is installed.
 """
@@ -41,7 +44,8 @@ def entries_with(directory, least_atoms):
     rows = [line.split("\t") for line in (directory / "MANIFEST.tsv").read_text().splitlines()]
     header = rows[0]
     column = {name: header.index(name) for name in ("entry", "d_min", "n_atoms")}
-    found = [(int(row[column["n_atoms"]]), row[column["entry"]], float(row[column["d_min"]])) for row in rows[1:]]
+    found = [(int(row[column["n_atoms"]]), row[column["entry"]], float(row[column["d_min"]]))
+              for row in rows[1:]]
     return [(entry, d_min) for n, entry, d_min in sorted(found) if n >= least_atoms]
 
 
@@ -64,11 +68,21 @@ class Case:
         self.atoms = sfdiff.Atoms.from_cctbx(structure, dtype=torch.float32)
         self.crystal = self.atoms.crystal
         self.indices = self.crystal.build_miller_indices(d_min)
-        self.set = miller.set(structure.crystal_symmetry(), as_flex_miller_index(self.indices), anomalous_flag=False)
+        self.set = miller.set(
+    structure.crystal_symmetry(),
+    as_flex_miller_index(
+        self.indices),
+         anomalous_flag=False)
         exact = sfdiff.Atoms.from_cctbx(structure)
         leaves = [getattr(exact, name).clone().requires_grad_() for name in ("sites_cart", "u_iso")]
-        f = sfdiff.structure_factors(exact.replace(sites_cart=leaves[0], u_iso=leaves[1]), self.crystal, self.indices,
-                                     method="direct", memory=2 ** 30)
+        f = sfdiff.structure_factors(
+    exact.replace(
+        sites_cart=leaves[0],
+        u_iso=leaves[1]),
+        self.crystal,
+        self.indices,
+        method="direct",
+         memory=2 ** 30)
         rng = torch.Generator().manual_seed(0)
         noise = torch.view_as_complex(torch.randn((*f.shape, 2), generator=rng, dtype=torch.float64))
         #: dT/dF of a residual of the size of F's own fluctuations.
@@ -81,7 +95,12 @@ class Case:
     def ours(self, method, accuracy):
         def forward():
             with torch.no_grad():
-                return sfdiff.structure_factors(self.atoms, self.crystal, self.indices, method=method, accuracy=accuracy)
+                return sfdiff.structure_factors(
+    self.atoms,
+    self.crystal,
+    self.indices,
+    method=method,
+     accuracy=accuracy)
 
         def gradient():
             leaves = [getattr(self.atoms, name).clone().requires_grad_() for name in ("sites_cart", "u_iso")]
@@ -183,9 +202,16 @@ def run_case(case, accuracies, rounds, others):
             methods["gemmi"] = forward, gradient
         except ImportError:
             pass
-    result = {"entry": case.name, "space_group": case.crystal.space_group_symbol, "n_atoms": case.atoms.n_atoms,
-              "n_anisotropic": int(case.atoms.use_u_aniso.sum()), "n_reflections": len(case.indices),
-              "d_min": case.d_min, "methods": {}}
+    result = {
+    "entry": case.name,
+    "space_group": case.crystal.space_group_symbol,
+    "n_atoms": case.atoms.n_atoms,
+    "n_anisotropic": int(
+        case.atoms.use_u_aniso.sum()),
+        "n_reflections": len(
+            case.indices),
+            "d_min": case.d_min,
+             "methods": {}}
     for name, (forward, gradient) in methods.items():
         if gradient is None:
             entry = {"errors": case.errors(adapters[name](forward()))}
@@ -193,7 +219,8 @@ def run_case(case, accuracies, rounds, others):
             entry = {"errors": case.errors(*gradient())}
         result["methods"][name] = entry
     for what, which in (("forward_s", 0), ("gradient_s", 1)):
-        times = measure({name: pair[which] for name, pair in methods.items() if pair[which] is not None}, rounds)
+        times = measure({name: pair[which]
+                        for name, pair in methods.items() if pair[which] is not None}, rounds)
         for name, values in times.items():
             result["methods"][name][what] = {"median": statistics.median(values), "minimum": min(values)}
     result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -202,9 +229,10 @@ def run_case(case, accuracies, rounds, others):
 
 
 def floor(case, accuracies, rounds):
-    """What cannot be avoided with the grids chosen: a bare FFT, and the splat's multiply-adds at the measured peak."""
+    """What cannot be avoided with the grids chosen: a bare FFT, and the splat's multiply-adds at the measured
+    peak."""
     from mmtbx_sfdiff.structure_factors.direct import _Parameters
-    from mmtbx_sfdiff.structure_factors.fft import choose_setting
+    from mmtbx_sfdiff.structure_factors.fft_setting import choose_setting
 
     a = torch.randn(1024, 1024)
     rate = 2 * 1024 ** 3 / min(measure({"": lambda: a @ a}, rounds)[""])
@@ -223,7 +251,8 @@ def floor(case, accuracies, rounds):
             width = np.maximum(e + setting.table.exponents[kinds, k], 0.05)
             alpha = np.abs(setting.table.alphas[kinds, k]) + 1e-9
             i = np.clip((np.log(width) - first) / step, 0, table.shape[0] - 1).astype(int)
-            j = np.clip((np.log(setting.tolerance / alpha) - level_first) / level_step, 0, table.shape[1] - 1).astype(int)
+            j = np.clip((np.log(setting.tolerance / alpha) - level_first) / \
+                        level_step, 0, table.shape[1] - 1).astype(int)
             radius = np.sqrt(width * np.maximum(table[i, j], 0) / setting.s_sq) / math.pi
             points += (4 / 3 * math.pi * radius ** 3 * per_volume).sum()
         result[f"{accuracy:g}"] = {"grid": list(setting.grid.dims), "fft_s": transform, "points": points,
@@ -252,10 +281,11 @@ def summarise(results, statistic):
                     limit = result["floor"][name.split()[1]]
                     limits.append(seconds / (limit["fft_s"] + limit["multiply_add_s"]))
                 if ratios:
-                    lines.append(f"{method:5s} {what[:-2]:9s} error <= {bound:g}: cctbx fft / ours = "
-                                 f"{statistics.median(ratios):5.2f} (from {min(ratios):.2f} to {max(ratios):.2f}, "
-                                 f"{len(ratios)} entries); error {statistics.median(met):.1e}, cctbx "
-                                 f"{statistics.median(theirs):.1e}; ours / limit {statistics.median(limits):.1f}")
+                    lines.append(
+    f"{method:5s} {what[:-2]:9s} error <= {bound:g}: cctbx fft / ours = "
+    f"{statistics.median(ratios):5.2f} (from {min(ratios):.2f} to {max(ratios):.2f}, "
+    f"{len(ratios)} entries); error {statistics.median(met):.1e}, cctbx "
+    f"{statistics.median(theirs):.1e}; ours / limit {statistics.median(limits):.1f}")
     return lines
 
 
@@ -270,7 +300,13 @@ def scaling(rounds, accuracy=1e-4, d_min=2.0):
         structure = xray.structure(crystal_symmetry=crystal.symmetry(
             unit_cell=(length * 0.8, length, length * 1.25, 90, 90, 90), space_group_symbol="P 21 21 21"))
         for i in range(n):
-            structure.add_scatterer(xray.scatterer("CCCNO"[i % 5], site=tuple(rng.random(3)), u=rng.uniform(0.2, 0.8)))
+            structure.add_scatterer(
+    xray.scatterer(
+        "CCCNO"[
+            i %
+            5], site=tuple(
+                rng.random(3)), u=rng.uniform(
+                    0.2, 0.8)))
         structure.scattering_type_registry(d_min=d_min, table="n_gaussian")
         atoms = sfdiff.Atoms.from_cctbx(structure, dtype=torch.float32)
         indices = atoms.crystal.build_miller_indices(d_min)
@@ -296,11 +332,14 @@ def plot(results, path):
                 base = result["methods"]["cctbx fft"][what]["median"]
                 for name, entry in result["methods"].items():
                     if (name == family or name.rsplit(" ", 1)[0] == family) and what in entry:
-                        points.setdefault(name, []).append((max(entry["errors"][:n_errors]), entry[what]["median"] / base))
-            xy = sorted(tuple(statistics.median(column) for column in zip(*values)) for values in points.values())
+                        points.setdefault(name, []).append(
+                            (max(entry["errors"][:n_errors]), entry[what]["median"] / base))
+            xy = sorted(tuple(statistics.median(column) for column in zip(*values))
+                        for values in points.values())
             if xy:
                 panel.plot(*zip(*xy), "o-", label=family)
-        panel.set(xscale="log", yscale="log", xlabel="relative error", ylabel="time / cctbx fft", title=what[:-2])
+        panel.set(xscale="log", yscale="log", xlabel="relative error",
+                  ylabel="time / cctbx fft", title=what[:-2])
         panel.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -332,19 +371,29 @@ def main(arguments=None):
             print(f"{entry}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
         last = results[-1]
-        cells = [f"{name} {1e3 * m['forward_s']['median']:.2f}/{1e3 * m.get('gradient_s', {'median': 0})['median']:.2f} ms "
-                 f"({max(m['errors'][:1]):.0e}/{max(m['errors']):.0e})" for name, m in last["methods"].items()]
+        cells = []
+        for name, found in last["methods"].items():
+            gradient = found["gradient_s"]["median"] if "gradient_s" in found else math.nan
+            cells.append(f"{name} {1e3 * found['forward_s']['median']:.2f}/{1e3 * gradient:.2f} ms "
+                         f"({found['errors'][0]:.0e}/{max(found['errors']):.0e})")
         print(f"{entry} {last['space_group']} {last['n_atoms']} atoms ({last['n_anisotropic']} anisotropic), "
               f"{last['n_reflections']} reflections: " + "; ".join(cells), flush=True)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                "threads": torch.get_num_threads(), "torch": torch.__version__, "load": os.getloadavg()}
     if pathlib.Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        names = [line.split(":")[1].strip() for line in open(
+            "/proc/cpuinfo") if line.startswith("model name")]
         machine["processor"] = names[0] if names else machine["processor"]
-    report = {"machine": machine, "rounds": options.rounds, "results": results, "scaling": scaling(options.rounds)}
+    report = {
+    "machine": machine,
+    "rounds": options.rounds,
+    "results": results,
+    "scaling": scaling(
+        options.rounds)}
     for statistic in ("median", "minimum"):
         report[f"summary_{statistic}"] = summarise(results, statistic)
-        print(f"\n{statistic} of {options.rounds} rounds, {machine['threads']} threads, {machine['processor']}")
+        print(
+            f"\n{statistic} of {options.rounds} rounds, {machine['threads']} threads, {machine['processor']}")
         print("\n".join(report[f"summary_{statistic}"]))
     few, many = (report["scaling"][n]["minimum"] for n in (2000, 20000))
     print(f"20,000 atoms take {many / few / 10:.2f} times ten times 2,000")

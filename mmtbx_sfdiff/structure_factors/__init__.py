@@ -3,13 +3,14 @@ from __future__ import annotations
 
 from ..crystal import as_miller_tensor
 from .direct import DEFAULT_MEMORY, direct
-from .fft import LEAST_ACCURACY, estimated_time, fft
+from .fft import fft
+from .fft_setting import LEAST_ACCURACY, estimated_time
 from .miller_plan import miller_plan
 from .splatting import FFTUnsuitable
 
 METHODS = {"direct": direct, "fft": fft}
-# Measured beside each other, ns on one core: a term of direct summation as a matrix product, a term with an exponential of
-# its own, and what direct summation and an FFT cost before the first atom.
+# Measured beside each other, ns on one core: a term of direct summation as a matrix product, a term with an
+# exponential of its own, and what direct summation and an FFT cost before the first atom.
 _PRODUCT_TERM, _EXPONENTIAL_TERM, _DIRECT_START, _FFT_START = 3.0, 12.0, 2.0e6, 2.5e6
 
 
@@ -25,8 +26,8 @@ def structure_factors(atoms, crystal, miller_indices, method="auto", accuracy=1e
     miller_indices : torch.Tensor, flex.miller_index or miller.set
         (n, 3) integers, in any order, inside the asymmetric unit or not.
     method : {"auto", "direct", "fft"}
-        ``direct`` sums equation 4 term by term, exact to rounding.  ``fft`` samples the density on a grid that is fine
-        enough for ``accuracy``.  ``auto`` takes the faster of the two, by a cost model.
+        ``direct`` sums equation 4 term by term, exact to rounding.  ``fft`` samples the density on a grid
+        that is fine enough for ``accuracy``.  ``auto`` takes the faster of the two, by a cost model.
     accuracy : float
         Largest relative error asked for, ||F - F_direct|| / ||F_direct||, and the same of the gradients.
     memory : int

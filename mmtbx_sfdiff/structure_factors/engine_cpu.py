@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from . import splat_cpu
+from . import gaussian_cpu, spectrum_cpu
+from .gather_cpu import gather as gather_atoms
+from .splat_cpu import splat as splat_atoms
 from .splatting import FFTUnsuitable
 
 _STAR = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
@@ -46,7 +48,7 @@ class _Arrays:
         axes = grid.axes
         n = len(job.weights)
         self.sites_grid, self.order = np.empty((n, 3)), np.empty(n, np.int64)
-        splat_cpu.place_atoms(_numpy(job.sites), axes, self.dims, self.sites_grid, self.order)
+        gaussian_cpu.place_atoms(_numpy(job.sites), axes, self.dims, self.sites_grid, self.order)
         self.u_scale = 2 * math.pi ** 2 * setting.s_sq
         self.e_iso = _numpy(job.u_iso) * self.u_scale
         self.e_iso -= setting.sharpening
@@ -72,8 +74,9 @@ class _Arrays:
         clean = [abs(real[i, j]) > 1e-10 * math.sqrt(real[i, i] * real[j, j]) for i, j in pairs]
         metric = np.array([real[i, j] * step * keep for (i, j), step, keep in zip(pairs, steps, clean)])
         self.geometry = np.array(
-            [setting.s_sq, *(reciprocal[i, j] for i, j in pairs), *metric, crystal.volume, *steps, grid.n_points,
-             *splat_cpu.outline_of(math.pi ** 2 * setting.s_sq * metric)])
+            [setting.s_sq, *(reciprocal[i, j] for i, j in pairs), *metric, crystal.volume, *steps,
+             grid.n_points,
+             *gaussian_cpu.outline_of(math.pi ** 2 * setting.s_sq * metric)])
 
 
 def splat(job):
@@ -81,13 +84,13 @@ def splat(job):
     setting, arrays = job.setting, _Arrays(job)
     grid = torch.zeros(arrays.dims, dtype=setting.dtype)
     flat = grid.numpy().reshape(-1)
-    size = splat_cpu.scratch_size(setting.box)
+    size = gaussian_cpu.scratch_size(setting.box)
     n_threads = max(1, min(torch.get_num_threads(), arrays.dims[0] // 4, len(arrays.order) // 64))
     bounds = _slabs(arrays.sites_grid[:, 0], arrays.dims[0], n_threads)
 
     def call(first, last):
         def run():
-            return splat_cpu.splat(
+            return splat_atoms(
                 flat, arrays.dims, (first, last), arrays.order, arrays.sites_grid, arrays.e_iso, arrays.ustar,
                 arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry, setting.tolerance,
                 setting.cuts, setting.box, np.empty(size, flat.dtype), np.empty(32))
@@ -113,8 +116,9 @@ def _check(codes, job):
         raise RuntimeError("An atom is wider than the box it was given: please report this structure.")
     i = bad[0] - 1
     label = job.atoms.labels[i].strip()
-    raise FFTUnsuitable(f"The displacement parameters of atom {i} ({label}) are not positive definite enough for the FFT: "
-                     "raise them, or use method='direct'.")
+    raise FFTUnsuitable(
+    f"The displacement parameters of atom {i} ({label}) are not positive definite enough for the FFT: "
+    "raise them, or use method='direct'.")
 
 
 def read(transform, setting):
@@ -122,9 +126,10 @@ def read(transform, setting):
     grid = setting.grid
     n = setting.factor.shape[0]
     result = torch.empty(n, dtype=transform.dtype)
-    arguments = [x.numpy() for x in (transform.reshape(-1), grid.rows, grid.conjugate, setting.phase, setting.factor)]
+    arguments = [x.numpy() for x in (transform.reshape(-1), grid.rows,
+                         grid.conjugate, setting.phase, setting.factor)]
     out = result.numpy()
-    _run([lambda a=a, b=b: splat_cpu.read_reflections(*arguments, a, b, out) for a, b in _ranges(n)])
+    _run([lambda a=a, b=b: spectrum_cpu.read_reflections(*arguments, a, b, out) for a, b in _ranges(n)])
     return result
 
 
@@ -138,9 +143,10 @@ def write(grad, setting):
     """Half-complex spectrum of dT/d(grid)."""
     grid = setting.grid
     spectrum = torch.zeros(grid.spectrum_shape, dtype=setting.phase.dtype)
-    arguments = [x.numpy() for x in (spectrum.reshape(-1), grid.targets, grid.mirror, grid.starts, grid.sources,
-                                     grid.conjugate, setting.phase, setting.factor, grad.contiguous())]
-    _run([lambda a=a, b=b: splat_cpu.write_reflections(*arguments, a, b) for a, b in _ranges(len(grid.targets))])
+    arguments = [x.numpy() for x in (spectrum.reshape(-1), grid.targets, grid.mirror, grid.starts,
+                         grid.sources, grid.conjugate, setting.phase, setting.factor, grad.contiguous())]
+    _run([lambda a=a, b=b: spectrum_cpu.write_reflections(*arguments, a, b)
+         for a, b in _ranges(len(grid.targets))])
     return spectrum
 
 
@@ -149,18 +155,41 @@ def gather(grid, job):
     setting, arrays = job.setting, _Arrays(job)
     n = len(arrays.order)
     flat = grid.contiguous().numpy().reshape(-1)
-    size = splat_cpu.scratch_size(setting.box)
+    size = gaussian_cpu.scratch_size(setting.box)
     grad_sites, grad_e, grad_ustar = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 6))
     grad_weights, grad_fp = np.zeros(n), np.zeros(n)
     factor = setting.table.typical_factor if job.gradient else 0.0
 
     def call(first, last):
         def run():
-            return splat_cpu.gather(
-                flat, arrays.dims, first, last, arrays.order, arrays.sites_grid, arrays.e_iso, arrays.ustar,
-                arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry, setting.tolerance,
-                setting.typical_weight, factor, setting.cuts, setting.box, np.empty(size, flat.dtype), np.empty(32),
-                grad_sites, grad_e, grad_ustar, grad_weights, grad_fp)
+            return gather_atoms(
+    flat,
+    arrays.dims,
+    first,
+    last,
+    arrays.order,
+    arrays.sites_grid,
+    arrays.e_iso,
+    arrays.ustar,
+    arrays.use_aniso,
+    arrays.weights,
+    arrays.fp,
+    arrays.types,
+    arrays.geometry,
+    setting.tolerance,
+    setting.typical_weight,
+    factor,
+    setting.cuts,
+    setting.box,
+    np.empty(
+        size,
+        flat.dtype),
+        np.empty(32),
+        grad_sites,
+        grad_e,
+        grad_ustar,
+        grad_weights,
+         grad_fp)
         return run
 
     _check(_run([call(a, b) for a, b in _ranges(n, 64)]), job)

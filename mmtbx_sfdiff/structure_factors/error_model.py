@@ -1,20 +1,22 @@
 """How finely to sample and where to end Gaussians, so that structure factors by FFT have a requested error.
 
-Every Gaussian term of an atom, exp(-e tau) with tau = s^2 / s_max^2, e = (b + B) s_max^2 / 4, is put on the grid as
-exp(-(e - p) tau) and the transform is multiplied by q = exp(-p tau).  The number p, the sharpening, is the usual "extra
-B" with its sign turned (p = -B_extra s_max^2 / 4).  Two errors remain, of which the mean square over the reflections and
-over positions in the grid is, for an atom of weight w,
+Every Gaussian term of an atom, exp(-e tau) with tau = s^2 / s_max^2, e = (b + B) s_max^2 / 4, is put on the
+grid as exp(-(e - p) tau) and the transform is multiplied by q = exp(-p tau).  The number p, the sharpening,
+is the usual "extra B" with its sign turned (p = -B_extra s_max^2 / 4).  Two errors remain, of which the mean
+square over the reflections and over positions in the grid is, for an atom of weight w,
 
-    alias:       w^2 < q^2 sum_G [ sum_k alpha_k exp(-(e_k - p) tau(s + G)) ]^2 >                            (1)
-    truncation:  w^2 < q^2 sum_G [ sum_k alpha_k Phi(c_k, sqrt((e_k - p) tau(s + G))) ]^2 >, G = 0 included   (2)
+    alias:       w^2 < q^2 sum_G [ sum_k alpha_k exp(-(e_k - p) tau(s + G)) ]^2 >
+    (1) truncation:  w^2 < q^2 sum_G [ sum_k alpha_k Phi(c_k, sqrt((e_k - p) tau(s + G))) ]^2 >, G = 0
+    included   (2)
 
-over the reciprocal lattice of the grid, with Phi the transform of the part of a Gaussian beyond the radius at which its
-exponent reaches c.  Errors of different atoms add in the mean square, like the structure factors themselves.  The same
-averages with factors tau(s + G) and tau(s + G)^2 are the errors of the gradients in positions and in B; the largest of
-the three, relative to the same average of the atoms' own contributions, is what the request bounds.
+over the reciprocal lattice of the grid, with Phi the transform of the part of a Gaussian beyond the radius at
+which its exponent reaches c.  Errors of different atoms add in the mean square, like the structure factors
+themselves.  The same averages with factors tau(s + G) and tau(s + G)^2 are the errors of the gradients in
+positions and in B; the largest of the three, relative to the same average of the atoms' own contributions, is
+what the request bounds.
 
-The sharpening is then the largest p for which (1) takes its share of the request, and c of every term follows from (2).
-Derived in docs/fft.rst.
+The sharpening is then the largest p for which (1) takes its share of the request, and c of every term follows
+from (2). Derived in docs/fft.rst.
 """
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ import numpy as np
 E_FIRST, E_GROWTH, E_SCALE, N_E = -1.0, 1.12, 1.5, 46
 # Ladder of sharpenings, from strong blurring upwards.
 SHARPENINGS = np.arange(-14.0, 6.01, 0.25)
-# Aim at this multiple of the requested error, and give aliasing this share of its square.  A row of the compiled kernels
-# runs on to a multiple of eight points, beyond the cut: what they meet is a third to a half of what is counted here.
+# Aim at this multiple of the requested error, and give aliasing this share of its square.  A row of the
+# compiled kernels runs on to a multiple of eight points, beyond the cut: what they meet is a third to a half
+# of what is counted here.
 _AIM, _ALIAS_SHARE = 0.6, 0.35
 _CUTS = np.arange(0.5, 30.01, 0.5)
 _Y_STEP, _Y_MAX = 0.05, 20.0
@@ -61,7 +64,8 @@ def _truncation_transforms():
         start = math.sqrt(c)
         length = 9.0 / (start + 1.5)
         x, w = start + (nodes + 1) / 2 * length, weights / 2 * length
-        result[i] = 4 / math.sqrt(math.pi) * np.sinc(2 * y[:, None] * x / math.pi) @ (w * x * x * np.exp(-x * x))
+        result[i] = 4 / math.sqrt(math.pi) * np.sinc(2 * y[:, None] * x / \
+                                  math.pi) @ (w * x * x * np.exp(-x * x))
     return result
 
 
@@ -79,7 +83,8 @@ class ErrorModel:
     grid : tuple of int
         Numbers of grid points along a, b, c.
     alphas, exponents : numpy.ndarray
-        (n_types, n_terms) terms alpha exp(-exponent tau) of the form factors, constant terms with exponent zero.
+        (n_types, n_terms) terms alpha exp(-exponent tau) of the form factors, constant terms with exponent
+        zero.
     """
 
     def __init__(self, indices, d_star_sq, reciprocal_basis, grid, alphas, exponents):
@@ -99,7 +104,8 @@ class ErrorModel:
         inside = factors(self.tau) ** 2 * self.weights
         decay = np.exp(-2 * bins[:, None] * self.tau)
         powers = np.stack([np.ones_like(self.tau), self.tau, self.tau ** 2])
-        #: Mean squares of an atom's contributions to F, to the position and to the B gradient, (3, n_types + 1, N_E).
+        #  Mean squares of an atom's contributions to F, to the position and to the B gradient, (3, n_types +
+        # 1, N_E).
         self.norms = np.einsum("mr,tr,er->mte", powers, inside, decay)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             outside = factors(self.alias_tau)
@@ -110,8 +116,8 @@ class ErrorModel:
             kernel *= self.alias_weights[:, None, :]
             #: The same of equation 1, (n_sharpenings, 3, n_types + 1, N_E).
             self.aliases = np.einsum("pes,tms->pmte", kernel, squares, optimize=True)
-        # White rounding noise of the grid, seen through q: its mean square over the share of the spectrum that the band
-        # fills, per unit of what the atoms put there.
+        # White rounding noise of the grid, seen through q: its mean square over the share of the spectrum
+        # that the band fills, per unit of what the atoms put there.
         filled = 4 / 3 * math.pi * self.s_sq ** 1.5 / abs(np.linalg.det(reciprocal_basis)) / math.prod(grid)
         noise = (np.exp(-2 * SHARPENINGS[:, None] * self.tau) @ self.weights) * filled
         blurred = np.einsum("r,pr,tr,er->pte", self.weights, np.exp(2 * SHARPENINGS[:, None] * self.tau),
@@ -144,12 +150,21 @@ class ErrorModel:
         band = np.broadcast_to((d_star_sq[chosen] / self.s_sq)[:, None], found.shape)[near]
         share = np.broadcast_to(share[:, None], found.shape)[near]
         found = found[near]
-        bins = np.minimum(((found / found.min() - 1) / 1.5 * _N_ALIAS_BINS).astype(np.int64), _N_ALIAS_BINS - 1)
+        bins = np.minimum(
+    ((found /
+    found.min() -
+    1) /
+    1.5 *
+    _N_ALIAS_BINS).astype(
+        np.int64),
+        _N_ALIAS_BINS -
+         1)
         counts = np.bincount(bins, minlength=_N_ALIAS_BINS)
         used = counts > 0
         self.alias_tau = np.bincount(bins, found, minlength=_N_ALIAS_BINS)[used] / counts[used]
         self.alias_weights = np.stack([
-            np.bincount(bins, share * np.exp(-2 * p * band), minlength=_N_ALIAS_BINS)[used] for p in SHARPENINGS])
+            np.bincount(bins, share * np.exp(-2 * p * band), minlength=_N_ALIAS_BINS)[used]
+            for p in SHARPENINGS])
 
     def sharpening(self, histogram, accuracy, rounding):
         """Number of the sharpest p of the ladder that leaves aliasing its share of the error.
@@ -157,7 +172,8 @@ class ErrorModel:
         Parameters
         ----------
         histogram : numpy.ndarray
-            (n_types + 1, N_E) sums of squared weights of the atoms; the last row for terms beyond the form factors.
+            (n_types + 1, N_E) sums of squared weights of the atoms; the last row for terms beyond the form
+            factors.
         accuracy : float
         rounding : float
             Relative rounding of a value of the grid.
@@ -180,7 +196,8 @@ class ErrorModel:
 
         The table is over log(e - p) and over level = log(tolerance / |w alpha|), the tolerance in units of F.
         """
-        # Ratios of gradient norms on a coarse ladder: the table is then shared by all structures that are alike.
+        # Ratios of gradient norms on a coarse ladder: the table is then shared by all structures that are
+        # alike.
         ratios = tuple(round(4 * math.log2(norms[m] / norms[0])) for m in (1, 2))
         key = (index, ratios)
         if key not in self._cut_tables:
@@ -202,18 +219,21 @@ class ErrorModel:
             j = y.astype(np.int64)
             values = phi[:, j] * (1 - (y - j)) + phi[:, j + 1] * (y - j)
             error = np.sqrt((values ** 2) @ total)
-            # The derivatives of a Gaussian are larger beyond the cut than the Gaussian, by 2 sqrt(c) and by c.
+            # The derivatives of a Gaussian are larger beyond the cut than the Gaussian, by 2 sqrt(c) and by
+            # c.
             worst = np.maximum(1.0, np.maximum(np.sqrt(_CUTS / (width * ratios[0])),
                                                _CUTS / (width * math.sqrt(ratios[1]))))
             logs = np.minimum.accumulate(np.log(error * worst + 1e-300))
             table[i] = np.interp(-_LEVELS, -logs, _CUTS, left=0.0, right=_CUTS[-1])
             # A term that is below the tolerance even when all of it is left out.
-            everything = 0.5 * math.log(max((np.exp(-2 * (width + p) * self.tau) * self.weights).sum(), 1e-300))
+            everything = 0.5 * \
+                math.log(max((np.exp(-2 * (width + p) * self.tau) * self.weights).sum(), 1e-300))
             table[i][_LEVELS > everything + math.log(5.0)] = -1.0
         return (table, math.log(_WIDTHS[0]), math.log(_WIDTHS[1] / _WIDTHS[0]),
                 _LEVELS[0], _LEVELS[1] - _LEVELS[0])
 
     @staticmethod
     def tolerance(norms, n_atoms, accuracy, n_terms):
-        """Truncation error that every term of every atom may make, in units of F; norms as from :meth:`sharpening`."""
+        """Truncation error that every term of every atom may make, in units of F; norms as from
+        :meth:`sharpening`."""
         return _AIM * accuracy * math.sqrt((1 - _ALIAS_SHARE) * norms[0] / (n_atoms * n_terms))

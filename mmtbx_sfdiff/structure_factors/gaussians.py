@@ -1,7 +1,8 @@
 """The Gaussians that stand for atoms on a grid, as tensors on any device.
 
-What :mod:`.splat_cpu` works out atom by atom, for the engines that want it as arrays: for every (atom, term) the
-quadratic form Q of the exponent in grid units, the normalised amplitude, and the exponent at which it ends.
+What :mod:`.splat_cpu` works out atom by atom, for the engines that want it as arrays: for every (atom, term)
+the quadratic form Q of the exponent in grid units, the normalised amplitude, and the exponent at which it
+ends.
 """
 from __future__ import annotations
 
@@ -47,8 +48,10 @@ def gaussians(job, u_iso, u_star, weights, fp, keep_zero=False):
     if job.has_constant:
         alphas = torch.cat([alphas, (constants + fp64)[:, None]], 1)
         exponents = torch.cat([exponents, torch.zeros_like(constants)[:, None]], 1)
-    e = exponents + (u_iso.to(torch.float64) * (2 * math.pi ** 2 * setting.s_sq) - setting.sharpening)[:, None]
-    star = u_star.to(torch.float64)[..., [0, 3, 4, 3, 1, 5, 4, 5, 2]].unflatten(-1, (3, 3))[:, axes][:, :, axes]
+    e = exponents + (u_iso.to(torch.float64) * (2 * math.pi ** 2 * \
+                     setting.s_sq) - setting.sharpening)[:, None]
+    star = u_star.to(torch.float64)[..., [0, 3, 4, 3, 1, 5, 4, 5, 2]
+                     ].unflatten(-1, (3, 3))[:, axes][:, :, axes]
     star = torch.where(atoms.use_u_aniso[:, None, None], star, 0.0) * (2 * math.pi ** 2)
     with torch.no_grad():
         typical = torch.where(weights64 != 0, weights64.abs(), setting.typical_weight)
@@ -56,15 +59,22 @@ def gaussians(job, u_iso, u_star, weights, fp, keep_zero=False):
         if keep_zero and job.gradient:
             size[:, -1] = size[:, -1].clamp(min=table.typical_factor)
         size = torch.where(size != 0, size, 1.0) * typical[:, None]
-        kept = torch.ones_like(alphas, dtype=torch.bool) if keep_zero else (alphas != 0) & (weights64 != 0)[:, None]
+        kept = torch.ones_like(
+    alphas,
+    dtype=torch.bool) if keep_zero else (
+        alphas != 0) & (
+            weights64 != 0)[
+                :,
+                 None]
     rows, terms = kept.nonzero(as_tuple=True)
     matrix = star[rows] + (e[rows, terms] / setting.s_sq)[:, None, None] * metric
     with torch.no_grad():
         bad = torch.linalg.eigvalsh(matrix)[:, 0] <= 0
         if bool(bad.any()):
             i = int(rows[bad][0])
-            raise FFTUnsuitable(f"The displacement parameters of atom {i} ({atoms.labels[i].strip()}) are not positive "
-                             "definite enough for the FFT: raise them, or use method='direct'.")
+            raise FFTUnsuitable(
+    f"The displacement parameters of atom {i} ({atoms.labels[i].strip()}) are not positive "
+    "definite enough for the FFT: raise them, or use method='direct'.")
     inverse = torch.linalg.inv(matrix)
     norm = math.pi ** 1.5 * torch.linalg.det(matrix).rsqrt() / grid.n_points
     amplitude = alphas[rows, terms] * weights64[rows] * norm

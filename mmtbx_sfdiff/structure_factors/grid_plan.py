@@ -1,8 +1,8 @@
 """Where reflections are in a discrete Fourier transform, and grids that are quick to transform.
 
-The grid's axes are those of the :class:`MillerPlan`, (p, q, s): the contiguous one, s, is orthogonal to the others where
-the cell has such an axis.  The transform of a real grid holds the half with non-negative index along s, which is how the
-plan chose its unique indices.
+The grid's axes are those of the :class:`MillerPlan`, (p, q, s): the contiguous one, s, is orthogonal to the
+others where the cell has such an axis.  The transform of a real grid holds the half with non-negative index
+along s, which is how the plan chose its unique indices.
 """
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class GridPlan:
     dims : tuple of int
         Grid points along each of ``axes``.
     targets, mirror : torch.Tensor
-        (n_unique,) int64: where each unique index is in the flat half-complex transform, and its Friedel mate where
-        that is in the same half, or -1.
+        (n_unique,) int64: where each unique index is in the flat half-complex transform, and its Friedel mate
+        where that is in the same half, or -1.
     rows : torch.Tensor
         (n_primitive, n) int32: the same for every operator and reflection.
     conjugate : torch.Tensor
         (n_primitive, n) bool: take the complex conjugate of what is there.
     starts, sources : torch.Tensor
-        (n_unique + 1,) and (n_primitive n,) int64: for every unique index the flat numbers of (operator, reflection)
-        that read it.
+        (n_unique + 1,) and (n_primitive n,) int64: for every unique index the flat numbers of (operator,
+        reflection) that read it.
     """
 
     axes: tuple

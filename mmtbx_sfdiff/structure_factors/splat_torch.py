@@ -1,8 +1,8 @@
 """Gaussians on a grid and off it again in plain torch operations: any device, no compiler, slower.
 
-Every Gaussian's box is written out point by point, in chunks that respect the memory bound.  Boxes of one chunk have one
-shape, so Gaussians are taken in order of size.  Sums are made by ``index_add_``; on a GPU that is deterministic under
-``torch.use_deterministic_algorithms(True)``.
+Every Gaussian's box is written out point by point, in chunks that respect the memory bound.  Boxes of one
+chunk have one shape, so Gaussians are taken in order of size.  Sums are made by ``index_add_``; on a GPU that
+is deterministic under ``torch.use_deterministic_algorithms(True)``.
 """
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def splat(job):
 def gather(grid, job):
     """Gradients (sites, u_iso, u_star, weights, f' or f'') of sum(grid * density)."""
     setting = job.setting
-    leaves = [x.detach().to(torch.float64).requires_grad_(True) for x in (job.u_iso, job.u_star, job.weights, job.fp)]
+    leaves = [x.detach().to(torch.float64).requires_grad_(True)
+                       for x in (job.u_iso, job.u_star, job.weights, job.fp)]
     with torch.enable_grad():
         atom, form, amplitude, cut = gaussians(job, *leaves, keep_zero=True)
     sites = _grid_sites(job)[atom]
@@ -50,8 +51,8 @@ def gather(grid, job):
         along = torch.zeros_like(job.sites).index_add_(0, atom, by_site)
         grad_sites = torch.empty_like(along)
         grad_sites[:, list(setting.grid.axes)] = along
-    grads = torch.autograd.grad([amplitude, form], leaves, [total, -amplitude.detach()[:, None, None] * second],
-                                allow_unused=True)
+    grads = torch.autograd.grad([amplitude, form], leaves, [
+                                total, -amplitude.detach()[:, None, None] * second], allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads)]
     return grad_sites, *grads
 
@@ -99,7 +100,8 @@ def _values(form, offsets, cut):
 
 
 def _chunks(sites, form, cut, setting):
-    """Yield (Gaussians, offsets (n, n_points, 3) from their centres, flat indices (n, n_points)) of one box shape."""
+    """Yield (Gaussians, offsets (n, n_points, 3) from their centres, flat indices (n, n_points)) of one box
+    shape."""
     half = half_lengths(form, cut)
     first = torch.ceil(sites - half).to(torch.int64)
     shape = (torch.floor(sites + half).to(torch.int64) - first + 1).clamp(min=1)

@@ -1,9 +1,9 @@
 """What the FFT asks of an engine that puts atoms on a grid, the choice of one, and what it costs.
 
-An engine has four functions: ``splat(job)`` gives the grid, ``read(transform, setting)`` the structure factors from its
-transform, ``write(grad, setting)`` the spectrum that is the transpose of ``read``, and ``gather(grid, job)`` the
-gradients in (sites, u_iso, u_star, weights, f' or f'').  ``SLACK`` multiplies the truncation that the error model allows
-for, by how the engine cuts its Gaussians.
+An engine has four functions: ``splat(job)`` gives the grid, ``read(transform, setting)`` the structure
+factors from its transform, ``write(grad, setting)`` the spectrum that is the transpose of ``read``, and
+``gather(grid, job)`` the gradients in (sites, u_iso, u_star, weights, f' or f'').  ``SLACK`` multiplies the
+truncation that the error model allows for, by how the engine cuts its Gaussians.
 """
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Map:
 class Job:
     """The atoms of one density of one model: tensors (n_atoms, ...).
 
-    ``fp`` is a constant term added to the form factor, or all of it when ``dispersion``; ``gradient`` says whether its
-    gradient is wanted, so that zero terms are kept.
+    ``fp`` is a constant term added to the form factor, or all of it when ``dispersion``; ``gradient`` says
+    whether its gradient is wanted, so that zero terms are kept.
     """
 
     atoms: object
@@ -48,17 +48,24 @@ class Job:
 
     @property
     def has_constant(self):
-        return bool(self.dispersion or self.gradient or self.setting.table.constants.any() or (self.fp != 0).any())
+        return bool(
+    self.dispersion or self.gradient or self.setting.table.constants.any() or (
+        self.fp != 0).any())
 
 
 _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
+_HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def engine(device):
     """The fastest engine there is for a device."""
-    if torch.device(device).type == "cpu" and _HAVE_NUMBA:
+    kind = torch.device(device).type
+    if kind == "cpu" and _HAVE_NUMBA:
         from . import engine_cpu
         return engine_cpu
+    if kind == "cuda" and _HAVE_TRITON:
+        from . import splat_cuda
+        return splat_cuda
     from . import splat_torch
     return splat_torch
 

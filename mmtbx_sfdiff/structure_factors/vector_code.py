@@ -1,8 +1,9 @@
 """Eight-lane vector operations for the compiled loops, written as LLVM instructions.
 
-The loops over a few grid points at the heart of the splat are too short for a compiler's own vectoriser, so numba is
-given the vector instructions.  Everything works on a flat grid and on a flat scratch table of the same dtype; offsets
-and strides count elements.  LLVM maps eight lanes to whatever the processor has (one AVX, two SSE or NEON registers).
+The loops over a few grid points at the heart of the splat are too short for a compiler's own vectoriser, so
+numba is given the vector instructions.  Everything works on a flat grid and on a flat scratch table of the
+same dtype; offsets and strides count elements.  LLVM maps eight lanes to whatever the processor has (one AVX,
+two SSE or NEON registers).
 """
 from __future__ import annotations
 
@@ -86,7 +87,11 @@ class _Builder:
             width //= 2
             mask = [i + width if i < width else i for i in range(LANES)]
             undefined = ir.Constant(self.vector, ir.Undefined)
-            x = self.add(x, self.b.shuffle_vector(x, undefined, ir.Constant(ir.VectorType(_I32, LANES), mask)))
+            x = self.add(
+    x, self.b.shuffle_vector(
+        x, undefined, ir.Constant(
+            ir.VectorType(
+                _I32, LANES), mask)))
         return self.b.extract_element(x, ir.Constant(_I32, 0))
 
 
@@ -163,7 +168,8 @@ def add_rows_oblique(typing, grid, start, stride, n_rows, table, x1, x2, y1, y2,
 
 
 def _row_moments(v, builder, n_rows, first_y, weigh, read):
-    """Sums over rows of value, value y, value y^2 for two weights: six accumulators that stay in registers."""
+    """Sums over rows of value, value y, value y^2 for two weights: six accumulators that stay in
+    registers."""
     sums = [cgutils.alloca_once(builder, v.vector) for _ in range(6)]
     for accumulator in sums:
         builder.store(v.constant(0.0), accumulator)
@@ -205,10 +211,24 @@ def add_row_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y,
 
 
 @intrinsic
-def add_row_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, out):
+def add_row_moments_oblique(
+    typing,
+    grid,
+    start,
+    stride,
+    n_rows,
+    table,
+    y1,
+    y2,
+    first_y,
+    yz1,
+    yz2,
+    width,
+     out):
     """As :func:`add_row_moments` with weights yk[j] yzk[j width + lane]."""
     dtype = grid.dtype
-    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, dtype, *[types.int64] * 4)
+    signature = types.void(grid, *[types.int64] * 3, table, types.int64,
+                           types.int64, dtype, *[types.int64] * 4)
 
     def generate(context, builder, signature, args):
         v = _Builder(context, builder, dtype)
@@ -233,8 +253,8 @@ def add_row_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, 
 def add_plane_moments(typing, table, rows, z, x, u, out):
     """Raise row moments of one plane to moments of the box.
 
-    With B0, B1, B2 = table[rows + 8 power ...], each times table[z ...] and x, adds B0, u B0, u^2 B0, B1, u B1, B2 to
-    the six vectors at table[out].
+    With B0, B1, B2 = table[rows + 8 power ...], each times table[z ...] and x, adds B0, u B0, u^2 B0, B1, u
+    B1, B2 to the six vectors at table[out].
     """
     dtype = table.dtype
     signature = types.void(table, types.int64, types.int64, dtype, dtype, types.int64)
