@@ -7,7 +7,8 @@ author = "the mmtbx_sfdiff developers"
 copyright = "2026, the mmtbx_sfdiff developers"
 version = release = mmtbx_sfdiff.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
+# The last one brings the fonts and scripts for formulae, which would otherwise come from the network.
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "sphinx-mathjax-offline"]
 napoleon_google_docstring = False
 autodoc_member_order = "bysource"
 exclude_patterns = ["_build"]

@@ -1,7 +1,5 @@
 """Differentiable structure factors and bulk-solvent masks in PyTorch for cctbx and Phenix."""
-from . import (
-    _runtime,
-)  # noqa: F401  (first: cctbx's and torch's native libraries load in the one order that works)
+from . import _runtime  # noqa: F401  (first: cctbx's and torch's native libraries load in the one order that works)
 
 from .atoms import Atoms
 from .bulk_solvent import mask_structure_factors, solvent_mask
@@ -13,14 +11,5 @@ from .structure_factors import structure_factors
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Atoms",
-    "Crystal",
-    "FModel",
-    "Reflections",
-    "Scales",
-    "mask_structure_factors",
-    "solvent_mask",
-    "structure_factors",
-    "update_all_scales",
-]
+__all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "solvent_mask",
+           "structure_factors", "update_all_scales"]

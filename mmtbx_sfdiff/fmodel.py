@@ -62,7 +62,7 @@ class FModel(torch.nn.Module):
         self.scales = None
         self._alpha_beta = self._source = None
 
-    # Construction and conversion: the work is in fmodel_cctbx, which needs mmtbx.
+    # Construction and conversion: the work is in cctbx_backend.fmodel, which needs mmtbx.
 
     @classmethod
     def from_files(
@@ -94,7 +94,7 @@ class FModel(torch.nn.Module):
         libtbx.utils.Sorry
             In one sentence, for what is wrong with the files.
         """
-        from .fmodel_cctbx import fmodel_from_files
+        from .cctbx_backend.fmodel import fmodel_from_files
         return fmodel_from_files(cls, model, data, dtype, device, scattering_table, read or {}, options)
 
     @classmethod
@@ -106,17 +106,17 @@ class FModel(torch.nn.Module):
         ValueError
             A manager of twinned data, or without an xray_structure.
         """
-        from .fmodel_cctbx import fmodel_from_cctbx
+        from .cctbx_backend.fmodel import fmodel_from_cctbx
         return fmodel_from_cctbx(cls, manager, dtype, device, options)
 
     def to_cctbx(self):
         """An ``mmtbx.f_model.manager`` with these structure factors, scales and selected reflections."""
-        from .fmodel_cctbx import fmodel_to_cctbx
+        from .cctbx_backend.fmodel import fmodel_to_cctbx
         return fmodel_to_cctbx(self)
 
     def write_map_coefficients(self, path):
         """Write 2mFo-DFc, mFo-DFc, F_model, the data used and the free flags as an MTZ file for Coot."""
-        from .fmodel_cctbx import write_map_coefficients
+        from .cctbx_backend.fmodel import write_map_coefficients
         write_map_coefficients(self, path)
 
     def write_model(self, path):
@@ -127,7 +127,7 @@ class FModel(torch.nn.Module):
         libtbx.utils.Sorry
             When the model did not come from a file.
         """
-        from .fmodel_cctbx import write_model
+        from .cctbx_backend.fmodel import write_model
         write_model(self, path)
 
     # Structure factors

@@ -19,7 +19,7 @@ _LEAST_BETA = 1e-3
 
 
 def least_squares(reflections, f_model, selection=None, f_obs_scale=1.0):
-    """T = sum over work reflections of ((Fo - |Fm|) / sigma)^2   (equation 9)
+    """``T = sum over work reflections of ((Fo - |Fm|) / sigma)^2`` (equation 9)
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def least_squares(reflections, f_model, selection=None, f_obs_scale=1.0):
 def normalized_least_squares(
     reflections, f_model, weights="unit", scale="k1", selection=None, f_obs_scale=1.0
 ):
-    """T = sum w (Fo - k |Fm|)^2 / sum w Fo^2 over work reflections: mmtbx's ``ls_w..._k...``.
+    """``T = sum w (Fo - k |Fm|)^2 / sum w Fo^2`` over work reflections: mmtbx's ``ls_w..._k...``.
 
     Parameters
     ----------

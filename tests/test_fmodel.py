@@ -83,7 +83,8 @@ def test_map_coefficients(fmodel, tmp_path):
         fmodel.write_map_coefficients(tmp_path / "nowhere" / "maps.mtz")
 
 
-def test_from_files(pdb_dir, tmp_path):
+def test_from_files(pdb_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMTBX_SFDIFF_PDB_DIR", str(pdb_dir))
     files = find_entry("1yjp", download=False)
     fmodel = FModel.from_files(files.model, files.data, mask={"method": "binary"})
     with pytest.raises(RuntimeError, match="update_scales"):

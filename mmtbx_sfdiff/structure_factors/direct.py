@@ -12,17 +12,21 @@ Reference: ``cctbx.xray.structure_factors.from_scatterers_direct``.
 """
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from .._runtime import one_cpu_thread
 from .miller_plan import miller_plan
 
 DEFAULT_MEMORY = 256 * 2**20
 # Elements of the largest temporary that still stays in a CPU core's share of the cache.
 _CACHE_ELEMENTS = 2**18
 _TWO_PI_SQ = 2 * torch.pi**2
+# Terms below which one CPU thread is as fast as several, and much faster on a busy machine.
+_ONE_THREAD_TERMS = 3e7
 
 
 def direct(atoms, crystal, miller_indices, accuracy=None, memory=DEFAULT_MEMORY):
@@ -150,12 +154,13 @@ class _AtomSum(torch.autograd.Function):
             for model, atoms, column_sum in _column_sums(sites, u, counts, table, plan, memory):
                 result[model] += column_sum.forward(weights[model, atoms].to(torch.float64)).to(complex_dtype)
             return result
-        for block in _blocks(sites, u, weights, counts, plan, metric, memory):
-            kinds = [kind for kind, _, _ in block.kinds]
-            for columns in block.column_blocks():
-                sums = block.sums(columns).flatten(2)[..., columns.cells]
-                result[:, columns.rows] += torch.einsum(
-                    "kbn,kn->bn", sums, table[kinds][:, columns.rows].to(complex_dtype))
+        with _threads_for(weights, plan):
+            for block in _blocks(sites, u, weights, counts, plan, metric, memory):
+                kinds = [kind for kind, _, _ in block.kinds]
+                for columns in block.column_blocks():
+                    sums = block.sums(columns).flatten(2)[..., columns.cells]
+                    result[:, columns.rows] += torch.einsum(
+                        "kbn,kn->bn", sums, table[kinds][:, columns.rows].to(complex_dtype))
         return result
 
     @staticmethod
@@ -171,10 +176,17 @@ class _AtomSum(torch.autograd.Function):
                 moments = column_sum.backward(grad[model].to(torch.complex128))
                 _add_moments(moments, weights[model, atoms], model, atoms, ctx.plan.axes, grads)
             return *grads, None, None, None, None, None
-        for block in _blocks(sites, u, weights, ctx.counts, ctx.plan, metric, ctx.memory):
-            for columns in block.column_blocks():
-                block.add_gradients(columns, grad[:, columns.rows], table, grads)
+        with _threads_for(weights, ctx.plan):
+            for block in _blocks(sites, u, weights, ctx.counts, ctx.plan, metric, ctx.memory):
+                for columns in block.column_blocks():
+                    block.add_gradients(columns, grad[:, columns.rows], table, grads)
         return *grads, None, None, None, None, None
+
+
+def _threads_for(weights, plan):
+    """All threads, or one for a small sum."""
+    small = weights.numel() * len(plan.indices) < _ONE_THREAD_TERMS
+    return one_cpu_thread(weights.device) if small else contextlib.nullcontext()
 
 
 def _has_kernel(u):

@@ -9,10 +9,10 @@ import numpy as np
 from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
-from .atoms import Atoms
-from .files import load_entry
-from .fmodel import selected
-from .reflections import Reflections
+from ..atoms import Atoms
+from ..files import load_entry
+from ..fmodel import selected
+from ..reflections import Reflections
 
 # Root of the MTZ labels of each map, as phenix.refine writes them and Coot opens them by itself.
 _MAPS = (("2mFo-DFc", "2FOFCWT"), ("mFo-DFc", "FOFCWT"))

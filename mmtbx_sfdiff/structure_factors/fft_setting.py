@@ -1,0 +1,362 @@
+"""What an accuracy is turned into: a grid, its precision, a blur, and where Gaussians end.
+
+The choice is a function of the atoms' values alone, never of what was computed before.  What does not depend
+on the atoms' parameters is kept with the Miller plan.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+
+import numpy as np
+import torch
+
+from . import error_model, splatting
+from .direct import _Parameters
+from .error_model import ErrorModel
+from .grid_plan import grid_dims, make_grid_plan
+
+# Below this a single-precision grid would round away what was asked for, and below that a double-precision
+# one.
+SINGLE_PRECISION, LEAST_ACCURACY = 3e-6, 1e-8
+# Relative rounding of the sum and of the transform in each precision.
+ROUNDING = {torch.float32: 4e-7, torch.float64: 6e-16}
+# Candidate rates of sampling, in units of the Nyquist rate.
+OVERSAMPLING = (1.2, 1.3, 1.4, 1.5, 1.65, 1.85, 2.1, 2.5, 3.0, 3.6)
+_EIGHT_PI_SQ = 8 * math.pi ** 2
+
+
+def complex_of(dtype):
+    return torch.complex64 if dtype == torch.float32 else torch.complex128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """What the accuracy was turned into.
+
+    Attributes
+    ----------
+    grid : GridPlan
+    dtype : torch.dtype
+        Of the grid.
+    sharpening : float
+        q(s) = exp(-sharpening s^2 / s_max^2).
+    s_sq : float
+        s_max^2, Å^-2.
+    cuts : tuple
+        From :meth:`ErrorModel.cut_table`.
+    tolerance, typical_weight : float
+    table : TermTable
+    factor : torch.Tensor
+        (n,) q of each reflection.
+    phase : torch.Tensor
+        (n_primitive, n) complex.
+    box : tuple of int
+        Bound on the points along each axis under one atom, multiples of eight.
+    """
+
+    grid: object
+    dtype: torch.dtype
+    sharpening: float
+    s_sq: float
+    cuts: tuple
+    tolerance: float
+    typical_weight: float
+    table: object
+    factor: torch.Tensor
+    phase: torch.Tensor
+    box: tuple
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TermTable:
+    """Form factors as terms alpha exp(-exponent tau), with the constant terms apart; numpy, for one s_max."""
+
+    alphas: np.ndarray
+    exponents: np.ndarray
+    constants: np.ndarray
+
+    @classmethod
+    def from_form_factors(cls, form_factors, s_sq):
+        a, b, c = (x.cpu().numpy() for x in (form_factors.a, form_factors.b, form_factors.c))
+        # Terms of similar width share a pass over the grid.
+        order = np.argsort(np.where(a == 0, np.inf, b), axis=1)
+        a, b = np.take_along_axis(a, order, 1), np.take_along_axis(b, order, 1)
+        return cls(np.ascontiguousarray(a), np.ascontiguousarray(b * s_sq / 4), c)
+
+    @property
+    def typical_factor(self):
+        """Size of a form factor in the middle of the band."""
+        alphas, exponents = self.with_constants()
+        return float(np.sqrt((((alphas * np.exp(-0.6 * exponents)).sum(1)) ** 2).mean()))
+
+    def with_constants(self):
+        return (np.hstack([self.alphas, self.constants[:, None]]),
+                np.hstack([self.exponents, np.zeros((len(self.constants), 1))]))
+
+
+class _PlanCache:
+    """What belongs to a Miller plan and a form factor table, and not to the atoms' parameters."""
+
+    def __init__(self, plan, atoms):
+        # Not the plan itself: this object is kept as long as the plan lives.
+        self.plan = weakref.ref(plan)
+        self.indices, self.d_star_sq = plan.indices.cpu().numpy(), plan.d_star_sq.cpu().numpy()
+        self.s_sq = float(self.d_star_sq.max())
+        self.table = TermTable.from_form_factors(atoms.form_factors, self.s_sq)
+        self.basis = atoms.crystal.fractionalization.cpu().numpy()
+        self.models, self.grids, self.choices, self.costs, self.factors, self.phases = {}, {}, {}, {}, {}, {}
+
+    def model(self, dims):
+        if dims not in self.models:
+            grid = [0, 0, 0]
+            for axis, n in zip(self.plan().axes, dims):
+                grid[axis] = n
+            self.models[dims] = ErrorModel(
+    self.indices,
+    self.d_star_sq,
+    self.basis,
+    grid,
+     *self.table.with_constants())
+        return self.models[dims]
+
+    def grid(self, dims):
+        if dims not in self.grids:
+            self.grids[dims] = make_grid_plan(self.plan(), dims)
+        return self.grids[dims]
+
+    def factor(self, sharpening, dtype):
+        key = (sharpening, dtype)
+        if key not in self.factors:
+            plan = self.plan()
+            unique = torch.exp(-sharpening * plan.d_star_sq / self.s_sq)
+            # Every equivalent of a reflection has the same d*^2.
+            self.factors[key] = unique[plan.gather[0]].to(dtype)
+        return self.factors[key]
+
+    def phase(self, dtype):
+        if dtype not in self.phases:
+            self.phases[dtype] = self.plan().phase.to(complex_of(dtype)).contiguous()
+        return self.phases[dtype]
+
+
+_CACHES = weakref.WeakKeyDictionary()
+
+
+def _cache(plan, atoms):
+    tables = _CACHES.setdefault(plan, {})
+    form_factors = atoms.form_factors
+    key = tuple(tuple(x.flatten().tolist()) for x in (form_factors.a, form_factors.b, form_factors.c))
+    if key not in tables:
+        tables[key] = _PlanCache(plan, atoms)
+    return tables[key]
+
+
+def _histogram(parameters, atoms, cache):
+    """What the error model has to know of the atoms: (histogram, number of atoms, largest exponent).
+
+    The histogram, (n_types + 1, N_E) numpy, has sums of squared weights by type and exponent, and a row for
+    f' and f''.
+    """
+    s_sq, n_types, typical_factor = cache.s_sq, len(cache.table.constants), cache.table.typical_factor
+    with torch.no_grad():
+        u = parameters.u_iso.to(torch.float64)
+        if bool(atoms.use_u_aniso.any()):
+            u = u + _least_u(parameters.u_star, atoms)
+        exponents = u * (2 * math.pi ** 2 * s_sq)
+        n_e = error_model.N_E
+        position = error_model.exponent_bins(exponents).clamp(max=n_e - 1.001)
+        low = position.to(torch.int64)
+        high_share = position - low
+        weights = parameters.weights.to(torch.float64) ** 2
+        row = atoms.type_index * n_e
+        flat = (row + low).flatten()
+        size = (n_types + 1) * n_e
+        result = torch.bincount(flat, (weights * (1 - high_share)).flatten(), minlength=size)
+        result += torch.bincount(flat + 1, (weights * high_share).flatten(), minlength=size)
+        for value in (parameters.fp, parameters.fdp):
+            if value.requires_grad or bool((value != 0).any()):
+                extra = weights * value.to(torch.float64) ** 2
+                if value.requires_grad:
+                    # The gradient of a term that may be zero: as if it were as large as a form factor.
+                    extra = torch.maximum(extra, weights * typical_factor ** 2)
+                result += torch.bincount((n_types * n_e + low).flatten(), extra.flatten(), minlength=size)
+        n_atoms = int((weights > 0).sum())
+        histogram = result.reshape(n_types + 1, n_e).cpu().numpy()
+        if not n_atoms:
+            histogram[0, n_e // 2] = 1.0
+        return histogram, max(n_atoms, 1), float(exponents.max())
+
+
+def _least_u(u_star, atoms):
+    """Smallest eigenvalue of U_cart of the anisotropic atoms, zero for the others: (n_models, n_atoms)
+    float64."""
+    matrix = u_star.to(torch.float64)[..., [0, 3, 4, 3, 1, 5, 4, 5, 2]].unflatten(-1, (3, 3))
+    orthogonalization = atoms.crystal.orthogonalization
+    cart = orthogonalization @ matrix @ orthogonalization.T
+    chosen = atoms.use_u_aniso
+    result = torch.zeros(u_star.shape[:-1], dtype=torch.float64, device=u_star.device)
+    cart = cart[:, chosen]
+    # Eigenvalues of a symmetric 3 x 3 matrix in closed form; thousands of
+    # calls of a solver take longer than the FFT.
+    mean = cart.diagonal(dim1=-2, dim2=-1).mean(-1)
+    rest = cart - mean[..., None, None] * torch.eye(3, dtype=cart.dtype, device=cart.device)
+    size = ((rest * rest).sum((-1, -2)) / 6).sqrt().clamp(min=1e-30)
+    half_det = torch.linalg.det(rest / size[..., None, None]) / 2
+    angle = torch.acos(half_det.clamp(-1, 1)) / 3
+    result[:, chosen] = mean + 2 * size * torch.cos(angle + 2 * math.pi / 3)
+    return result
+
+
+def choose_setting(parameters, plan, accuracy, memory):
+    """The :class:`Setting` for these atoms: a function of their values alone, not of what was computed
+    before."""
+    atoms = parameters.atoms
+    cache = _cache(plan, atoms)
+    histogram, n_atoms, largest = _histogram(parameters, atoms, cache)
+    key = _choose(cache, plan, histogram, n_atoms / len(parameters.weights), accuracy, memory)
+    for dims, dtype in _from(cache.choices[key], plan, memory):
+        model = cache.model(dims)
+        index, norms = model.sharpening(histogram, accuracy, ROUNDING[dtype])
+        if index >= 0:
+            break
+    else:
+        raise splatting.FFTUnsuitable(
+            f"accuracy={accuracy:g} is out of the FFT's reach for these atoms within memory={memory} bytes: "
+            "raise memory, or use method='direct'.")
+    n_terms = cache.table.alphas.shape[1] + (1 if cache.table.constants.any() else 0)
+    sharpening = float(error_model.SHARPENINGS[index])
+    tolerance = model.tolerance(norms, n_atoms, accuracy, max(n_terms, 1)) * \
+                                splatting.engine(plan.indices.device).SLACK
+    typical = math.sqrt(histogram[:-1].sum() / n_atoms)
+    cuts = model.cut_table(index, norms)
+    return Setting(
+    grid=cache.grid(dims),
+    dtype=dtype,
+    sharpening=sharpening,
+    s_sq=cache.s_sq,
+    cuts=cuts,
+    tolerance=tolerance,
+    typical_weight=typical,
+    table=cache.table,
+    factor=cache.factor(
+        sharpening,
+        dtype),
+        phase=cache.phase(dtype),
+        box=_box(
+            cache,
+            dims,
+            atoms,
+            parameters,
+            largest,
+            sharpening,
+             cuts))
+
+
+def _from(chosen, plan, memory):
+    """The chosen (grid, dtype), and finer ones for atoms that are further apart in B than the choice took
+    them for."""
+    yield chosen
+    for dtype in (torch.float32, torch.float64):
+        for rate in OVERSAMPLING:
+            dims = grid_dims(plan, rate)
+            finer = (dtype == chosen[1] and math.prod(dims) > math.prod(chosen[0])) or (
+                dtype == torch.float64 and chosen[1] == torch.float32)
+            if finer and _storage(dims, dtype) <= memory:
+                yield dims, dtype
+
+
+def _storage(dims, dtype):
+    """Bytes of a grid, its transform, and the transform's working copy."""
+    return 3.5 * (4 if dtype == torch.float32 else 8) * math.prod(dims)
+
+
+def _box(cache, dims, atoms, parameters, largest, sharpening, cuts):
+    """Points along each axis that no atom's Gaussians exceed, rounded up to eight."""
+    if bool(atoms.use_u_aniso.any()):
+        trace_bound = float((parameters.u_iso.detach() + _cart_trace(parameters.u_star, atoms)).max())
+        largest = max(largest, 2 * math.pi ** 2 * cache.s_sq * trace_bound)
+    exponents = cache.table.exponents[cache.table.alphas != 0]
+    width = largest + max(exponents.max(initial=0.0), 0.0) - sharpening
+    radius = math.sqrt(max(width, 0.1) * cuts[0].max() / cache.s_sq) / math.pi
+    # Half the box is radius times the length of the reciprocal axis, in grid units.
+    lengths = np.linalg.norm(cache.basis, axis=1)
+    return tuple(8 * (int(2 * radius * lengths[axis] * n + 1) // 8 + 2)
+                 for axis, n in zip(cache.plan().axes, dims))
+
+
+def _cart_trace(u_star, atoms):
+    metric = atoms.crystal.orthogonalization.T @ atoms.crystal.orthogonalization
+    packed = torch.stack([metric[0, 0], metric[1, 1], metric[2, 2], 2 * \
+                         metric[0, 1], 2 * metric[0, 2], 2 * metric[1, 2]])
+    return (u_star.detach().to(torch.float64) @ packed).clamp(min=0)
+
+
+def _choose(cache, plan, histogram, n_atoms, accuracy, memory):
+    """Key in ``cache.choices`` of the cheapest (grid, dtype) by the cost model, for a population like this
+    one."""
+    bins = error_model.exponent_grid()
+    population = histogram[:-1].sum(0)
+    mean = float((population * bins).sum() / population.sum())
+    low = float(bins[min(np.searchsorted(np.cumsum(population), 0.05 * population.sum()), len(bins) - 1)])
+    constant = bool(histogram[-1].any())
+    # The choice is a function of these coarse numbers only, so that it does not change from step to step.
+    mean_step, low_step = round(3 * math.log2(max(mean, 0.1))), round(4 * low)
+    key = (round(2 * math.log2(n_atoms)), mean_step, low_step, constant, accuracy, memory)
+    if key in cache.choices:
+        return key
+    coarse = np.zeros_like(histogram)
+    share = histogram[:-1].sum(1) / histogram[:-1].sum()
+    for exponent, part in ((low_step / 4, 0.1), (2 ** (mean_step / 3), 0.9)):
+        coarse[:-1, int(min(error_model.exponent_bins(np.float64(exponent)),
+                        error_model.N_E - 1))] += part * share
+    coarse[-1] = histogram[-1] / histogram[:-1].sum()
+    smallest = math.inf
+    for dtype in (torch.float32, torch.float64) if accuracy >= SINGLE_PRECISION else (torch.float64,):
+        best, seen = None, set()
+        for rate in OVERSAMPLING:
+            dims = grid_dims(plan, rate)
+            if dims in seen:
+                continue
+            seen.add(dims)
+            need = _storage(dims, dtype)
+            if need > memory and smallest < math.inf:
+                break
+            model = cache.model(dims)
+            index, norms = model.sharpening(coarse, accuracy, ROUNDING[dtype])
+            if index < 0:
+                continue
+            smallest = min(smallest, need)
+            if need > memory:
+                break
+            cost = splatting.cost(model, index, norms, cache, dims, n_atoms, mean, accuracy)
+            if best is None or cost < best[0]:
+                best = (cost, dims)
+            elif cost > 2 * best[0]:
+                break
+        if best is not None:
+            cache.choices[key], cache.costs[key] = (best[1], dtype), best[0]
+            return key
+    if smallest < math.inf:
+        raise splatting.FFTUnsuitable(
+            f"accuracy={accuracy:g} needs a grid of {smallest / 2**20:.0f} MiB, more than memory={memory} "
+            "bytes: raise memory, or use method='direct'.")
+    raise splatting.FFTUnsuitable(
+        f"accuracy={accuracy:g} is out of the FFT's reach for these atoms: use method='direct'.")
+
+
+def estimated_time(atoms, plan, accuracy, memory):
+    """Estimated time of one forward calculation with these atoms, ns on one core.
+
+    Raises
+    ------
+    FFTUnsuitable
+        As :func:`fft`.
+    """
+    parameters = _Parameters(atoms, atoms.batch_shape)
+    cache = _cache(plan, atoms)
+    histogram, n_atoms, _ = _histogram(parameters, atoms, cache)
+    n_models = len(parameters.weights)
+    key = _choose(cache, plan, histogram, n_atoms / n_models, accuracy, memory)
+    return n_models * cache.costs[key] * (2 if histogram[-1].any() else 1)

@@ -1,0 +1,97 @@
+"""What the FFT asks of an engine that puts atoms on a grid, the choice of one, and what it costs.
+
+An engine has four functions: ``splat(job)`` gives the grid, ``read(transform, setting)`` the structure
+factors from its transform, ``write(grad, setting)`` the spectrum that is the transpose of ``read``, and
+``gather(grid, job)`` the gradients in (sites, u_iso, u_star, weights, f' or f'').  ``SLACK`` multiplies the
+truncation that the error model allows for, by how the engine cuts its Gaussians.
+"""
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+
+import numpy as np
+import torch
+
+
+class FFTUnsuitable(ValueError):
+    """The FFT cannot do what is asked; direct summation can."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Map:
+    """One real density: of f0 + f', or of f'' alone."""
+
+    fp: torch.Tensor
+    dispersion: bool
+    gradient: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """The atoms of one density of one model: tensors (n_atoms, ...).
+
+    ``fp`` is a constant term added to the form factor, or all of it when ``dispersion``; ``gradient`` says
+    whether its gradient is wanted, so that zero terms are kept.
+    """
+
+    atoms: object
+    setting: object
+    sites: torch.Tensor
+    u_iso: torch.Tensor
+    u_star: torch.Tensor
+    weights: torch.Tensor
+    fp: torch.Tensor
+    dispersion: bool
+    gradient: bool
+
+    @property
+    def has_constant(self):
+        return bool(
+    self.dispersion or self.gradient or self.setting.table.constants.any() or (
+        self.fp != 0).any())
+
+
+_HAVE_NUMBA = importlib.util.find_spec("numba") is not None
+_HAVE_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def engine(device):
+    """The fastest engine there is for a device."""
+    kind = torch.device(device).type
+    if kind == "cpu" and _HAVE_NUMBA:
+        from . import engine_cpu
+        return engine_cpu
+    if kind == "cuda" and _HAVE_TRITON:
+        from . import splat_cuda
+        return splat_cuda
+    from . import splat_torch
+    return splat_torch
+
+
+# Measured, ns: a block of eight points under a pair of Gaussians, an atom and pair, a grid point's transform.
+_BLOCK, _PAIR, _POINT = 5.0, 650.0, 4.5
+
+
+def cost(model, index, norms, cache, dims, n_atoms, mean_exponent, accuracy):
+    """Estimated time of a forward calculation, ns on one core."""
+    from .error_model import SHARPENINGS
+
+    table, width_first, width_step, level_first, level_step = model.cut_table(index, norms)
+    level = math.log(model.tolerance(norms, 1.0, accuracy, 2) / 3.0)
+    j = int(np.clip((level - level_first) / level_step, 0, table.shape[1] - 1))
+    lengths = np.linalg.norm(cache.basis, axis=1)
+    axes = cache.plan().axes
+    total = 0.0
+    exponents = np.median(cache.table.exponents, axis=0) if cache.table.exponents.size else np.zeros(0)
+    if cache.table.constants.any() or not len(exponents):
+        exponents = np.append(exponents, 0.0)
+    exponents = np.sort(exponents)
+    for first in range(0, len(exponents), 2):
+        width = max(float(exponents[first:first + 2].max()) + mean_exponent - SHARPENINGS[index], 0.05)
+        i = int(np.clip((math.log(width) - width_first) / width_step, 0, table.shape[0] - 1))
+        radius = math.sqrt(width * max(table[i, j], 0.5) / cache.s_sq) / math.pi
+        half = [radius * lengths[axis] * n for axis, n in zip(axes, dims)]
+        total += _PAIR + _BLOCK * math.pi * half[0] * half[1] * (math.ceil(2 * half[2] / 8) + 0.1)
+    return n_atoms * total + math.prod(dims) * _POINT

@@ -1,0 +1,295 @@
+"""Eight-lane vector operations for the compiled loops, written as LLVM instructions.
+
+The loops over a few grid points at the heart of the splat are too short for a compiler's own vectoriser, so
+numba is given the vector instructions.  Everything works on a flat grid and on a flat scratch table of the
+same dtype; offsets and strides count elements.  LLVM maps eight lanes to whatever the processor has (one AVX,
+two SSE or NEON registers).
+"""
+from __future__ import annotations
+
+import math
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 8
+_CONTRACT = ("contract", "nsz", "nnan", "reassoc")
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+class _Builder:
+    """The few vector instructions used here, for one dtype."""
+
+    def __init__(self, context, builder, dtype):
+        self.context, self.b, self.dtype = context, builder, dtype
+        self.single = dtype.bitwidth == 32
+        self.scalar = ir.FloatType() if self.single else ir.DoubleType()
+        self.vector = ir.VectorType(self.scalar, LANES)
+
+    def data(self, array_type, array):
+        return self.context.make_array(array_type)(self.context, self.b, array).data
+
+    def address(self, data, offset):
+        return self.b.bitcast(self.b.gep(data, [offset]), self.vector.as_pointer())
+
+    def load(self, data, offset):
+        value = self.b.load(self.address(data, offset))
+        value.align = self.dtype.bitwidth // 8
+        return value
+
+    def store(self, value, data, offset):
+        self.b.store(value, self.address(data, offset)).align = self.dtype.bitwidth // 8
+
+    def load_all(self, data, offset):
+        """One element in every lane."""
+        return self.fill(self.b.load(self.b.gep(data, [offset])))
+
+    def fill(self, value):
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        one = self.b.insert_element(undefined, value, ir.Constant(_I32, 0))
+        return self.b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+
+    def constant(self, value):
+        return ir.Constant(self.vector, [float(value)] * LANES)
+
+    def lanes(self):
+        return ir.Constant(self.vector, [float(i) for i in range(LANES)])
+
+    def add(self, x, y):
+        return self.b.fadd(x, y, flags=_CONTRACT)
+
+    def mul(self, x, y):
+        return self.b.fmul(x, y, flags=_CONTRACT)
+
+    def exp_of_negative(self, x):
+        """exp(x) for x <= 0 or a little above, to rounding; 2^n times a polynomial on [-1/2, 1/2]."""
+        floor = -87.0 if self.single else -700.0
+        low = self.constant(floor)
+        x = self.b.select(self.b.fcmp_ordered(">", x, low), x, low)
+        turns = self.b.fmul(x, self.constant(1 / math.log(2)))
+        mantissa, degree, integer = (23, 7, _I32) if self.single else (52, 12, _I64)
+        # Adding 1.5 * 2^mantissa leaves the rounded value in the low bits.
+        magic = self.constant(1.5 * 2.0 ** mantissa)
+        shifted = self.b.fadd(turns, magic)
+        fraction = self.b.fsub(turns, self.b.fsub(shifted, magic))
+        value = self.constant(math.log(2) ** degree / math.factorial(degree))
+        for k in range(degree - 1, -1, -1):
+            value = self.add(self.mul(value, fraction), self.constant(math.log(2) ** k / math.factorial(k)))
+        integers = ir.VectorType(integer, LANES)
+        shift = ir.Constant(integers, [mantissa] * LANES)
+        exponent = self.b.shl(self.b.bitcast(shifted, integers), shift)
+        return self.b.bitcast(self.b.add(self.b.bitcast(value, integers), exponent), self.vector)
+
+    def sum(self, x):
+        width = LANES
+        while width > 1:
+            width //= 2
+            mask = [i + width if i < width else i for i in range(LANES)]
+            undefined = ir.Constant(self.vector, ir.Undefined)
+            x = self.add(
+    x, self.b.shuffle_vector(
+        x, undefined, ir.Constant(
+            ir.VectorType(
+                _I32, LANES), mask)))
+        return self.b.extract_element(x, ir.Constant(_I32, 0))
+
+
+def _i64(value):
+    return ir.Constant(_I64, value)
+
+
+@intrinsic
+def store_gaussian(typing, table, offset, n_blocks, a, b, c, first):
+    """table[offset + i] = exp(-(a + b t + c t^2)), t = first + i, for 8 n_blocks values of i."""
+    dtype = table.dtype
+    signature = types.void(table, types.int64, types.int64, dtype, dtype, dtype, dtype)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        table, offset, n_blocks, a, b, c, first = args
+        data = v.data(signature.args[0], table)
+        a, b, c = (v.fill(builder.fneg(x)) for x in (a, b, c))
+        first = v.fill(first)
+        with cgutils.for_range(builder, n_blocks) as loop:
+            start = builder.mul(loop.index, _i64(LANES))
+            shift = v.fill(builder.sitofp(start, v.scalar))
+            t = v.add(v.add(v.lanes(), shift), first)
+            exponent = v.add(a, v.mul(t, v.add(b, v.mul(t, c))))
+            v.store(v.exp_of_negative(exponent), data, builder.add(offset, start))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def add_rows(typing, grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2):
+    """grid[start + j stride + lane] += x1 y1[j] z1[lane] + x2 y2[j] z2[lane] for j < n_rows."""
+    dtype = grid.dtype
+    signature = types.void(grid, *[types.int64] * 3, table, dtype, dtype, *[types.int64] * 4)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2 = args
+        data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
+        first, second = v.mul(v.fill(x1), v.load(values, z1)), v.mul(v.fill(x2), v.load(values, z2))
+        with cgutils.for_range(builder, n_rows) as loop:
+            j = loop.index
+            at = builder.add(start, builder.mul(j, stride))
+            value = v.add(v.load(data, at), v.mul(first, v.load_all(values, builder.add(y1, j))))
+            v.store(v.add(value, v.mul(second, v.load_all(values, builder.add(y2, j)))), data, at)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def add_rows_oblique(typing, grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2, yz1, yz2, width):
+    """As :func:`add_rows` with x1 y1[j] yz1[j width + lane] z1[lane], and the same for 2."""
+    dtype = grid.dtype
+    signature = types.void(grid, *[types.int64] * 3, table, dtype, dtype, *[types.int64] * 7)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2, yz1, yz2, width = args
+        data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
+        first, second = v.mul(v.fill(x1), v.load(values, z1)), v.mul(v.fill(x2), v.load(values, z2))
+        with cgutils.for_range(builder, n_rows) as loop:
+            j = loop.index
+            at, row = builder.add(start, builder.mul(j, stride)), builder.mul(j, width)
+            value = v.load(data, at)
+            for z, y, yz in ((first, y1, yz1), (second, y2, yz2)):
+                plane = v.mul(z, v.load(values, builder.add(yz, row)))
+                value = v.add(value, v.mul(plane, v.load_all(values, builder.add(y, j))))
+            v.store(value, data, at)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _row_moments(v, builder, n_rows, first_y, weigh, read):
+    """Sums over rows of value, value y, value y^2 for two weights: six accumulators that stay in
+    registers."""
+    sums = [cgutils.alloca_once(builder, v.vector) for _ in range(6)]
+    for accumulator in sums:
+        builder.store(v.constant(0.0), accumulator)
+    position = cgutils.alloca_once(builder, v.vector)
+    builder.store(v.fill(first_y), position)
+    with cgutils.for_range(builder, n_rows) as loop:
+        value, y = read(loop.index), builder.load(position)
+        for k in range(2):
+            moment = v.mul(value, weigh(k, loop.index))
+            for power in range(3):
+                accumulator = sums[3 * k + power]
+                builder.store(v.add(builder.load(accumulator), moment), accumulator)
+                if power < 2:
+                    moment = v.mul(moment, y)
+        builder.store(v.add(y, v.constant(1.0)), position)
+    return [builder.load(accumulator) for accumulator in sums]
+
+
+@intrinsic
+def add_row_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y, out):
+    """table[out + 8 (3 k + power) + lane] += sum_j grid[...] yk[j] (first_y + j)^power."""
+    dtype = grid.dtype
+    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, dtype, types.int64)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        grid, start, stride, n_rows, table, y1, y2, first_y, out = args
+        data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
+        sums = _row_moments(
+            v, builder, n_rows, first_y,
+            lambda k, j: v.load_all(values, builder.add((y1, y2)[k], j)),
+            lambda j: v.load(data, builder.add(start, builder.mul(j, stride))))
+        for i, value in enumerate(sums):
+            at = builder.add(out, _i64(LANES * i))
+            v.store(v.add(v.load(values, at), value), values, at)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def add_row_moments_oblique(
+    typing,
+    grid,
+    start,
+    stride,
+    n_rows,
+    table,
+    y1,
+    y2,
+    first_y,
+    yz1,
+    yz2,
+    width,
+     out):
+    """As :func:`add_row_moments` with weights yk[j] yzk[j width + lane]."""
+    dtype = grid.dtype
+    signature = types.void(grid, *[types.int64] * 3, table, types.int64,
+                           types.int64, dtype, *[types.int64] * 4)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, out = args
+        data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
+
+        def weigh(k, j):
+            plane = v.load(values, builder.add((yz1, yz2)[k], builder.mul(j, width)))
+            return v.mul(plane, v.load_all(values, builder.add((y1, y2)[k], j)))
+
+        sums = _row_moments(v, builder, n_rows, first_y, weigh,
+                            lambda j: v.load(data, builder.add(start, builder.mul(j, stride))))
+        for i, value in enumerate(sums):
+            at = builder.add(out, _i64(LANES * i))
+            v.store(v.add(v.load(values, at), value), values, at)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def add_plane_moments(typing, table, rows, z, x, u, out):
+    """Raise row moments of one plane to moments of the box.
+
+    With B0, B1, B2 = table[rows + 8 power ...], each times table[z ...] and x, adds B0, u B0, u^2 B0, B1, u
+    B1, B2 to the six vectors at table[out].
+    """
+    dtype = table.dtype
+    signature = types.void(table, types.int64, types.int64, dtype, dtype, types.int64)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        table, rows, z, x, u, out = args
+        values = v.data(signature.args[0], table)
+        weight, u = v.mul(v.fill(x), v.load(values, z)), v.fill(u)
+        zero, one, two = (v.mul(weight, v.load(values, builder.add(rows, _i64(LANES * i)))) for i in range(3))
+        first = v.mul(zero, u)
+        for i, value in enumerate((zero, first, v.mul(first, u), one, v.mul(one, u), two)):
+            at = builder.add(out, _i64(LANES * i))
+            v.store(v.add(v.load(values, at), value), values, at)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def moments_along(typing, table, vector, z, first):
+    """sum over lanes of table[vector] table[z] t^power for power 0, 1, 2, with t = first + lane."""
+    dtype = table.dtype
+    signature = types.UniTuple(dtype, 3)(table, types.int64, types.int64, dtype)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        table, vector, z, first = args
+        values = v.data(signature.args[0], table)
+        value = v.mul(v.load(values, vector), v.load(values, z))
+        t = v.add(v.fill(first), v.lanes())
+        results = []
+        for power in range(3):
+            results.append(v.sum(value))
+            value = v.mul(value, t)
+        return context.make_tuple(builder, signature.return_type, results)
+
+    return signature, generate
