@@ -28,6 +28,7 @@ from mmtbx_sfdiff.comparison import (
     Comparison, Settings, figure, measure, output, page, schema, statistics, table, timing)
 from mmtbx_sfdiff.comparison.section import mask_section
 from mmtbx_sfdiff.files import load_entry
+from processes import heed_interrupts
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("html", "json", "pdf", "png")
@@ -44,7 +45,7 @@ def subprocess_run(arguments, **kwargs):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
     return subprocess.Popen([sys.executable, "-m", "mmtbx_sfdiff.command_line.compare", *arguments],
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            **kwargs)
+                            preexec_fn=heed_interrupts, **kwargs)
 
 
 @pytest.fixture(scope="module")

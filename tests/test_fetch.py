@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from libtbx.utils import Sorry
 
-from mmtbx_sfdiff.files import fetch
-from mmtbx_sfdiff.files import Timeouts, find_entry, is_entry_id, normalise_entry_id
+from processes import heed_interrupts
+
+from mmtbx_sfdiff.files import Timeouts, fetch, find_entry, is_entry_id, normalise_entry_id
 
 QUICK = Timeouts(connect=0.5, total=10.0, retries=2, backoff=0.01)
 MODEL = b"data_9ABC\n_entry.id   9ABC\nloop_\n_atom_site.id\n_atom_site.type_symbol\n" + b"1 C\n" * 2000
@@ -370,7 +371,7 @@ def test_interrupt_leaves_nothing_behind(site, tmp_path):
         arrived.set()
         time.sleep(3)
     site.answers["/download/9abc.cif.gz"] = begin
-    run = start()
+    run = start(before=heed_interrupts)
     run.stdin.write("\n")
     run.stdin.flush()
     assert arrived.wait(20)
