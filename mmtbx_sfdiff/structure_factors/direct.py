@@ -51,7 +51,8 @@ def direct(atoms, crystal, miller_indices, accuracy=None, memory=DEFAULT_MEMORY)
         (..., n) complex, electrons (the form factor table's units).  Differentiable once in sites, u_iso, u_star,
         occupancies, f' and f''.
     """
-    plan = miller_plan(crystal, miller_indices)
+    mostly_anisotropic = 2 * int(atoms.use_u_aniso.sum()) > atoms.n_atoms
+    plan = miller_plan(crystal, miller_indices, prefer="longest" if mostly_anisotropic else "separable")
     batch = atoms.batch_shape
     parameters = _Parameters(atoms, batch)
     real = parameters.real_part(plan, memory)

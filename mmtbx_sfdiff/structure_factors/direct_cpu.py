@@ -46,7 +46,7 @@ def _exp(x, powers):
     p = p * r + 0.5
     p = p * r + 1.0
     p = p * r + 1.0
-    return p * powers[int(n) + 1023]
+    return p * powers[np.int32(n) + np.int32(1023)]
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})

@@ -58,13 +58,17 @@ class MillerPlan:
     d_star_sq: torch.Tensor
 
 
-def miller_plan(crystal, miller_indices):
-    """The :class:`MillerPlan` of (n, 3) int64 indices; kept as long as the index tensor lives and is not changed."""
+def miller_plan(crystal, miller_indices, prefer="separable"):
+    """The :class:`MillerPlan` of (n, 3) int64 indices; kept as long as the index tensor lives and is not changed.
+
+    ``prefer`` is what decides on the axis of the columns: "separable" for isotropic atoms, "longest" for anisotropic ones,
+    of which each column costs something before its first term.
+    """
     by_crystal = _CACHE.setdefault(miller_indices, {})
-    key = (crystal.unit_cell, crystal.hall_symbol)
+    key = (crystal.unit_cell, crystal.hall_symbol, prefer)
     version, plan = by_crystal.get(key, (None, None))
     if version != miller_indices._version:
-        plan = _make_plan(crystal, miller_indices)
+        plan = _make_plan(crystal, miller_indices, prefer)
         by_crystal[key] = (miller_indices._version, plan)
     return plan
 
@@ -72,8 +76,8 @@ def miller_plan(crystal, miller_indices):
 _CACHE = WeakIdKeyDictionary()
 
 
-def _column_axes(crystal, extent):
-    """(p, q, s) and whether s is orthogonal to both others; the longest axis that is, else the longest of all."""
+def _column_axes(crystal, extent, prefer):
+    """(p, q, s) and whether s is orthogonal to both others; the longest axis that is where that is preferred."""
     metric = crystal.reciprocal_metric.cpu()
     scale = metric.diagonal().sqrt()
     cosine = (metric / (scale[:, None] * scale[None, :])).abs() > 1e-10
@@ -81,17 +85,17 @@ def _column_axes(crystal, extent):
     def orthogonal(s):
         return not any(cosine[s, other] for other in range(3) if other != s)
 
-    s = max(range(3), key=lambda axis: (orthogonal(axis), extent[axis], axis))
+    s = max(range(3), key=lambda axis: (prefer == "separable" and orthogonal(axis), extent[axis], axis))
     p, q = (axis for axis in range(3) if axis != s)
     return (p, q, s), orthogonal(s)
 
 
-def _make_plan(crystal, miller_indices):
+def _make_plan(crystal, miller_indices, prefer):
     equivalent, shifts = crystal.equivalent_indices(miller_indices)
     n_ops, n = shifts.shape
     flat = equivalent.reshape(-1, 3)
     extent = flat.abs().amax(0).tolist() if n else [0, 0, 0]
-    axes, separable = _column_axes(crystal, extent)
+    axes, separable = _column_axes(crystal, extent, prefer)
     p, q, s = (flat[:, axis] for axis in axes)
     negative = (s < 0) | ((s == 0) & ((q < 0) | ((q == 0) & (p < 0))))
     sign = torch.where(negative, -1, 1)
