@@ -350,14 +350,16 @@ def test_json_has_no_nan_and_a_wrong_result_is_not_written(result):
         output.json_text(copy)
 
 
-def test_existing_files_are_kept(tmp_path):
+def test_files_are_replaced_but_folders_are_not(tmp_path):
     paths = output.paths(tmp_path, "a", ["json", "png"])
     output.write_all({paths["json"]: b"1", paths["png"]: b"2"})
     assert paths["png"].read_bytes() == b"2" and paths["png"].stat().st_mode & 0o444
-    with pytest.raises(Sorry, match="exists already"):
-        output.check_writable(list(paths.values()), overwrite=False)
-    output.check_writable(list(paths.values()), overwrite=True)
-    assert sorted(tmp_path.iterdir()) == sorted(paths.values())
+    output.check_writable(list(paths.values()))
+    output.write_all({paths["json"]: b"3"})
+    assert paths["json"].read_bytes() == b"3" and sorted(tmp_path.iterdir()) == sorted(paths.values())
+    (tmp_path / "b_compare.json").mkdir()
+    with pytest.raises(Sorry, match="is a folder"):
+        output.check_writable([tmp_path / "b_compare.json"])
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

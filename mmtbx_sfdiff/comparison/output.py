@@ -38,15 +38,13 @@ def _finite(value):
     return value
 
 
-def check_writable(paths, overwrite):
+def check_writable(paths):
     """Refuse, before anything is computed, what could not be written afterwards.
 
     Parameters
     ----------
     paths : sequence of pathlib.Path
-        In one folder, which is made if it does not exist.
-    overwrite : bool
-        Whether files that exist may be replaced.
+        In one folder, which is made if it does not exist.  Files that exist will be replaced.
 
     Raises
     ------
@@ -63,9 +61,6 @@ def check_writable(paths, overwrite):
     for path in paths:
         if path.is_dir():
             raise Sorry(f"{path} is a folder, so no file can be written there: choose another output.prefix.")
-        if path.exists() and not overwrite:
-            raise Sorry(f"{path} exists already: add --overwrite, or choose another output.prefix or "
-                        "output.directory.")
 
 
 def write_all(contents):

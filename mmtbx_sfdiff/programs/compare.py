@@ -194,7 +194,7 @@ The exit code is 0 only if everything was computed and written.
             raise Sorry(f"mirrors={' '.join(unknown)} is not possible: choose from {', '.join(SERVERS)}.")
         self._check_device(params.device)
         self._paths = self._output_paths()
-        output.check_writable(list(self._paths.values()), self.params.output.overwrite)
+        output.check_writable(list(self._paths.values()))
 
     @staticmethod
     def _check_device(name):
