@@ -497,8 +497,9 @@ def test_bad_files(files_1yjp, tmp_path, monkeypatch, capsys):
     for arguments, words in [
             ([model], "data file is missing"), ([data], "model file is missing"),
             (["empty.pdb", data], "empty.pdb is empty"),
-            ([model, "bad.eff", data], "bad.eff"), ([model, data], "exists already"),
+            ([model, "bad.eff", data], "bad.eff"),
             ([model, data, "directory=plain/below"], "Cannot write to the folder"),
+            ([model, data, "labels=XX"], "XX"),
             ([model, data, "prefix=y", "labels=XX"], "XX"), ([model, data, "prefix=y", "d_min=0.5"], "0.5"),
             ([model, data, "prefix=y", "scattering_table=neutron", "d_max=2", "d_min=1.9999"], "")]:
         assert run(arguments) == 1, arguments
