@@ -9,6 +9,7 @@ Reference: ``cctbx.xray.structure``, ``cctbx.xray.scatterer``.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class Atoms:
     _structure: object = dataclasses.field(repr=False)
 
     @classmethod
-    def from_cctbx(cls, xray_structure, dtype=torch.float64, device="cpu"):
+    def from_cctbx(cls, xray_structure, dtype=torch.float64, device="cpu", crystal=None):
         """Read a ``cctbx.xray.structure``.
 
         The form factors are those of ``xray_structure.scattering_type_registry()`` as it stands.
@@ -79,6 +80,8 @@ class Atoms:
         dtype : torch.dtype
             float32 or float64.
         device : torch.device or str
+        crystal : Crystal, optional
+            The structure's crystal on that device, where it is known already.
 
         Raises
         ------
@@ -91,12 +94,12 @@ class Atoms:
         scatterers = xray_structure.scatterers()
         if scatterers.size() == 0:
             raise ValueError("The structure has no atoms.")
-        if any(scatterer.is_anharmonic_adp() for scatterer in scatterers):
+        if _has_anharmonic(xray_structure):
             raise ValueError("Anharmonic displacement parameters (Gram-Charlier terms) are not supported: "
                              "use cctbx's own direct summation for this structure.")
         registry = xray_structure.scattering_type_registry()
         structure = xray_structure.deep_copy_scatterers()
-        crystal = Crystal.from_cctbx(xray_structure, device=device)
+        crystal = Crystal.from_cctbx(xray_structure, device=device) if crystal is None else crystal
 
         def tensor(values, dtype=dtype):
             return torch.tensor(np.asarray(values), dtype=dtype, device=device)
@@ -112,7 +115,7 @@ class Atoms:
             crystal=crystal,
             sites_cart=sites_cart,
             u_iso=tensor(_numpy(scatterers.extract_u_iso())),
-            u_star=tensor([scatterer.u_star for scatterer in scatterers]),
+            u_star=tensor(_numpy(scatterers.extract_u_star())),
             occupancies=tensor(_numpy(scatterers.extract_occupancies())),
             fp=tensor(_numpy(scatterers.extract_fps())),
             fdp=tensor(_numpy(scatterers.extract_fdps())),
@@ -137,15 +140,18 @@ class Atoms:
             raise ValueError(f"A batch of models of shape {tuple(self.batch_shape)} is not one structure: "
                              "use atoms.model(i).to_cctbx().")
         structure = self._structure.deep_copy_scatterers()
-        values = {name: getattr(self, name).detach().cpu().to(torch.float64).numpy()
-                  for name in ("sites_frac", "u_iso", "u_star", "occupancies", "fp", "fdp")}
-        for scatterer, site, u_iso, u_star, occupancy, fp, fdp in zip(
-                structure.scatterers(), *(values[name].tolist() for name in values)):
-            scatterer.site = site
-            scatterer.u_iso = u_iso
-            scatterer.u_star = u_star
-            scatterer.occupancy = occupancy
-            scatterer.fp, scatterer.fdp = fp, fdp
+        scatterers = structure.scatterers()
+
+        def flat(name):
+            return flex.double(np.ascontiguousarray(getattr(self, name).detach().cpu().to(torch.float64).numpy()).ravel())
+
+        scatterers.set_sites(flex.vec3_double(flat("sites_frac")))
+        # Isotropic ones first: cctbx spreads them over the tensors of atoms that have both.
+        scatterers.set_u_iso(flat("u_iso"), scatterers.extract_use_u_iso(), structure.unit_cell())
+        scatterers.set_u_star(flex.sym_mat3_double(flat("u_star")))
+        scatterers.set_occupancies(flat("occupancies"))
+        scatterers.set_fps(flat("fp"))
+        scatterers.set_fdps(flat("fdp"))
         return structure
 
     @property
@@ -284,10 +290,26 @@ class Atoms:
 
 
 def _numpy(values):
-    """A flex array as numpy: vec3_double by rows, everything else flat."""
-    if isinstance(values, flex.vec3_double):
-        return values.as_double().as_numpy_array().reshape(-1, 3)
+    """A flex array as numpy: vectors and tensors by rows, everything else flat."""
+    for kind, length in ((flex.vec3_double, 3), (flex.sym_mat3_double, 6)):
+        if isinstance(values, kind):
+            return values.as_double().as_numpy_array().reshape(-1, length)
     return values.as_numpy_array()
+
+
+# Structures found free of anharmonic terms, which smtbx sets when it makes one: asking every scatterer is what takes
+# time when the same structure is read at each step of a refinement.
+_HARMONIC = weakref.WeakKeyDictionary()
+
+
+def _has_anharmonic(xray_structure):
+    scatterers = xray_structure.scatterers()
+    if _HARMONIC.get(xray_structure) == scatterers.size():
+        return False
+    if any(scatterer.is_anharmonic_adp() for scatterer in scatterers):
+        return True
+    _HARMONIC[xray_structure] = scatterers.size()
+    return False
 
 
 def _check_dtype(dtype):

@@ -59,12 +59,13 @@ def binary(atoms, crystal, n_real, r_probe=None, r_shrink=None, radii=None, incl
         sites = sites.expand(*batch, *sites.shape[-2:]).reshape(n_models, len(rows), 3)
         radii = radii.expand(*batch, len(rows)).reshape(n_models, len(rows))
         taking_part = taking_part.expand(*batch, len(rows)).reshape(n_models, len(rows))
-        masks = [_one_mask(s[p], r[p], crystal, n_real, r_probe, r_shrink, memory)
+        masks = [mask_of_spheres(s[p], r[p], crystal, n_real, r_probe, r_shrink, memory)
                  for s, r, p in zip(sites, radii, taking_part)]
         return torch.stack(masks).to(atoms.dtype).reshape(*batch, *n_real)
 
 
-def _one_mask(sites, radii, crystal, n_real, r_probe, r_shrink, memory):
+def mask_of_spheres(sites, radii, crystal, n_real, r_probe, r_shrink, memory):
+    """The mask (n1, n2, n3) bool of sites (n, 3) float64, fractional, and radii (n,), Å, under the crystal's symmetry."""
     near = symmetrise(fill_spheres(sites, radii + r_probe, crystal, n_real, memory), crystal, torch.logical_or)
     solvent = ~near
     if r_shrink == 0:

@@ -1,0 +1,110 @@
+"""A stand-in for the C++ class ``mmtbx.masks.atom_mask`` that computes with this package.
+
+Every mask of mmtbx on the asymmetric unit is made with that class, whoever asks; :func:`.registry.takeover` puts this
+one in its place.  The mask is cctbx's, bit for bit.
+"""
+from __future__ import annotations
+
+import mmtbx.masks
+import torch
+from cctbx import crystal as cctbx_crystal
+from cctbx.array_family import flex
+
+from ..bulk_solvent import mask_structure_factors
+from ..bulk_solvent.binary import mask_of_spheres
+from ..crystal import as_miller_tensor
+from .conversion import as_flex_complex, as_flex_double, crystal_of
+
+_MEMORY = 256 * 2**20
+_CPP_ATOM_MASK = mmtbx.masks.atom_mask
+
+
+class AtomMask:
+    """A probe-shrink mask on a grid of the unit cell; see ``mmtbx.masks.atom_mask`` for the names.
+
+    Parameters
+    ----------
+    unit_cell : cctbx.uctbx.unit_cell
+    space_group, group : cctbx.sgtbx.space_group
+        By either name, as in the two constructors of the original.
+    gridding_n_real : tuple of int, optional
+    resolution, grid_step_factor : float, optional
+        Instead of the grid: its step is ``resolution / grid_step_factor``.
+    solvent_radius, shrink_truncation_radius : float
+        Å.
+    """
+
+    def __init__(self, unit_cell, space_group=None, gridding_n_real=None, solvent_radius=1.11,
+                 shrink_truncation_radius=0.9, group=None, resolution=None, grid_step_factor=4.0):
+        space_group = group if space_group is None else space_group
+        self._symmetry = cctbx_crystal.symmetry(
+            unit_cell=unit_cell, space_group=space_group, assert_is_compatible_unit_cell=False,
+            force_compatible_unit_cell=False)
+        self.solvent_radius = solvent_radius
+        self.shrink_truncation_radius = shrink_truncation_radius
+        arguments = (unit_cell, space_group)
+        if gridding_n_real is None:
+            # How the step becomes a grid is the original's affair; making one computes no mask.
+            arguments += (resolution, grid_step_factor)
+            gridding_n_real = _CPP_ATOM_MASK(*arguments, solvent_radius, shrink_truncation_radius).grid_size()
+        else:
+            arguments += (gridding_n_real,)
+        self._arguments = (*arguments, solvent_radius, shrink_truncation_radius)
+        self._n_real = tuple(int(n) for n in gridding_n_real)
+        self._original = self._mask = self._computed = None
+
+    def grid_size(self):
+        return self._n_real
+
+    def compute(self, sites_frac, atom_radii, shells=()):
+        """Make the mask of these spheres; one of several radial shells is left to the original."""
+        self._computed = (sites_frac, atom_radii, shells)
+        if len(shells):
+            self._compute_original()
+            return
+        crystal = crystal_of(self._symmetry)
+        sites = torch.from_numpy(sites_frac.as_double().as_numpy_array().reshape(-1, 3))
+        radii = torch.from_numpy(atom_radii.as_numpy_array())
+        self._mask = mask_of_spheres(
+            sites, radii, crystal, self._n_real, float(self.solvent_radius), float(self.shrink_truncation_radius),
+            _MEMORY).to(torch.float64)
+
+    def _compute_original(self):
+        self._original = _CPP_ATOM_MASK(*self._arguments)
+        if self._computed is not None:
+            sites_frac, atom_radii, shells = self._computed
+            self._original.compute(sites_frac, atom_radii, *([shells] if len(shells) else []))
+
+    def __getattr__(self, name):
+        # What nobody in cctbx's programs asks for, such as debug_fft_time.
+        if name.startswith("_") or not hasattr(_CPP_ATOM_MASK, name):
+            raise AttributeError(f"atom_mask has no attribute {name!r}")
+        if self._original is None:
+            self._compute_original()
+        return getattr(self._original, name)
+
+    def structure_factors(self, indices, layer=0):
+        if self._original is not None:
+            return self._original.structure_factors(indices, layer)
+        crystal = crystal_of(self._symmetry)
+        return as_flex_complex(mask_structure_factors(self._mask, crystal, as_miller_tensor(indices), d_min=None))
+
+    def mask_data_whole_uc(self, layer=0):
+        """The mask on the whole cell times the number of operators, as the original gives it."""
+        if self._original is not None:
+            return self._original.mask_data_whole_uc(layer)
+        data = as_flex_double(self._mask * self._symmetry.space_group().order_z())
+        data.reshape(flex.grid(self._n_real))
+        return data
+
+    @property
+    def contact_surface_fraction(self):
+        """Share of the cell that is solvent."""
+        if self._original is not None:
+            return self._original.contact_surface_fraction
+        return float(self._mask.mean())
+
+    def layer_volume_fractions(self):
+        if self._original is not None:
+            return self._original.layer_volume_fractions()
+        return (self.contact_surface_fraction,)

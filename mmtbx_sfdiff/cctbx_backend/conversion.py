@@ -1,0 +1,101 @@
+"""cctbx's objects as tensors and back, with what does not change from call to call kept.
+
+A refinement calls for structure factors of a few Miller sets and one crystal hundreds of times.  The engines keep
+their plans with the index tensor they were made for, so the same tensor has to come back for the same indices:
+they are compared by value, which takes well under a millisecond for 10^5.
+"""
+from __future__ import annotations
+
+import collections
+import functools
+
+import numpy as np
+import torch
+
+from cctbx import crystal as cctbx_crystal
+from cctbx import sgtbx, uctbx
+from cctbx.array_family import flex
+from libtbx.utils import Sorry
+
+from ..atoms import Atoms
+from ..crystal import Crystal, as_miller_tensor
+
+_KEPT_SETS = 8
+
+
+class _MillerSets:
+    """The index tensors of the Miller sets used last."""
+
+    def __init__(self, size):
+        self._size = size
+        self._known = collections.deque()
+
+    def tensor(self, indices, device):
+        device = str(device)
+        for i, (known, tensors) in enumerate(self._known):
+            if known.size() == indices.size() and known.all_eq(indices):
+                if i:
+                    del self._known[i]
+                    self._known.appendleft((known, tensors))
+                break
+        else:
+            tensors = {}
+            self._known.appendleft((indices.deep_copy(), tensors))
+            while len(self._known) > self._size:
+                self._known.pop()
+        if device not in tensors:
+            tensors[device] = as_miller_tensor(indices, device=device)
+        return tensors[device]
+
+
+_miller_sets = _MillerSets(_KEPT_SETS)
+
+
+def miller_tensor(miller_set, device="cpu"):
+    """Indices of a ``cctbx.miller.set`` as an (n, 3) int64 tensor; the same object for equal indices."""
+    return _miller_sets.tensor(miller_set.indices(), device)
+
+
+@functools.lru_cache(maxsize=8)
+def _crystal(unit_cell, space_group, device):
+    symmetry = cctbx_crystal.symmetry(
+        unit_cell=uctbx.unit_cell(unit_cell), space_group=sgtbx.space_group(space_group),
+        assert_is_compatible_unit_cell=False, force_compatible_unit_cell=False)
+    return Crystal.from_cctbx(symmetry, device=device)
+
+
+def crystal_of(obj, device="cpu"):
+    """The Crystal of a cctbx object with ``unit_cell()`` and ``space_group()``; the same for equal symmetry."""
+    hall = obj.space_group().type().hall_symbol()
+    return _crystal(obj.unit_cell().parameters(), hall, str(device))
+
+
+def atoms_of(xray_structure, dtype, device):
+    """Atoms of a ``cctbx.xray.structure``.
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+        When the structure cannot be computed with: a scattering type without a form factor, ...
+    """
+    try:
+        return Atoms.from_cctbx(xray_structure, dtype=dtype, device=device,
+                                crystal=crystal_of(xray_structure, device))
+    except ValueError as error:
+        raise Sorry(str(error)) from error
+
+
+def as_flex_complex(values):
+    """A complex tensor (n,) as ``flex.complex_double``."""
+    return flex.complex_double(np.ascontiguousarray(values.detach().cpu().numpy(), dtype=np.complex128))
+
+
+def as_flex_double(values):
+    """A real tensor, flattened, as ``flex.double``."""
+    return flex.double(np.ascontiguousarray(values.detach().cpu().numpy(), dtype=np.float64).ravel())
+
+
+def as_complex_tensor(values, dtype, device):
+    """``flex.complex_double`` as a complex tensor (n,) of the precision of ``dtype``."""
+    kind = torch.complex64 if dtype == torch.float32 else torch.complex128
+    return torch.from_numpy(values.as_numpy_array()).to(dtype=kind, device=device)

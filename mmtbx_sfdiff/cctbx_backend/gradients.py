@@ -1,0 +1,191 @@
+"""Gradients for cctbx: the object that ``cctbx.xray.structure_factors.gradients`` hands out.
+
+cctbx's dT/dF_calc is dT/dRe(F) + i dT/dIm(F), which is what torch's backward takes.  Which parameters get a gradient
+is said by the flags of each scatterer; a scatterer's packed parameters are site (3, Cartesian), u_iso, u_cart (6),
+occupancy, f', f'', each where it is refined, and f' and f'' of every scatterer where any has one of them refined.
+
+Reference: ``cctbx.xray.structure_factors.gradients_direct``.
+"""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from cctbx import adptbx, xray
+from cctbx.array_family import flex
+from cctbx.xray.structure_factors.gradients_base import gradients_base
+from libtbx.utils import Sorry
+
+from ..structure_factors import structure_factors
+from .conversion import as_complex_tensor, atoms_of, miller_tensor
+from .settings import Settings, usable_device
+
+_LENGTHS = {"sites_cart": 3, "u_iso": 1, "u_star": 6, "occupancies": 1, "fp": 1, "fdp": 1}
+
+
+class gradients_sfdiff(gradients_base):
+    """Gradients of a target with respect to the parameters of the scatterers.
+
+    Parameters
+    ----------
+    manager : cctbx.xray.structure_factors.manager or None
+        Not used beyond its symmetry.
+    xray_structure : cctbx.xray.structure
+    u_iso_refinable_params : flex.double or None
+        The substitutes for u_iso of scatterers flagged ``tan_u_iso``.
+    miller_set : cctbx.miller.set
+    d_target_d_f_calc : flex.complex_double
+    n_parameters : int
+        Size of :meth:`packed`; 0 for one array for each kind of parameter instead.
+    extra_params, settings
+        See :class:`.from_scatterers.from_scatterers_sfdiff`.
+    algorithm : str
+    site_gradient : callable, optional
+        ``site_gradient(xray_structure)`` gives (n, 3) numpy, per Å, to be added to the gradient of the sites.
+    """
+
+    def __init__(self, manager, xray_structure, u_iso_refinable_params, miller_set, d_target_d_f_calc, n_parameters,
+                 extra_params=None, settings=None, algorithm="sfdiff", site_gradient=None):
+        gradients_base.__init__(self, manager, xray_structure, miller_set, algorithm=algorithm)
+        self._d_target_d_f_calc = d_target_d_f_calc
+        flags = _Flags(xray_structure.scatterers())
+        values = _gradients(xray_structure, miller_set, d_target_d_f_calc, flags,
+                            Settings.from_phil(extra_params, settings))
+        if site_gradient is not None and flags.refined["sites_cart"].any():
+            values["sites_cart"] = values["sites_cart"] + site_gradient(xray_structure)
+        _constrain_sites(xray_structure, values)
+        _substitute_u_iso(xray_structure, u_iso_refinable_params, values)
+        for name, value in values.items():
+            value[~flags.refined[name]] = 0
+        self._values, self._packed = values, flex.double()
+        if n_parameters:
+            self._packed = _pack(xray_structure, values, flags)
+            if self._packed.size() != n_parameters:
+                raise RuntimeError(f"The scatterers have {self._packed.size()} refined parameters, not {n_parameters}.")
+
+    def packed(self):
+        """All gradients in one ``flex.double``, scatterer by scatterer; empty where ``n_parameters`` was 0."""
+        return self._packed
+
+    def d_target_d_site_cart(self):
+        return self.check_size(flex.vec3_double(_flex(self._values["sites_cart"])))
+
+    def d_target_d_site_frac(self):
+        return self.d_target_d_site_cart() * self.xray_structure().unit_cell().orthogonalization_matrix()
+
+    def d_target_d_u_iso(self):
+        return self.check_size(_flex(self._values["u_iso"]))
+
+    def d_target_d_u_star(self):
+        return self.check_size(flex.sym_mat3_double(_flex(self._values["u_star"])))
+
+    def d_target_d_u_cart(self):
+        return adptbx.grad_u_star_as_u_cart(self.xray_structure().unit_cell(), self.d_target_d_u_star())
+
+    def d_target_d_occupancy(self):
+        return self.check_size(_flex(self._values["occupancies"]))
+
+    def d_target_d_fp(self):
+        return self.check_size(_flex(self._values["fp"]))
+
+    def d_target_d_fdp(self):
+        return self.check_size(_flex(self._values["fdp"]))
+
+
+class _Flags:
+    """Which parameters are refined, as (n,) bool arrays by name of the parameter."""
+
+    def __init__(self, scatterers):
+        n = scatterers.size()
+        counts = xray.ext.scatterer_grad_flags_counts(scatterers)
+        use_u_iso = scatterers.extract_use_u_iso().as_numpy_array()
+        use_u_aniso = scatterers.extract_use_u_aniso().as_numpy_array()
+        asked = {}
+        # Asking each scatterer is slow: only where some have the flag and some have not.
+        for name, count, full, method in (
+                ("sites_cart", counts.site, np.ones(n, bool), "grad_site"),
+                ("u_iso", counts.u_iso, use_u_iso, "grad_u_iso"),
+                ("u_star", counts.u_aniso, use_u_aniso, "grad_u_aniso"),
+                ("occupancies", counts.occupancy, np.ones(n, bool), "grad_occupancy"),
+                ("fp", counts.fp, np.ones(n, bool), "grad_fp"),
+                ("fdp", counts.fdp, np.ones(n, bool), "grad_fdp")):
+            if count == 0:
+                asked[name] = np.zeros(n, bool)
+            elif count == n and full.all():
+                asked[name] = np.ones(n, bool)
+            else:
+                asked[name] = np.fromiter((getattr(s.flags, method)() for s in scatterers), bool, n) & full
+        self.refined = asked
+        self.tan_u_iso = counts.tan_u_iso > 0
+
+
+def _gradients(xray_structure, miller_set, d_target_d_f_calc, flags, settings):
+    """Gradients by name, (n, length) or (n,) float64 arrays, without constraints."""
+    n = xray_structure.scatterers().size()
+    values = {name: np.zeros((n, length) if length > 1 else n) for name, length in _LENGTHS.items()}
+    wanted = [name for name in _LENGTHS if flags.refined[name].any()]
+    if not wanted or miller_set.indices().size() == 0:
+        return values
+    device = usable_device(settings.device)
+    atoms = atoms_of(xray_structure, settings.dtype, device)
+    leaves = [getattr(atoms, name).clone().requires_grad_() for name in wanted]
+    try:
+        with torch.enable_grad():
+            f_calc = structure_factors(
+                atoms.replace(**dict(zip(wanted, leaves))), atoms.crystal, miller_tensor(miller_set, device),
+                method=settings.method, accuracy=settings.accuracy, memory=settings.memory)
+        found = torch.autograd.grad(
+            f_calc, leaves, as_complex_tensor(d_target_d_f_calc, settings.dtype, device), allow_unused=True)
+    except ValueError as error:
+        raise Sorry(str(error)) from error
+    for name, gradient in zip(wanted, found):
+        if gradient is not None:
+            values[name] = gradient.cpu().numpy().astype(np.float64)
+    return values
+
+
+def _constrain_sites(xray_structure, values):
+    """Project the gradient of sites on special positions, as cctbx does: a row vector times the special operator."""
+    table = xray_structure.site_symmetry_table()
+    special = table.special_position_indices()
+    if special.size() == 0:
+        return
+    unit_cell = xray_structure.unit_cell()
+    orthogonalization = np.array(unit_cell.orthogonalization_matrix()).reshape(3, 3)
+    fractionalization = np.array(unit_cell.fractionalization_matrix()).reshape(3, 3)
+    for i in special:
+        rotation = np.array(table.get(i).special_op().r().as_double()).reshape(3, 3)
+        values["sites_cart"][i] = values["sites_cart"][i] @ orthogonalization @ rotation @ fractionalization
+
+
+def _substitute_u_iso(xray_structure, refinable, values):
+    """Chain rule for u_iso = u_max (arctan(p) / pi + 1/2), where a scatterer is flagged so."""
+    if refinable is None or refinable.size() == 0:
+        return
+    for i, scatterer in enumerate(xray_structure.scatterers()):
+        if scatterer.flags.tan_u_iso() and scatterer.flags.grad_u_iso() and scatterer.flags.param > 0:
+            values["u_iso"][i] *= adptbx.b_as_u(scatterer.flags.param) / math.pi / (1 + refinable[i] ** 2)
+
+
+def _pack(xray_structure, values, flags):
+    u_cart = adptbx.grad_u_star_as_u_cart(
+        xray_structure.unit_cell(), flex.sym_mat3_double(_flex(values["u_star"]))).as_double().as_numpy_array()
+    everyone = np.ones(len(values["u_iso"]), bool)
+    anomalous = {name: everyone if flags.refined[name].any() else ~everyone for name in ("fp", "fdp")}
+    parts = [
+        (values["sites_cart"], flags.refined["sites_cart"]),
+        (values["u_iso"], flags.refined["u_iso"]),
+        (u_cart.reshape(-1, 6), flags.refined["u_star"]),
+        (values["occupancies"], flags.refined["occupancies"]),
+        (values["fp"], anomalous["fp"]),
+        (values["fdp"], anomalous["fdp"]),
+    ]
+    columns = [value.reshape(len(value), -1) for value, _ in parts]
+    present = [np.repeat(chosen[:, None], column.shape[1], axis=1) for column, (_, chosen) in zip(columns, parts)]
+    return _flex(np.concatenate(columns, axis=1)[np.concatenate(present, axis=1)])
+
+
+def _flex(array):
+    return flex.double(np.ascontiguousarray(array).ravel())
