@@ -11,5 +11,15 @@ from .structure_factors import structure_factors
 
 __version__ = "0.1.0"
 
-__all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "solvent_mask",
-           "structure_factors", "update_all_scales"]
+_PLUGIN = ("register", "takeover", "unregister")
+
+__all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "register", "solvent_mask",
+           "structure_factors", "takeover", "unregister", "update_all_scales"]
+
+
+def __getattr__(name):
+    # Loaded when first used: the registry imports most of mmtbx, which tensors do not need.
+    if name in _PLUGIN:
+        from .cctbx_backend import registry
+        return getattr(registry, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

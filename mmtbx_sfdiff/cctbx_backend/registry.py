@@ -20,9 +20,9 @@ from cctbx.xray.structure_factors.algorithm import Algorithm, algorithms
 from libtbx.phil import tokenizer
 
 from . import fmodel_hooks, masks, scaling
-from .atom_mask import AtomMask
 from .from_scatterers import from_scatterers_sfdiff
 from .gradients import gradients_sfdiff
+from .mask_classes import AroundAtoms, AtomMask, bulk_solvent_class
 from .settings import MASK_PHIL, STRUCTURE_FACTOR_PHIL, Settings
 
 NAME = "sfdiff"
@@ -89,7 +89,7 @@ def takeover(method="auto", accuracy=1e-4, device="cpu", mask="binary", mask_gra
 
     What a script asks for keeps its meaning: ``direct`` is exact, ``fft`` becomes as accurate as said here, and
     masks are cctbx's own bit for bit unless another one is asked for.  The entry points that stay with cctbx are
-    listed in :data:`.bypasses.BYPASSES`.
+    listed in :data:`.entry_points.ENTRY_POINTS`.
 
     Parameters
     ----------
@@ -123,7 +123,9 @@ def takeover(method="auto", accuracy=1e-4, device="cpu", mask="binary", mask_gra
                                ("gradients_direct", _direct_gradients_by(direct)),
                                ("gradients_fft", algorithms["fft"].gradients)):
             undo.append(_set_attribute(xray_structure_factors, name, function))
-        undo.append(_set_attribute(mmtbx.masks, "atom_mask", AtomMask))
+        for name, replacement in (("atom_mask", AtomMask), ("around_atoms", AroundAtoms),
+                                  ("bulk_solvent", bulk_solvent_class())):
+            undo.append(_set_attribute(mmtbx.masks, name, replacement))
         yield
     finally:
         while undo:

@@ -105,10 +105,15 @@ def main(program_class, args=None):
         0 when everything was computed and written, 1 after an error that was explained, 2 for wrong options,
         130 after Ctrl-C.
     """
+    return guarded(lambda: run_program(
+        program_class=program_class, parser_class=Parser, args=None if args is None else list(args),
+        custom_process_arguments=inputs_from_arguments(program_class.input_scope)))
+
+
+def guarded(run):
+    """Call ``run()``; say what went wrong in one sentence, and return the exit code as :func:`main` does."""
     try:
-        run_program(program_class=program_class, parser_class=Parser,
-                    args=None if args is None else list(args),
-                    custom_process_arguments=inputs_from_arguments(program_class.input_scope))
+        run()
         sys.stdout.flush()
     except Sorry as error:
         _say("Sorry: " + str(error).strip())
@@ -125,7 +130,9 @@ def main(program_class, args=None):
              "grid_step, or a larger d_min.")
         return 1
     except SystemExit as end:
-        # From --help, --version, --show-defaults (0) and wrong options (2).
+        # From --help, --version, --show-defaults (0), wrong options (2), and programs that end themselves.
+        if isinstance(end.code, str):
+            _say(end.code)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 

@@ -1,17 +1,19 @@
-"""A stand-in for the C++ class ``mmtbx.masks.atom_mask`` that computes with this package.
+"""Stand-ins for the C++ classes that mmtbx makes solvent masks with, computing with this package.
 
-Every mask of mmtbx on the asymmetric unit is made with that class, whoever asks; :func:`.registry.takeover` puts this
-one in its place.  The mask is cctbx's, bit for bit.
+:class:`AtomMask` is ``mmtbx.masks.atom_mask``, the mask of the asymmetric unit; :class:`AroundAtoms` is
+``cctbx.masks.around_atoms``, a mask without symmetry.  :func:`.registry.takeover` puts them into ``mmtbx.masks``.
+Both give cctbx's masks, bit for bit.
 """
 from __future__ import annotations
 
 import mmtbx.masks
+import numpy as np
 import torch
 from cctbx import crystal as cctbx_crystal
 from cctbx.array_family import flex
 
 from ..bulk_solvent import mask_structure_factors
-from ..bulk_solvent.binary import mask_of_spheres
+from ..bulk_solvent.binary import fill_spheres, mask_of_spheres
 from ..crystal import as_miller_tensor
 from .conversion import as_flex_complex, as_flex_double, crystal_of
 
@@ -62,12 +64,9 @@ class AtomMask:
         if len(shells):
             self._compute_original()
             return
-        crystal = crystal_of(self._symmetry)
-        sites = torch.from_numpy(sites_frac.as_double().as_numpy_array().reshape(-1, 3))
-        radii = torch.from_numpy(atom_radii.as_numpy_array())
         self._mask = mask_of_spheres(
-            sites, radii, crystal, self._n_real, float(self.solvent_radius), float(self.shrink_truncation_radius),
-            _MEMORY).to(torch.float64)
+            *_spheres(sites_frac, atom_radii), crystal_of(self._symmetry), self._n_real, float(self.solvent_radius),
+            float(self.shrink_truncation_radius), _MEMORY).to(torch.float64)
 
     def _compute_original(self):
         self._original = _CPP_ATOM_MASK(*self._arguments)
@@ -108,3 +107,47 @@ class AtomMask:
         if self._original is not None:
             return self._original.layer_volume_fractions()
         return (self.contact_surface_fraction,)
+
+
+class AroundAtoms:
+    """A probe-shrink mask of some atoms in a cell without symmetry; see ``cctbx.masks.around_atoms``.
+
+    Parameters
+    ----------
+    unit_cell : cctbx.uctbx.unit_cell
+    space_group_order_z : int
+        How many such masks fill the cell; used for the fractions only.
+    sites_frac : flex.vec3_double
+    atom_radii : flex.double
+        Å.
+    gridding_n_real : tuple of int
+    solvent_radius, shrink_truncation_radius : float
+        Å.
+    explicit_distance, debug : bool
+        Ways to compute of the original, which do not change the result.
+    """
+
+    def __init__(self, unit_cell, space_group_order_z, sites_frac, atom_radii, gridding_n_real, solvent_radius,
+                 shrink_truncation_radius, explicit_distance=False, debug=False):
+        self.solvent_radius, self.shrink_truncation_radius = solvent_radius, shrink_truncation_radius
+        crystal = crystal_of(cctbx_crystal.symmetry(unit_cell=unit_cell, space_group_symbol="P1"))
+        n_real = tuple(int(n) for n in gridding_n_real)
+        sites, radii = _spheres(sites_frac, atom_radii)
+        mask = mask_of_spheres(
+            sites, radii, crystal, n_real, float(solvent_radius), float(shrink_truncation_radius), _MEMORY)
+        near = fill_spheres(sites, radii + float(solvent_radius), crystal, n_real, _MEMORY)
+        self.data = flex.int(np.ascontiguousarray(mask.numpy(), dtype=np.int32))
+        self.contact_surface_fraction = max(0.0, 1 - space_group_order_z * float((~mask).double().mean()))
+        self.accessible_surface_fraction = max(0.0, 1 - space_group_order_z * float(near.double().mean()))
+
+
+def bulk_solvent_class():
+    """``mmtbx.masks.bulk_solvent`` with :class:`AroundAtoms` for a base; its own methods are unchanged."""
+    original = mmtbx.masks.bulk_solvent
+    names = {name: value for name, value in original.__dict__.items() if name not in ("__dict__", "__weakref__")}
+    return type(original.__name__, (AroundAtoms,), names)
+
+
+def _spheres(sites_frac, atom_radii):
+    sites = torch.from_numpy(sites_frac.as_double().as_numpy_array().reshape(-1, 3))
+    return sites, torch.from_numpy(atom_radii.as_numpy_array())

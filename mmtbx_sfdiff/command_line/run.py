@@ -1,0 +1,9 @@
+"""``mmtbx_sfdiff.run``: an unmodified program of cctbx or Phenix with this package as its engine."""
+# LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.run
+import sys
+
+import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
+from mmtbx_sfdiff.programs.run import run
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,9 @@
+"""``mmtbx_sfdiff.show_backend``: which of cctbx's C++ entry points compute, as it is and taken over."""
+# LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.show_backend
+import sys
+
+import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
+from mmtbx_sfdiff.programs.show_backend import run
+
+if __name__ == "__main__":
+    sys.exit(run())
