@@ -72,13 +72,17 @@ def _start(s, first, last, tp, tq, ts, step, u, p, q, t_re, t_im, r_re, r_im, po
 def _forward(first_column, last_column, columns, starts, s_of, offsets, table_p, table_q, table_s, step, u, kappa,
              weights, kinds, radial, out, powers):
     """out[row] += sum over types of radial[type, row] * sum over its atoms, for some columns."""
-    t_re, t_im = np.empty(_TILE), np.empty(_TILE)
-    r_re, r_im = np.empty(_TILE), np.empty(_TILE)
+    # One array: whether the compiled loop over atoms adds in vectors or one by one is decided by how far apart what it
+    # reads and writes lies, and must not depend on where the allocator put it.
+    scratch = np.empty((5, _TILE))
+    t_re, t_im, r_re, r_im, k_ratio = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
     for k in range(kinds.shape[0]):
         kind = kinds[k, 0]
         for first in range(kinds[k, 1], kinds[k, 2], _TILE):
             last = min(first + _TILE, kinds[k, 2])
             n = last - first
+            for i in range(n):
+                k_ratio[i] = kappa[first + i]
             for c in range(first_column, last_column):
                 p, q = columns[c, 0], columns[c, 1]
                 tp, tq = table_p[p - offsets[0]], table_q[q - offsets[1]]
@@ -100,8 +104,8 @@ def _forward(first_column, last_column, columns, starts, s_of, offsets, table_p,
                         total_im += b
                         t_re[i] = a * c_re - b * c_im
                         t_im[i] = a * c_im + b * c_re
-                        r_re[i] = c_re * kappa[first + i]
-                        r_im[i] = c_im * kappa[first + i]
+                        r_re[i] = c_re * k_ratio[i]
+                        r_im[i] = c_im * k_ratio[i]
                     if s_of[row] == s:
                         out[row, 0] += radial[kind, row] * total_re
                         out[row, 1] += radial[kind, row] * total_im

@@ -1,0 +1,265 @@
+"""The backend inside cctbx: gradients of the whole f_model, minimisation, scaling, overhead.
+
+    python -m validation.plugin gradients [entry ...] [--mask probe_shrink]
+    python -m validation.plugin minimise [entry ...]
+    python -m validation.plugin scaling [entry ...]
+    python -m validation.plugin overhead [entry ...]
+
+``gradients``: derivatives of ``ls_wunit_k1`` and ``ml`` along random directions of all sites, by mmtbx (its FFT, its
+mask, a constant for the gradient), by this package in mmtbx with the mask's gradient, each against central differences
+of its own whole f_model, mask recomputed and scales fixed.
+``minimise``: ``mmtbx.refinement.minimization.lbfgs`` of sites, then of B, from sites shaken by 0.2 A.
+``scaling``: ``update_all_scales`` by mmtbx and with ``register(scaling=True)``.
+``overhead``: calls through cctbx against the same calls of this package.
+
+Each part adds its rows to ``--output`` (JSON).
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import mmtbx_sfdiff
+
+import mmtbx.f_model
+import mmtbx.masks
+import numpy as np
+import scitbx.lbfgs
+import torch
+from cctbx import xray
+from cctbx.array_family import flex
+from mmtbx.refinement import minimization
+
+from mmtbx_sfdiff.files import find_entry, load_entry
+
+_STEP = 0.01
+_GRADIENT_ENTRIES = ("1yjp", "2okz", "5wkd", "1aie", "1bdw", "1dtx", "1dur", "3ds1", "1bff", "1cbs")
+_MINIMISE_ENTRIES = ("1aie", "1dtx", "1dur", "1bff", "1cbs")
+
+
+def load(entry):
+    """Model and data of an entry."""
+    files = find_entry(entry, download=False)
+    return load_entry(files.model, files.data)
+
+
+def parameters(algorithm, mask, **extra):
+    """mmtbx's parameters that ask for an engine and a mask."""
+    accuracy = mmtbx.f_model.f_model.sf_and_grads_accuracy_master_params.extract()
+    accuracy.algorithm = algorithm
+    for name, value in extra.items():
+        setattr(accuracy.extra.sfdiff, name, value)
+    mask_params = mmtbx.masks.mask_master_params.extract()
+    if mask is not None:
+        mask_params.algorithm = "sfdiff"
+        mask_params.sfdiff.method = mask
+    return {"sf_and_grads_accuracy_params": accuracy, "mask_params": mask_params}
+
+
+def manager(entry, structure=None, **options):
+    """An f_model manager of an entry."""
+    structure = entry.model.xray_structure if structure is None else structure
+    return mmtbx.f_model.manager(
+        f_obs=entry.data.f_obs, r_free_flags=entry.data.r_free_flags,
+        xray_structure=structure.deep_copy_scatterers(), **options)
+
+
+def gradients(entry_id, mask, directions=5):
+    """Rows of derivatives along random directions, against central differences."""
+    entry = load(entry_id)
+    rows = []
+    for name, options in (("mmtbx", parameters("fft", None)), ("sfdiff", parameters("sfdiff", mask, method="direct"))):
+        if name == "mmtbx":
+            options["sf_and_grads_accuracy_params"].algorithm = "direct"
+        model = manager(entry, **options)
+        model.update_all_scales(remove_outliers=False)
+        for target in ("ls_wunit_k1", "ml"):
+            model.set_target_name(target)
+            scatterers = model.xray_structure.scatterers()
+            xray.set_scatterer_grad_flags(scatterers=scatterers, site=True)
+            functor = model.target_functor()
+            gradient = functor(compute_gradients=True).gradients_wrt_atomic_parameters().packed().as_numpy_array()
+            rng = np.random.default_rng(0)
+            found, expected = [], []
+            for _ in range(directions):
+                direction = rng.standard_normal(gradient.shape)
+                direction /= np.sqrt((direction ** 2).mean())
+                found.append(float(gradient @ direction))
+                expected.append(_central_difference(model, functor, direction))
+            error = np.linalg.norm(np.subtract(found, expected)) / np.linalg.norm(expected)
+            rows.append({"part": "gradients", "entry": entry_id, "engine": name, "mask": mask, "target": target,
+                         "relative_error": float(error), "derivatives": found, "differences": expected})
+            print(f"{entry_id} {name:7s} {target:12s} error {error:8.1%}", flush=True)
+    return rows
+
+
+def _central_difference(model, functor, direction):
+    values = []
+    own = functor.manager
+    try:
+        for sign in (1, -1):
+            moved = model.deep_copy()
+            structure = moved.xray_structure
+            structure.set_sites_cart(structure.sites_cart() + flex.vec3_double(
+                flex.double(np.ascontiguousarray(sign * _STEP * direction))))
+            moved.update_xray_structure(
+                xray_structure=structure, update_f_calc=True, update_f_mask=True, force_update_f_mask=True)
+            functor.manager = moved
+            values.append(functor(compute_gradients=False).target_work())
+    finally:
+        functor.manager = own
+    return (values[0] - values[1]) / (2 * _STEP)
+
+
+def minimise(entry_id, mask):
+    """R factors and times of mmtbx's minimiser with its own engine and with this one."""
+    entry = load(entry_id)
+    random.seed(0)
+    flex.set_random_seed(0)
+    start = entry.model.xray_structure.deep_copy_scatterers()
+    start.shake_sites_in_place(mean_distance=0.2)
+    engines = {
+        "mmtbx": lambda: parameters("fft", None),
+        "sfdiff": lambda: parameters("sfdiff", "binary"),
+        f"sfdiff, {mask} mask": lambda: parameters("sfdiff", mask),
+    }
+    rows = []
+    for name, options in engines.items():
+        model = manager(entry, start, **options())
+        model.update_all_scales(remove_outliers=False)
+        row = {"part": "minimise", "entry": entry_id, "engine": name, "n_atoms": start.scatterers().size(),
+               "start": [model.r_work(), model.r_free()]}
+        begin = time.perf_counter()
+        for kind in ("sites", "adp"):
+            _lbfgs(entry, model, kind)
+            row[kind] = [model.r_work(), model.r_free()]
+        row["seconds"] = time.perf_counter() - begin
+        model.update_all_scales(remove_outliers=False)
+        row["end"] = [model.r_work(), model.r_free()]
+        rows.append(row)
+        print(f"{entry_id} {name:28s} R {row['start'][0]:.4f}/{row['start'][1]:.4f} -> {row['end'][0]:.4f}/"
+              f"{row['end'][1]:.4f}  {row['seconds']:.1f} s", flush=True)
+    return rows
+
+
+def _lbfgs(entry, model, kind):
+    scatterers = model.xray_structure.scatterers()
+    model.set_target_name("ml")
+    scatterers.flags_set_grads(state=False)
+    everyone = flex.size_t_range(scatterers.size())
+    if kind == "sites":
+        scatterers.flags_set_grad_site(iselection=everyone)
+    else:
+        scatterers.flags_set_grad_u_iso(iselection=scatterers.extract_use_u_iso().iselection())
+        scatterers.flags_set_grad_u_aniso(iselection=scatterers.extract_use_u_aniso().iselection())
+    minimization.lbfgs(
+        fmodels=mmtbx.fmodels(fmodel_xray=model), model=entry.model.manager, is_neutron_scat_table=False,
+        refine_xyz=kind == "sites", refine_adp=kind == "adp", collect_monitor=False,
+        lbfgs_termination_params=scitbx.lbfgs.termination_parameters(max_iterations=25))
+
+
+def scaling(entry_id, rounds=3):
+    """R factors and times of update_all_scales by mmtbx and by this package in its place."""
+    entry = load(entry_id)
+    first = manager(entry)
+    times, managers = {"mmtbx": [], "sfdiff": []}, {}
+    for _ in range(rounds):
+        for name in times:
+            mmtbx_sfdiff.unregister()
+            mmtbx_sfdiff.register(scaling=name == "sfdiff")
+            model = first.deep_copy()
+            begin = time.perf_counter()
+            model.update_all_scales()
+            times[name].append(time.perf_counter() - begin)
+            managers[name] = model
+    mmtbx_sfdiff.unregister()
+    mmtbx_sfdiff.register()
+    row = {"part": "scaling", "entry": entry_id, "n_reflections": first.f_obs().size()}
+    for name, model in managers.items():
+        row[name] = {"r_work": model.r_work(), "r_free": model.r_free(), "n": model.f_obs().size(),
+                     "seconds": statistics.median(times[name])}
+    row["ratio"] = row["mmtbx"]["seconds"] / row["sfdiff"]["seconds"]
+    print(f"{entry_id} {row['n_reflections']} reflections: {row['mmtbx']['seconds']:.2f} / {row['sfdiff']['seconds']:.2f} "
+          f"s = {row['ratio']:.1f}; R-work {row['sfdiff']['r_work'] - row['mmtbx']['r_work']:+.5f}, R-free "
+          f"{row['sfdiff']['r_free'] - row['mmtbx']['r_free']:+.5f}, kept {row['sfdiff']['n'] - row['mmtbx']['n']:+d}",
+          flush=True)
+    return [row]
+
+
+def overhead(entry_id, rounds=7):
+    """Times through cctbx and of this package alone."""
+    entry = load(entry_id)
+    structure, miller_set = entry.model.xray_structure, entry.data.f_obs.set()
+    atoms = mmtbx_sfdiff.Atoms.from_cctbx(structure)
+    indices = mmtbx_sfdiff.Crystal.from_cctbx(structure).build_miller_indices(miller_set.d_min())
+    from mmtbx_sfdiff.cctbx_backend.conversion import as_complex_tensor, miller_tensor
+    indices = miller_tensor(miller_set)
+    extra = parameters("sfdiff", None)["sf_and_grads_accuracy_params"].extra
+    xray.set_scatterer_grad_flags(scatterers=structure.scatterers(), site=True)
+    d_target = flex.complex_double(miller_set.size(), 1 + 1j)
+    seed = as_complex_tensor(d_target, torch.float64, "cpu")
+
+    def through_cctbx():
+        miller_set.structure_factors_from_scatterers(structure, algorithm="sfdiff", extra_params=extra).f_calc()
+
+    def alone():
+        with torch.no_grad():
+            mmtbx_sfdiff.structure_factors(atoms, atoms.crystal, indices)
+
+    def gradients_through_cctbx():
+        xray.structure_factors.gradients(miller_set=miller_set)(
+            xray_structure=structure, u_iso_refinable_params=None, miller_set=miller_set, d_target_d_f_calc=d_target,
+            n_parameters=structure.n_parameters(), algorithm="sfdiff", extra_params=extra).packed()
+
+    def gradients_alone():
+        sites = atoms.sites_cart.clone().requires_grad_()
+        f = mmtbx_sfdiff.structure_factors(atoms.replace(sites_cart=sites), atoms.crystal, indices)
+        torch.autograd.grad(f, sites, seed)
+
+    row = {"part": "overhead", "entry": entry_id, "n_atoms": atoms.n_atoms, "n_reflections": len(indices)}
+    for name, pair in (("f_calc", (through_cctbx, alone)), ("gradients", (gradients_through_cctbx, gradients_alone))):
+        times = ([], [])
+        for _ in range(rounds + 1):
+            for function, own in zip(pair, times):
+                begin = time.perf_counter()
+                function()
+                own.append(time.perf_counter() - begin)
+        medians = [statistics.median(own[1:]) for own in times]
+        row[name] = {"cctbx": medians[0], "alone": medians[1], "overhead": medians[0] / medians[1] - 1}
+        print(f"{entry_id} {atoms.n_atoms} atoms {name}: {medians[0] * 1e3:.1f} / {medians[1] * 1e3:.1f} ms, "
+              f"{row[name]['overhead']:+.1%}", flush=True)
+    return [row]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("gradients", "minimise", "scaling", "overhead"))
+    parser.add_argument("entries", nargs="*")
+    parser.add_argument("--mask", default="probe_shrink")
+    parser.add_argument("--output", type=Path, default=Path("plugin.json"))
+    options = parser.parse_args()
+    mmtbx_sfdiff.register()
+    work = {
+        "gradients": (lambda e: gradients(e, options.mask), _GRADIENT_ENTRIES),
+        "minimise": (lambda e: minimise(e, options.mask), _MINIMISE_ENTRIES),
+        "scaling": (scaling, ("1exr",)),
+        "overhead": (overhead, ("4fsx",)),
+    }
+    function, default = work[options.part]
+    rows = json.loads(options.output.read_text()) if options.output.exists() else []
+    for entry in options.entries or default:
+        rows = [row for row in rows if (row["part"], row["entry"]) != (options.part, entry)] + function(entry)
+        temporary = options.output.with_name(f".{options.output.name}.part")
+        temporary.write_text(json.dumps(rows, indent=1))
+        os.replace(temporary, options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
