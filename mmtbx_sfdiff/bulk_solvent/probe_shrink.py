@@ -52,7 +52,7 @@ _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
-                 include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY, memory=256 * 2**20, engine=None):
+                 include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY, memory=256 * 2**20, engine=None, precision="single"):
     """The differentiable probe-shrink mask on a grid.
 
     Parameters
@@ -75,6 +75,8 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
         Bound in bytes on working storage beyond a few numbers a grid point.
     engine : {"cpu", "torch"}, optional
         Compiled kernels, or PyTorch alone (any device); by default what the device and the installation allow.
+    precision : {"single", "double"}
+        Of E and V in the compiled kernels, which the mask repeats to some 1e-6; "double" is for tests.
 
     Returns
     -------
@@ -99,6 +101,8 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     if engine not in ("cpu", "torch") or (engine == "cpu" and not (atoms.device.type == "cpu" and _HAVE_NUMBA)):
         raise ValueError(f"engine={engine!r} cannot be used here: choose 'torch', or 'cpu' for tensors on the CPU with numba "
                          "installed.")
+    if precision not in ("single", "double"):
+        raise ValueError(f"precision must be 'single' or 'double', not {precision!r}.")
     rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
     sites = atoms.sites_frac.index_select(-2, rows)
     occupancies = atoms.occupancies.index_select(-1, rows).to(torch.float64)
@@ -115,9 +119,14 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
         values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
     one_mask = _soft if float(lengths["softness"].detach()) > 0 else _hard
     masks = [one_mask(s[part], r[part] + lengths["r_probe"], c[part], lengths["r_shrink"], lengths["softness"], crystal,
-                      n_real, atoms.dtype, memory, engine)
+                      n_real, atoms.dtype, memory, engine, precision)
              for s, r, c, part in zip(sites, radii, cover, taking_part)]
     return torch.stack(masks).reshape(*batch, *n_real)
+
+
+def probe_shrink_defaults():
+    """Default (r_probe, r_shrink, softness), Å."""
+    return R_PROBE, R_SHRINK, SOFTNESS
 
 
 def fineness(crystal, n_real, step):
@@ -149,13 +158,13 @@ class Ball:
         return -6 * t * (1 - t) * (t - 0.5) / self.edge
 
 
-def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine):
+def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision):
     width, edge, volume = softness, EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
     ball = Ball(float(r_shrink.detach()), float(edge.detach()))
     fine = fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
         from .probe_shrink_cpu import SoftMask
-        engine = SoftMask(crystal, n_real, fine, ball, _NUMPY[dtype], memory,
+        engine = SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory,
                           torch.get_num_threads())
     else:
         engine = probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
@@ -227,7 +236,7 @@ class Reach:
         self.reach = reach
 
 
-def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine):
+def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision):
     fine = fineness(crystal, n_real, HARD_STEP)
     step = 1.2 * (crystal.volume / math.prod(n_real)) ** (1 / 3)
     low = -float(r_shrink.detach()) - step / 2
