@@ -11,52 +11,30 @@ import numpy as np
 
 from .gaussian_cpu import MOMENTS, PI_SQ
 from .gaussian_cpu import cut as cut_of
-from .gaussian_cpu import gaussian, jit, outline, pair_terms, row_range, shape as shape_of, wrap
+from .gaussian_cpu import LARGEST_EXPONENT, gaussian, jit, outline, pair_terms, row_range, wrap
+from .gaussian_cpu import shape as shape_of
 from .vector_code import (add_plane_moments, add_row_moments, add_row_moments_oblique, moments_along,
-                          store_gaussian)
+                          store_gaussian, store_plane)
 
 
 @jit
-def gather(
-    grid,
-    dims,
-    first_atom,
-    last_atom,
-    order,
-    sites_grid,
-    e_iso,
-    ustar,
-    use_aniso,
-    weights,
-    fp,
-    types,
-    geometry,
-    tolerance,
-    typical_weight,
-    typical_factor,
-    cuts,
-    box,
-    scratch,
-    work,
-    grad_sites,
-    grad_e,
-    grad_ustar,
-    grad_weights,
-     grad_fp):
+def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types,
+           geometry, tolerance, typical_weight, typical_factor, cuts, box, scratch, work, grad_sites, grad_e,
+           grad_ustar, grad_weights, grad_fp):
     """Derivatives of sum(grid * density) for order[first_atom:last_atom]: the transpose of :func:`splat`.
 
     grad_sites in grid units; grad_ustar in the units of 2 pi^2 U*.  Returns as :func:`splat`.
     """
-    nx, ny, nz = dims
+    nx, ny, nz, row = dims
     type_index, alphas, exponents, constants, n_terms, has_constant = types
     one = grid.dtype.type(1)
     zero = grid.dtype.type(0)
+    limit = LARGEST_EXPONENT[0] if grid.itemsize == 4 else LARGEST_EXPONENT[1]
     bx, by, bz = box
     y_table = 0
     z_table, cz_table, ones_table = 2 * by, 2 * by + 2 * bz, 2 * by + 4 * bz
     yz_table = ones_table + bz
-    rows_table = yz_table + 2 * by * bz
-    row_moments = rows_table + by * bz
+    row_moments = yz_table + 2 * by * bz
     box_moments = row_moments + MOMENTS
     for l in range(bz):
         scratch[ones_table + l] = one
@@ -67,6 +45,7 @@ def gather(
         a = order[position]
         weight = weights[a]
         sx, sy, sz = sites_grid[a, 0], sites_grid[a, 1], sites_grid[a, 2]
+        star = ustar[a if use_aniso[a] else 0]
         for first_term in range(0, n_all, 2):
             for k in range(2):
                 alpha, e = pair_terms(a, first_term + k, weight, constants,
@@ -75,7 +54,7 @@ def gather(
                 work[30 + k] = e
                 if first_term + k >= n_all:
                     continue
-                norm, width = gaussian(e, ustar[a], use_aniso[a], geometry, work, k)
+                norm, width = gaussian(e, star, use_aniso[a], geometry, work, k)
                 if width <= 0:
                     return a + 1
                 amplitude = abs(alpha)
@@ -107,8 +86,10 @@ def gather(
                 continue
             if 8 * n_y > by or 8 * n_z > bz:
                 return -1
+            # What the blocks of eight have to spare goes to both ends.
+            k0 -= (8 * n_z - (int(math.floor(sz + hz)) - k0 + 1)) // 2
             v0, w0 = j0 - sy, k0 - sz
-            shape = shape_of(work, True, True)
+            shape = shape_of(work, hx, hy, hz, limit)
             crossed = work[3] != 0 or work[15] != 0 or shape > 0
             for k in range(2):
                 o = 12 * k
@@ -117,13 +98,11 @@ def gather(
                 if shape == 0:
                     store_gaussian(scratch, z_table + k * bz, n_z, zero, zero, one * work[o + 2], one * w0)
                 elif shape == 1:
-                    for j in range(int(math.floor(sy + hy)) - j0 + 1):
-                        store_gaussian(scratch, yz_table + (k * by + j) * bz, n_z, zero,
-                                       one * (2 * work[o + 5] * (v0 + j)), one * work[o + 2], one * w0)
+                    store_plane(scratch, yz_table + k * by * bz, n_z, int(math.floor(sy + hy)) - j0 + 1, bz,
+                                one * (2 * work[o + 5]), one * work[o + 2], one * v0, one * w0)
             for l in range(n_z * MOMENTS):
                 scratch[box_moments + l] = zero
             kz = wrap(k0, nz)
-            wraps = kz + 8 * n_z > nz
             for i in range(i0, i1 + 1):
                 ix = wrap(i, nx)
                 u = i - sx
@@ -137,15 +116,6 @@ def gather(
                 n_rows = j_last - j_first + 1
                 if n_rows < 1:
                     continue
-                if wraps:
-                    for j in range(n_rows):
-                        row = (ix * ny + (j0 + j_first + j) % ny) * nz
-                        at = kz
-                        for l in range(8 * n_z):
-                            scratch[rows_table + j * 8 * n_z + l] = grid[row + at]
-                            at += 1
-                            if at == nz:
-                                at = 0
                 if crossed and shape < 2:
                     for k in range(2):
                         o = 12 * k
@@ -161,31 +131,19 @@ def gather(
                     done = 0
                     while done < n_rows:
                         jy = wrap(j0 + j_first + done, ny)
-                        run = n_rows if wraps else min(n_rows - done, ny - jy)
+                        run = min(n_rows - done, ny - jy)
                         if shape == 2:
                             run = 1
                         j = j_first + done
-                        start, stride = (ix * ny + jy) * nz + kz, nz
-                        source = grid
-                        if wraps:
-                            start, stride = rows_table + done * 8 * n_z, 8 * n_z
-                            source = scratch
+                        start = (ix * ny + jy) * row + kz
                         if shape == 0:
-                            add_row_moments(source, start + block, stride, run, scratch,
+                            add_row_moments(grid, start + block, row, run, scratch,
                                             y_table + j, y_table + by + j, one * (v0 + j), row_moments)
                         elif shape == 1:
-                            add_row_moments_oblique(source,
-    start + block,
-    stride,
-    run,
-    scratch,
-    y_table + j,
-    y_table + by + j,
-    one * (v0 + j),
-    yz_table + j * bz + block,
-    yz_table + (by + j) * bz + block,
-    bz,
-     row_moments)
+                            add_row_moments_oblique(
+                                grid, start + block, row, run, scratch, y_table + j, y_table + by + j,
+                                one * (v0 + j), yz_table + j * bz + block, yz_table + (by + j) * bz + block, bz,
+                                row_moments)
                         else:
                             v = v0 + j
                             for k in range(2):
@@ -196,18 +154,8 @@ def gather(
                                     one * (2 * (work[o + 4] * u + work[o + 5] * v)), one * work[o + 2],
                                     one * (w0 + block))
                             add_row_moments_oblique(
-    source,
-    start + block,
-    stride,
-    run,
-    scratch,
-    ones_table,
-    ones_table,
-    one * v,
-    cz_table,
-    cz_table + bz,
-    bz,
-     row_moments)
+                                grid, start + block, row, run, scratch, ones_table, ones_table, one * v,
+                                cz_table, cz_table + bz, bz, row_moments)
                         done += run
                     for k in range(2):
                         x = one if crossed else one * math.exp(-work[12 * k] * u * u)
@@ -259,8 +207,8 @@ def gather(
                 # d/dM of pi^(3/2) det(M)^(-1/2) exp(-pi^2 r M^-1 r): -M^-1/2 + pi^2 M^-1 r r M^-1, r = u / N.
                 for i in range(6):
                     minv[i] = work[o + i] / (PI_SQ * geometry[14 + i])
-                n00, n11, n22, n01, n02, n12 = (
-    geometry[14], geometry[15], geometry[16], geometry[17], geometry[18], geometry[19])
+                n00, n11, n22, n01, n02, n12 = (geometry[14], geometry[15], geometry[16], geometry[17],
+                                                geometry[18], geometry[19])
                 r00, r11, r22 = m[4] * n00, m[5] * n11, m[6] * n22
                 r01, r02, r12 = m[7] * n01, m[8] * n02, m[9] * n12
                 i00, i11, i22, i01, i02, i12 = minv[0], minv[1], minv[2], minv[3], minv[4], minv[5]

@@ -11,8 +11,8 @@ import numpy as np
 
 jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
 PI_SQ = math.pi ** 2
-# A pair of terms whose cross terms exceed this share of the diagonal would overflow as separate tables.
-OBLIQUE_LIMIT = 0.45
+# Exponents that separate tables can hold, in single and in double precision.
+LARGEST_EXPONENT = 80.0, 600.0
 # Where things are in the scratch table, beyond the tables whose length depends on the box.
 MOMENTS = 6 * 2 * 8
 
@@ -20,7 +20,7 @@ MOMENTS = 6 * 2 * 8
 def scratch_size(box):
     """Elements of scratch for boxes of at most ``box`` points along each axis (multiples of eight)."""
     nx, ny, nz = box
-    return 2 * nx + 4 * ny + 5 * nz + 3 * ny * nz + 2 * (nz // 8 + 1) * MOMENTS + 64
+    return 2 * nx + 4 * ny + 5 * nz + 2 * ny * nz + 2 * (nz // 8 + 1) * MOMENTS + 64
 
 
 @jit
@@ -176,15 +176,16 @@ def wrap(i, n):
 
 
 @jit
-def shape(work, used0, used1):
-    """0: the contiguous axis separates; 1: two-axis tables; 2: an exponential a point."""
+def shape(work, hx, hy, hz, limit):
+    """0: the contiguous axis separates; 1: two-axis tables; 2: an exponential a point.
+
+    hx, hy, hz is half the box; limit the largest exponent that the tables can hold.
+    """
     shape = 0
     for k in range(2):
-        if (used0, used1)[k]:
-            o = 12 * k
-            q00, q11, q22 = work[o], work[o + 1], work[o + 2]
-            xz, yz, xy = work[o + 4] ** 2 / (q00 * q22), work[o + 5] ** 2 / \
-                                             (q11 * q22), work[o + 3] ** 2 / (q00 * q11)
-            if max(xz, yz) > 1e-20:
-                shape = max(shape, 2 if max(xz, yz, xy) > OBLIQUE_LIMIT else 1)
+        o = 12 * k
+        q00, q11, q22 = work[o], work[o + 1], work[o + 2]
+        if max(work[o + 4] ** 2, work[o + 5] ** 2 * q00 / q11) > 1e-20 * q00 * q22:
+            steep = 2 * (abs(work[o + 4]) * (hx + 1) + abs(work[o + 5]) * (hy + 1)) * (hz + 5)
+            shape = max(shape, 2 if steep > limit else 1)
     return shape

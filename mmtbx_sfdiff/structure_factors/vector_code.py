@@ -87,11 +87,8 @@ class _Builder:
             width //= 2
             mask = [i + width if i < width else i for i in range(LANES)]
             undefined = ir.Constant(self.vector, ir.Undefined)
-            x = self.add(
-    x, self.b.shuffle_vector(
-        x, undefined, ir.Constant(
-            ir.VectorType(
-                _I32, LANES), mask)))
+            lanes = ir.Constant(ir.VectorType(_I32, LANES), mask)
+            x = self.add(x, self.b.shuffle_vector(x, undefined, lanes))
         return self.b.extract_element(x, ir.Constant(_I32, 0))
 
 
@@ -117,6 +114,38 @@ def store_gaussian(typing, table, offset, n_blocks, a, b, c, first):
             t = v.add(v.add(v.lanes(), shift), first)
             exponent = v.add(a, v.mul(t, v.add(b, v.mul(t, c))))
             v.store(v.exp_of_negative(exponent), data, builder.add(offset, start))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def store_plane(typing, table, offset, n_blocks, n_rows, width, b, c, first_row, first):
+    """table[offset + j width + i] = exp(-(b y t + c t^2)), y = first_row + j, t = first + i.
+
+    For 8 n_blocks values of i and n_rows of j: a geometric progression along j.
+    """
+    dtype = table.dtype
+    signature = types.void(table, *[types.int64] * 4, *[dtype] * 4)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        table, offset, n_blocks, n_rows, width, b, c, first_row, first = args
+        data = v.data(signature.args[0], table)
+        b, c = (v.fill(builder.fneg(x)) for x in (b, c))
+        first_row, first = v.fill(first_row), v.fill(first)
+        with cgutils.for_range(builder, n_blocks) as block:
+            start = builder.mul(block.index, _i64(LANES))
+            t = v.add(v.add(v.lanes(), v.fill(builder.sitofp(start, v.scalar))), first)
+            slope = v.mul(b, t)
+            value = cgutils.alloca_once_value(builder, v.exp_of_negative(v.mul(slope, first_row)))
+            ratio = v.exp_of_negative(slope)
+            along = v.exp_of_negative(v.mul(v.mul(t, t), c))
+            at = builder.add(offset, start)
+            with cgutils.for_range(builder, n_rows) as loop:
+                now = builder.load(value)
+                v.store(v.mul(now, along), data, builder.add(at, builder.mul(loop.index, width)))
+                builder.store(v.mul(now, ratio), value)
         return context.get_dummy_value()
 
     return signature, generate
@@ -211,20 +240,7 @@ def add_row_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y,
 
 
 @intrinsic
-def add_row_moments_oblique(
-    typing,
-    grid,
-    start,
-    stride,
-    n_rows,
-    table,
-    y1,
-    y2,
-    first_y,
-    yz1,
-    yz2,
-    width,
-     out):
+def add_row_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, out):
     """As :func:`add_row_moments` with weights yk[j] yzk[j width + lane]."""
     dtype = grid.dtype
     signature = types.void(grid, *[types.int64] * 3, table, types.int64,
