@@ -105,23 +105,23 @@ def _check(code, job):
         "raise them, or use method='direct'.")
 
 
-def _slabs(arrays, n_threads):
-    """Bounds of slabs of equal work."""
+def _slabs(arrays):
+    """Ranges of planes of equal work, one a thread."""
     nx, ny, nz = arrays.dims
-    n_threads = max(1, min(n_threads, nx // 4))
+    n_threads = max(1, min(n_workers(), nx // 8, nx * ny * nz // 8192))
     if n_threads == 1:
-        return [0, nx]
+        return [(0, nx)]
     work = np.bincount(np.minimum(arrays.sites_grid[:, 0].astype(np.int64), nx - 1), minlength=nx) * _ATOM
     work = np.cumsum(work + ny * nz)
     inner = np.searchsorted(work, work[-1] * np.arange(1, n_threads) / n_threads)
-    return [0, *np.clip(inner + 1, 1, nx - 1).tolist(), nx]
+    bounds = [0, *np.clip(inner + 1, 1, nx - 1).tolist(), nx]
+    return list(zip(bounds, bounds[1:]))
 
 
 def splat(job):
     """The density grid, (n_p, n_q, n_s)."""
     arrays = _Arrays(job)
-    bounds = _slabs(arrays, n_workers())
-    slabs = run([lambda a=a, b=b: _splat_slab(job, arrays, a, b) for a, b in zip(bounds, bounds[1:]) if a < b])
+    slabs = run([lambda a=a, b=b: _splat_slab(job, arrays, a, b) for a, b in _slabs(arrays)])
     return torch.from_numpy(np.concatenate(slabs))
 
 
@@ -129,7 +129,7 @@ def values(job):
     """Structure factors (n,) of one density."""
     setting, arrays = job.setting, _Arrays(job)
     plan, n_p = setting.grid.packed, arrays.dims[0]
-    bounds = _slabs(arrays, n_workers())
+    slabs = _slabs(arrays)
     packed = np.empty((len(plan.columns), n_p), _COMPLEX[setting.dtype])
 
     def planes(first, last):
@@ -143,11 +143,11 @@ def values(job):
         spectrum_cpu.read_reflections(transform.reshape(-1), plan.rows, setting.grid.conjugate.numpy(),
                                       setting.phase.numpy(), setting.factor.numpy(), first, last, result)
 
-    run([lambda a=a, b=b: planes(a, b) for a, b in zip(bounds, bounds[1:]) if a < b])
     transform = np.empty_like(packed)
-    run([lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), 256)])
     result = np.empty(setting.factor.shape[0], packed.dtype)
-    run([lambda a=a, b=b: reflections(a, b) for a, b in shares(len(result), 4096)])
+    run([lambda a=a, b=b: planes(a, b) for a, b in slabs],
+        [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), len(slabs))],
+        [lambda a=a, b=b: reflections(a, b) for a, b in shares(len(result), len(slabs))])
     return torch.from_numpy(result)
 
 
@@ -163,8 +163,8 @@ def gradients(seed, job):
     def columns(first, last):
         spectrum = np.zeros((last - first, n_p), packed.dtype)
         spectrum_cpu.write_reflections(
-            spectrum.reshape(-1), plan.targets - first * n_p, plan.kinds, plan.starts, plan.sources,
-            setting.phase.numpy(), setting.factor.numpy(), seed, plan.bounds[first], plan.bounds[last])
+            spectrum.reshape(-1), plan.targets - first * n_p, plan.kinds, plan.starts, plan.readers,
+            plan.reflections, setting.phase.numpy().reshape(-1), setting.factor.numpy(), seed, plan.bounds[first], plan.bounds[last])
         packed[first:last] = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
 
     def planes(first, last):
@@ -174,13 +174,6 @@ def gradients(seed, job):
         grid[first:last, :, :n_s] = slab.numpy()
         spectrum_cpu.unfold(grid[first:last], n_s)
 
-    run([lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), 256)])
-    run([lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, 4)])
-    return _gather(grid.reshape(-1), job, arrays)
-
-
-def _gather(grid, job, arrays):
-    setting = job.setting
     n = len(arrays.order)
     size = gaussian_cpu.scratch_size(setting.box)
     grad_sites, grad_e, grad_ustar = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 6))
@@ -189,12 +182,15 @@ def _gather(grid, job, arrays):
 
     def atoms(first, last):
         _check(gather_atoms(
-            grid, (*arrays.dims, arrays.row), first, last, arrays.order, arrays.sites_grid, arrays.e_iso,
-            arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry,
-            setting.tolerance, setting.typical_weight, factor, setting.cuts, setting.box,
+            grid.reshape(-1), (*arrays.dims, arrays.row), first, last, arrays.order, arrays.sites_grid,
+            arrays.e_iso, arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types,
+            arrays.geometry, setting.tolerance, setting.typical_weight, factor, setting.cuts, setting.box,
             np.empty(size, grid.dtype), np.empty(32), grad_sites, grad_e, grad_ustar, grad_weights, grad_fp), job)
 
-    run([lambda a=a, b=b: atoms(a, b) for a, b in shares(n, 32)])
+    n_threads = max(1, min(n_workers(), n_p // 8, grid.size // 8192))
+    run([lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
+        [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
+        [lambda a=a, b=b: atoms(a, b) for a, b in shares(n, n_threads)])
     sites = np.empty((n, 3))
     for i, axis in enumerate(setting.grid.axes):
         sites[:, axis] = grad_sites[:, i] * arrays.dims[i]

@@ -84,9 +84,9 @@ class PackedPlan:
     targets, kinds : numpy.ndarray
         (n_targets,) places in the packed array, in order: of unique indices (kind 0), of Friedel mates that are
         in the same half (1), and of indices that are their own mates (2).
-    starts, sources : numpy.ndarray
-        (n_targets + 1,) and (...): for every target the readers, 2 (G n + h) + (1 where the conjugate is
-        read).
+    starts, readers, reflections : numpy.ndarray
+        (n_targets + 1,) and (...): for every target the flat numbers (operator, reflection) that read it, -1 -
+        number where the conjugate is read, and the reflections.
     bounds : numpy.ndarray
         (n_columns + 1,): first target of each column.
     """
@@ -96,7 +96,8 @@ class PackedPlan:
     targets: object
     kinds: object
     starts: object
-    sources: object
+    readers: object
+    reflections: object
     bounds: object
 
 
@@ -116,13 +117,14 @@ def _make_packed_plan(grid):
     starts = torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0)])
     within = torch.arange(int(starts[-1])) - torch.repeat_interleave(starts[:-1], lengths)
     sources = grid.sources[torch.repeat_interleave(grid.starts[unique[order]], lengths) + within]
-    sources = 2 * sources + grid.conjugate.flatten()[sources]
+    readers = torch.where(grid.conjugate.flatten()[sources], -1 - sources, sources).to(torch.int32)
+    reflections = (sources % grid.rows.shape[1]).to(torch.int32)
     place_of = torch.empty(n_p * plane, dtype=torch.int32)
     place_of[grid.targets] = packed[:len(grid.targets)].to(torch.int32)
     bounds = torch.searchsorted(packed[order], torch.arange(len(columns) + 1) * n_p)
     return PackedPlan(*(x.numpy() for x in (
-        columns, place_of[grid.rows.to(torch.int64)].contiguous(), packed[order], kinds[order], starts, sources,
-        bounds)))
+        columns, place_of[grid.rows.to(torch.int64)].contiguous(), packed[order], kinds[order], starts, readers,
+        reflections, bounds)))
 
 
 def grid_dims(plan, oversampling):

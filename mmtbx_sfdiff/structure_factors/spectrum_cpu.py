@@ -15,8 +15,10 @@ def fold(slab, nz):
     """Add the points beyond nz of each row of (planes, n_y, more than nz) to those they are images of."""
     for i in range(slab.shape[0]):
         for j in range(slab.shape[1]):
-            for k in range(nz, slab.shape[2]):
-                slab[i, j, k % nz] += slab[i, j, k]
+            row = slab[i, j]
+            for start in range(nz, row.shape[0], nz):
+                for k in range(min(nz, row.shape[0] - start)):
+                    row[k] += row[start + k]
 
 
 @jit
@@ -24,8 +26,10 @@ def unfold(slab, nz):
     """Repeat the points of each row beyond nz."""
     for i in range(slab.shape[0]):
         for j in range(slab.shape[1]):
-            for k in range(nz, slab.shape[2]):
-                slab[i, j, k] = slab[i, j, k - nz]
+            row = slab[i, j]
+            for start in range(nz, row.shape[0], nz):
+                for k in range(min(nz, row.shape[0] - start)):
+                    row[start + k] = row[k]
 
 
 @jit
@@ -63,27 +67,25 @@ def read_reflections(transform, rows, conjugate, phase, factor, first, last, res
 
 
 @jit
-def write_reflections(transform, targets, kinds, starts, sources, phase, factor, grad, first, last):
+def write_reflections(transform, targets, kinds, starts, readers, reflections, phase, factor, grad, first, last):
     """The transpose of :func:`read_reflections`: targets[first:last] of a half spectrum whose real transform
     is dT/d(grid).
 
-    Of target e, sources[starts[e]:starts[e + 1]] are 2 (G n + h) + 1 where the conjugate is read; kinds[e] is
-    1 for a Friedel mate, 2 for its own mate.
+    Target e is read by phase[readers[e']] of reflections[e'], starts[e] <= e' < starts[e + 1]; where the
+    conjugate is read, the reader is -1 - readers[e'].  kinds[e] is 1 for a Friedel mate, 2 for its own mate.
     """
-    n = factor.shape[0]
     half = transform.real.dtype.type(0.5)
     for e in range(first, last):
         total = transform.dtype.type(0)
         for i in range(starts[e], starts[e + 1]):
-            source = sources[i] // 2
-            g, h = source // n, source % n
+            h = reflections[i]
             value = grad[h] * factor[h]
-            if sources[i] % 2:
-                total += np.conj(value) * phase[g, h]
+            if readers[i] < 0:
+                total += np.conj(value) * phase[-1 - readers[i]]
             else:
-                total += value * np.conj(phase[g, h])
+                total += value * np.conj(phase[readers[i]])
         if kinds[e] == 2:
-            total = total.real + 0 * total
+            total = transform.dtype.type(total.real)
         else:
             total = total * half
             if kinds[e] == 1:
