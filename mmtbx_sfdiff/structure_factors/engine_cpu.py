@@ -168,9 +168,13 @@ def gradients(seed, job):
         packed[first:last] = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
 
     def planes(first, last):
-        spectrum = np.zeros((last - first, n_q, n_s // 2 + 1), packed.dtype)
-        spectrum_cpu.unpack(packed, plan.columns, first, spectrum.reshape(last - first, -1))
-        slab = torch.fft.irfft2(torch.from_numpy(spectrum), s=(n_q, n_s), norm="forward")
+        # Along q only where s is within the band, with q contiguous; then along s.
+        spectrum = np.zeros((last - first, plan.n_s, n_q), packed.dtype)
+        spectrum_cpu.unpack(packed, plan.turned, first, spectrum.reshape(last - first, -1))
+        half = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
+        spectrum = np.empty((last - first, n_q, n_s // 2 + 1), packed.dtype)
+        spectrum_cpu.turn_back(half, spectrum)
+        slab = torch.fft.irfft(torch.from_numpy(spectrum), n=n_s, norm="forward")
         grid[first:last, :, :n_s] = slab.numpy()
         spectrum_cpu.unfold(grid[first:last], n_s)
 

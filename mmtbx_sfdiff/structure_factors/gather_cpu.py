@@ -13,8 +13,7 @@ from .gaussian_cpu import MOMENTS, PI_SQ
 from .gaussian_cpu import cut as cut_of
 from .gaussian_cpu import LARGEST_EXPONENT, gaussian, jit, outline, pair_terms, row_range, wrap
 from .gaussian_cpu import shape as shape_of
-from .vector_code import (add_plane_moments, add_row_moments, add_row_moments_oblique, moments_along,
-                          store_gaussian, store_plane)
+from .vector_code import add_moments, add_moments_oblique, finish_moments, store_gaussian, store_plane
 
 
 @jit
@@ -31,15 +30,14 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
     zero = grid.dtype.type(0)
     limit = LARGEST_EXPONENT[0] if grid.itemsize == 4 else LARGEST_EXPONENT[1]
     bx, by, bz = box
-    y_table = 0
-    z_table, cz_table, ones_table = 2 * by, 2 * by + 2 * bz, 2 * by + 4 * bz
+    x_table, y_table = 0, 2 * bx
+    z_table = y_table + 2 * by
+    cz_table, ones_table = z_table + 2 * bz, z_table + 4 * bz
     yz_table = ones_table + bz
-    row_moments = yz_table + 2 * by * bz
-    box_moments = row_moments + MOMENTS
+    box_moments = yz_table + 2 * by * bz
     for l in range(bz):
         scratch[ones_table + l] = one
     n_all = n_terms + (1 if has_constant else 0)
-    m = np.zeros(10)
     minv = np.zeros(6)
     for position in range(first_atom, last_atom):
         a = order[position]
@@ -84,7 +82,8 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
             n_z = (int(math.floor(sz + hz)) - k0 + 8) // 8
             if i1 < i0 or n_y < 1 or n_z < 1:
                 continue
-            if 8 * n_y > by or 8 * n_z > bz:
+            n_x = (i1 - i0 + 8) // 8
+            if 8 * n_x > bx or 8 * n_y > by or 8 * n_z > bz:
                 return -1
             # What the blocks of eight have to spare goes to both ends.
             k0 -= (8 * n_z - (int(math.floor(sz + hz)) - k0 + 1)) // 2
@@ -94,6 +93,7 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
             for k in range(2):
                 o = 12 * k
                 if not crossed:
+                    store_gaussian(scratch, x_table + k * bx, n_x, zero, zero, one * work[o], one * (i0 - sx))
                     store_gaussian(scratch, y_table + k * by, n_y, zero, zero, one * work[o + 1], one * v0)
                 if shape == 0:
                     store_gaussian(scratch, z_table + k * bz, n_z, zero, zero, one * work[o + 2], one * w0)
@@ -125,70 +125,49 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                     for k in range(2):
                         store_gaussian(scratch, cz_table + k * bz, n_z, zero, one * \
                                        (2 * work[12 * k + 4] * u), zero, one * w0)
-                for block in range(0, 8 * n_z, 8):
-                    for l in range(48):
-                        scratch[row_moments + l] = zero
-                    done = 0
-                    while done < n_rows:
-                        jy = wrap(j0 + j_first + done, ny)
-                        run = min(n_rows - done, ny - jy)
-                        if shape == 2:
-                            run = 1
-                        j = j_first + done
-                        start = (ix * ny + jy) * row + kz
+                x0, x1 = one, one
+                if not crossed:
+                    x0, x1 = scratch[x_table + i - i0], scratch[x_table + bx + i - i0]
+                done = 0
+                while done < n_rows:
+                    jy = wrap(j0 + j_first + done, ny)
+                    run = min(n_rows - done, ny - jy)
+                    if shape == 2:
+                        run = 1
+                    j = j_first + done
+                    start = (ix * ny + jy) * row + kz
+                    if shape == 2:
+                        v = v0 + j
+                        for k in range(2):
+                            o = 12 * k
+                            store_gaussian(
+                                scratch, cz_table + k * bz, n_z,
+                                one * (work[o] * u * u + work[o + 1] * v * v + 2 * work[o + 3] * u * v),
+                                one * (2 * (work[o + 4] * u + work[o + 5] * v)), one * work[o + 2], one * w0)
+                    for block in range(n_z):
+                        at = start + 8 * block
+                        out = box_moments + block * MOMENTS
                         if shape == 0:
-                            add_row_moments(grid, start + block, row, run, scratch,
-                                            y_table + j, y_table + by + j, one * (v0 + j), row_moments)
+                            add_moments(grid, at, row, run, scratch, y_table + j, y_table + by + j,
+                                        one * (v0 + j), x0, x1, one * u, out)
                         elif shape == 1:
-                            add_row_moments_oblique(
-                                grid, start + block, row, run, scratch, y_table + j, y_table + by + j,
-                                one * (v0 + j), yz_table + j * bz + block, yz_table + (by + j) * bz + block, bz,
-                                row_moments)
+                            add_moments_oblique(
+                                grid, at, row, run, scratch, y_table + j, y_table + by + j, one * (v0 + j),
+                                yz_table + j * bz + 8 * block, yz_table + (by + j) * bz + 8 * block, bz,
+                                cz_table + 8 * block, cz_table + bz + 8 * block, one * u, out)
                         else:
-                            v = v0 + j
-                            for k in range(2):
-                                o = 12 * k
-                                store_gaussian(
-                                    scratch, cz_table + k * bz, 1,
-                                    one * (work[o] * u * u + work[o + 1] * v * v + 2 * work[o + 3] * u * v),
-                                    one * (2 * (work[o + 4] * u + work[o + 5] * v)), one * work[o + 2],
-                                    one * (w0 + block))
-                            add_row_moments_oblique(
-                                grid, start + block, row, run, scratch, ones_table, ones_table, one * v,
-                                cz_table, cz_table + bz, bz, row_moments)
-                        done += run
-                    for k in range(2):
-                        x = one if crossed else one * math.exp(-work[12 * k] * u * u)
-                        z = cz_table + k * bz + block if shape == 1 else ones_table
-                        add_plane_moments(scratch, row_moments + 24 * k, z, x, one * u,
-                                          box_moments + (block // 8) * MOMENTS + 48 * k)
+                            add_moments_oblique(
+                                grid, at, row, run, scratch, ones_table, ones_table, one * v,
+                                cz_table + 8 * block, cz_table + bz + 8 * block, bz, ones_table, ones_table,
+                                one * u, out)
+                    done += run
             for k in range(2):
                 if work[26 + k] == 0:
                     continue
                 o = 12 * k
-                for i in range(10):
-                    m[i] = 0.0
-                # Order: 1; x, y, z; xx, yy, zz; xy, xz, yz.
-                for block in range(n_z):
-                    at = box_moments + block * MOMENTS + 48 * k
-                    z = z_table + k * bz + 8 * block if shape == 0 else ones_table
-                    w = one * (w0 + 8 * block)
-                    m0, mz, mzz = moments_along(scratch, at, z, w)
-                    mx, mxz, _ = moments_along(scratch, at + 8, z, w)
-                    mxx, _, _ = moments_along(scratch, at + 16, z, w)
-                    my, myz, _ = moments_along(scratch, at + 24, z, w)
-                    mxy, _, _ = moments_along(scratch, at + 32, z, w)
-                    myy, _, _ = moments_along(scratch, at + 40, z, w)
-                    m[0] += m0
-                    m[1] += mx
-                    m[2] += my
-                    m[3] += mz
-                    m[4] += mxx
-                    m[5] += myy
-                    m[6] += mzz
-                    m[7] += mxy
-                    m[8] += mxz
-                    m[9] += myz
+                m = finish_moments(scratch, box_moments + 48 * k, MOMENTS, n_z,
+                                   z_table + k * bz if shape == 0 else ones_table, 8 if shape == 0 else 0,
+                                   one * w0)
                 alpha, e = work[28 + k], work[30 + k]
                 scale = work[26 + k] * alpha * weight
                 grad_weights[a] += work[26 + k] * alpha * m[0]

@@ -13,14 +13,14 @@ jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contrac
 PI_SQ = math.pi ** 2
 # Exponents that separate tables can hold, in single and in double precision.
 LARGEST_EXPONENT = 80.0, 600.0
-# Where things are in the scratch table, beyond the tables whose length depends on the box.
+# Moments of one block of eight points: six a term.
 MOMENTS = 6 * 2 * 8
 
 
 def scratch_size(box):
     """Elements of scratch for boxes of at most ``box`` points along each axis (multiples of eight)."""
     nx, ny, nz = box
-    return 2 * nx + 4 * ny + 5 * nz + 2 * ny * nz + 2 * (nz // 8 + 1) * MOMENTS + 64
+    return 2 * nx + 4 * ny + 5 * nz + 2 * ny * nz + (nz // 8 + 1) * MOMENTS + 64
 
 
 @jit

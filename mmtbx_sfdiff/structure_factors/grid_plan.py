@@ -79,6 +79,10 @@ class PackedPlan:
     ----------
     columns : numpy.ndarray
         (n_columns,) int64: q n_s + s, of the full transform.
+    turned : numpy.ndarray
+        (n_columns,) int64: s n_q + q instead.
+    n_s : int
+        Largest s of a column, and one.
     rows : numpy.ndarray
         (n_primitive, n) int32, as of :class:`GridPlan`.
     targets, kinds : numpy.ndarray
@@ -92,6 +96,8 @@ class PackedPlan:
     """
 
     columns: object
+    turned: object
+    n_s: int
     rows: object
     targets: object
     kinds: object
@@ -122,8 +128,11 @@ def _make_packed_plan(grid):
     place_of = torch.empty(n_p * plane, dtype=torch.int32)
     place_of[grid.targets] = packed[:len(grid.targets)].to(torch.int32)
     bounds = torch.searchsorted(packed[order], torch.arange(len(columns) + 1) * n_p)
-    return PackedPlan(*(x.numpy() for x in (
-        columns, place_of[grid.rows.to(torch.int64)].contiguous(), packed[order], kinds[order], starts, readers,
+    length = grid.dims[2] // 2 + 1
+    q, s = columns // length, columns % length
+    n_s = int(s.max()) + 1
+    return PackedPlan(columns.numpy(), (s * grid.dims[1] + q).numpy(), n_s, *(x.numpy() for x in (
+        place_of[grid.rows.to(torch.int64)].contiguous(), packed[order], kinds[order], starts, readers,
         reflections, bounds)))
 
 

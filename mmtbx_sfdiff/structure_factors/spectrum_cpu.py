@@ -53,6 +53,20 @@ def unpack(packed, columns, first_plane, planes):
 
 
 @jit
+def turn_back(half, spectrum):
+    """spectrum[i, q, s] = half[i, s, q] for those s that half has, and zero for the others."""
+    n_s = half.shape[1]
+    for i in range(half.shape[0]):
+        for start in range(0, half.shape[2], 8):
+            stop = min(start + 8, half.shape[2])
+            for q in range(start, stop):
+                spectrum[i, q, n_s:] = 0
+            for s in range(n_s):
+                for q in range(start, stop):
+                    spectrum[i, q, s] = half[i, s, q]
+
+
+@jit
 def read_reflections(transform, rows, conjugate, phase, factor, first, last, result):
     """result[h] = factor[h] sum_G phase[G, h] (transform or its conjugate)[rows[G, h]] for h in [first,
     last)."""
