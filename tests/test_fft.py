@@ -193,7 +193,7 @@ def test_same_bits_for_any_number_of_threads():
         atoms.crystal, indices)
     weights = atoms.occupancies * atoms.site_weights
     values = atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp, atoms.fdp
-    setting = fft_module.choose_setting([x[None] for x in values], atoms, plan, 1e-4, 2 ** 28)
+    _, setting = fft_module.choose_setting([x[None] for x in values], atoms, plan, 1e-4, 2 ** 28)
     job = splatting.Job(atoms, setting, atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp,
                         False, False)
     engine = importlib.import_module("mmtbx_sfdiff.structure_factors.engine_cpu")

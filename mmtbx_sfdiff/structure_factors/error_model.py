@@ -27,6 +27,8 @@ import math
 
 import numpy as np
 
+from . import splatting
+
 # Tabulated exponents E = B s_max^2 / 4 of the atoms: E_i = E_FIRST + E_SCALE (E_GROWTH^i - 1).
 E_FIRST, E_GROWTH, E_SCALE, N_E = -1.0, 1.12, 1.5, 46
 # Ladder of sharpenings, from strong blurring upwards.
@@ -51,6 +53,7 @@ def exponent_bins(exponents):
     return scaled.clamp(min=1.0).log() / math.log(E_GROWTH)
 
 
+@functools.lru_cache(maxsize=1)
 def exponent_grid():
     return E_FIRST + E_SCALE * (E_GROWTH ** np.arange(N_E) - 1)
 
@@ -182,12 +185,17 @@ class ErrorModel:
             (3,) mean squares of the structure's contributions.
         """
         norms = np.einsum("mte,te->m", self.norms[:, :-1], histogram[:-1])
+        bound = _ALIAS_SHARE * (_AIM * accuracy) ** 2
+        if splatting.HAVE_NUMBA:
+            from .histogram_cpu import sharpest
+            wanted = tuple(order in orders for order in range(3))
+            return sharpest(self.aliases, self.noises, histogram, norms, wanted, rounding, bound), norms
         relative = np.zeros(len(SHARPENINGS))
         for order in orders:
             found = np.einsum("pte,te->p", self.aliases[:, order], histogram)
             relative = np.maximum(relative, found / norms[order])
         relative += rounding ** 2 * np.einsum("pte,te->p", self.noises, histogram) / norms[0]
-        good = np.flatnonzero(relative <= _ALIAS_SHARE * (_AIM * accuracy) ** 2)
+        good = np.flatnonzero(relative <= bound)
         return (int(good[-1]) if len(good) else -1), norms
 
     def cut_table(self, index, norms, orders):

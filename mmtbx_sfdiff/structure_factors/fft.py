@@ -72,7 +72,7 @@ class _Transform(torch.autograd.Function):
         values = sites, u_iso, u_star, weights, fp, fdp
         ctx.save_for_backward(*values)
         ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
-        setting = choose_setting(values, atoms, plan, accuracy, memory)
+        ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory)
         engine = splatting.engine(sites.device)
         dispersion = bool((fdp != 0).any())
         dtype = complex_of(weights.dtype)
@@ -87,7 +87,9 @@ class _Transform(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         values, atoms, wanted = ctx.saved_tensors, ctx.atoms, ctx.needs_input_grad[:6]
-        setting = choose_setting(values, atoms, ctx.plan, ctx.accuracy, ctx.memory, wanted)
+        # A wish for gradients in f' and f'' makes another population of the same atoms.
+        known = None if wanted[4] or wanted[5] else ctx.population
+        _, setting = choose_setting(values, atoms, ctx.plan, ctx.accuracy, ctx.memory, wanted, known)
         engine = splatting.engine(grad.device)
         grads = [torch.zeros_like(x) if want else None for x, want in zip(values, wanted)]
         maps = [False, True] if wanted[5] or bool((values[5] != 0).any()) else [False]

@@ -267,9 +267,9 @@ def error_orders(wanted=None):
     return tuple(order for order, yes in asked.items() if yes) or (0,)
 
 
-def choose_setting(values, atoms, plan, accuracy, memory, wanted=None):
-    """The :class:`Setting` for these atoms: a function of their values alone, not of what was computed
-    before.
+def choose_setting(values, atoms, plan, accuracy, memory, wanted=None, population=None):
+    """The :class:`Population` and the :class:`Setting` of these atoms: a function of their values alone, not of
+    what was computed before.
 
     Parameters
     ----------
@@ -277,10 +277,12 @@ def choose_setting(values, atoms, plan, accuracy, memory, wanted=None):
         (sites, u_iso, u_star, weights, fp, fdp) with one batch dimension.
     wanted : tuple of bool, optional
         Of which of these a gradient is wanted: the setting is then for gradients, else for F.
+    population : Population, optional
+        Where it is known already.
     """
     cache = _cache(plan, atoms)
     orders = error_orders(wanted)
-    found = _population(values, atoms, cache, wanted)
+    found = population or _population(values, atoms, cache, wanted)
     histogram, n_atoms = found.histogram, found.n_atoms
     key = _choose(cache, plan, histogram, n_atoms / len(values[0]), accuracy, memory, orders)
     for dims, dtype in _from(cache.choices[key], plan, memory):
@@ -301,7 +303,7 @@ def choose_setting(values, atoms, plan, accuracy, memory, wanted=None):
     size = max(float(np.abs(cache.table.alphas).max(initial=0.0)), float(np.abs(cache.table.constants).max())
                + max(float(value.detach().abs().max()) for value in values[4:]), cache.table.typical_factor)
     lowest = math.log(tolerance / (size * max(found.heaviest, typical)))
-    return Setting(
+    return found, Setting(
         grid=cache.grid(dims), dtype=dtype, sharpening=sharpening, s_sq=cache.s_sq, cuts=cuts,
         tolerance=tolerance, typical_weight=typical, table=cache.table, factor=cache.factor(sharpening, dtype),
         phase=cache.phase(dtype), box=_box(cache, dims, found.largest, lowest, sharpening, cuts))

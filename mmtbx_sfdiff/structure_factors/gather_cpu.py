@@ -11,9 +11,11 @@ import numpy as np
 
 from .gaussian_cpu import MOMENTS, PI_SQ
 from .gaussian_cpu import cut as cut_of
-from .gaussian_cpu import LARGEST_EXPONENT, gaussian, jit, outline, pair_terms, row_range, wrap
+from .gaussian_cpu import LARGEST_EXPONENT, gaussian, jit, next_plane, oblique_tables, outline, pair_terms
+from .gaussian_cpu import row_range, wrap
 from .gaussian_cpu import shape as shape_of
-from .vector_code import add_moments, add_moments_oblique, finish_moments, store_gaussian, store_plane
+from .vector_code import (add_moments, add_moments_oblique, finish_moments, multiply, store_gaussian,
+                          store_plane)
 
 
 @jit
@@ -30,9 +32,12 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
     zero = grid.dtype.type(0)
     limit = LARGEST_EXPONENT[0] if grid.itemsize == 4 else LARGEST_EXPONENT[1]
     bx, by, bz = box
-    x_table, y_table = 0, 2 * bx
-    z_table = y_table + 2 * by
-    cz_table, ones_table = z_table + 2 * bz, z_table + 4 * bz
+    x_table, y_table, cy_table = 0, 2 * bx, 2 * bx + 2 * by
+    xy_tables = cy_table + 2 * by
+    z_table = xy_tables + 4 * by
+    cz_table = z_table + 2 * bz
+    tables = xy_tables, xy_tables + 2 * by, cz_table, cz_table + 2 * bz
+    ones_table = cz_table + 4 * bz
     yz_table = ones_table + bz
     box_moments = yz_table + 2 * by * bz
     for l in range(bz):
@@ -86,13 +91,14 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
             if 8 * n_x > bx or 8 * n_y > by or 8 * n_z > bz:
                 return -1
             # What the blocks of eight have to spare goes to both ends.
+            j0 -= (8 * n_y - (int(math.floor(sy + hy)) - j0 + 1)) // 2
             k0 -= (8 * n_z - (int(math.floor(sz + hz)) - k0 + 1)) // 2
             v0, w0 = j0 - sy, k0 - sz
             shape = shape_of(work, hx, hy, hz, limit)
             crossed = work[3] != 0 or work[15] != 0 or shape > 0
             for k in range(2):
                 o = 12 * k
-                if not crossed:
+                if shape < 2:
                     store_gaussian(scratch, x_table + k * bx, n_x, zero, zero, one * work[o], one * (i0 - sx))
                     store_gaussian(scratch, y_table + k * by, n_y, zero, zero, one * work[o + 1], one * v0)
                 if shape == 0:
@@ -102,8 +108,13 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                                 one * (2 * work[o + 5]), one * work[o + 2], one * v0, one * w0)
             for l in range(n_z * MOMENTS):
                 scratch[box_moments + l] = zero
+            if crossed and shape < 2:
+                oblique_tables(work, scratch, shape, tables, box, n_y, n_z, i0 - sx, v0, w0)
+            y_used = cy_table if crossed else y_table
             kz = wrap(k0, nz)
             for i in range(i0, i1 + 1):
+                if crossed and shape < 2 and i > i0:
+                    next_plane(scratch, shape, tables, box, n_y, n_z)
                 ix = wrap(i, nx)
                 u = i - sx
                 low0, high0 = row_range(work, wide, work[24 + wide], u)
@@ -116,18 +127,12 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                 n_rows = j_last - j_first + 1
                 if n_rows < 1:
                     continue
-                if crossed and shape < 2:
-                    for k in range(2):
-                        o = 12 * k
-                        store_gaussian(scratch, y_table + k * by, n_y, one * (work[o] * u * u),
-                                       one * (2 * work[o + 3] * u), one * work[o + 1], one * v0)
-                if shape == 1:
-                    for k in range(2):
-                        store_gaussian(scratch, cz_table + k * bz, n_z, zero, one * \
-                                       (2 * work[12 * k + 4] * u), zero, one * w0)
                 x0, x1 = one, one
-                if not crossed:
+                if shape < 2:
                     x0, x1 = scratch[x_table + i - i0], scratch[x_table + bx + i - i0]
+                    if crossed:
+                        for k in range(2):
+                            multiply(scratch, cy_table + k * by, y_table + k * by, xy_tables + k * by, n_y)
                 done = 0
                 while done < n_rows:
                     jy = wrap(j0 + j_first + done, ny)
@@ -148,18 +153,18 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                         at = start + 8 * block
                         out = box_moments + block * MOMENTS
                         if shape == 0:
-                            add_moments(grid, at, row, run, scratch, y_table + j, y_table + by + j,
+                            add_moments(grid, at, row, run, scratch, y_used + j, y_used + by + j,
                                         one * (v0 + j), x0, x1, one * u, out)
                         elif shape == 1:
                             add_moments_oblique(
-                                grid, at, row, run, scratch, y_table + j, y_table + by + j, one * (v0 + j),
+                                grid, at, row, run, scratch, y_used + j, y_used + by + j, one * (v0 + j),
                                 yz_table + j * bz + 8 * block, yz_table + (by + j) * bz + 8 * block, bz,
-                                cz_table + 8 * block, cz_table + bz + 8 * block, one * u, out)
+                                cz_table + 8 * block, cz_table + bz + 8 * block, x0, x1, one * u, out)
                         else:
                             add_moments_oblique(
                                 grid, at, row, run, scratch, ones_table, ones_table, one * v,
                                 cz_table + 8 * block, cz_table + bz + 8 * block, bz, ones_table, ones_table,
-                                one * u, out)
+                                one, one, one * u, out)
                     done += run
             for k in range(2):
                 if work[26 + k] == 0:

@@ -56,3 +56,25 @@ def population(u_iso, u_star, use_aniso, orthogonalization, scale, weights, extr
             extra = max(abs(extras[i, a]), least_extra)
             result[result.shape[0] - 1, low] += weight * extra * extra
     return n_atoms, largest, math.sqrt(heaviest)
+
+
+@jit
+def sharpest(aliases, noises, histogram, norms, wanted, rounding, bound):
+    """:meth:`ErrorModel.sharpening`: the largest number of the ladder with errors within the bound, or -1."""
+    for p in range(aliases.shape[0] - 1, -1, -1):
+        noise = 0.0
+        for t in range(histogram.shape[0]):
+            for e in range(histogram.shape[1]):
+                noise += noises[p, t, e] * histogram[t, e]
+        worst = 0.0
+        for order in range(3):
+            if not wanted[order]:
+                continue
+            found = 0.0
+            for t in range(histogram.shape[0]):
+                for e in range(histogram.shape[1]):
+                    found += aliases[p, order, t, e] * histogram[t, e]
+            worst = max(worst, found / norms[order])
+        if worst + rounding * rounding * noise / norms[0] <= bound:
+            return p
+    return -1

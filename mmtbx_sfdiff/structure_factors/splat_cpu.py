@@ -20,9 +20,10 @@ from __future__ import annotations
 import math
 
 from .gaussian_cpu import cut as cut_of
-from .gaussian_cpu import LARGEST_EXPONENT, gaussian, jit, outline, pair_terms, row_range, touches, wrap
+from .gaussian_cpu import LARGEST_EXPONENT, gaussian, jit, next_plane, oblique_tables, outline, pair_terms
+from .gaussian_cpu import row_range, touches, wrap
 from .gaussian_cpu import shape as shape_of
-from .vector_code import add_rows, add_rows_oblique, store_gaussian, store_plane
+from .vector_code import add_rows, add_rows_oblique, multiply, store_gaussian, store_plane
 
 
 @jit
@@ -42,7 +43,11 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
     limit = LARGEST_EXPONENT[0] if grid.itemsize == 4 else LARGEST_EXPONENT[1]
     bx, by, bz = box
     x_table, y_table, cy_table = 0, 2 * bx, 2 * bx + 2 * by
-    z_table, cz_table, yz_table = cy_table + 2 * by, cy_table + 2 * by + 2 * bz, cy_table + 2 * by + 4 * bz
+    xy_tables = cy_table + 2 * by
+    z_table = xy_tables + 4 * by
+    cz_table = z_table + 2 * bz
+    tables = xy_tables, xy_tables + 2 * by, cz_table, cz_table + 2 * bz
+    yz_table = cz_table + 4 * bz
     ones_table = yz_table + 2 * by * bz
     scratch[ones_table] = one
     n_all = n_terms + (1 if has_constant else 0)
@@ -94,13 +99,14 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
             if 8 * n_x > bx or 8 * n_y > by or 8 * n_z > bz:
                 return -1
             # What the blocks of eight have to spare goes to both ends.
+            j0 -= (8 * n_y - (int(math.floor(sy + hy)) - j0 + 1)) // 2
             k0 -= (8 * n_z - (int(math.floor(sz + hz)) - k0 + 1)) // 2
             v0, w0 = j0 - sy, k0 - sz
             shape = shape_of(work, hx, hy, hz, limit)
             crossed = work[3] != 0 or work[15] != 0 or shape > 0
             for k in range(2):
                 o = 12 * k
-                if not crossed:
+                if shape < 2:
                     store_gaussian(scratch, x_table + k * bx, n_x, zero, zero, one * work[o], one * (i0 - sx))
                     store_gaussian(scratch, y_table + k * by, n_y, zero, zero, one * work[o + 1], one * v0)
                 if shape == 0:
@@ -108,8 +114,12 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
                 elif shape == 1:
                     store_plane(scratch, yz_table + k * by * bz, n_z, int(math.floor(sy + hy)) - j0 + 1, bz,
                                 one * (2 * work[o + 5]), one * work[o + 2], one * v0, one * w0)
+            if crossed and shape < 2:
+                oblique_tables(work, scratch, shape, tables, box, n_y, n_z, i0 - sx, v0, w0)
             kz = wrap(k0, nz)
             for i in range(i0, i1 + 1):
+                if crossed and shape < 2 and i > i0:
+                    next_plane(scratch, shape, tables, box, n_y, n_z)
                 ix = wrap(i, nx)
                 if not slab[0] <= ix < slab[1]:
                     continue
@@ -126,17 +136,11 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
                     continue
                 x0, x1 = one * work[26], one * work[27]
                 if shape < 2:
+                    x0 *= scratch[x_table + i - i0]
+                    x1 *= scratch[x_table + bx + i - i0]
                     if crossed:
                         for k in range(2):
-                            o = 12 * k
-                            store_gaussian(scratch, cy_table + k * by, n_y, one * (work[o] * u * u),
-                                           one * (2 * work[o + 3] * u), one * work[o + 1], one * v0)
-                            if shape == 1:
-                                store_gaussian(scratch, cz_table + k * bz, n_z, zero,
-                                               one * (2 * work[o + 4] * u), zero, one * w0)
-                    else:
-                        x0 *= scratch[x_table + i - i0]
-                        x1 *= scratch[x_table + bx + i - i0]
+                            multiply(scratch, cy_table + k * by, y_table + k * by, xy_tables + k * by, n_y)
                 z_used = cz_table if shape else z_table
                 y_used = cy_table if crossed else y_table
                 done = 0

@@ -120,6 +120,25 @@ def store_gaussian(typing, table, offset, n_blocks, a, b, c, first):
 
 
 @intrinsic
+def multiply(typing, table, offset, x, y, n_blocks):
+    """table[offset + i] = table[x + i] table[y + i] for 8 n_blocks values of i."""
+    dtype = table.dtype
+    signature = types.void(table, *[types.int64] * 4)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        table, offset, x, y, n_blocks = args
+        data = v.data(signature.args[0], table)
+        with cgutils.for_range(builder, n_blocks) as loop:
+            start = builder.mul(loop.index, _i64(LANES))
+            x_value, y_value = (v.load(data, builder.add(at, start)) for at in (x, y))
+            v.store(v.mul(x_value, y_value), data, builder.add(offset, start))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
 def store_plane(typing, table, offset, n_blocks, n_rows, width, b, c, first_row, first):
     """table[offset + j width + i] = exp(-(b y t + c t^2)), y = first_row + j, t = first + i.
 
@@ -252,16 +271,16 @@ def add_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y, x1,
 
 
 @intrinsic
-def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2, u,
-                        out):
-    """As :func:`add_moments` under zk[lane] yk[j] yzk[j width + lane]."""
+def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2, x1,
+                        x2, u, out):
+    """As :func:`add_moments` under xk zk[lane] yk[j] yzk[j width + lane]."""
     dtype = grid.dtype
     signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, dtype,
-                           *[types.int64] * 5, dtype, types.int64)
+                           *[types.int64] * 5, *[dtype] * 3, types.int64)
 
     def generate(context, builder, signature, args):
         v = _Builder(context, builder, dtype)
-        grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2, u, out = args
+        grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2, x1, x2, u, out = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
 
         def weigh(k, j):
@@ -270,7 +289,8 @@ def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, firs
 
         sums = _row_moments(v, builder, n_rows, first_y, weigh,
                             lambda j: v.load(data, builder.add(start, builder.mul(j, stride))))
-        _add_moments(v, builder, sums, (v.load(values, z1), v.load(values, z2)), u, values, out)
+        scales = v.mul(v.fill(x1), v.load(values, z1)), v.mul(v.fill(x2), v.load(values, z2))
+        _add_moments(v, builder, sums, scales, u, values, out)
         return context.get_dummy_value()
 
     return signature, generate
