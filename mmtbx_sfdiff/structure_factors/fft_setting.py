@@ -6,6 +6,7 @@ on the atoms' parameters is kept with the Miller plan.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import weakref
 
@@ -85,7 +86,17 @@ class TermTable:
         a, b = np.take_along_axis(a, order, 1), np.take_along_axis(b, order, 1)
         return cls(np.ascontiguousarray(a), np.ascontiguousarray(b * s_sq / 4), c)
 
-    @property
+    @functools.cached_property
+    def largest(self):
+        """Largest |alpha| or constant."""
+        return max(float(np.abs(self.alphas).max(initial=0.0)), float(np.abs(self.constants).max(initial=0.0)))
+
+    @functools.cached_property
+    def widest(self):
+        """Largest exponent of a term."""
+        return max(float(self.exponents[self.alphas != 0].max(initial=0.0)), 0.0)
+
+    @functools.cached_property
     def typical_factor(self):
         """Size of a form factor in the middle of the band."""
         alphas, exponents = self.with_constants()
@@ -168,12 +179,15 @@ class Population:
         Largest exponent of an atom in any direction.
     heaviest : float
         Largest weight.
+    extra : float
+        Largest f' or f''.
     """
 
     histogram: np.ndarray
     n_atoms: int
     largest: float
     heaviest: float
+    extra: float
 
 
 def _population(values, atoms, cache, wanted=None):
@@ -190,7 +204,8 @@ def _population(values, atoms, cache, wanted=None):
     histogram, n_atoms, largest, heaviest = of(u_iso, u_star, weights, extras, least, atoms, cache)
     if not n_atoms:
         histogram[0, error_model.N_E // 2] = 1.0
-    return Population(histogram, max(n_atoms, 1), largest, heaviest)
+    extra = max((float(value.detach().abs().max()) for value in extras), default=0.0)
+    return Population(histogram, max(n_atoms, 1), largest, heaviest, extra)
 
 
 def _compiled_population(u_iso, u_star, weights, extras, least, atoms, cache):
@@ -300,8 +315,7 @@ def choose_setting(values, atoms, plan, accuracy, memory, wanted=None, populatio
     tolerance = model.tolerance(norms, n_atoms, accuracy, max(n_terms, 1)) * slack
     typical = math.sqrt(histogram[:-1].sum() / n_atoms)
     cuts = model.cut_table(index, norms, orders)
-    size = max(float(np.abs(cache.table.alphas).max(initial=0.0)), float(np.abs(cache.table.constants).max())
-               + max(float(value.detach().abs().max()) for value in values[4:]), cache.table.typical_factor)
+    size = max(cache.table.largest + found.extra, cache.table.typical_factor)
     lowest = math.log(tolerance / (size * max(found.heaviest, typical)))
     return found, Setting(
         grid=cache.grid(dims), dtype=dtype, sharpening=sharpening, s_sq=cache.s_sq, cuts=cuts,
@@ -329,8 +343,7 @@ def _storage(dims, dtype):
 
 def _box(cache, dims, largest, lowest, sharpening, cuts):
     """Points along each axis that no atom's Gaussians exceed, rounded up to eight."""
-    exponents = cache.table.exponents[cache.table.alphas != 0]
-    width = max(largest + max(exponents.max(initial=0.0), 0.0) - sharpening, 0.1)
+    width = max(largest + cache.table.widest - sharpening, 0.1)
     # Cuts grow with the width and with the amplitude.
     table, _, _, level_first, level_step = cuts
     column = int(min(max((lowest - level_first) / level_step, 0), table.shape[1] - 1))

@@ -62,19 +62,20 @@ def population(u_iso, u_star, use_aniso, orthogonalization, scale, weights, extr
 def sharpest(aliases, noises, histogram, norms, wanted, rounding, bound):
     """:meth:`ErrorModel.sharpening`: the largest number of the ladder with errors within the bound, or -1."""
     for p in range(aliases.shape[0] - 1, -1, -1):
+        worst = 0.0
+        for order in range(3):
+            if wanted[order]:
+                found = 0.0
+                for t in range(histogram.shape[0]):
+                    for e in range(histogram.shape[1]):
+                        found += aliases[p, order, t, e] * histogram[t, e]
+                worst = max(worst, found / norms[order])
+        if worst > bound:
+            continue
         noise = 0.0
         for t in range(histogram.shape[0]):
             for e in range(histogram.shape[1]):
                 noise += noises[p, t, e] * histogram[t, e]
-        worst = 0.0
-        for order in range(3):
-            if not wanted[order]:
-                continue
-            found = 0.0
-            for t in range(histogram.shape[0]):
-                for e in range(histogram.shape[1]):
-                    found += aliases[p, order, t, e] * histogram[t, e]
-            worst = max(worst, found / norms[order])
         if worst + rounding * rounding * noise / norms[0] <= bound:
             return p
     return -1

@@ -125,8 +125,13 @@ def run(*phases):
                 return team.run(phases)
             finally:
                 team.busy.release()
-    for phase in phases:
-        results = [function() for function in phase]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for phase in phases:
+            results = [function() for function in phase]
+    finally:
+        torch.set_num_threads(threads)
     return results
 
 
