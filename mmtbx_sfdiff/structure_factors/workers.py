@@ -10,6 +10,7 @@ its phases the threads wait for one another awake, and afterwards they stay awak
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -148,7 +149,28 @@ if hasattr(os, "register_at_fork"):
 
 def n_workers():
     """As many as torch would use."""
-    return torch.get_num_threads()
+    return _allowed.number or torch.get_num_threads()
+
+
+class _Allowed(threading.local):
+    number = 0
+
+
+_allowed = _Allowed()
+
+
+@contextlib.contextmanager
+def own_threads():
+    """Keep this thread's torch operations out of torch's pool, of which the threads would go on spinning beside
+    those here; :func:`n_workers` stays what it was."""
+    threads, before = torch.get_num_threads(), _allowed.number
+    _allowed.number = before or threads
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _allowed.number = before
+        torch.set_num_threads(threads)
 
 
 def shares(n, count):
