@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from . import error_model, splatting
-from .direct import _Parameters
 from .error_model import ErrorModel
 from .grid_plan import grid_dims, make_grid_plan
 
@@ -422,11 +421,18 @@ def estimated_time(atoms, plan, accuracy, memory):
     FFTUnsuitable
         As :func:`fft`.
     """
-    parameters = _Parameters(atoms, atoms.batch_shape)
-    values = (parameters.sites, parameters.u_iso, parameters.u_star, parameters.weights, parameters.fp,
-              parameters.fdp)
+    batch = atoms.batch_shape
+
+    def flat(value, tail=1):
+        return value.expand(*batch, *value.shape[value.ndim - tail:]).reshape(-1, *value.shape[value.ndim - tail:])
+
+    # The sites do not matter.
+    with torch.no_grad():
+        values = (None, flat(torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)),
+                  flat(torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0), 2),
+                  flat(atoms.occupancies * atoms.site_weights.to(atoms.dtype)), flat(atoms.fp), flat(atoms.fdp))
     cache = _cache(plan, atoms)
     found = _population(values, atoms, cache)
-    n_models = len(parameters.weights)
+    n_models = len(values[1])
     key = _choose(cache, plan, found.histogram, found.n_atoms / n_models, accuracy, memory, (0,))
     return n_models * cache.costs[key] * (2 if found.histogram[-1].any() else 1)
