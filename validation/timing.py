@@ -1,15 +1,16 @@
-"""Time against accuracy of structure factors and their gradients, here and in cctbx, gemmi, SFcalculator and
-torchref.
+"""Time against accuracy of structure factors and their gradients, here, in cctbx and in gemmi.
 
-    python -m validation.timing [entry ...] [--accuracy 1e-3 1e-4 1e-5] [--rounds 7] [--threads 2] [--output
-    timing]
+    python -m validation.timing [entry ...] [--accuracy 1e-3 1e-4 1e-5] [--rounds 7] [--threads 2]
+        [--output timing] [--append]
 
 Every entry is timed in one process with the methods taking turns, so that whatever else the machine does hits
 all of them; the table gives medians and, because a busy machine spoils medians, minima.  Every time stands
 beside the error of what was timed, against direct summation.  A method of another package is run where that
 package is installed.
 
-Writes <output>.json, and <output>.png (time against error) where matplotlib is installed.
+Writes <output>.json, <output>_accuracy.png (time against error) and <output>_size.png (time against atoms times
+reflections).  With --append the entries are added to those of the file that is there, so that a long
+measurement can be made in pieces.
 """
 from __future__ import annotations
 
@@ -68,21 +69,12 @@ class Case:
         self.atoms = sfdiff.Atoms.from_cctbx(structure, dtype=torch.float32)
         self.crystal = self.atoms.crystal
         self.indices = self.crystal.build_miller_indices(d_min)
-        self.set = miller.set(
-    structure.crystal_symmetry(),
-    as_flex_miller_index(
-        self.indices),
-         anomalous_flag=False)
+        self.set = miller.set(structure.crystal_symmetry(), as_flex_miller_index(self.indices),
+                              anomalous_flag=False)
         exact = sfdiff.Atoms.from_cctbx(structure)
         leaves = [getattr(exact, name).clone().requires_grad_() for name in ("sites_cart", "u_iso")]
-        f = sfdiff.structure_factors(
-    exact.replace(
-        sites_cart=leaves[0],
-        u_iso=leaves[1]),
-        self.crystal,
-        self.indices,
-        method="direct",
-         memory=2 ** 30)
+        f = sfdiff.structure_factors(exact.replace(sites_cart=leaves[0], u_iso=leaves[1]), self.crystal,
+                                     self.indices, method="direct", memory=2 ** 30)
         rng = torch.Generator().manual_seed(0)
         noise = torch.view_as_complex(torch.randn((*f.shape, 2), generator=rng, dtype=torch.float64))
         #: dT/dF of a residual of the size of F's own fluctuations.
@@ -95,12 +87,8 @@ class Case:
     def ours(self, method, accuracy):
         def forward():
             with torch.no_grad():
-                return sfdiff.structure_factors(
-    self.atoms,
-    self.crystal,
-    self.indices,
-    method=method,
-     accuracy=accuracy)
+                return sfdiff.structure_factors(self.atoms, self.crystal, self.indices, method=method,
+                                                accuracy=accuracy)
 
         def gradient():
             leaves = [getattr(self.atoms, name).clone().requires_grad_() for name in ("sites_cart", "u_iso")]
@@ -202,16 +190,9 @@ def run_case(case, accuracies, rounds, others):
             methods["gemmi"] = forward, gradient
         except ImportError:
             pass
-    result = {
-    "entry": case.name,
-    "space_group": case.crystal.space_group_symbol,
-    "n_atoms": case.atoms.n_atoms,
-    "n_anisotropic": int(
-        case.atoms.use_u_aniso.sum()),
-        "n_reflections": len(
-            case.indices),
-            "d_min": case.d_min,
-             "methods": {}}
+    result = {"entry": case.name, "space_group": case.crystal.space_group_symbol, "n_atoms": case.atoms.n_atoms,
+              "n_anisotropic": int(case.atoms.use_u_aniso.sum()), "n_reflections": len(case.indices),
+              "d_min": case.d_min, "methods": {}}
     for name, (forward, gradient) in methods.items():
         if gradient is None:
             entry = {"errors": case.errors(adapters[name](forward()))}
@@ -219,8 +200,8 @@ def run_case(case, accuracies, rounds, others):
             entry = {"errors": case.errors(*gradient())}
         result["methods"][name] = entry
     for what, which in (("forward_s", 0), ("gradient_s", 1)):
-        times = measure({name: pair[which]
-                        for name, pair in methods.items() if pair[which] is not None}, rounds)
+        calls = {name: pair[which] for name, pair in methods.items() if pair[which] is not None}
+        times = measure(calls, rounds)
         for name, values in times.items():
             result["methods"][name][what] = {"median": statistics.median(values), "minimum": min(values)}
     result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -237,27 +218,36 @@ def floor(case, accuracies, rounds):
     a = torch.randn(1024, 1024)
     rate = 2 * 1024 ** 3 / min(measure({"": lambda: a @ a}, rounds)[""])
     plan = miller_plan(case.crystal, case.indices)
+    parameters = _Parameters(case.atoms, ())
+    values = tuple(getattr(parameters, name) for name in ("sites", "u_iso", "u_star", "weights", "fp", "fdp"))
     result = {}
     for accuracy in accuracies:
-        setting = choose_setting(_Parameters(case.atoms, ()), plan, accuracy, 2 ** 28)
-        grid = torch.randn(setting.grid.dims, dtype=setting.dtype)
-        transform = min(measure({"": lambda: torch.fft.rfftn(grid)}, rounds)[""])
-        e = 2 * math.pi ** 2 * setting.s_sq * case.atoms.u_iso.double().numpy() - setting.sharpening
-        table, first, step, level_first, level_step = setting.cuts
-        points = 0.0
-        kinds = case.atoms.type_index.numpy()
-        per_volume = setting.grid.n_points / case.crystal.volume
-        for k in range(setting.table.alphas.shape[1]):
-            width = np.maximum(e + setting.table.exponents[kinds, k], 0.05)
-            alpha = np.abs(setting.table.alphas[kinds, k]) + 1e-9
-            i = np.clip((np.log(width) - first) / step, 0, table.shape[0] - 1).astype(int)
-            j = np.clip((np.log(setting.tolerance / alpha) - level_first) / \
-                        level_step, 0, table.shape[1] - 1).astype(int)
-            radius = np.sqrt(width * np.maximum(table[i, j], 0) / setting.s_sq) / math.pi
-            points += (4 / 3 * math.pi * radius ** 3 * per_volume).sum()
-        result[f"{accuracy:g}"] = {"grid": list(setting.grid.dims), "fft_s": transform, "points": points,
-                                   "multiply_add_s": 2 * points / rate}
+        for what, wanted in (("forward_s", None), ("gradient_s", (True, True, False, False, False, False))):
+            _, setting = choose_setting(values, case.atoms, plan, accuracy, 2 ** 28, wanted)
+            grid = torch.randn(setting.grid.dims, dtype=setting.dtype)
+            transform = min(measure({"": lambda: torch.fft.rfftn(grid)}, rounds)[""])
+            points = gaussian_points(case, setting)
+            result.setdefault(f"{accuracy:g}", {})[what] = {
+                "grid": list(setting.grid.dims), "fft_s": transform, "points": points,
+                "multiply_add_s": 2 * points / rate}
     return result
+
+
+def gaussian_points(case, setting):
+    """Grid points within all the Gaussians."""
+    e = 2 * math.pi ** 2 * setting.s_sq * case.atoms.u_iso.double().numpy() - setting.sharpening
+    table, first, step, level_first, level_step = setting.cuts
+    points = 0.0
+    kinds = case.atoms.type_index.numpy()
+    per_volume = setting.grid.n_points / case.crystal.volume
+    for k in range(setting.table.alphas.shape[1]):
+        width = np.maximum(e + setting.table.exponents[kinds, k], 0.05)
+        level = np.log(setting.tolerance / (np.abs(setting.table.alphas[kinds, k]) + 1e-9))
+        i = np.clip((np.log(width) - first) / step, 0, table.shape[0] - 1).astype(int)
+        j = np.clip((level - level_first) / level_step, 0, table.shape[1] - 1).astype(int)
+        radius = np.sqrt(width * np.maximum(table[i, j], 0) / setting.s_sq) / math.pi
+        points += (4 / 3 * math.pi * radius ** 3 * per_volume).sum()
+    return float(points)
 
 
 def summarise(results, statistic):
@@ -279,13 +269,16 @@ def summarise(results, statistic):
                     met.append(error)
                     theirs.append(max(other["errors"][:n_errors]))
                     limit = result["floor"][name.split()[1]]
-                    limits.append(seconds / (limit["fft_s"] + limit["multiply_add_s"]))
+                    needed = limit["forward_s"]["fft_s"] + limit["forward_s"]["multiply_add_s"]
+                    if what == "gradient_s":
+                        needed += limit[what]["fft_s"] + limit[what]["multiply_add_s"]
+                    limits.append(seconds / needed)
                 if ratios:
                     lines.append(
-    f"{method:5s} {what[:-2]:9s} error <= {bound:g}: cctbx fft / ours = "
-    f"{statistics.median(ratios):5.2f} (from {min(ratios):.2f} to {max(ratios):.2f}, "
-    f"{len(ratios)} entries); error {statistics.median(met):.1e}, cctbx "
-    f"{statistics.median(theirs):.1e}; ours / limit {statistics.median(limits):.1f}")
+                        f"{method:5s} {what[:-2]:9s} error <= {bound:g}: cctbx fft / ours = "
+                        f"{statistics.median(ratios):5.2f} (from {min(ratios):.2f} to {max(ratios):.2f}, "
+                        f"{len(ratios)} entries); error {statistics.median(met):.1e}, cctbx "
+                        f"{statistics.median(theirs):.1e}; ours / limit {statistics.median(limits):.1f}")
     return lines
 
 
@@ -300,13 +293,8 @@ def scaling(rounds, accuracy=1e-4, d_min=2.0):
         structure = xray.structure(crystal_symmetry=crystal.symmetry(
             unit_cell=(length * 0.8, length, length * 1.25, 90, 90, 90), space_group_symbol="P 21 21 21"))
         for i in range(n):
-            structure.add_scatterer(
-    xray.scatterer(
-        "CCCNO"[
-            i %
-            5], site=tuple(
-                rng.random(3)), u=rng.uniform(
-                    0.2, 0.8)))
+            structure.add_scatterer(xray.scatterer("CCCNO"[i % 5], site=tuple(rng.random(3)),
+                                                   u=rng.uniform(0.2, 0.8)))
         structure.scattering_type_registry(d_min=d_min, table="n_gaussian")
         atoms = sfdiff.Atoms.from_cctbx(structure, dtype=torch.float32)
         indices = atoms.crystal.build_miller_indices(d_min)
@@ -318,15 +306,20 @@ def scaling(rounds, accuracy=1e-4, d_min=2.0):
     return {n: {"median": statistics.median(t), "minimum": min(t)} for n, t in times.items()}
 
 
-def plot(results, path):
+# Okabe and Ito's colours, and a marker each.
+_STYLES = {"fft": ("#0072B2", "o"), "auto": ("#009E73", "s"), "direct": ("#E69F00", "^"),
+           "cctbx fft": ("#D55E00", "D"), "cctbx direct": ("#CC79A7", "v"), "gemmi": ("#000000", "P")}
+_LABELS = {"fft": "this package, fft", "auto": "this package, auto", "direct": "this package, direct"}
+_PANELS = (("forward_s", 1, "structure factors"), ("gradient_s", None, "structure factors and gradients"))
+
+
+def plot_accuracy(results, path):
     """Time against error, medians over the entries, one line a method."""
-    import matplotlib
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5))
-    for panel, what, n_errors in ((axes[0], "forward_s", 1), (axes[1], "gradient_s", None)):
-        for family in ("fft", "auto", "direct", "cctbx fft", "cctbx direct", "gemmi"):
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    for panel, (what, n_errors, title) in zip(axes, _PANELS):
+        for family, (colour, marker) in _STYLES.items():
             points = {}
             for result in results:
                 base = result["methods"]["cctbx fft"][what]["median"]
@@ -334,15 +327,58 @@ def plot(results, path):
                     if (name == family or name.rsplit(" ", 1)[0] == family) and what in entry:
                         points.setdefault(name, []).append(
                             (max(entry["errors"][:n_errors]), entry[what]["median"] / base))
+            # A method that was run on a few entries only has no median over all of them.
             xy = sorted(tuple(statistics.median(column) for column in zip(*values))
-                        for values in points.values())
+                        for values in points.values() if len(values) > len(results) / 2)
             if xy:
-                panel.plot(*zip(*xy), "o-", label=family)
-        panel.set(xscale="log", yscale="log", xlabel="relative error",
-                  ylabel="time / cctbx fft", title=what[:-2])
-        panel.legend()
+                panel.plot(*zip(*xy), marker=marker, color=colour, label=_LABELS.get(family, family))
+        panel.set(xscale="log", yscale="log", xlabel="relative L2 error (the largest of those calculated)",
+                  title=title)
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("time / time of cctbx fft")
+    axes[0].legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def plot_size(results, path, accuracy=1e-4):
+    """Time against atoms times reflections, one point an entry and method."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    names = {"fft": f"fft {accuracy:g}", "auto": f"auto {accuracy:g}", "direct": "direct",
+             "cctbx fft": "cctbx fft", "cctbx direct": "cctbx direct", "gemmi": "gemmi"}
+    for panel, (what, _, title) in zip(axes, _PANELS):
+        for family, name in names.items():
+            colour, marker = _STYLES[family]
+            xy = sorted((r["n_atoms"] * r["n_reflections"], 1e3 * r["methods"][name][what]["median"])
+                        for r in results if what in r["methods"].get(name, {}))
+            if xy:
+                panel.plot(*zip(*xy), marker, color=colour, ms=5, alpha=0.8,
+                           label=_LABELS.get(family, family) + (f", {accuracy:g}" if family in _LABELS
+                                                                and family != "direct" else ""))
+        panel.set(xscale="log", yscale="log", xlabel="atoms x reflections of the asymmetric unit", title=title)
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("time, ms")
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def write(report, output):
+    """JSON, and the figures where matplotlib is installed."""
+    temporary = pathlib.Path(f"{output}.json.part")
+    temporary.write_text(json.dumps(report, indent=1))
+    os.replace(temporary, f"{output}.json")
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    plot_accuracy(report["results"], f"{output}_accuracy.png")
+    plot_size(report["results"], f"{output}_size.png")
 
 
 def main(arguments=None):
@@ -356,13 +392,20 @@ def main(arguments=None):
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--others", nargs="*", default=["gemmi"], help="gemmi, 'cctbx direct'")
     parser.add_argument("--output", default="timing")
+    parser.add_argument("--append", action="store_true", help="add to the results in <output>.json")
+    parser.add_argument("--no-scaling", action="store_true", help="leave out 2,000 against 20,000 atoms")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     directory = pathlib.Path(options.directory)
     chosen = entries_with(directory, 0 if options.entries else options.atoms)
     if options.entries:
         chosen = [(entry, d_min) for entry, d_min in chosen if entry in options.entries]
-    results = []
+    before = {}
+    if options.append and pathlib.Path(options.output + ".json").exists():
+        before = json.loads(pathlib.Path(options.output + ".json").read_text())
+        if before["machine"]["threads"] != options.threads:
+            parser.error(f"{options.output}.json was measured with {before['machine']['threads']} threads")
+    results = [r for r in before.get("results", []) if r["entry"] not in {entry for entry, _ in chosen}]
     for entry, d_min in chosen:
         try:
             results.append(run_case(Case(read_structure(directory, entry), d_min, entry), options.accuracy,
@@ -381,29 +424,23 @@ def main(arguments=None):
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                "threads": torch.get_num_threads(), "torch": torch.__version__, "load": os.getloadavg()}
     if pathlib.Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in open(
-            "/proc/cpuinfo") if line.startswith("model name")]
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         machine["processor"] = names[0] if names else machine["processor"]
-    report = {
-    "machine": machine,
-    "rounds": options.rounds,
-    "results": results,
-    "scaling": scaling(
-        options.rounds)}
+    report = {"machine": machine, "rounds": options.rounds, "results": results}
+    if options.no_scaling:
+        report["scaling"] = before.get("scaling")
+    else:
+        report["scaling"] = {str(n): found for n, found in scaling(options.rounds).items()}
+    large = [r for r in results if r["n_atoms"] >= options.atoms]
     for statistic in ("median", "minimum"):
-        report[f"summary_{statistic}"] = summarise(results, statistic)
-        print(
-            f"\n{statistic} of {options.rounds} rounds, {machine['threads']} threads, {machine['processor']}")
+        report[f"summary_{statistic}"] = summarise(large, statistic)
+        print(f"\n{statistic} of {options.rounds} rounds, {machine['threads']} threads, {machine['processor']}")
         print("\n".join(report[f"summary_{statistic}"]))
-    few, many = (report["scaling"][n]["minimum"] for n in (2000, 20000))
-    print(f"20,000 atoms take {many / few / 10:.2f} times ten times 2,000")
-    temporary = pathlib.Path(options.output + ".json.part")
-    temporary.write_text(json.dumps(report, indent=1))
-    os.replace(temporary, options.output + ".json")
-    try:
-        plot(results, options.output + ".png")
-    except ImportError:
-        pass
+    if report["scaling"]:
+        few, many = (report["scaling"][n]["minimum"] for n in ("2000", "20000"))
+        print(f"20,000 atoms take {many / few / 10:.2f} times ten times 2,000")
+    write(report, options.output)
     return 0
 
 
