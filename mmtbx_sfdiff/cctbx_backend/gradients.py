@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from cctbx import adptbx, xray
 from cctbx.array_family import flex
 from cctbx.xray.structure_factors.gradients_base import gradients_base
 from libtbx.utils import Sorry
 
-from ..structure_factors import structure_factors
+from ..structure_factors import structure_factor_gradients
 from .conversion import as_complex_tensor, atoms_of, miller_tensor
 from .settings import Settings, usable_device
 
@@ -130,19 +129,15 @@ def _gradients(xray_structure, miller_set, d_target_d_f_calc, flags, settings):
         return values
     device = usable_device(settings.device)
     atoms = atoms_of(xray_structure, settings.dtype, device)
-    leaves = [getattr(atoms, name).clone().requires_grad_() for name in wanted]
     try:
-        with torch.enable_grad():
-            f_calc = structure_factors(
-                atoms.replace(**dict(zip(wanted, leaves))), atoms.crystal, miller_tensor(miller_set, device),
-                method=settings.method, accuracy=settings.accuracy, memory=settings.memory)
-        found = torch.autograd.grad(
-            f_calc, leaves, as_complex_tensor(d_target_d_f_calc, settings.dtype, device), allow_unused=True)
+        found = structure_factor_gradients(
+            atoms, atoms.crystal, miller_tensor(miller_set, device),
+            as_complex_tensor(d_target_d_f_calc, settings.dtype, device), parameters=wanted, method=settings.method,
+            accuracy=settings.accuracy, memory=settings.memory)
     except ValueError as error:
         raise Sorry(str(error)) from error
     for name, gradient in zip(wanted, found):
-        if gradient is not None:
-            values[name] = gradient.cpu().numpy().astype(np.float64)
+        values[name] = gradient.cpu().numpy().astype(np.float64)
     return values
 
 

@@ -1,12 +1,15 @@
 """Structure factors: one table of methods, one signature."""
 from __future__ import annotations
 
+import torch
+
 from ..crystal import as_miller_tensor
 from .direct import DEFAULT_MEMORY, direct
 from .fft import fft
 from .fft_setting import LEAST_ACCURACY, estimated_time
 from .miller_plan import miller_plan
 from .splatting import FFTUnsuitable
+from .values import without_values
 
 METHODS = {"direct": direct, "fft": fft}
 # Measured on one core, ns: a term of direct summation as a matrix product, a term that does not separate, and what
@@ -65,6 +68,38 @@ def structure_factors(atoms, crystal, miller_indices, method="auto", accuracy=1e
                 pass
         method = "direct"
     return METHODS[method](atoms, atoms.crystal, indices, accuracy=accuracy, memory=memory)
+
+
+def structure_factor_gradients(atoms, crystal, miller_indices, d_target_d_f, parameters=("sites_cart",), method="auto",
+                               accuracy=1e-4, memory=DEFAULT_MEMORY):
+    """Gradients of a target whose derivative by the structure factors is known, without computing these.
+
+    Parameters
+    ----------
+    atoms, crystal, miller_indices, method, accuracy, memory
+        See :func:`structure_factors`.
+    d_target_d_f : torch.Tensor
+        (..., n) complex, dT/dRe(F) + i dT/dIm(F), as autograd has it.
+    parameters : sequence of str
+        Which of sites_cart, u_iso, u_star, occupancies, fp, fdp.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        In the shape of each parameter.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`structure_factors`.
+    """
+    leaves = [getattr(atoms, name).detach().clone().requires_grad_() for name in parameters]
+    with torch.enable_grad(), without_values():
+        f = structure_factors(atoms.replace(**dict(zip(parameters, leaves))), crystal, miller_indices, method=method,
+                              accuracy=accuracy, memory=memory)
+    gradients = torch.autograd.grad(f, leaves, d_target_d_f.to(f.dtype), allow_unused=True)
+    return tuple(torch.zeros_like(leaf) if gradient is None else gradient
+                 for leaf, gradient in zip(leaves, gradients))
 
 
 def _fft_is_faster(atoms, indices, accuracy, memory):

@@ -19,6 +19,7 @@ from . import splatting
 from .direct import DEFAULT_MEMORY
 from .fft_setting import LEAST_ACCURACY, choose_setting, complex_of
 from .miller_plan import miller_plan
+from .values import values_wanted
 
 
 def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY):
@@ -93,6 +94,8 @@ class _Transform(torch.autograd.Function):
             engine = splatting.engine(sites.device)
             dispersion = bool((fdp != 0).any())
             dtype = complex_of(weights.dtype)
+            if not values_wanted():
+                return torch.zeros((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
             result = torch.empty((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
             for model in range(len(sites)):
                 result[model] = engine.values(_job(atoms, setting, values, model, False, False))
