@@ -102,7 +102,7 @@ class _Flags:
         use_u_iso = scatterers.extract_use_u_iso().as_numpy_array()
         use_u_aniso = scatterers.extract_use_u_aniso().as_numpy_array()
         asked = {}
-        # Asking each scatterer is slow: only where some have the flag and some have not.
+        # Asking each scatterer is slow: only where some have the flag and some have not.  Parameters are counted.
         for name, count, full, method in (
                 ("sites_cart", counts.site, np.ones(n, bool), "grad_site"),
                 ("u_iso", counts.u_iso, use_u_iso, "grad_u_iso"),
@@ -112,7 +112,7 @@ class _Flags:
                 ("fdp", counts.fdp, np.ones(n, bool), "grad_fdp")):
             if count == 0:
                 asked[name] = np.zeros(n, bool)
-            elif count == n and full.all():
+            elif count == n * _LENGTHS[name] and full.all():
                 asked[name] = np.ones(n, bool)
             else:
                 asked[name] = np.fromiter((getattr(s.flags, method)() for s in scatterers), bool, n) & full
