@@ -13,7 +13,6 @@ import functools
 
 import cctbx.xray.structure_factors as xray_structure_factors
 import iotbx.phil
-import mmtbx.f_model
 import mmtbx.f_model.f_model as f_model_module
 import mmtbx.masks
 from cctbx.xray.structure_factors.algorithm import Algorithm, algorithms
@@ -83,7 +82,6 @@ def unregister():
             undo.pop()()
 
 
-@contextlib.contextmanager
 def takeover(method="auto", accuracy=1e-4, device="cpu", mask="binary", mask_gradient=True, scaling=False):
     """Send every F_calc, gradient and mask that cctbx computes through this package, while the context lasts.
 
@@ -102,11 +100,25 @@ def takeover(method="auto", accuracy=1e-4, device="cpu", mask="binary", mask_gra
     mask_gradient : bool
     scaling : bool
         Also ``update_all_scales``, see :func:`register`.
+
+    Returns
+    -------
+    context manager
+
+    Raises
+    ------
+    ValueError
+        An unknown method or mask; an accuracy that is not between 0 and 1.
     """
     if mask not in ("binary", "probe_shrink", "density_cutoff"):
         raise ValueError(f"Unknown mask {mask!r}: choose from binary, probe_shrink, density_cutoff.")
     by_fft = Settings(method=method, accuracy=accuracy, device=device, mask_gradient=mask_gradient)
     direct = Settings(method="direct", device=device, mask_gradient=mask_gradient)
+    return _taken_over(by_fft, direct, mask, scaling)
+
+
+@contextlib.contextmanager
+def _taken_over(by_fft, direct, mask, scaling):
     was_registered, had_scaling = is_registered(), bool(_undo_scaling)
     register(scaling=scaling)
     undo = []
@@ -199,7 +211,7 @@ def _with_mask_params(mask_manager, compute):
 
 
 def _hook_gradients():
-    manager_class = mmtbx.f_model.manager
+    manager_class = f_model_module.manager
     original = manager_class.__dict__["structure_factor_gradients_w"]
 
     def structure_factor_gradients_w(self):
@@ -214,7 +226,7 @@ def _hook_gradients():
 
 
 def _hook_update_xray_structure():
-    original = mmtbx.f_model.manager.update_xray_structure
+    original = f_model_module.manager.update_xray_structure
 
     @functools.wraps(original)
     def update_xray_structure(self, xray_structure=None, update_f_calc=False, update_f_mask=False,
@@ -227,11 +239,11 @@ def _hook_update_xray_structure():
         return original(self, xray_structure=xray_structure, update_f_calc=update_f_calc,
                         update_f_mask=update_f_mask, force_update_f_mask=force_update_f_mask)
 
-    return _set_attribute(mmtbx.f_model.manager, "update_xray_structure", update_xray_structure)
+    return _set_attribute(f_model_module.manager, "update_xray_structure", update_xray_structure)
 
 
 def _hook_update_all_scales():
-    original = mmtbx.f_model.manager.update_all_scales
+    original = f_model_module.manager.update_all_scales
 
     @functools.wraps(original)
     def update_all_scales(self, update_f_part1=True, apply_back_trace=False, params=None, nproc=None, cycles=None,
@@ -249,7 +261,7 @@ def _hook_update_all_scales():
             self, params=params, optimize_mask=optimize_mask, refine_hd_scattering=refine_hd_scattering,
             remove_outliers=remove_outliers, apply_scale_k1_to_f_obs=apply_scale_k1_to_f_obs, log=log)
 
-    return _set_attribute(mmtbx.f_model.manager, "update_all_scales", update_all_scales)
+    return _set_attribute(f_model_module.manager, "update_all_scales", update_all_scales)
 
 
 # Changes and how to take them back.
