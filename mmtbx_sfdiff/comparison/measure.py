@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import inspect
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
 from ..atoms import Atoms
-from ..bulk_solvent import mask_structure_factors, solvent_mask
+from ..bulk_solvent import DEFAULT_MASK, mask_structure_factors, solvent_mask
 from ..cctbx_backend import reference
 from ..crystal import Crystal, as_miller_tensor
 from ..structure_factors import DEFAULT_MEMORY, structure_factors
@@ -32,7 +31,6 @@ from .timing import side_by_side, timed
 # mmtbx takes F_mask to be zero beyond this resolution, Å (``Fmask_res_high``).
 F_MASK_D_MIN = 3.0
 MMTBX_GRID_STEP = 0.6
-DEFAULT_MASK = inspect.signature(solvent_mask).parameters["method"].default
 MMTBX_RADII = {"r_probe": 1.1, "r_shrink": 0.9}
 # Atoms x reflections x operators in the check of the gradients: some 15 s of cctbx's direct summation.
 _GRADIENT_TERMS = 3e8
