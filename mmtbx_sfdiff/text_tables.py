@@ -1,0 +1,45 @@
+"""Tables of text: with colours for a terminal, plain lines where there is none."""
+from __future__ import annotations
+
+import io
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def render(parts, terminal=False, width=None):
+    """Parts one below the other as text.
+
+    Parameters
+    ----------
+    parts : callable
+        Given the box style of the tables, it yields ``rich`` tables and texts.
+    terminal : bool
+        With colours, for a terminal; otherwise plain ASCII lines.
+    width : int, optional
+        Columns; by default the terminal's, or 100.
+
+    Returns
+    -------
+    str
+    """
+    buffer = io.StringIO()
+    console = Console(file=buffer, force_terminal=terminal, no_color=not terminal, highlight=False,
+                      width=width or (None if terminal else 100), emoji=False, markup=False)
+    for part in parts(box.SIMPLE_HEAD if terminal else box.ASCII):
+        if isinstance(part, Table):
+            console.print()
+        console.print(part)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def table(style, names, rows):
+    """A table; the first column and those without a name are text, the others numbers."""
+    result = Table(box=style, show_edge=False, pad_edge=False)
+    for number, name in enumerate(names):
+        result.add_column(name, justify="left" if number == 0 or name == "" else "right", no_wrap=name != "")
+    for row in rows:
+        result.add_row(*(Text(cell) for cell in row))
+    return result
