@@ -234,7 +234,7 @@ class FModel(torch.nn.Module):
         """R-free, likewise; over all reflections where none are free."""
         return self.r_factors()[1]
 
-    def target(self, name="maximum_likelihood", sites_cart=None, f_mask=None):
+    def target(self, name="maximum_likelihood", sites_cart=None, f_mask=None, f_model=None):
         """What a refinement minimises.
 
         Parameters
@@ -242,6 +242,8 @@ class FModel(torch.nn.Module):
         name : {"maximum_likelihood", "least_squares"}
         sites_cart, f_mask
             See :meth:`f_model`.
+        f_model : torch.Tensor, optional
+            (..., n) that :meth:`f_model` gave, where it is known already.
 
         Returns
         -------
@@ -250,7 +252,8 @@ class FModel(torch.nn.Module):
         """
         if name not in TARGETS:
             raise ValueError(f"Unknown target {name!r}: choose from {', '.join(TARGETS)}.")
-        f_model = self.f_model(sites_cart, f_mask)
+        if f_model is None:
+            f_model = self.f_model(sites_cart, f_mask)
         if name == "least_squares":
             return targets.least_squares(self.reflections, f_model, **self._used())
         return targets.maximum_likelihood(self.reflections, f_model, self.alpha_beta(), **self._used())
