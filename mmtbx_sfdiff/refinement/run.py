@@ -23,7 +23,8 @@ from .variables import Curvature, Variables
 
 _WITHOUT_GRADIENT = ("binary",)
 MASK_UPDATES = ("auto", "step", "cycle")
-_FEWEST_REFLECTIONS = 200
+# A macro-cycle of fewer reflections, for each atom, would fit noise.
+_REFLECTIONS_PER_ATOM = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Settings:
     mask_update : {"auto", "step", "cycle"}
         With ``step``, the mask follows every step and its gradient counts; with ``cycle`` it is held fixed within
         a macro-cycle. ``auto``: step, for masks that have a gradient.
+    damping : float
+        In each macro-cycle, shifts are held back by a spring with this share of the curvature that the data are
+        expected to have for a median atom. It keeps atoms that the data hardly see from running away, and does not
+        change where a converged refinement ends.
     learning_rate : float
         Of Adam, Å.
     tolerance : float
@@ -68,6 +73,7 @@ class Settings:
     adp_from_cycle: int = 2
     least_squares_cycles: int = 0
     mask_update: str = "auto"
+    damping: float = 0.05
     learning_rate: float = 0.02
     tolerance: float = 0.002
     remove_outliers: bool = True
@@ -90,6 +96,8 @@ def check_settings(settings):
                         ("least_squares_cycles", 0)):
         if not getattr(settings, name) >= least:
             raise ValueError(f"{name} must be at least {least}, not {getattr(settings, name)!r}.")
+    if not 0 <= settings.damping < math.inf:
+        raise ValueError(f"damping must not be negative, not {settings.damping!r}.")
     for name in ("first_d_min", "learning_rate", "tolerance"):
         if not 0 < getattr(settings, name) < math.inf:
             raise ValueError(f"{name} must be positive, not {getattr(settings, name)!r}.")
@@ -126,7 +134,7 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
     report = report or (lambda step, fraction=None: None)
     history = history or History()
     atoms = fmodel.atoms
-    schedule = resolution_schedule(fmodel.reflections, settings)
+    schedule = resolution_schedule(fmodel.reflections, atoms.n_atoms, settings)
     number = len(history.cycles)
     while number < settings.cycles and not _converged(history, settings, number):
         number += 1
@@ -141,7 +149,7 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
     return result, history
 
 
-def resolution_schedule(reflections, settings):
+def resolution_schedule(reflections, n_atoms, settings):
     """Resolution limits (Å) of the first macro-cycles; None stands for all data."""
     d_min = reflections.d_min
     limits = []
@@ -150,7 +158,7 @@ def resolution_schedule(reflections, settings):
     for i in range(n):
         # Equal steps in the number of reflections would waste cycles: equal steps in 1/d.
         limit = 1 / (1 / first + (1 / d_min - 1 / first) * i / n)
-        enough = int((reflections.d_spacings >= limit).sum()) >= _FEWEST_REFLECTIONS
+        enough = int((reflections.d_spacings >= limit).sum()) >= _REFLECTIONS_PER_ATOM * n_atoms
         if limit > d_min * 1.001 and enough:
             limits.append(limit)
     return limits + [None]
@@ -210,11 +218,11 @@ class _Cycle:
         variables = Variables(fmodel.atoms, sites=settings.sites, adp=adp)
         unit = variables.precondition(curvature)
         vector = variables.vector()
-        first = self._evaluate(variables, vector, 1.0)
+        first = self._evaluate(variables, vector, unit)
         if self.number == 1 and not self.history.steps:
             self._record(first)
         end = minimise(lambda v: self._evaluate(variables, v, unit), vector, settings.steps, settings.minimiser,
-                       settings.learning_rate, self._tolerance(first.value) / unit / 10, self._record)
+                       settings.learning_rate, self._tolerance(first.value * unit) / unit / 10, self._record)
         last = end.info["target"]
         self._close(first, end, last, adp, time.perf_counter() - start)
         with torch.no_grad():
@@ -229,10 +237,13 @@ class _Cycle:
         f_model = fmodel.f_model(f_mask=self.f_mask)
         value = fmodel.target(self.target, f_model=f_model)
         gradient, = torch.autograd.grad(value / unit, vector)
+        value = value.detach()
         with torch.no_grad():
+            penalty, gradient_of_penalty = variables.damping(vector, self.settings.damping)
+            gradient += gradient_of_penalty
             r_work, r_free = targets.r_factors(fmodel.reflections, f_model, **fmodel._used())
         info = {"target": float(value), "r_work": float(r_work), "r_free": self._free(r_free)}
-        return Evaluation(float(value) / unit, gradient, info)
+        return Evaluation(float(value) / unit + penalty, gradient, info)
 
     def _free(self, r_free):
         """For the record only."""

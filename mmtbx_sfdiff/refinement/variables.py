@@ -115,6 +115,14 @@ class Variables:
         self.scale = (all_parts.clamp(min=_LEAST_CURVATURE * unit) / unit).rsqrt()
         return unit
 
+    def damping(self, vector, strength):
+        """(penalty, its gradient (n,)) of shifts: springs of equal strength in Å for all sites."""
+        weight = torch.full_like(self.scale, strength)
+        n = self.sizes[0]
+        weight[:n] *= self.scale[:n].square()
+        gradient = weight * vector.detach()
+        return 0.5 * float(gradient @ vector.detach()), gradient
+
     def __call__(self, vector):
         """The atoms for a vector (n,), with its gradient."""
         atoms = self.atoms
