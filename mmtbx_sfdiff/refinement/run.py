@@ -46,7 +46,7 @@ class Settings:
     adp_from_cycle : int
         First macro-cycle in which displacement parameters are refined.
     least_squares_cycles : int
-        So many macro-cycles by least squares after those by maximum likelihood.
+        So many of the macro-cycles, the last ones, by least squares.
     mask_update : {"auto", "step", "cycle"}
         With ``step``, the mask follows every step and its gradient counts; with ``cycle`` it is held fixed within
         a macro-cycle. ``auto``: step, for masks that have a gradient.
@@ -75,7 +75,7 @@ class Settings:
     mask_update: str = "auto"
     damping: float = 0.05
     learning_rate: float = 0.02
-    tolerance: float = 0.002
+    tolerance: float = 0.01
     remove_outliers: bool = True
 
 
@@ -135,12 +135,11 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
     history = history or History()
     atoms = fmodel.atoms
     schedule = resolution_schedule(fmodel.reflections, atoms.n_atoms, settings)
-    number = len(history.cycles)
-    while number < settings.cycles and not _converged(history, settings, number):
-        number += 1
+    while (target := next_target(history, settings)) is not None:
+        number = len(history.cycles) + 1
         d_min = schedule[min(number, len(schedule)) - 1]
         current = _part(fmodel, atoms, d_min)
-        atoms = _Cycle(current, settings, number, history, report).run()
+        atoms = _Cycle(current, settings, number, target, history, report).run()
         if on_cycle is not None:
             on_cycle(_part(fmodel, atoms, None), history)
     report("scales", None)
@@ -164,21 +163,24 @@ def resolution_schedule(reflections, n_atoms, settings):
     return limits + [None]
 
 
-def _converged(history, settings, number):
-    """Whether the last macro-cycle, at full resolution with everything refined, lowered its target too little."""
-    if not history.cycles:
-        return False
-    last = history.cycles[-1]
-    complete = number >= max(settings.resolution_cycles, settings.adp_from_cycle if settings.adp else 1) + (
-        settings.least_squares_cycles and 1)
-    if not complete or number < settings.cycles and last["target"] != _target(settings, number + 1):
-        return False
-    return last["decrease"] < settings.tolerance
+def next_target(history, settings):
+    """Target of the next macro-cycle, or None when there is to be none.
+
+    Refinement by ``settings.target`` ends with a macro-cycle, at full resolution and with everything refined, that
+    lowers its target by less than the tolerance; the least-squares cycles asked for follow.
+    """
+    done, final = history.cycles, settings.least_squares_cycles
+    if settings.target == "least_squares":
+        final = 0
+    n_final = sum(cycle["target"] != settings.target for cycle in done)
+    if n_final == 0 and len(done) < settings.cycles - final and not _converged(done, settings):
+        return settings.target
+    return "least_squares" if n_final < final else None
 
 
-def _target(settings, number):
-    late = number > settings.cycles - settings.least_squares_cycles
-    return "least_squares" if late else settings.target
+def _converged(cycles, settings):
+    everything = max(settings.resolution_cycles, settings.adp_from_cycle if settings.adp and settings.sites else 1)
+    return len(cycles) >= everything and cycles[-1]["decrease"] < settings.tolerance
 
 
 def _part(fmodel, atoms, d_min):
@@ -194,10 +196,9 @@ def _part(fmodel, atoms, d_min):
 class _Cycle:
     """One macro-cycle."""
 
-    def __init__(self, fmodel, settings, number, history, report):
-        self.fmodel, self.settings, self.number, self.history, self.report = (
-            fmodel, settings, number, history, report)
-        self.target = _target(settings, number)
+    def __init__(self, fmodel, settings, number, target, history, report):
+        self.fmodel, self.settings, self.history, self.report = fmodel, settings, history, report
+        self.number, self.target = number, target
         method = fmodel.mask_options.get("method", DEFAULT_MASK)
         follows = settings.mask_update == "step" or (
             settings.mask_update == "auto" and method not in _WITHOUT_GRADIENT)
