@@ -73,7 +73,7 @@ class Settings:
     adp_from_cycle: int = 2
     least_squares_cycles: int = 0
     mask_update: str = "auto"
-    damping: float = 0.05
+    damping: float = 0.5
     learning_rate: float = 0.02
     tolerance: float = 0.01
     remove_outliers: bool = True
