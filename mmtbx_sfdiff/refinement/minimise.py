@@ -12,7 +12,7 @@ MINIMISERS = ("lbfgs", "adam")
 _HISTORY = 20
 _EVALUATIONS = 15          # of a line search, at most
 _REMEMBERED = 4
-_WINDOW = 5                # steps over which the decrease of the target is judged
+_WINDOW = {"lbfgs": 5, "adam": 20}   # steps over which the decrease of the target is judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def minimise(evaluate, vector, n_steps, name="lbfgs", learning_rate=0.02, tolera
     learning_rate : float
         Of Adam: length of a step in each variable.
     tolerance : float
-        Stop when the last five steps lowered the target by less.
+        Stop when the last steps (five of L-BFGS, twenty of Adam) lowered the target by less.
     on_step : callable, optional
         Called with the Evaluation after each step.
 
@@ -72,7 +72,7 @@ def minimise(evaluate, vector, n_steps, name="lbfgs", learning_rate=0.02, tolera
         length = max(1.0, float(first.gradient.abs().sum()))
         optimiser = torch.optim.LBFGS([vector], lr=length, max_iter=1, max_eval=_EVALUATIONS, history_size=_HISTORY,
                                       tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe")
-    values, best = [first.value], (first.value, vector.detach().clone())
+    lowest, best = [first.value], vector.detach().clone()
     for _ in range(n_steps):
         optimiser.step(closure)
         for group in optimiser.param_groups:
@@ -80,13 +80,13 @@ def minimise(evaluate, vector, n_steps, name="lbfgs", learning_rate=0.02, tolera
         evaluation = evaluated()
         if not evaluation.value < float("inf"):
             break
-        values.append(evaluation.value)
-        if evaluation.value < best[0]:
-            best = evaluation.value, vector.detach().clone()
+        if evaluation.value < lowest[-1]:
+            best = vector.detach().clone()
+        lowest.append(min(lowest[-1], evaluation.value))
         if on_step is not None:
             on_step(evaluation)
-        if len(values) > _WINDOW and values[-1 - _WINDOW] - values[-1] < tolerance:
+        if len(lowest) > _WINDOW[name] and lowest[-1 - _WINDOW[name]] - lowest[-1] < tolerance:
             break
     with torch.no_grad():
-        vector.copy_(best[1])
+        vector.copy_(best)
     return evaluated()

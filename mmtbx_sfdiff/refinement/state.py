@@ -19,7 +19,7 @@ from libtbx.utils import Sorry
 from ..files import write_all
 from .run import History
 
-_PARAMETERS = ("sites_frac", "u_iso", "u_star")
+_PARAMETERS = ("sites_cart", "u_iso", "u_star")
 _VERSION = 1
 
 
@@ -80,6 +80,5 @@ def load(path, atoms, belongs_to):
         return None
     if content.get("fingerprint") != belongs_to or len(arrays["u_iso"]) != atoms.n_atoms:
         return None
-    values = {name: torch.tensor(array, dtype=torch.float64 if name == "sites_frac" else atoms.dtype,
-                                 device=atoms.device) for name, array in arrays.items()}
+    values = {name: torch.tensor(array, dtype=atoms.dtype, device=atoms.device) for name, array in arrays.items()}
     return atoms.replace(**values), History(cycles=content["cycles"], steps=content["steps"])

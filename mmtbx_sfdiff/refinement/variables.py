@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 B_LOW, B_HIGH = 1.0, 300.0          # Å²; widened where the model is outside already
+LEAST_ANISOTROPIC_B = 0.1           # Å², along any axis
 _EIGHT_PI_SQ = 8 * math.pi**2
 _MATRIX = (0, 3, 4, 3, 1, 5, 4, 5, 2)
 _LOWER = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
@@ -84,7 +85,7 @@ class Variables:
         self._o = atoms.crystal.orthogonalization.to(atoms.device)
         u_cart = self._o @ _matrix(atoms.u_star.detach().to(f64)[self.free[self.aniso_rows]]) @ self._o.T
         values, vectors = torch.linalg.eigh(u_cart)
-        positive = vectors @ torch.diag_embed(values.clamp(min=0.5 / _EIGHT_PI_SQ)) @ vectors.mT
+        positive = vectors @ torch.diag_embed(values.clamp(min=LEAST_ANISOTROPIC_B / _EIGHT_PI_SQ)) @ vectors.mT
         self._cholesky = torch.linalg.cholesky(positive) if len(positive) else positive
 
     def vector(self):
