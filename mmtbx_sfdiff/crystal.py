@@ -200,6 +200,11 @@ class Crystal:
             symmetry_flags=maptbx.use_space_group_symmetry, step=float(step))
         return tuple(gridding.n_real())
 
+    def asymmetric_box(self):
+        """Two corners, in fractional coordinates, of a box that holds cctbx's asymmetric unit of space."""
+        unit = sgtbx.space_group_info(group=sgtbx.space_group(self.hall_symbol)).direct_space_asu()
+        return tuple(float(v) for v in unit.box_min()), tuple(float(v) for v in unit.box_max())
+
     def build_miller_indices(self, d_min, anomalous=False):
         """All Miller indices of the asymmetric unit to ``d_min`` (Å), (n, 3) int64, as cctbx orders them."""
         indices = miller.build_set(self.to_cctbx(), anomalous_flag=anomalous, d_min=float(d_min)).indices()

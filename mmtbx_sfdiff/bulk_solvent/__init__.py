@@ -5,9 +5,10 @@ import inspect
 
 from .binary import binary
 from .density_cutoff import density_cutoff
+from .probe_shrink import probe_shrink
 from .transform import F_MASK_D_MIN, mask_structure_factors
 
-MASKS = {"binary": binary, "density_cutoff": density_cutoff}
+MASKS = {"probe_shrink": probe_shrink, "density_cutoff": density_cutoff, "binary": binary}
 
 __all__ = ["DEFAULT_MASK", "MASKS", "F_MASK_D_MIN", "mask_structure_factors", "solvent_fraction", "solvent_mask"]
 

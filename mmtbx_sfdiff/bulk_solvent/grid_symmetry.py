@@ -75,6 +75,18 @@ def _permuted(map_data, operator):
     return map_data.reshape(-1)[flat.expand(shape)]
 
 
+def operators_on_grid(crystal, shape):
+    """All operators of the crystal as integers on the points of a grid, (n, 3, 3) and (n, 3).
+
+    Raises
+    ------
+    ValueError
+        When the grid does not carry the symmetry.
+    """
+    return _on_grid(crystal.hall_symbol, tuple(shape), crystal.rotations.flatten(1).tolist(),
+                    crystal.translations.tolist(), crystal.centring.tolist())
+
+
 def _coset_steps(crystal, shape):
     return _coset_steps_of(crystal.hall_symbol, shape,
                            tuple(map(tuple, crystal.rotations.flatten(1).tolist())),

@@ -1,0 +1,220 @@
+"""The probe-shrink mask, accurate between grid points and differentiable.
+
+Hard definition (Jiang & Brünger, 1994; ``softness=0``): the centre of a probe cannot enter the spheres of radius
+R_j = r_j + r_probe around the atoms and their images; what is closer than r_shrink to a place where it can be is
+solvent.  On a coarse grid this rounds the surface, and it jumps when a pocket opens: a ball of radius r_shrink appears
+at once, so that its gradient says nothing about finite steps.
+
+Soft definition (default).  With the step S(t) = 0, t^2 (3 - 2 t), 1 for t below, between and above 0 and 1:
+
+    E(y)    = prod_j [1 - c_j (1 - S((|y - x_j| - R_j) / w + 1/2))]       a probe's centre may be at y
+    V(x)    = integral E(y) B(|x - y|) dy,   B(d) = S((r_shrink - d) / b + 1/2)
+    mask(x) = [1 - exp(-V(x) / v)] / [1 - exp(-V_free / v)]
+
+V is the volume accessible to a probe within r_shrink of x.  If probes were placed at random, 1/v of them in a unit of
+volume, 1 - exp(-V/v) is the probability that one of them reaches x: what the hard mask, found with a grid of probes of
+one point in the volume v, is on average over all origins of that grid.  Hence softness, a length: w = softness,
+v = (3/4 softness)^3, b = 3/8 softness; the default 0.8 Å has v = (0.6 Å)^3, mmtbx's grid, without that grid's noise.
+V_free is V where there are no atoms.  Everything is smooth, and a pocket fills as it opens.
+
+c_j is 1 for an atom that counts in full.  mmtbx counts all atoms of positive occupancy in full; here c_j falls smoothly
+to 0 below an occupancy of ``full_occupancy``, so that an atom that fades away does not jump out of the mask.  Alternative
+conformations count each by itself: the solvent keeps clear of all of them.
+
+The integral is a sum over a grid ``fine`` times finer than the mask's, at most about 0.3 Å; E is smooth on that scale.
+"""
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import numpy as np
+import torch
+
+from . import probe_shrink_torch
+from .mask_atoms import mask_atoms
+
+R_PROBE = 1.1
+R_SHRINK = 0.9
+SOFTNESS = 0.8
+FULL_OCCUPANCY = 0.1
+#: v^(1/3) and b, in units of the softness.
+VOLUME_RATIO = 0.75
+EDGE_RATIO = 0.375
+#: Steps of the fine grid, Å, soft and hard.
+FINE_STEP = 0.31
+HARD_STEP = 0.21
+_HAVE_NUMBA = importlib.util.find_spec("numba") is not None
+
+
+def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
+                 include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY, memory=256 * 2**20, engine=None):
+    """The differentiable probe-shrink mask on a grid.
+
+    Parameters
+    ----------
+    atoms : Atoms
+    crystal : Crystal
+    n_real : tuple of int
+        Numbers of grid points along a, b, c; the grid must carry the symmetry, see :meth:`Crystal.grid`.
+    r_probe, r_shrink : float or torch.Tensor
+        Å.
+    softness : float or torch.Tensor
+        Å; 0 is the hard definition.
+    radii : torch.Tensor, optional
+        (..., n_atoms) van der Waals radii, Å; by default cctbx's, by element.
+    include_hydrogens, include_zero_occupancy : bool
+        An atom of zero occupancy that is included counts in full.
+    full_occupancy : float
+        Occupancy from which on an atom counts in full; 0: all positive ones, as in mmtbx.
+    memory : int
+        Bound in bytes on working storage beyond a few numbers a grid point.
+    engine : {"cpu", "torch"}, optional
+        Compiled kernels, or PyTorch alone (any device); by default what the device and the installation allow.
+
+    Returns
+    -------
+    torch.Tensor
+        (..., n1, n2, n3), 0 to 1 in the atoms' dtype.  Differentiable once in sites, occupancies, ``radii``, ``r_probe``,
+        ``r_shrink`` and ``softness``.
+
+    Raises
+    ------
+    ValueError
+        A negative radius or softness; an unknown engine, or the compiled one where it cannot run.
+    """
+    given = {"r_probe": (r_probe, R_PROBE), "r_shrink": (r_shrink, R_SHRINK), "softness": (softness, SOFTNESS)}
+    lengths = {}
+    for name, (value, default) in given.items():
+        value = torch.as_tensor(default if value is None else value, dtype=torch.float64, device=atoms.device)
+        if value.ndim or not float(value.detach()) >= 0:
+            raise ValueError(f"{name} must be one number that is not negative, not {value.tolist()}.")
+        lengths[name] = value
+    if engine is None:
+        engine = "cpu" if atoms.device.type == "cpu" and _HAVE_NUMBA else "torch"
+    if engine not in ("cpu", "torch") or (engine == "cpu" and not (atoms.device.type == "cpu" and _HAVE_NUMBA)):
+        raise ValueError(f"engine={engine!r} cannot be used here: choose 'torch', or 'cpu' for tensors on the CPU with numba "
+                         "installed.")
+    rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
+    sites = atoms.sites_frac.index_select(-2, rows)
+    occupancies = atoms.occupancies.index_select(-1, rows).to(torch.float64)
+    cover = torch.ones_like(occupancies)
+    if full_occupancy > 0:
+        t = (occupancies / full_occupancy).clamp(0, 1)
+        cover = t * t * (3 - 2 * t)
+    if include_zero_occupancy:
+        cover = torch.where(occupancies.detach() > 0, cover, torch.ones_like(cover))
+    batch = torch.broadcast_shapes(sites.shape[:-2], radii.shape[:-1], taking_part.shape[:-1])
+    n_models = math.prod(batch)
+    sites = sites.expand(*batch, len(rows), 3).reshape(n_models, len(rows), 3)
+    radii, cover, taking_part = (
+        values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
+    one_mask = _soft if float(lengths["softness"].detach()) > 0 else _hard
+    masks = [one_mask(s[part], r[part] + lengths["r_probe"], c[part], lengths["r_shrink"], lengths["softness"], crystal,
+                      n_real, atoms.dtype, memory, engine)
+             for s, r, c, part in zip(sites, radii, cover, taking_part)]
+    return torch.stack(masks).reshape(*batch, *n_real)
+
+
+def fineness(crystal, n_real, step):
+    """How many times finer a grid has to be to have steps of about ``step`` Å."""
+    edges = crystal.orthogonalization.norm(dim=0).cpu() / torch.tensor(n_real)
+    return max(1, math.ceil(float(edges.max()) / step - 1e-6))
+
+
+class Ball:
+    """B(d) and its derivatives by r_shrink and b."""
+
+    def __init__(self, radius, edge):
+        self.radius, self.edge = radius, edge
+        self.reach = radius + edge / 2
+
+    def _t(self, d):
+        return np.clip((self.radius - d) / self.edge + 0.5, 0, 1)
+
+    def value(self, d):
+        t = self._t(d)
+        return t * t * (3 - 2 * t)
+
+    def by_radius(self, d):
+        t = self._t(d)
+        return 6 * t * (1 - t) / self.edge
+
+    def by_edge(self, d):
+        t = self._t(d)
+        return -6 * t * (1 - t) * (t - 0.5) / self.edge
+
+
+def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine):
+    width, edge, volume = softness, EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
+    ball = Ball(float(r_shrink.detach()), float(edge.detach()))
+    fine = fineness(crystal, n_real, FINE_STEP)
+    if engine == "cpu":
+        from .probe_shrink_cpu import SoftMask
+        engine = SoftMask(crystal, n_real, fine, ball, {torch.float32: np.float32, torch.float64: np.float64}[dtype], memory,
+                          torch.get_num_threads())
+    else:
+        engine = probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
+    volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, width, engine).to(torch.float64)
+    free = _Free.apply(r_shrink, edge, engine)
+    mask = torch.expm1(-volumes / volume) / torch.expm1(-free / volume)
+    return _ToCell.apply(mask.to(dtype), engine)
+
+
+class _Volume(torch.autograd.Function):
+    """V at one grid point of each orbit."""
+
+    @staticmethod
+    def forward(ctx, sites, radii, cover, r_shrink, edge, width, engine):
+        ctx.save_for_backward(sites, radii, cover, width)
+        ctx.engine = engine
+        weights = [engine.weights(engine.kernel.value)]
+        return engine.forward(sites, radii, cover, float(width), weights)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        sites, radii, cover, width = ctx.saved_tensors
+        engine, kernel = ctx.engine, ctx.engine.kernel
+        by_ball = [None, None]
+        if any(ctx.needs_input_grad[3:5]):
+            changes = engine.forward(sites, radii, cover, float(width),
+                                     [engine.weights(kernel.by_radius), engine.weights(kernel.by_edge)])
+            by_ball = [(gradient.to(torch.float64) * change).sum() for change in changes]
+        found = [None, None, None, None]
+        if any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])):
+            found = engine.backward(gradient, sites, radii, cover, float(width), engine.weights(kernel.value))
+        return *found[:3], *by_ball, found[3], None
+
+
+class _Free(torch.autograd.Function):
+    """V where there are no atoms."""
+
+    @staticmethod
+    def forward(ctx, r_shrink, edge, engine):
+        kernel = engine.kernel
+        ctx.changes = [float(engine.weights(f).sum()) for f in (kernel.by_radius, kernel.by_edge)]
+        return r_shrink.new_tensor(float(engine.weights(kernel.value).sum()))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return *(gradient * change for change in ctx.changes), None
+
+
+class _ToCell(torch.autograd.Function):
+    """Values of the orbits on the whole cell."""
+
+    @staticmethod
+    def forward(ctx, values, engine):
+        ctx.engine = engine
+        return engine.to_cell(values)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return ctx.engine.from_cell(gradient), None
+
+
+def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine):
+    raise NotImplementedError
