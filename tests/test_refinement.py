@@ -2,6 +2,7 @@
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
+import copy
 import dataclasses
 
 import pytest
@@ -173,21 +174,22 @@ def test_shifts_are_recovered(changes, made_up):
         assert history.cycles[-1]["target"] == "least_squares" != history.cycles[0]["target"]
 
 
-def test_free_reflections_decide_nothing(made_up):
-    """Least squares, with scales from the work set: the same model whatever the free amplitudes are."""
-    _, shifted = made_up
-    other = FModel(shifted.atoms, shifted.reflections, mask=shifted.mask_options, method="direct")
-    f_obs, free = other.reflections.f_obs.clone(), other.reflections.r_free_flags
-    # The unit in which F_obs is measured comes from all reflections, as in mmtbx: leave that as it is.
-    f_calc = shifted.f_calc()[free].abs()
-    change = 0.3 * f_obs[free] * torch.rand(len(f_calc), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    f_obs[free] += change - f_calc * (change @ f_calc) / (f_calc @ f_calc)
-    other.reflections = dataclasses.replace(other.reflections, f_obs=f_obs)
-    settings = Settings(target="least_squares", cycles=1, resolution_cycles=1, remove_outliers=False, steps=5)
-    results = [refine(m, settings) for m in (shifted, other)]
-    sites = [m.atoms.sites_cart for m, _ in results]
-    assert float((sites[0] - sites[1]).abs().max()) < 1e-6
-    assert results[0][0].r_free() < results[1][0].r_free()
+@pytest.mark.parametrize("target", ["least_squares", "maximum_likelihood"])
+def test_free_reflections_feed_no_gradient(target, made_up):
+    """With scales, alpha and beta as they are, targets and gradients are the same whatever the free amplitudes."""
+    fmodel, _ = made_up
+    results = []
+    for factor in (1.0, 1.7):
+        f_obs = fmodel.reflections.f_obs.clone()
+        f_obs[fmodel.reflections.r_free_flags] *= factor
+        model = copy.copy(fmodel)
+        model.alpha_beta()
+        model.reflections = dataclasses.replace(fmodel.reflections, f_obs=f_obs)
+        sites = model.atoms.sites_cart.clone().requires_grad_()
+        value = model.target(target, sites_cart=sites, f_mask=torch.zeros_like(model.scales.k_masks[0]))
+        results.append((value.detach(), *torch.autograd.grad(value, sites), model.r_free()))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert results[0][2] != results[1][2]
 
 
 def test_mask_that_follows(made_up):

@@ -90,7 +90,7 @@ refine {{
     .type = float
     .short_caption = Tolerance
     .help = "Refinement ends when a macro-cycle lowers the target of the work set by less: natural logarithms for each \
-            reflection, or a fraction of the sum of squares. The free set decides nothing."
+            reflection, or a fraction of the sum of squares. The free set does not count."
   remove_outliers = True
     .type = bool
     .short_caption = Outlier rejection

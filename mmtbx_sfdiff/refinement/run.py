@@ -4,8 +4,8 @@ Each macro-cycle determines scales (and, for maximum likelihood, alpha and beta)
 resolution limit, then minimises the target with them held fixed. The limit moves from low to high resolution, so
 that atoms far from their places are not caught in side minima.
 
-There are no geometry restraints. Reflections of the free set enter alpha and beta, as in mmtbx, and nothing else:
-no gradient, no decision.
+There are no geometry restraints. The free set feeds no gradient and does not decide when to stop. It enters, as in
+mmtbx, alpha and beta and some choices among scales (R of whole resolution bins).
 """
 from __future__ import annotations
 
