@@ -191,13 +191,19 @@ class FModel(torch.nn.Module):
         with torch.no_grad():
             f_calc, f_mask = self.f_calc(), self.f_mask()
             if options.get("model", "mmtbx") == "mmtbx":
-                options = self._riding_hydrogens() | options
+                options = self.riding_hydrogens() | options
             self.scales = update_all_scales(self.reflections, f_calc, f_mask, **options)
         self._alpha_beta = None
         return self.scales
 
-    def _riding_hydrogens(self):
-        """F of hydrogens that the model keeps at zero occupancy, and the mean B of the others; {} without any."""
+    def riding_hydrogens(self):
+        """What :func:`~mmtbx_sfdiff.scaling.update_all_scales` needs of hydrogens kept at zero occupancy.
+
+        Returns
+        -------
+        dict
+            ``f_hydrogen`` and ``b_mean``, the mean B of the other atoms; empty where there are no such hydrogens.
+        """
         atoms = self.atoms
         hydrogens = torch.tensor(
             [e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device

@@ -62,7 +62,15 @@ def rows_of_r_factors(result):
     names = (("sfdiff", f"mmtbx_sfdiff, {mask} mask"), ("mmtbx", "mmtbx"),
              ("mmtbx_direct", "mmtbx, direct summation"), ("density_cutoff", "density-cutoff mask"),
              ("deposited", "header of the model file"))
-    return [(label, _r(part[key]["r_work"]), _r(part[key]["r_free"])) for key, label in names if part[key] is not None]
+    rows = [(label, _r(part[key]["r_work"]), _r(part[key]["r_free"])) for key, label in names if part[key] is not None]
+    own = [(f"{label}, scales of mmtbx_sfdiff", _r(part["sfdiff_scaling"][key]["r_work"]),
+            _r(part["sfdiff_scaling"][key]["r_free"])) for key, label in names[:2]]
+    return rows[:-1] + own + rows[-1:]
+
+
+def scaled_by(result):
+    """One sentence on where the scales come from."""
+    return f"Scales by {result['r_factors']['scaling']}, except where another is named, and those of the header."
 
 
 def rows_of_times(result):
@@ -110,7 +118,7 @@ def _parts(result, style):
     yield text_tables.table(style, ("Agreement", "mmtbx_sfdiff", "mmtbx", ""), rows_of_agreement(result))
     simulated = " (SIMULATED data)" if result["simulated"] else ""
     yield text_tables.table(style, ("R factors" + simulated, "R-work", "R-free"), rows_of_r_factors(result))
-    yield Text(f"All scaled by {result['r_factors']['scaling']}, except those of the header.", style="dim")
+    yield Text(scaled_by(result), style="dim")
     yield text_tables.table(style, ("Time", "mmtbx_sfdiff", "mmtbx", "ratio"), rows_of_times(result))
     yield Text(conditions(result), style="dim")
     if result["messages"]:
