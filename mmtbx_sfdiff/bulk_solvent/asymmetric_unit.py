@@ -79,7 +79,8 @@ class Unit:
             low[2] -= low[2] % fine
             high = np.array([after - 1, *(self.shape[1:] - 1)]) * fine + margin + 1
             shape = high - low
-            shape[2] += -shape[2] % fine
+            # Kernels take eight points of a row at a time.
+            shape[2] += -shape[2] % (8 * fine)
             windows = np.empty((shape[0], shape[1], 2), dtype=np.int64)
             _fine_windows(self.windows, first, after, fine, margin, low, windows)
             self._frames[key] = low, shape, windows
@@ -174,20 +175,6 @@ class Workers:
         for future in futures:
             future.result()
         return results
-
-
-@jit
-def interval(gram, radius_sq, d0, d1, origin, first, after):
-    """Terms of the squared distance along a row, and the part [k, l) of [first, after) inside a sphere."""
-    quadratic = gram[0] * d0 * d0 + gram[1] * d1 * d1 + gram[3] * d0 * d1
-    linear = gram[4] * d0 + gram[5] * d1
-    shift = linear / gram[2]
-    left = (radius_sq - (quadratic - linear * shift)) / gram[2]
-    if left <= 0:
-        return quadratic, linear, 0, 0
-    half = np.sqrt(left)
-    return (quadratic, linear, max(first, int(np.ceil(origin - shift - half))),
-            min(after, int(np.floor(origin - shift + half)) + 1))
 
 
 @jit

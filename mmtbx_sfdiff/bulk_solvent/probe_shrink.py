@@ -7,7 +7,8 @@ at once, so that its gradient says nothing about finite steps.
 
 Soft definition (default).  With the step S(t) = 0, t^2 (3 - 2 t), 1 for t below, between and above 0 and 1:
 
-    E(y)    = prod_j [1 - c_j (1 - S((|y - x_j| - R_j) / w + 1/2))]       a probe's centre may be at y
+    E(y)    = prod_j [1 - c_j (1 - S(phi_j(y) / w + 1/2))]               a probe's centre may be at y
+    phi_j(y) = (|y - x_j|^2 - R_j^2) / (2 R_j)                           distance to a sphere, to first order
     V(x)    = integral E(y) B(|x - y|) dy,   B(d) = S((r_shrink - d) / b + 1/2)
     mask(x) = [1 - exp(-V(x) / v)] / [1 - exp(-V_free / v)]
 

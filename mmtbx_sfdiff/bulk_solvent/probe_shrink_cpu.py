@@ -1,6 +1,6 @@
 """The soft probe-shrink mask on the CPU; see :mod:`.probe_shrink` for what is computed.
 
-Rows along c are contiguous, and the kernels do the same thing to all points of a row, so that it vectorises.  A fine
+Rows along c are contiguous, and the kernels do the same thing to eight points of a row at a time, so that it vectorises.  A fine
 row is kept a second time split by parity (every ``fine``-th point), because the weighted sum of E over a ball at every
 coarse point of a row is then a few hundred multiplications of contiguous numbers.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .asymmetric_unit import Box, Workers, interval, jit, spread_to_cell, sum_over_orbits, unit_of
+from .asymmetric_unit import Box, Workers, jit, spread_to_cell, sum_over_orbits, unit_of
+from .vector_code import SUMS, attribute_blocks, multiply_blocks
 
 # Field, its split copy and the gradient.
 _ARRAYS = 3
@@ -39,17 +40,16 @@ class SoftMask:
 
     def _box(self, planes, sites, radii, cover, width, workers):
         """A box, its images' radii and cover, E, and E split by parity."""
-        box = Box(self.unit, planes, self.fine, self.margin, sites, radii + width / 2)
+        box = Box(self.unit, planes, self.fine, self.margin, sites, np.sqrt(radii * (radii + width)))
         box.radii, box.cover = radii[box.atoms].astype(self.dtype), cover[box.atoms].astype(self.dtype)
         box.gram32, box.width = box.gram.astype(self.dtype), self.dtype.type(width)
         m0, m1, m2 = (int(n) for n in box.shape)
         box.field = np.empty((m0, m1, m2), dtype=self.dtype)
-        count = np.arange(m2, dtype=self.dtype)
 
         def fill(first, after):
             box.field[first:after] = 1
             _accessibility(box.field, box.windows, first, after, box.positions, box.radii, box.cover, box.width, box.gram32,
-                           box.extent, count)
+                           box.extent)
 
         workers.over(m0, fill)
         return box
@@ -87,7 +87,7 @@ class SoftMask:
         with Workers(self.n_threads) as workers:
             for planes in self._slabs():
                 box = self._box(planes, sites, radii, cover, width, workers)
-                by_field = np.empty_like(box.field)
+                by_field = np.zeros_like(box.field)
                 workers.over(box.field.shape[0], lambda first, after: _spread(
                     by_field, box.field, box.windows, first, after, dense, unit.windows, planes[0], planes[1], self.fine,
                     box.low, self.runs, weights))
@@ -96,7 +96,7 @@ class SoftMask:
                 def attribute(first, after):
                     out = np.zeros((n_images, 6))
                     _attribute(by_field, box.windows, first, after, box.positions, box.radii, box.cover, box.width,
-                               box.gram32, box.extent, out)
+                               box.gram32, box.extent, np.empty(8 * SUMS, dtype=self.dtype), out)
                     return out
 
                 parts = sum(workers.over(box.field.shape[0], attribute, 1))
@@ -123,60 +123,73 @@ class SoftMask:
 
 
 @jit
-def _accessibility(field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, count):
-    """Multiply the field by 1 - cover (1 - step((|y - x| - R) / width)) of every image."""
+def _rows(position, reach, extent, first_plane, after_plane, m1):
+    """The planes and rows that a sphere may touch."""
+    low = max(first_plane, int(np.ceil(position[0] - reach * extent[0])))
+    high = min(after_plane, int(np.floor(position[0] + reach * extent[0])) + 1)
+    j_low = max(0, int(np.ceil(position[1] - reach * extent[1])))
+    j_high = min(m1, int(np.floor(position[1] + reach * extent[1])) + 1)
+    return low, high, j_low, j_high
+
+
+@jit
+def _accessibility(field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent):
+    """Multiply the field by 1 - cover (1 - S(t)) of every image, t = 1/2 + (d^2 - R^2) / (2 R width)."""
     m1, m2 = field.shape[1], field.shape[2]
     flat = field.reshape(-1)
     real = gram.dtype.type
-    half = real(0.5) * width
-    scale = real(1) / width
-    one, two, three, zero = real(1), real(2), real(3), real(0)
+    one, two, zero, half = real(1), real(2), real(0), real(0.5)
+    per_c = one / gram[2]
     for image in range(len(positions)):
-        outer, inner = radii[image] + half, radii[image] - half
-        if outer <= 0:
+        radius, share = radii[image], cover[image]
+        if radius <= 0:
             continue
-        share = cover[image]
-        p0, p1, p2 = positions[image]
-        low = max(first_plane, int(np.ceil(p0 - outer * extent[0])))
-        high = min(after_plane, int(np.floor(p0 + outer * extent[0])) + 1)
-        if low >= high:
-            continue
-        j_low = max(0, int(np.ceil(p1 - outer * extent[1])))
-        j_high = min(m1, int(np.floor(p1 + outer * extent[1])) + 1)
-        outer_sq = outer * outer
-        inner_sq = inner * inner if inner > 0 else zero
-        shift = inner * scale
-        origin = real(p2)
+        outer_sq = radius * (radius + width)
+        low, high, j_low, j_high = _rows(positions[image], np.sqrt(outer_sq), extent, first_plane, after_plane, m1)
+        core_sq = radius * (radius - width) if share == one else -one
+        scale = half / (radius * width)
+        offset = half - half * radius / width
+        a2 = gram[2] * scale
+        cell = int(np.floor(positions[image, 2]))
+        origin = real(positions[image, 2] - cell)
         for i in range(low, high):
-            d0 = real(i - p0)
+            d0 = real(i - positions[image, 0])
             for j in range(j_low, j_high):
-                d1 = real(j - p1)
-                w0, w1 = windows[i, j]
-                quadratic, linear, first, after = interval(gram, outer_sq, d0, d1, origin, w0, w1)
+                d1 = real(j - positions[image, 1])
+                linear = gram[4] * d0 + gram[5] * d1
+                quadratic = (gram[0] * d0 + gram[3] * d1) * d0 + gram[1] * d1 * d1
+                shift = linear * per_c
+                across = quadratic - linear * shift
+                left = (outer_sq - across) * per_c
+                if left <= zero:
+                    continue
+                length = np.sqrt(left)
+                first = max(windows[i, j, 0], cell + int(np.ceil(origin - shift - length)))
+                after = min(windows[i, j, 1], cell + int(np.floor(origin - shift + length)) + 1)
                 if first >= after:
                     continue
+                core, core_end = after, after
+                if core_sq > across:
+                    length = np.sqrt((core_sq - across) * per_c)
+                    core = cell + int(np.ceil(origin - shift - length))
+                    core_end = cell + int(np.floor(origin - shift + length)) + 1
                 base = (i * m1 + j) * m2
-                middle, beyond = after, after
-                if share == one:
-                    # The core of the sphere needs no arithmetic.
-                    _, _, core, core_end = interval(gram, inner_sq, d0, d1, origin, w0, w1)
-                    if core < core_end:
-                        flat[base + core:base + core_end] = zero
-                        middle, beyond = core, core_end
-                twice = two * linear
-                for part in range(2):
-                    begin = first if part == 0 else beyond
-                    end = middle if part == 0 else after
-                    if begin >= end:
-                        continue
-                    row = flat[base + begin:base + end]
-                    start = real(begin - p2)
-                    for k in range(len(row)):
-                        d2 = count[k] + start
-                        t = np.sqrt(quadratic + (twice + gram[2] * d2) * d2) * scale - shift
-                        t = t if t < one else one
-                        t = t if t > zero else zero
-                        row[k] *= one - share * (one - t * t * (three - two * t))
+                a0 = quadratic * scale + offset
+                a1 = two * linear * scale
+                begin = first - first % 8
+                end = begin + (after - begin + 7) // 8 * 8
+                # Whole blocks in the core of the sphere need no arithmetic.
+                middle = max(begin, min(end, core + -core % 8))
+                beyond = min(end, core_end - core_end % 8)
+                if beyond > middle:
+                    flat[base + middle:base + beyond] = zero
+                else:
+                    middle, beyond = end, end
+                start = real(begin - cell) - origin
+                multiply_blocks(flat, base + begin, (middle - begin) // 8, a0, a1, a2, start, share)
+                if beyond < end:
+                    start = real(beyond - cell) - origin
+                    multiply_blocks(flat, base + beyond, (end - beyond) // 8, a0, a1, a2, start, share)
 
 
 @jit
@@ -252,73 +265,74 @@ def _spread(by_field, field, fine_windows, first_plane, after_plane, dense, wind
 
 
 @jit
-def _attribute(by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, out):
+def _attribute(by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, sums, out):
     """Gradients of each image: 3 by position (covariant, grid steps), radius, cover, width."""
-    m1 = by_field.shape[1]
+    m1, m2 = by_field.shape[1], by_field.shape[2]
+    flat = by_field.reshape(-1)
     real = gram.dtype.type
-    half = real(0.5) * width
-    scale = real(1) / width
-    one, two, three, six, zero = real(1), real(2), real(3), real(6), real(0)
+    one, two, six, zero, half = real(1), real(2), real(6), real(0), real(0.5)
+    per_c = one / gram[2]
     for image in range(len(positions)):
-        outer, inner = radii[image] + half, radii[image] - half
-        if outer <= 0:
+        radius, share = radii[image], cover[image]
+        if radius <= 0:
             continue
-        share = cover[image]
-        p0, p1, p2 = positions[image]
-        low = max(first_plane, int(np.ceil(p0 - outer * extent[0])))
-        high = min(after_plane, int(np.floor(p0 + outer * extent[0])) + 1)
-        if low >= high:
-            continue
-        j_low = max(0, int(np.ceil(p1 - outer * extent[1])))
-        j_high = min(m1, int(np.floor(p1 + outer * extent[1])) + 1)
-        outer_sq = outer * outer
-        inner_sq = inner * inner if inner > 0 else zero
-        shift = inner * scale
-        origin = real(p2)
-        s0, s1, s2, by_radius, by_cover, by_width = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        outer_sq = radius * (radius + width)
+        low, high, j_low, j_high = _rows(positions[image], np.sqrt(outer_sq), extent, first_plane, after_plane, m1)
+        core_sq = radius * (radius - width) if share == one else -one
+        scale = half / (radius * width)
+        offset = half - half * radius / width
+        a2 = gram[2] * scale
+        cell = int(np.floor(positions[image, 2]))
+        origin = real(positions[image, 2] - cell)
+        sums[:] = zero
         for i in range(low, high):
-            d0 = real(i - p0)
+            d0 = real(i - positions[image, 0])
             for j in range(j_low, j_high):
-                d1 = real(j - p1)
-                w0, w1 = windows[i, j]
-                quadratic, linear, first, after = interval(gram, outer_sq, d0, d1, origin, w0, w1)
+                d1 = real(j - positions[image, 1])
+                linear = gram[4] * d0 + gram[5] * d1
+                quadratic = (gram[0] * d0 + gram[3] * d1) * d0 + gram[1] * d1 * d1
+                shift = linear * per_c
+                across = quadratic - linear * shift
+                left = (outer_sq - across) * per_c
+                if left <= zero:
+                    continue
+                length = np.sqrt(left)
+                first = max(windows[i, j, 0], cell + int(np.ceil(origin - shift - length)))
+                after = min(windows[i, j, 1], cell + int(np.floor(origin - shift + length)) + 1)
                 if first >= after:
                     continue
-                middle, beyond = after, after
-                if share == one:
-                    _, _, core, core_end = interval(gram, inner_sq, d0, d1, origin, w0, w1)
-                    if core < core_end:
-                        middle, beyond = core, core_end
-                twice = two * linear
-                sum_slope, sum_along, sum_radius, sum_width, sum_cover = zero, zero, zero, zero, zero
-                for part in range(2):
-                    begin = first if part == 0 else beyond
-                    end = middle if part == 0 else after
-                    for k in range(begin, end):
-                        d2 = real(k - p2)
-                        distance = np.sqrt(quadratic + (twice + gram[2] * d2) * d2)
-                        t = distance * scale - shift
-                        t = t if t < one else one
-                        t = t if t > zero else zero
-                        left = one - t * t * (three - two * t)
-                        factor = one - share * left
-                        value = by_field[i, j, k] / (factor if factor > real(1e-20) else real(1e-20))
-                        slope = value * share * six * t * (one - t) * scale
-                        sum_radius += slope
-                        sum_width += slope * (t - real(0.5))
-                        sum_cover += value * left
-                        slope /= max(distance, real(1e-12))
-                        sum_slope += slope
-                        sum_along += slope * d2
-                s0 += d0 * sum_slope
-                s1 += d1 * sum_slope
-                s2 += sum_along
-                by_radius += sum_radius
-                by_width += sum_width
-                by_cover += sum_cover
-        out[image, 0] -= gram[0] * s0 + 0.5 * gram[3] * s1 + gram[4] * s2
-        out[image, 1] -= 0.5 * gram[3] * s0 + gram[1] * s1 + gram[5] * s2
-        out[image, 2] -= gram[4] * s0 + gram[5] * s1 + gram[2] * s2
-        out[image, 3] -= by_radius
-        out[image, 4] -= by_cover
-        out[image, 5] -= by_width
+                core, core_end = after, after
+                if core_sq > across:
+                    length = np.sqrt((core_sq - across) * per_c)
+                    core = cell + int(np.ceil(origin - shift - length))
+                    core_end = cell + int(np.floor(origin - shift + length)) + 1
+                base = (i * m1 + j) * m2
+                a0 = quadratic * scale + offset
+                a1 = two * linear * scale
+                begin = first - first % 8
+                end = begin + (after - begin + 7) // 8 * 8
+                middle = max(begin, min(end, core + -core % 8))
+                beyond = min(end, core_end - core_end % 8)
+                if beyond <= middle:
+                    middle, beyond = end, end
+                start = real(begin - cell) - origin
+                attribute_blocks(flat, base + begin, (middle - begin) // 8, a0, a1, a2, start, share, d0, d1, sums)
+                if beyond < end:
+                    start = real(beyond - cell) - origin
+                    attribute_blocks(flat, base + beyond, (end - beyond) // 8, a0, a1, a2, start, share, d0, d1, sums)
+        total, s0, s1, s2, total_t, total_left = zero, zero, zero, zero, zero, zero
+        for k in range(8):
+            total += sums[k]
+            s0 += sums[8 + k]
+            s1 += sums[16 + k]
+            s2 += sums[24 + k]
+            total_t += sums[32 + k]
+            total_left += sums[40 + k]
+        slope = six * share
+        along = two * scale * slope
+        out[image, 0] += along * (gram[0] * s0 + half * gram[3] * s1 + gram[4] * s2) * -one
+        out[image, 1] += along * (half * gram[3] * s0 + gram[1] * s1 + gram[5] * s2) * -one
+        out[image, 2] += along * (gram[4] * s0 + gram[5] * s1 + gram[2] * s2) * -one
+        out[image, 3] -= slope * (total_t / radius + total / width)
+        out[image, 4] -= total_left
+        out[image, 5] -= slope * total_t / width

@@ -52,9 +52,13 @@ class FineGrid:
                         vectors = (steps + (origin - position)[:, None]) @ self.basis.T
                         points = (origin.to(torch.int64)[:, None] + steps) % n
                         places = (points[..., 0] * n[1] + points[..., 1]) * n[2] + points[..., 2]
-                        return places, vectors.square().sum(-1).clamp(min=1e-24).sqrt()
+                        return places, vectors.square().sum(-1)
 
                     yield part, distances
+
+
+def _reach(radii, width):
+    return float((radii * (radii + width)).max().sqrt())
 
 
 class SoftMask:
@@ -87,17 +91,17 @@ class SoftMask:
         values.index_add_(0, places, weights.to(torch.float64))
         return torch.fft.rfftn(values.reshape(grid.n_real)).real
 
-    def _factor(self, distances, radii, cover, width):
-        t = ((distances - radii[:, None]) / width + 0.5).clamp(0, 1)
+    def _factor(self, distance_sq, radii, cover, width):
+        t = (0.5 + (distance_sq / radii[:, None] - radii[:, None]) / (2 * width)).clamp(0, 1)
         return 1 - cover[:, None] * (1 - t * t * (3 - 2 * t))
 
     def _accessibility(self, sites, radii, cover, width):
         grid = self.grid(sites.device)
         logarithm = torch.zeros(int(np.prod(grid.n_real)), dtype=torch.float64, device=sites.device)
         if len(sites):
-            for part, distances in grid.portions(sites, float(radii.max()) + width / 2):
+            for part, distances in grid.portions(sites, _reach(radii, width)):
                 places, d = distances(sites[part])
-                near = d < radii[part, None] + width / 2
+                near = d < (radii * (radii + width))[part, None]
                 factor = self._factor(d, radii[part], cover[part], width)[near].clamp(min=_TINY)
                 logarithm.index_add_(0, places[near], factor.log())
         return logarithm.exp_()
@@ -122,11 +126,11 @@ class SoftMask:
         width = torch.tensor(width, dtype=torch.float64, device=sites.device, requires_grad=True)
         total = [torch.zeros_like(values) for values in (*leaves, width)]
         if len(sites):
-            for part, distances in grid.portions(sites, float(radii.max()) + float(width) / 2):
+            for part, distances in grid.portions(sites, _reach(radii, float(width))):
                 with torch.enable_grad():
                     inputs = [values[part].detach().requires_grad_() for values in leaves] + [width]
                     places, d = distances(inputs[0])
-                    near = (d < inputs[1][:, None] + width / 2).detach()
+                    near = (d < (inputs[1] * (inputs[1] + width))[:, None]).detach()
                     factor = self._factor(d, *inputs[1:])[near].clamp(min=_TINY)
                     found = torch.autograd.grad(factor.log(), inputs, dense[places[near]])
                 for i in range(3):
