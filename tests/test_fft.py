@@ -189,12 +189,13 @@ def test_batch_is_its_models():
 def test_same_bits_for_any_number_of_threads():
     atoms = make_atoms(n=600, volume=15)
     indices = atoms.crystal.build_miller_indices(2.0)
-    setting = fft_module.choose_setting(
-    importlib.import_module("mmtbx_sfdiff.structure_factors.direct")._Parameters(
-        atoms, ()), importlib.import_module("mmtbx_sfdiff.structure_factors.miller_plan").miller_plan(
-            atoms.crystal, indices), 1e-4, 2 ** 28)
-    job = splatting.Job(atoms, setting, atoms.sites_frac, atoms.u_iso, atoms.u_star,
-                        atoms.occupancies * atoms.site_weights, atoms.fp, False, False)
+    plan = importlib.import_module("mmtbx_sfdiff.structure_factors.miller_plan").miller_plan(
+        atoms.crystal, indices)
+    weights = atoms.occupancies * atoms.site_weights
+    values = atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp, atoms.fdp
+    _, setting = fft_module.choose_setting([x[None] for x in values], atoms, plan, 1e-4, 2 ** 28)
+    job = splatting.Job(atoms, setting, atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp,
+                        False, False)
     engine = importlib.import_module("mmtbx_sfdiff.structure_factors.engine_cpu")
     before = torch.get_num_threads()
     grids = []

@@ -1,9 +1,12 @@
-"""The compiled CPU engine: numba kernels run from a small pool of threads."""
+"""The compiled CPU engine: numba kernels and Fourier transforms of planes and columns, each thread on its own.
+
+Going forward a thread owns a slab of planes: it puts the atoms on it, transforms the planes along the two
+axes within them, and keeps the columns that hold reflections.  Then it transforms a share of these along the
+remaining axis, and reads a share of the reflections.  Going back it is the other way round.
+"""
 from __future__ import annotations
 
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,30 +15,20 @@ from . import gaussian_cpu, spectrum_cpu
 from .gather_cpu import gather as gather_atoms
 from .splat_cpu import splat as splat_atoms
 from .splatting import FFTUnsuitable
+from .workers import n_workers, run, shares
 
 _STAR = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
 _PACK = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 # Rows run on beyond the cut to a multiple of eight points, so that the cut may be this much nearer.
 SLACK = 1.0
-_lock = threading.Lock()
-_pool = None
+# What an atom costs in units of a grid point, for slabs of equal work.
+_ATOM = 300.0
+_REAL = {torch.float32: np.float32, torch.float64: np.float64}
+_COMPLEX = {torch.float32: np.complex64, torch.float64: np.complex128}
 
 
-def _run(calls):
-    """Run functions at the same time, the last one here; results in order."""
-    global _pool
-    if len(calls) == 1:
-        return [calls[0]()]
-    with _lock:
-        if _pool is None or _pool._max_workers < len(calls) - 1:
-            _pool = ThreadPoolExecutor(len(calls) - 1, thread_name_prefix="sfdiff-splat")
-        futures = [_pool.submit(call) for call in calls[:-1]]
-    last = calls[-1]()
-    return [future.result() for future in futures] + [last]
-
-
-def _numpy(tensor, dtype=torch.float64):
-    return tensor.detach().to(dtype).contiguous().numpy()
+def _numpy(tensor):
+    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float64)
 
 
 class _Arrays:
@@ -45,154 +38,163 @@ class _Arrays:
         setting, atoms = job.setting, job.atoms
         grid, table = setting.grid, setting.table
         self.dims = grid.dims
-        axes = grid.axes
+        #: Rows are longer than the grid: what is beyond its end is a copy of the beginning.
+        self.row = grid.dims[2] + setting.box[2]
         n = len(job.weights)
         self.sites_grid, self.order = np.empty((n, 3)), np.empty(n, np.int64)
-        gaussian_cpu.place_atoms(_numpy(job.sites), axes, self.dims, self.sites_grid, self.order)
+        gaussian_cpu.place_atoms(_numpy(job.sites), grid.axes, self.dims, self.sites_grid, self.order)
         self.u_scale = 2 * math.pi ** 2 * setting.s_sq
         self.e_iso = _numpy(job.u_iso) * self.u_scale
         self.e_iso -= setting.sharpening
-        #: Packed components of a symmetric tensor in the grid's order of axes.
-        self.packing = np.array([_STAR[axes[i], axes[j]] for i, j in _PACK])
-        if bool(atoms.use_u_aniso.any()):
-            self.ustar = np.ascontiguousarray(_numpy(job.u_star)[:, self.packing]) * (2 * math.pi ** 2)
-        else:
-            self.ustar = np.broadcast_to(np.zeros(6), (n, 6))
         self.use_aniso = atoms.use_u_aniso.numpy()
-        self.weights = _numpy(job.weights)
-        self.fp = _numpy(job.fp)
-        self.constants = np.zeros_like(table.constants) if job.dispersion else table.constants
+        self.packing, self.geometry = _geometry(setting, atoms.crystal)
+        if self.use_aniso.any():
+            self.ustar = _numpy(job.u_star)[:, self.packing] * (2 * math.pi ** 2)
+        else:
+            self.ustar = np.zeros((1, 6))
+        self.weights, self.fp = _numpy(job.weights), _numpy(job.fp)
+        constants = np.zeros_like(table.constants) if job.dispersion else table.constants
         n_terms = 0 if job.dispersion else table.alphas.shape[1]
-        self.types = (atoms.type_index.numpy(), table.alphas, table.exponents, self.constants, n_terms,
+        self.types = (atoms.type_index.numpy(), table.alphas, table.exponents, constants, n_terms,
                       job.has_constant)
-        crystal = atoms.crystal
+
+
+def _geometry(setting, crystal):
+    """Order of packed tensor components along the grid's axes, and what :func:`gaussian_cpu.gaussian` needs."""
+    grid = setting.grid
+    known = grid.__dict__.setdefault("_geometry", {})
+    if setting.s_sq not in known:
+        axes, dims = grid.axes, grid.dims
+        packing = np.array([_STAR[axes[i], axes[j]] for i, j in _PACK])
         reciprocal = crystal.reciprocal_metric.numpy()
         real = (crystal.orthogonalization.T @ crystal.orthogonalization).numpy()
         pairs = [(axes[i], axes[j]) for i, j in _PACK]
-        steps = [1.0 / (self.dims[i] * self.dims[j]) for i, j in _PACK]
+        steps = [1.0 / (dims[i] * dims[j]) for i, j in _PACK]
         # Rounding must not make an orthogonal cell look oblique.
         clean = [abs(real[i, j]) > 1e-10 * math.sqrt(real[i, i] * real[j, j]) for i, j in pairs]
         metric = np.array([real[i, j] * step * keep for (i, j), step, keep in zip(pairs, steps, clean)])
-        self.geometry = np.array(
+        outline = gaussian_cpu.outline_of(math.pi ** 2 * setting.s_sq * metric)
+        known[setting.s_sq] = packing, np.array(
             [setting.s_sq, *(reciprocal[i, j] for i, j in pairs), *metric, crystal.volume, *steps,
-             grid.n_points,
-             *gaussian_cpu.outline_of(math.pi ** 2 * setting.s_sq * metric)])
+             grid.n_points, *outline])
+    return known[setting.s_sq]
+
+
+def _splat_slab(job, arrays, first, last):
+    """Planes first:last of the density, with what is beyond the end of the rows added to their beginning."""
+    setting = job.setting
+    slab = np.zeros((last - first, arrays.dims[1], arrays.row), _REAL[setting.dtype])
+    code = splat_atoms(
+        slab.reshape(-1), (*arrays.dims, arrays.row), (first, last), arrays.order, arrays.sites_grid,
+        arrays.e_iso, arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry,
+        setting.tolerance, setting.cuts, setting.box,
+        np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype), np.empty(32))
+    _check(code, job)
+    spectrum_cpu.fold(slab, arrays.dims[2])
+    return slab[:, :, :arrays.dims[2]]
+
+
+def _check(code, job):
+    if code == 0:
+        return
+    if code < 0:
+        raise RuntimeError("An atom is wider than the box it was given: please report this structure.")
+    label = job.atoms.labels[code - 1].strip()
+    raise FFTUnsuitable(
+        f"The displacement parameters of atom {code - 1} ({label}) are not positive definite enough for the FFT: "
+        "raise them, or use method='direct'.")
+
+
+def _slabs(arrays):
+    """Ranges of planes of equal work, one a thread."""
+    nx, ny, nz = arrays.dims
+    n_threads = max(1, min(n_workers(), nx // 8, nx * ny * nz // 8192))
+    if n_threads == 1:
+        return [(0, nx)]
+    work = np.bincount(np.minimum(arrays.sites_grid[:, 0].astype(np.int64), nx - 1), minlength=nx) * _ATOM
+    work = np.cumsum(work + ny * nz)
+    inner = np.searchsorted(work, work[-1] * np.arange(1, n_threads) / n_threads)
+    bounds = [0, *np.clip(inner + 1, 1, nx - 1).tolist(), nx]
+    return list(zip(bounds, bounds[1:]))
 
 
 def splat(job):
     """The density grid, (n_p, n_q, n_s)."""
+    arrays = _Arrays(job)
+    slabs = run([lambda a=a, b=b: _splat_slab(job, arrays, a, b) for a, b in _slabs(arrays)])
+    return torch.from_numpy(np.concatenate(slabs))
+
+
+def values(job):
+    """Structure factors (n,) of one density."""
     setting, arrays = job.setting, _Arrays(job)
-    grid = torch.zeros(arrays.dims, dtype=setting.dtype)
-    flat = grid.numpy().reshape(-1)
-    size = gaussian_cpu.scratch_size(setting.box)
-    n_threads = max(1, min(torch.get_num_threads(), arrays.dims[0] // 4, len(arrays.order) // 64))
-    bounds = _slabs(arrays.sites_grid[:, 0], arrays.dims[0], n_threads)
+    plan, n_p = setting.grid.packed, arrays.dims[0]
+    slabs = _slabs(arrays)
+    packed = np.empty((len(plan.columns), n_p), _COMPLEX[setting.dtype])
 
-    def call(first, last):
-        def run():
-            return splat_atoms(
-                flat, arrays.dims, (first, last), arrays.order, arrays.sites_grid, arrays.e_iso, arrays.ustar,
-                arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry, setting.tolerance,
-                setting.cuts, setting.box, np.empty(size, flat.dtype), np.empty(32))
-        return run
+    def planes(first, last):
+        slab = torch.fft.rfft2(torch.from_numpy(_splat_slab(job, arrays, first, last)))
+        spectrum_cpu.pack(slab.numpy().reshape(last - first, -1), plan.columns, first, packed)
 
-    _check(_run([call(a, b) for a, b in zip(bounds, bounds[1:]) if a < b]), job)
-    return grid
+    def columns(first, last):
+        transform[first:last] = torch.fft.fft(torch.from_numpy(packed[first:last])).numpy()
 
+    def reflections(first, last):
+        spectrum_cpu.read_reflections(transform.reshape(-1), plan.rows, setting.grid.conjugate.numpy(),
+                                      setting.phase.numpy(), setting.factor.numpy(), first, last, result)
 
-def _slabs(x, n, n_threads):
-    """Bounds of slabs with the same number of atoms."""
-    if n_threads == 1:
-        return [0, n]
-    inner = np.partition(x, [len(x) * i // n_threads for i in range(1, n_threads)])
-    return [0, *(int(inner[len(x) * i // n_threads]) for i in range(1, n_threads)), n]
+    transform = np.empty_like(packed)
+    result = np.empty(setting.factor.shape[0], packed.dtype)
+    run([lambda a=a, b=b: planes(a, b) for a, b in slabs],
+        [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), len(slabs))],
+        [lambda a=a, b=b: reflections(a, b) for a, b in shares(len(result), len(slabs))])
+    return torch.from_numpy(result)
 
 
-def _check(codes, job):
-    bad = [code for code in codes if code != 0]
-    if not bad:
-        return
-    if min(bad) < 0:
-        raise RuntimeError("An atom is wider than the box it was given: please report this structure.")
-    i = bad[0] - 1
-    label = job.atoms.labels[i].strip()
-    raise FFTUnsuitable(
-    f"The displacement parameters of atom {i} ({label}) are not positive definite enough for the FFT: "
-    "raise them, or use method='direct'.")
-
-
-def read(transform, setting):
-    """Structure factors (n,) from the transform of the grid."""
-    grid = setting.grid
-    n = setting.factor.shape[0]
-    result = torch.empty(n, dtype=transform.dtype)
-    arguments = [x.numpy() for x in (transform.reshape(-1), grid.rows,
-                         grid.conjugate, setting.phase, setting.factor)]
-    out = result.numpy()
-    _run([lambda a=a, b=b: spectrum_cpu.read_reflections(*arguments, a, b, out) for a, b in _ranges(n)])
-    return result
-
-
-def _ranges(n, least=2048):
-    n_threads = max(1, min(torch.get_num_threads(), n // least))
-    edges = [n * i // n_threads for i in range(n_threads + 1)]
-    return list(zip(edges, edges[1:]))
-
-
-def write(grad, setting):
-    """Half-complex spectrum of dT/d(grid)."""
-    grid = setting.grid
-    spectrum = torch.zeros(grid.spectrum_shape, dtype=setting.phase.dtype)
-    arguments = [x.numpy() for x in (spectrum.reshape(-1), grid.targets, grid.mirror, grid.starts,
-                         grid.sources, grid.conjugate, setting.phase, setting.factor, grad.contiguous())]
-    _run([lambda a=a, b=b: spectrum_cpu.write_reflections(*arguments, a, b)
-         for a, b in _ranges(len(grid.targets))])
-    return spectrum
-
-
-def gather(grid, job):
-    """Gradients (sites, u_iso, u_star, weights, f' or f'') of one density."""
+def gradients(seed, job):
+    """Gradients (sites, u_iso, u_star, weights, f' or f'') of one density, from dT/dF (n,)."""
     setting, arrays = job.setting, _Arrays(job)
+    plan, n_p = setting.grid.packed, arrays.dims[0]
+    n_q, n_s = arrays.dims[1:]
+    packed = np.empty((len(plan.columns), n_p), _COMPLEX[setting.dtype])
+    grid = np.empty((n_p, n_q, arrays.row), _REAL[setting.dtype])
+    seed = seed.resolve_conj().to(setting.phase.dtype).contiguous().numpy()
+
+    def columns(first, last):
+        spectrum = np.zeros((last - first, n_p), packed.dtype)
+        spectrum_cpu.write_reflections(
+            spectrum.reshape(-1), plan.targets - first * n_p, plan.kinds, plan.starts, plan.readers,
+            plan.reflections, setting.phase.numpy().reshape(-1), setting.factor.numpy(), seed, plan.bounds[first], plan.bounds[last])
+        packed[first:last] = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
+
+    def planes(first, last):
+        # Along q only where s is within the band, with q contiguous; then along s.
+        spectrum = np.zeros((last - first, plan.n_s, n_q), packed.dtype)
+        spectrum_cpu.unpack(packed, plan.turned, first, spectrum.reshape(last - first, -1))
+        half = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
+        spectrum = np.empty((last - first, n_q, n_s // 2 + 1), packed.dtype)
+        spectrum_cpu.turn_back(half, spectrum)
+        slab = torch.fft.irfft(torch.from_numpy(spectrum), n=n_s, norm="forward")
+        grid[first:last, :, :n_s] = slab.numpy()
+        spectrum_cpu.unfold(grid[first:last], n_s)
+
     n = len(arrays.order)
-    flat = grid.contiguous().numpy().reshape(-1)
     size = gaussian_cpu.scratch_size(setting.box)
     grad_sites, grad_e, grad_ustar = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 6))
     grad_weights, grad_fp = np.zeros(n), np.zeros(n)
     factor = setting.table.typical_factor if job.gradient else 0.0
 
-    def call(first, last):
-        def run():
-            return gather_atoms(
-    flat,
-    arrays.dims,
-    first,
-    last,
-    arrays.order,
-    arrays.sites_grid,
-    arrays.e_iso,
-    arrays.ustar,
-    arrays.use_aniso,
-    arrays.weights,
-    arrays.fp,
-    arrays.types,
-    arrays.geometry,
-    setting.tolerance,
-    setting.typical_weight,
-    factor,
-    setting.cuts,
-    setting.box,
-    np.empty(
-        size,
-        flat.dtype),
-        np.empty(32),
-        grad_sites,
-        grad_e,
-        grad_ustar,
-        grad_weights,
-         grad_fp)
-        return run
+    def atoms(first, last):
+        _check(gather_atoms(
+            grid.reshape(-1), (*arrays.dims, arrays.row), first, last, arrays.order, arrays.sites_grid,
+            arrays.e_iso, arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types,
+            arrays.geometry, setting.tolerance, setting.typical_weight, factor, setting.cuts, setting.box,
+            np.empty(size, grid.dtype), np.empty(32), grad_sites, grad_e, grad_ustar, grad_weights, grad_fp), job)
 
-    _check(_run([call(a, b) for a, b in _ranges(n, 64)]), job)
+    n_threads = max(1, min(n_workers(), n_p // 8, grid.size // 8192))
+    run([lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
+        [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
+        [lambda a=a, b=b: atoms(a, b) for a, b in shares(n, n_threads)])
     sites = np.empty((n, 3))
     for i, axis in enumerate(setting.grid.axes):
         sites[:, axis] = grad_sites[:, i] * arrays.dims[i]

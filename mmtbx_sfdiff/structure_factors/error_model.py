@@ -12,8 +12,9 @@ square over the reflections and over positions in the grid is, for an atom of we
 over the reciprocal lattice of the grid, with Phi the transform of the part of a Gaussian beyond the radius at
 which its exponent reaches c.  Errors of different atoms add in the mean square, like the structure factors
 themselves.  The same averages with factors tau(s + G) and tau(s + G)^2 are the errors of the gradients in
-positions and in B; the largest of the three, relative to the same average of the atoms' own contributions, is
-what the request bounds.
+positions and in B.  Each is relative to the same average of the atoms' own contributions.  F is calculated
+with a setting of its own, in which its error counts; gradients with another, in which the largest counts of
+those that are asked for.
 
 The sharpening is then the largest p for which (1) takes its share of the request, and c of every term follows
 from (2). Derived in docs/fft.rst.
@@ -25,6 +26,8 @@ import itertools
 import math
 
 import numpy as np
+
+from . import splatting
 
 # Tabulated exponents E = B s_max^2 / 4 of the atoms: E_i = E_FIRST + E_SCALE (E_GROWTH^i - 1).
 E_FIRST, E_GROWTH, E_SCALE, N_E = -1.0, 1.12, 1.5, 46
@@ -50,6 +53,7 @@ def exponent_bins(exponents):
     return scaled.clamp(min=1.0).log() / math.log(E_GROWTH)
 
 
+@functools.lru_cache(maxsize=1)
 def exponent_grid():
     return E_FIRST + E_SCALE * (E_GROWTH ** np.arange(N_E) - 1)
 
@@ -64,8 +68,8 @@ def _truncation_transforms():
         start = math.sqrt(c)
         length = 9.0 / (start + 1.5)
         x, w = start + (nodes + 1) / 2 * length, weights / 2 * length
-        result[i] = 4 / math.sqrt(math.pi) * np.sinc(2 * y[:, None] * x / \
-                                  math.pi) @ (w * x * x * np.exp(-x * x))
+        kernel = np.sinc(2 * y[:, None] * x / math.pi)
+        result[i] = 4 / math.sqrt(math.pi) * kernel @ (w * x * x * np.exp(-x * x))
     return result
 
 
@@ -150,15 +154,8 @@ class ErrorModel:
         band = np.broadcast_to((d_star_sq[chosen] / self.s_sq)[:, None], found.shape)[near]
         share = np.broadcast_to(share[:, None], found.shape)[near]
         found = found[near]
-        bins = np.minimum(
-    ((found /
-    found.min() -
-    1) /
-    1.5 *
-    _N_ALIAS_BINS).astype(
-        np.int64),
-        _N_ALIAS_BINS -
-         1)
+        bins = ((found / found.min() - 1) / 1.5 * _N_ALIAS_BINS).astype(np.int64)
+        bins = np.minimum(bins, _N_ALIAS_BINS - 1)
         counts = np.bincount(bins, minlength=_N_ALIAS_BINS)
         used = counts > 0
         self.alias_tau = np.bincount(bins, found, minlength=_N_ALIAS_BINS)[used] / counts[used]
@@ -166,7 +163,7 @@ class ErrorModel:
             np.bincount(bins, share * np.exp(-2 * p * band), minlength=_N_ALIAS_BINS)[used]
             for p in SHARPENINGS])
 
-    def sharpening(self, histogram, accuracy, rounding):
+    def sharpening(self, histogram, accuracy, rounding, orders):
         """Number of the sharpest p of the ladder that leaves aliasing its share of the error.
 
         Parameters
@@ -177,6 +174,8 @@ class ErrorModel:
         accuracy : float
         rounding : float
             Relative rounding of a value of the grid.
+        orders : tuple of int
+            Whose errors count: 0 for F, 1 for gradients in positions, 2 for those in displacements.
 
         Returns
         -------
@@ -186,25 +185,34 @@ class ErrorModel:
             (3,) mean squares of the structure's contributions.
         """
         norms = np.einsum("mte,te->m", self.norms[:, :-1], histogram[:-1])
-        relative = (np.einsum("pmte,te->pm", self.aliases, histogram) / norms).max(1)
+        bound = _ALIAS_SHARE * (_AIM * accuracy) ** 2
+        if splatting.HAVE_NUMBA:
+            from .histogram_cpu import sharpest
+            wanted = tuple(order in orders for order in range(3))
+            return sharpest(self.aliases, self.noises, histogram, norms, wanted, rounding, bound), norms
+        relative = np.zeros(len(SHARPENINGS))
+        for order in orders:
+            found = np.einsum("pte,te->p", self.aliases[:, order], histogram)
+            relative = np.maximum(relative, found / norms[order])
         relative += rounding ** 2 * np.einsum("pte,te->p", self.noises, histogram) / norms[0]
-        good = np.flatnonzero(relative <= _ALIAS_SHARE * (_AIM * accuracy) ** 2)
+        good = np.flatnonzero(relative <= bound)
         return (int(good[-1]) if len(good) else -1), norms
 
-    def cut_table(self, index, norms):
+    def cut_table(self, index, norms, orders):
         """Where to end a Gaussian: (table, first log width, step, first level, step).
 
         The table is over log(e - p) and over level = log(tolerance / |w alpha|), the tolerance in units of F.
         """
         # Ratios of gradient norms on a coarse ladder: the table is then shared by all structures that are
         # alike.
-        ratios = tuple(round(4 * math.log2(norms[m] / norms[0])) for m in (1, 2))
-        key = (index, ratios)
+        ratios = tuple(round(4 * math.log2(norms[m] / norms[0])) if m in orders else 0 for m in (1, 2))
+        key = (index, ratios, orders)
         if key not in self._cut_tables:
-            self._cut_tables[key] = self._make_cut_table(SHARPENINGS[index], [2 ** (r / 4) for r in ratios])
+            self._cut_tables[key] = self._make_cut_table(
+                SHARPENINGS[index], [2 ** (r / 4) for r in ratios], orders)
         return self._cut_tables[key]
 
-    def _make_cut_table(self, p, ratios):
+    def _make_cut_table(self, p, ratios, orders):
         tau = np.concatenate([self.tau, self.alias_tau])
         weights = np.concatenate([self.weights * np.exp(-2 * p * self.tau),
                                   self.alias_weights[int(np.searchsorted(SHARPENINGS, p))]])
@@ -221,13 +229,12 @@ class ErrorModel:
             error = np.sqrt((values ** 2) @ total)
             # The derivatives of a Gaussian are larger beyond the cut than the Gaussian, by 2 sqrt(c) and by
             # c.
-            worst = np.maximum(1.0, np.maximum(np.sqrt(_CUTS / (width * ratios[0])),
-                                               _CUTS / (width * math.sqrt(ratios[1]))))
+            larger = {0: 1.0, 1: np.sqrt(_CUTS / (width * ratios[0])), 2: _CUTS / (width * math.sqrt(ratios[1]))}
+            worst = np.max([np.broadcast_to(larger[order], _CUTS.shape) for order in orders], axis=0)
             logs = np.minimum.accumulate(np.log(error * worst + 1e-300))
             table[i] = np.interp(-_LEVELS, -logs, _CUTS, left=0.0, right=_CUTS[-1])
             # A term that is below the tolerance even when all of it is left out.
-            everything = 0.5 * \
-                math.log(max((np.exp(-2 * (width + p) * self.tau) * self.weights).sum(), 1e-300))
+            everything = 0.5 * math.log(max((np.exp(-2 * (width + p) * self.tau) * self.weights).sum(), 1e-300))
             table[i][_LEVELS > everything + math.log(5.0)] = -1.0
         return (table, math.log(_WIDTHS[0]), math.log(_WIDTHS[1] / _WIDTHS[0]),
                 _LEVELS[0], _LEVELS[1] - _LEVELS[0])

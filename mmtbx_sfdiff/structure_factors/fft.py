@@ -32,6 +32,7 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY):
         (n, 3) int64.
     accuracy : float
         ||F - F_direct|| / ||F_direct||, and the same for gradients in sites, u_iso and u_star; 1e-8 or more.
+        Values and gradients are calculated on grids of their own, each as coarse as its own error allows.
     memory : int
         Bound on working storage in bytes; models of a batch share it, and a grid is made coarser to meet it.
 
@@ -57,17 +58,9 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY):
     parameters = _Parameters(atoms, batch)
     if n == 0:
         return (parameters.weights[:, :1] * 0).to(complex_of(atoms.dtype)).expand(-1, 0).reshape(*batch, 0)
-    setting = choose_setting(parameters, plan, accuracy, memory)
     result = _Transform.apply(
-    parameters.sites,
-    parameters.u_iso,
-    parameters.u_star,
-    parameters.weights,
-    parameters.fp,
-    parameters.fdp,
-    atoms,
-    plan,
-     setting)
+        parameters.sites, parameters.u_iso, parameters.u_star, parameters.weights, parameters.fp, parameters.fdp,
+        atoms, plan, accuracy, memory)
     return result.reshape(*batch, n)
 
 
@@ -75,45 +68,42 @@ class _Transform(torch.autograd.Function):
     """F of all reflections, from parameters with one batch dimension."""
 
     @staticmethod
-    def forward(ctx, sites, u_iso, u_star, weights, fp, fdp, atoms, plan, setting):
-        maps = [splatting.Map(fp=fp, dispersion=False, gradient=ctx.needs_input_grad[4])]
-        if bool((fdp != 0).any()) or ctx.needs_input_grad[5]:
-            maps.append(splatting.Map(fp=fdp, dispersion=True, gradient=ctx.needs_input_grad[5]))
-        ctx.save_for_backward(sites, u_iso, u_star, weights, fp, fdp)
-        ctx.atoms, ctx.setting, ctx.n_maps = atoms, setting, len(maps)
+    def forward(ctx, sites, u_iso, u_star, weights, fp, fdp, atoms, plan, accuracy, memory):
+        values = sites, u_iso, u_star, weights, fp, fdp
+        ctx.save_for_backward(*values)
+        ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
+        ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory)
         engine = splatting.engine(sites.device)
+        dispersion = bool((fdp != 0).any())
         dtype = complex_of(weights.dtype)
         result = torch.empty((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
         for model in range(len(sites)):
-            for i, what in enumerate(maps):
-                job = splatting.Job(atoms, setting, sites[model], u_iso[model], u_star[model], weights[model],
-                                    what.fp[model], what.dispersion, what.gradient)
-                transform = torch.fft.rfftn(engine.splat(job))
-                values = engine.read(transform, setting)
-                if i == 0:
-                    result[model] = values
-                else:
-                    result[model] += 1j * values.to(dtype)
+            result[model] = engine.values(_job(atoms, setting, values, model, False, False))
+            if dispersion:
+                result[model] += 1j * engine.values(_job(atoms, setting, values, model, True, False)).to(dtype)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        sites, u_iso, u_star, weights, fp, fdp = ctx.saved_tensors
-        setting, atoms = ctx.setting, ctx.atoms
-        engine = splatting.engine(sites.device)
-        grads = [torch.zeros_like(x) if want else None
-                 for x, want in zip((sites, u_iso, u_star, weights, fp, fdp), ctx.needs_input_grad)]
-        for model in range(len(sites)):
-            for i in range(ctx.n_maps):
-                values = fp if i == 0 else fdp
-                seed = grad[model] if i == 0 else -1j * grad[model]
-                spectrum = engine.write(seed.resolve_conj().to(setting.phase.dtype), setting)
-                back = torch.fft.irfftn(spectrum, s=setting.grid.dims, norm="forward")
-                job = splatting.Job(atoms, setting, sites[model], u_iso[model], u_star[model], weights[model],
-                                    values[model], i == 1, ctx.needs_input_grad[4 + i])
-                found = engine.gather(back, job)
-                for target, value in zip((*grads[:4], grads[4 + i]), found):
+        values, atoms, wanted = ctx.saved_tensors, ctx.atoms, ctx.needs_input_grad[:6]
+        # A wish for gradients in f' and f'' makes another population of the same atoms.
+        known = None if wanted[4] or wanted[5] else ctx.population
+        _, setting = choose_setting(values, atoms, ctx.plan, ctx.accuracy, ctx.memory, wanted, known)
+        engine = splatting.engine(grad.device)
+        grads = [torch.zeros_like(x) if want else None for x, want in zip(values, wanted)]
+        maps = [False, True] if wanted[5] or bool((values[5] != 0).any()) else [False]
+        for model in range(len(values[0])):
+            for dispersion in maps:
+                seed = -1j * grad[model] if dispersion else grad[model]
+                job = _job(atoms, setting, values, model, dispersion, wanted[4 + dispersion])
+                for target, value in zip((*grads[:4], grads[4 + dispersion]), engine.gradients(seed, job)):
                     if target is not None:
                         target[model] += value.to(target.dtype)
-        return *grads, None, None, None
+        return *grads, None, None, None, None
+
+
+def _job(atoms, setting, values, model, dispersion, gradient):
+    sites, u_iso, u_star, weights, fp, fdp = (value[model] for value in values)
+    return splatting.Job(atoms, setting, sites, u_iso, u_star, weights, fdp if dispersion else fp, dispersion,
+                         gradient)

@@ -114,11 +114,7 @@ class _PlanCache:
             for axis, n in zip(self.plan().axes, dims):
                 grid[axis] = n
             self.models[dims] = ErrorModel(
-    self.indices,
-    self.d_star_sq,
-    self.basis,
-    grid,
-     *self.table.with_constants())
+                self.indices, self.d_star_sq, self.basis, grid, *self.table.with_constants())
         return self.models[dims]
 
     def grid(self, dims):
@@ -147,46 +143,100 @@ _CACHES = weakref.WeakKeyDictionary()
 def _cache(plan, atoms):
     tables = _CACHES.setdefault(plan, {})
     form_factors = atoms.form_factors
+    # The same object again, nearly always.
+    last = tables.get("last")
+    if last is not None and last[0]() is form_factors:
+        return last[1]
     key = tuple(tuple(x.flatten().tolist()) for x in (form_factors.a, form_factors.b, form_factors.c))
     if key not in tables:
         tables[key] = _PlanCache(plan, atoms)
+    tables["last"] = weakref.ref(form_factors), tables[key]
     return tables[key]
 
 
-def _histogram(parameters, atoms, cache):
-    """What the error model has to know of the atoms: (histogram, number of atoms, largest exponent).
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """What the error model has to know of the atoms.
 
-    The histogram, (n_types + 1, N_E) numpy, has sums of squared weights by type and exponent, and a row for
-    f' and f''.
+    Attributes
+    ----------
+    histogram : numpy.ndarray
+        (n_types + 1, N_E) sums of squared weights by type and exponent, and a row for f' and f''.
+    n_atoms : int
+        Of all models, those with weight.
+    largest : float
+        Largest exponent of an atom in any direction.
+    heaviest : float
+        Largest weight.
     """
-    s_sq, n_types, typical_factor = cache.s_sq, len(cache.table.constants), cache.table.typical_factor
+
+    histogram: np.ndarray
+    n_atoms: int
+    largest: float
+    heaviest: float
+
+
+def _population(values, atoms, cache, wanted=None):
+    """The :class:`Population` of parameters (sites, u_iso, u_star, weights, fp, fdp) with one batch dimension.
+
+    ``wanted``: of which a gradient is wanted.
+    """
+    _, u_iso, u_star, weights, *dispersion = values
+    # The gradient of a term that may be zero: as if it were as large as a form factor.
+    least = cache.table.typical_factor if wanted and (wanted[4] or wanted[5]) else 0.0
+    extras = [value for i, value in enumerate(dispersion)
+              if wanted and wanted[4 + i] or bool((value.detach() != 0).any())]
+    of = _compiled_population if splatting.HAVE_NUMBA and u_iso.device.type == "cpu" else _torch_population
+    histogram, n_atoms, largest, heaviest = of(u_iso, u_star, weights, extras, least, atoms, cache)
+    if not n_atoms:
+        histogram[0, error_model.N_E // 2] = 1.0
+    return Population(histogram, max(n_atoms, 1), largest, heaviest)
+
+
+def _compiled_population(u_iso, u_star, weights, extras, least, atoms, cache):
+    from .histogram_cpu import population
+
+    def array(value):
+        return value.detach().numpy().astype(np.float64)
+
+    histogram = np.zeros((len(cache.table.constants) + 1, error_model.N_E))
+    use_aniso, types = atoms.use_u_aniso.numpy(), atoms.type_index.numpy()
+    orthogonalization = atoms.crystal.orthogonalization.numpy()
+    u_iso, weights = array(u_iso), array(weights)
+    u_star = array(u_star) if use_aniso.any() else np.zeros((len(u_iso), 1, 6))
+    extras = np.stack([array(x) for x in extras]) if extras else np.zeros((0, *u_iso.shape))
+    n_atoms, largest, heaviest = 0, 0.0, 0.0
+    for i in range(len(u_iso)):
+        found = population(
+            u_iso[i], u_star[i], use_aniso, orthogonalization, 2 * math.pi ** 2 * cache.s_sq, weights[i],
+            extras[:, i], least, types, error_model.E_FIRST, error_model.E_SCALE,
+            math.log(error_model.E_GROWTH), histogram)
+        n_atoms, largest, heaviest = n_atoms + found[0], max(largest, found[1]), max(heaviest, found[2])
+    return histogram, n_atoms, largest, heaviest
+
+
+def _torch_population(u_iso, u_star, weights, extras, least, atoms, cache):
+    n_types, n_e = len(cache.table.constants), error_model.N_E
     with torch.no_grad():
-        u = parameters.u_iso.to(torch.float64)
+        u = u_iso.to(torch.float64)
+        widest = u
         if bool(atoms.use_u_aniso.any()):
-            u = u + _least_u(parameters.u_star, atoms)
-        exponents = u * (2 * math.pi ** 2 * s_sq)
-        n_e = error_model.N_E
-        position = error_model.exponent_bins(exponents).clamp(max=n_e - 1.001)
+            widest = u + _cart_trace(u_star, atoms)
+            u = u + _least_u(u_star, atoms)
+        scale = 2 * math.pi ** 2 * cache.s_sq
+        position = error_model.exponent_bins(u * scale).clamp(max=n_e - 1.001)
         low = position.to(torch.int64)
         high_share = position - low
-        weights = parameters.weights.to(torch.float64) ** 2
-        row = atoms.type_index * n_e
-        flat = (row + low).flatten()
+        squares = weights.to(torch.float64) ** 2
+        flat = (atoms.type_index * n_e + low).flatten()
         size = (n_types + 1) * n_e
-        result = torch.bincount(flat, (weights * (1 - high_share)).flatten(), minlength=size)
-        result += torch.bincount(flat + 1, (weights * high_share).flatten(), minlength=size)
-        for value in (parameters.fp, parameters.fdp):
-            if value.requires_grad or bool((value != 0).any()):
-                extra = weights * value.to(torch.float64) ** 2
-                if value.requires_grad:
-                    # The gradient of a term that may be zero: as if it were as large as a form factor.
-                    extra = torch.maximum(extra, weights * typical_factor ** 2)
-                result += torch.bincount((n_types * n_e + low).flatten(), extra.flatten(), minlength=size)
-        n_atoms = int((weights > 0).sum())
-        histogram = result.reshape(n_types + 1, n_e).cpu().numpy()
-        if not n_atoms:
-            histogram[0, n_e // 2] = 1.0
-        return histogram, max(n_atoms, 1), float(exponents.max())
+        result = torch.bincount(flat, (squares * (1 - high_share)).flatten(), minlength=size)
+        result += torch.bincount(flat + 1, (squares * high_share).flatten(), minlength=size)
+        for value in extras:
+            extra = squares * value.to(torch.float64).abs().clamp(min=least) ** 2
+            result += torch.bincount((n_types * n_e + low).flatten(), extra.flatten(), minlength=size)
+        return (result.reshape(n_types + 1, n_e).cpu().numpy(), int((squares > 0).sum()),
+                float(widest.max()) * scale, float(squares.max()) ** 0.5)
 
 
 def _least_u(u_star, atoms):
@@ -209,16 +259,35 @@ def _least_u(u_star, atoms):
     return result
 
 
-def choose_setting(parameters, plan, accuracy, memory):
-    """The :class:`Setting` for these atoms: a function of their values alone, not of what was computed
-    before."""
-    atoms = parameters.atoms
+def error_orders(wanted=None):
+    """Whose errors count: of F (0), or of the gradients wanted in (sites, u_iso, u_star, weights, fp, fdp)."""
+    if wanted is None:
+        return (0,)
+    asked = {0: any(wanted[3:]), 1: wanted[0], 2: wanted[1] or wanted[2]}
+    return tuple(order for order, yes in asked.items() if yes) or (0,)
+
+
+def choose_setting(values, atoms, plan, accuracy, memory, wanted=None, population=None):
+    """The :class:`Population` and the :class:`Setting` of these atoms: a function of their values alone, not of
+    what was computed before.
+
+    Parameters
+    ----------
+    values : tuple of torch.Tensor
+        (sites, u_iso, u_star, weights, fp, fdp) with one batch dimension.
+    wanted : tuple of bool, optional
+        Of which of these a gradient is wanted: the setting is then for gradients, else for F.
+    population : Population, optional
+        Where it is known already.
+    """
     cache = _cache(plan, atoms)
-    histogram, n_atoms, largest = _histogram(parameters, atoms, cache)
-    key = _choose(cache, plan, histogram, n_atoms / len(parameters.weights), accuracy, memory)
+    orders = error_orders(wanted)
+    found = population or _population(values, atoms, cache, wanted)
+    histogram, n_atoms = found.histogram, found.n_atoms
+    key = _choose(cache, plan, histogram, n_atoms / len(values[0]), accuracy, memory, orders)
     for dims, dtype in _from(cache.choices[key], plan, memory):
         model = cache.model(dims)
-        index, norms = model.sharpening(histogram, accuracy, ROUNDING[dtype])
+        index, norms = model.sharpening(histogram, accuracy, ROUNDING[dtype], orders)
         if index >= 0:
             break
     else:
@@ -227,31 +296,17 @@ def choose_setting(parameters, plan, accuracy, memory):
             "raise memory, or use method='direct'.")
     n_terms = cache.table.alphas.shape[1] + (1 if cache.table.constants.any() else 0)
     sharpening = float(error_model.SHARPENINGS[index])
-    tolerance = model.tolerance(norms, n_atoms, accuracy, max(n_terms, 1)) * \
-                                splatting.engine(plan.indices.device).SLACK
+    slack = splatting.engine(plan.indices.device).SLACK
+    tolerance = model.tolerance(norms, n_atoms, accuracy, max(n_terms, 1)) * slack
     typical = math.sqrt(histogram[:-1].sum() / n_atoms)
-    cuts = model.cut_table(index, norms)
-    return Setting(
-    grid=cache.grid(dims),
-    dtype=dtype,
-    sharpening=sharpening,
-    s_sq=cache.s_sq,
-    cuts=cuts,
-    tolerance=tolerance,
-    typical_weight=typical,
-    table=cache.table,
-    factor=cache.factor(
-        sharpening,
-        dtype),
-        phase=cache.phase(dtype),
-        box=_box(
-            cache,
-            dims,
-            atoms,
-            parameters,
-            largest,
-            sharpening,
-             cuts))
+    cuts = model.cut_table(index, norms, orders)
+    size = max(float(np.abs(cache.table.alphas).max(initial=0.0)), float(np.abs(cache.table.constants).max())
+               + max(float(value.detach().abs().max()) for value in values[4:]), cache.table.typical_factor)
+    lowest = math.log(tolerance / (size * max(found.heaviest, typical)))
+    return found, Setting(
+        grid=cache.grid(dims), dtype=dtype, sharpening=sharpening, s_sq=cache.s_sq, cuts=cuts,
+        tolerance=tolerance, typical_weight=typical, table=cache.table, factor=cache.factor(sharpening, dtype),
+        phase=cache.phase(dtype), box=_box(cache, dims, found.largest, lowest, sharpening, cuts))
 
 
 def _from(chosen, plan, memory):
@@ -272,14 +327,14 @@ def _storage(dims, dtype):
     return 3.5 * (4 if dtype == torch.float32 else 8) * math.prod(dims)
 
 
-def _box(cache, dims, atoms, parameters, largest, sharpening, cuts):
+def _box(cache, dims, largest, lowest, sharpening, cuts):
     """Points along each axis that no atom's Gaussians exceed, rounded up to eight."""
-    if bool(atoms.use_u_aniso.any()):
-        trace_bound = float((parameters.u_iso.detach() + _cart_trace(parameters.u_star, atoms)).max())
-        largest = max(largest, 2 * math.pi ** 2 * cache.s_sq * trace_bound)
     exponents = cache.table.exponents[cache.table.alphas != 0]
-    width = largest + max(exponents.max(initial=0.0), 0.0) - sharpening
-    radius = math.sqrt(max(width, 0.1) * cuts[0].max() / cache.s_sq) / math.pi
+    width = max(largest + max(exponents.max(initial=0.0), 0.0) - sharpening, 0.1)
+    # Cuts grow with the width and with the amplitude.
+    table, _, _, level_first, level_step = cuts
+    column = int(min(max((lowest - level_first) / level_step, 0), table.shape[1] - 1))
+    radius = math.sqrt(width * max(float(table[:, column].max()), 0.5) / cache.s_sq) / math.pi
     # Half the box is radius times the length of the reciprocal axis, in grid units.
     lengths = np.linalg.norm(cache.basis, axis=1)
     return tuple(8 * (int(2 * radius * lengths[axis] * n + 1) // 8 + 2)
@@ -288,12 +343,12 @@ def _box(cache, dims, atoms, parameters, largest, sharpening, cuts):
 
 def _cart_trace(u_star, atoms):
     metric = atoms.crystal.orthogonalization.T @ atoms.crystal.orthogonalization
-    packed = torch.stack([metric[0, 0], metric[1, 1], metric[2, 2], 2 * \
-                         metric[0, 1], 2 * metric[0, 2], 2 * metric[1, 2]])
+    packed = torch.stack([metric[0, 0], metric[1, 1], metric[2, 2],
+                          2 * metric[0, 1], 2 * metric[0, 2], 2 * metric[1, 2]])
     return (u_star.detach().to(torch.float64) @ packed).clamp(min=0)
 
 
-def _choose(cache, plan, histogram, n_atoms, accuracy, memory):
+def _choose(cache, plan, histogram, n_atoms, accuracy, memory, orders):
     """Key in ``cache.choices`` of the cheapest (grid, dtype) by the cost model, for a population like this
     one."""
     bins = error_model.exponent_grid()
@@ -303,14 +358,14 @@ def _choose(cache, plan, histogram, n_atoms, accuracy, memory):
     constant = bool(histogram[-1].any())
     # The choice is a function of these coarse numbers only, so that it does not change from step to step.
     mean_step, low_step = round(3 * math.log2(max(mean, 0.1))), round(4 * low)
-    key = (round(2 * math.log2(n_atoms)), mean_step, low_step, constant, accuracy, memory)
+    key = (round(2 * math.log2(n_atoms)), mean_step, low_step, constant, accuracy, memory, orders)
     if key in cache.choices:
         return key
     coarse = np.zeros_like(histogram)
     share = histogram[:-1].sum(1) / histogram[:-1].sum()
     for exponent, part in ((low_step / 4, 0.1), (2 ** (mean_step / 3), 0.9)):
-        coarse[:-1, int(min(error_model.exponent_bins(np.float64(exponent)),
-                        error_model.N_E - 1))] += part * share
+        place = int(min(error_model.exponent_bins(np.float64(exponent)), error_model.N_E - 1))
+        coarse[:-1, place] += part * share
     coarse[-1] = histogram[-1] / histogram[:-1].sum()
     smallest = math.inf
     for dtype in (torch.float32, torch.float64) if accuracy >= SINGLE_PRECISION else (torch.float64,):
@@ -324,13 +379,13 @@ def _choose(cache, plan, histogram, n_atoms, accuracy, memory):
             if need > memory and smallest < math.inf:
                 break
             model = cache.model(dims)
-            index, norms = model.sharpening(coarse, accuracy, ROUNDING[dtype])
+            index, norms = model.sharpening(coarse, accuracy, ROUNDING[dtype], orders)
             if index < 0:
                 continue
             smallest = min(smallest, need)
             if need > memory:
                 break
-            cost = splatting.cost(model, index, norms, cache, dims, n_atoms, mean, accuracy)
+            cost = splatting.cost(model, index, norms, orders, cache, dims, n_atoms, mean, accuracy)
             if best is None or cost < best[0]:
                 best = (cost, dims)
             elif cost > 2 * best[0]:
@@ -355,8 +410,10 @@ def estimated_time(atoms, plan, accuracy, memory):
         As :func:`fft`.
     """
     parameters = _Parameters(atoms, atoms.batch_shape)
+    values = (parameters.sites, parameters.u_iso, parameters.u_star, parameters.weights, parameters.fp,
+              parameters.fdp)
     cache = _cache(plan, atoms)
-    histogram, n_atoms, _ = _histogram(parameters, atoms, cache)
+    found = _population(values, atoms, cache)
     n_models = len(parameters.weights)
-    key = _choose(cache, plan, histogram, n_atoms / n_models, accuracy, memory)
-    return n_models * cache.costs[key] * (2 if histogram[-1].any() else 1)
+    key = _choose(cache, plan, found.histogram, found.n_atoms / n_models, accuracy, memory, (0,))
+    return n_models * cache.costs[key] * (2 if found.histogram[-1].any() else 1)

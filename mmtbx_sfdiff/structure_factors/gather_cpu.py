@@ -11,62 +11,44 @@ import numpy as np
 
 from .gaussian_cpu import MOMENTS, PI_SQ
 from .gaussian_cpu import cut as cut_of
-from .gaussian_cpu import gaussian, jit, outline, pair_terms, row_range, shape as shape_of, wrap
-from .vector_code import (add_plane_moments, add_row_moments, add_row_moments_oblique, moments_along,
-                          store_gaussian)
+from .gaussian_cpu import LARGEST_EXPONENT, gaussian, jit, next_plane, oblique_tables, outline, pair_terms
+from .gaussian_cpu import row_range, wrap
+from .gaussian_cpu import shape as shape_of
+from .vector_code import (add_moments, add_moments_oblique, finish_moments, multiply, store_gaussian,
+                          store_plane)
 
 
 @jit
-def gather(
-    grid,
-    dims,
-    first_atom,
-    last_atom,
-    order,
-    sites_grid,
-    e_iso,
-    ustar,
-    use_aniso,
-    weights,
-    fp,
-    types,
-    geometry,
-    tolerance,
-    typical_weight,
-    typical_factor,
-    cuts,
-    box,
-    scratch,
-    work,
-    grad_sites,
-    grad_e,
-    grad_ustar,
-    grad_weights,
-     grad_fp):
+def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types,
+           geometry, tolerance, typical_weight, typical_factor, cuts, box, scratch, work, grad_sites, grad_e,
+           grad_ustar, grad_weights, grad_fp):
     """Derivatives of sum(grid * density) for order[first_atom:last_atom]: the transpose of :func:`splat`.
 
     grad_sites in grid units; grad_ustar in the units of 2 pi^2 U*.  Returns as :func:`splat`.
     """
-    nx, ny, nz = dims
+    nx, ny, nz, row = dims
     type_index, alphas, exponents, constants, n_terms, has_constant = types
     one = grid.dtype.type(1)
     zero = grid.dtype.type(0)
+    limit = LARGEST_EXPONENT[0] if grid.itemsize == 4 else LARGEST_EXPONENT[1]
     bx, by, bz = box
-    y_table = 0
-    z_table, cz_table, ones_table = 2 * by, 2 * by + 2 * bz, 2 * by + 4 * bz
+    x_table, y_table, cy_table = 0, 2 * bx, 2 * bx + 2 * by
+    xy_tables = cy_table + 2 * by
+    z_table = xy_tables + 4 * by
+    cz_table = z_table + 2 * bz
+    tables = xy_tables, xy_tables + 2 * by, cz_table, cz_table + 2 * bz
+    ones_table = cz_table + 4 * bz
     yz_table = ones_table + bz
-    rows_table = yz_table + 2 * by * bz
-    row_moments = rows_table + by * bz
-    box_moments = row_moments + MOMENTS
+    box_moments = yz_table + 2 * by * bz
     for l in range(bz):
         scratch[ones_table + l] = one
     n_all = n_terms + (1 if has_constant else 0)
-    m = np.zeros(10)
     minv = np.zeros(6)
     for position in range(first_atom, last_atom):
         a = order[position]
         weight = weights[a]
         sx, sy, sz = sites_grid[a, 0], sites_grid[a, 1], sites_grid[a, 2]
+        star = ustar[a if use_aniso[a] else 0]
         for first_term in range(0, n_all, 2):
             for k in range(2):
                 alpha, e = pair_terms(a, first_term + k, weight, constants,
@@ -75,7 +57,7 @@ def gather(
                 work[30 + k] = e
                 if first_term + k >= n_all:
                     continue
-                norm, width = gaussian(e, ustar[a], use_aniso[a], geometry, work, k)
+                norm, width = gaussian(e, star, use_aniso[a], geometry, work, k)
                 if width <= 0:
                     return a + 1
                 amplitude = abs(alpha)
@@ -105,26 +87,34 @@ def gather(
             n_z = (int(math.floor(sz + hz)) - k0 + 8) // 8
             if i1 < i0 or n_y < 1 or n_z < 1:
                 continue
-            if 8 * n_y > by or 8 * n_z > bz:
+            n_x = (i1 - i0 + 8) // 8
+            if 8 * n_x > bx or 8 * n_y > by or 8 * n_z > bz:
                 return -1
+            # What the blocks of eight have to spare goes to both ends.
+            j0 -= (8 * n_y - (int(math.floor(sy + hy)) - j0 + 1)) // 2
+            k0 -= (8 * n_z - (int(math.floor(sz + hz)) - k0 + 1)) // 2
             v0, w0 = j0 - sy, k0 - sz
-            shape = shape_of(work, True, True)
+            shape = shape_of(work, hx, hy, hz, limit)
             crossed = work[3] != 0 or work[15] != 0 or shape > 0
             for k in range(2):
                 o = 12 * k
-                if not crossed:
+                if shape < 2:
+                    store_gaussian(scratch, x_table + k * bx, n_x, zero, zero, one * work[o], one * (i0 - sx))
                     store_gaussian(scratch, y_table + k * by, n_y, zero, zero, one * work[o + 1], one * v0)
                 if shape == 0:
                     store_gaussian(scratch, z_table + k * bz, n_z, zero, zero, one * work[o + 2], one * w0)
                 elif shape == 1:
-                    for j in range(int(math.floor(sy + hy)) - j0 + 1):
-                        store_gaussian(scratch, yz_table + (k * by + j) * bz, n_z, zero,
-                                       one * (2 * work[o + 5] * (v0 + j)), one * work[o + 2], one * w0)
+                    store_plane(scratch, yz_table + k * by * bz, n_z, int(math.floor(sy + hy)) - j0 + 1, bz,
+                                one * (2 * work[o + 5]), one * work[o + 2], one * v0, one * w0)
             for l in range(n_z * MOMENTS):
                 scratch[box_moments + l] = zero
+            if crossed and shape < 2:
+                oblique_tables(work, scratch, shape, tables, box, n_y, n_z, i0 - sx, v0, w0)
+            y_used = cy_table if crossed else y_table
             kz = wrap(k0, nz)
-            wraps = kz + 8 * n_z > nz
             for i in range(i0, i1 + 1):
+                if crossed and shape < 2 and i > i0:
+                    next_plane(scratch, shape, tables, box, n_y, n_z)
                 ix = wrap(i, nx)
                 u = i - sx
                 low0, high0 = row_range(work, wide, work[24 + wide], u)
@@ -137,110 +127,52 @@ def gather(
                 n_rows = j_last - j_first + 1
                 if n_rows < 1:
                     continue
-                if wraps:
-                    for j in range(n_rows):
-                        row = (ix * ny + (j0 + j_first + j) % ny) * nz
-                        at = kz
-                        for l in range(8 * n_z):
-                            scratch[rows_table + j * 8 * n_z + l] = grid[row + at]
-                            at += 1
-                            if at == nz:
-                                at = 0
-                if crossed and shape < 2:
-                    for k in range(2):
-                        o = 12 * k
-                        store_gaussian(scratch, y_table + k * by, n_y, one * (work[o] * u * u),
-                                       one * (2 * work[o + 3] * u), one * work[o + 1], one * v0)
-                if shape == 1:
-                    for k in range(2):
-                        store_gaussian(scratch, cz_table + k * bz, n_z, zero, one * \
-                                       (2 * work[12 * k + 4] * u), zero, one * w0)
-                for block in range(0, 8 * n_z, 8):
-                    for l in range(48):
-                        scratch[row_moments + l] = zero
-                    done = 0
-                    while done < n_rows:
-                        jy = wrap(j0 + j_first + done, ny)
-                        run = n_rows if wraps else min(n_rows - done, ny - jy)
-                        if shape == 2:
-                            run = 1
-                        j = j_first + done
-                        start, stride = (ix * ny + jy) * nz + kz, nz
-                        source = grid
-                        if wraps:
-                            start, stride = rows_table + done * 8 * n_z, 8 * n_z
-                            source = scratch
+                x0, x1 = one, one
+                if shape < 2:
+                    x0, x1 = scratch[x_table + i - i0], scratch[x_table + bx + i - i0]
+                    if crossed:
+                        for k in range(2):
+                            multiply(scratch, cy_table + k * by, y_table + k * by, xy_tables + k * by, n_y)
+                done = 0
+                while done < n_rows:
+                    jy = wrap(j0 + j_first + done, ny)
+                    run = min(n_rows - done, ny - jy)
+                    if shape == 2:
+                        run = 1
+                    j = j_first + done
+                    start = (ix * ny + jy) * row + kz
+                    if shape == 2:
+                        v = v0 + j
+                        for k in range(2):
+                            o = 12 * k
+                            store_gaussian(
+                                scratch, cz_table + k * bz, n_z,
+                                one * (work[o] * u * u + work[o + 1] * v * v + 2 * work[o + 3] * u * v),
+                                one * (2 * (work[o + 4] * u + work[o + 5] * v)), one * work[o + 2], one * w0)
+                    for block in range(n_z):
+                        at = start + 8 * block
+                        out = box_moments + block * MOMENTS
                         if shape == 0:
-                            add_row_moments(source, start + block, stride, run, scratch,
-                                            y_table + j, y_table + by + j, one * (v0 + j), row_moments)
+                            add_moments(grid, at, row, run, scratch, y_used + j, y_used + by + j,
+                                        one * (v0 + j), x0, x1, one * u, out)
                         elif shape == 1:
-                            add_row_moments_oblique(source,
-    start + block,
-    stride,
-    run,
-    scratch,
-    y_table + j,
-    y_table + by + j,
-    one * (v0 + j),
-    yz_table + j * bz + block,
-    yz_table + (by + j) * bz + block,
-    bz,
-     row_moments)
+                            add_moments_oblique(
+                                grid, at, row, run, scratch, y_used + j, y_used + by + j, one * (v0 + j),
+                                yz_table + j * bz + 8 * block, yz_table + (by + j) * bz + 8 * block, bz,
+                                cz_table + 8 * block, cz_table + bz + 8 * block, x0, x1, one * u, out)
                         else:
-                            v = v0 + j
-                            for k in range(2):
-                                o = 12 * k
-                                store_gaussian(
-                                    scratch, cz_table + k * bz, 1,
-                                    one * (work[o] * u * u + work[o + 1] * v * v + 2 * work[o + 3] * u * v),
-                                    one * (2 * (work[o + 4] * u + work[o + 5] * v)), one * work[o + 2],
-                                    one * (w0 + block))
-                            add_row_moments_oblique(
-    source,
-    start + block,
-    stride,
-    run,
-    scratch,
-    ones_table,
-    ones_table,
-    one * v,
-    cz_table,
-    cz_table + bz,
-    bz,
-     row_moments)
-                        done += run
-                    for k in range(2):
-                        x = one if crossed else one * math.exp(-work[12 * k] * u * u)
-                        z = cz_table + k * bz + block if shape == 1 else ones_table
-                        add_plane_moments(scratch, row_moments + 24 * k, z, x, one * u,
-                                          box_moments + (block // 8) * MOMENTS + 48 * k)
+                            add_moments_oblique(
+                                grid, at, row, run, scratch, ones_table, ones_table, one * v,
+                                cz_table + 8 * block, cz_table + bz + 8 * block, bz, ones_table, ones_table,
+                                one, one, one * u, out)
+                    done += run
             for k in range(2):
                 if work[26 + k] == 0:
                     continue
                 o = 12 * k
-                for i in range(10):
-                    m[i] = 0.0
-                # Order: 1; x, y, z; xx, yy, zz; xy, xz, yz.
-                for block in range(n_z):
-                    at = box_moments + block * MOMENTS + 48 * k
-                    z = z_table + k * bz + 8 * block if shape == 0 else ones_table
-                    w = one * (w0 + 8 * block)
-                    m0, mz, mzz = moments_along(scratch, at, z, w)
-                    mx, mxz, _ = moments_along(scratch, at + 8, z, w)
-                    mxx, _, _ = moments_along(scratch, at + 16, z, w)
-                    my, myz, _ = moments_along(scratch, at + 24, z, w)
-                    mxy, _, _ = moments_along(scratch, at + 32, z, w)
-                    myy, _, _ = moments_along(scratch, at + 40, z, w)
-                    m[0] += m0
-                    m[1] += mx
-                    m[2] += my
-                    m[3] += mz
-                    m[4] += mxx
-                    m[5] += myy
-                    m[6] += mzz
-                    m[7] += mxy
-                    m[8] += mxz
-                    m[9] += myz
+                m = finish_moments(scratch, box_moments + 48 * k, MOMENTS, n_z,
+                                   z_table + k * bz if shape == 0 else ones_table, 8 if shape == 0 else 0,
+                                   one * w0)
                 alpha, e = work[28 + k], work[30 + k]
                 scale = work[26 + k] * alpha * weight
                 grad_weights[a] += work[26 + k] * alpha * m[0]
@@ -259,8 +191,8 @@ def gather(
                 # d/dM of pi^(3/2) det(M)^(-1/2) exp(-pi^2 r M^-1 r): -M^-1/2 + pi^2 M^-1 r r M^-1, r = u / N.
                 for i in range(6):
                     minv[i] = work[o + i] / (PI_SQ * geometry[14 + i])
-                n00, n11, n22, n01, n02, n12 = (
-    geometry[14], geometry[15], geometry[16], geometry[17], geometry[18], geometry[19])
+                n00, n11, n22, n01, n02, n12 = (geometry[14], geometry[15], geometry[16], geometry[17],
+                                                geometry[18], geometry[19])
                 r00, r11, r22 = m[4] * n00, m[5] * n11, m[6] * n22
                 r01, r02, r12 = m[7] * n01, m[8] * n02, m[9] * n12
                 i00, i11, i22, i01, i02, i12 = minv[0], minv[1], minv[2], minv[3], minv[4], minv[5]

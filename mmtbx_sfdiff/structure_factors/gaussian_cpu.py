@@ -9,18 +9,20 @@ import math
 import numba
 import numpy as np
 
+from .vector_code import multiply, store_gaussian
+
 jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
 PI_SQ = math.pi ** 2
-# A pair of terms whose cross terms exceed this share of the diagonal would overflow as separate tables.
-OBLIQUE_LIMIT = 0.45
-# Where things are in the scratch table, beyond the tables whose length depends on the box.
+# Exponents that separate tables can hold, in single and in double precision.
+LARGEST_EXPONENT = 80.0, 600.0
+# Moments of one block of eight points: six a term.
 MOMENTS = 6 * 2 * 8
 
 
 def scratch_size(box):
     """Elements of scratch for boxes of at most ``box`` points along each axis (multiples of eight)."""
     nx, ny, nz = box
-    return 2 * nx + 4 * ny + 5 * nz + 3 * ny * nz + 2 * (nz // 8 + 1) * MOMENTS + 64
+    return 2 * nx + 8 * ny + 7 * nz + 2 * ny * nz + (nz // 8 + 1) * MOMENTS + 64
 
 
 @jit
@@ -176,15 +178,46 @@ def wrap(i, n):
 
 
 @jit
-def shape(work, used0, used1):
-    """0: the contiguous axis separates; 1: two-axis tables; 2: an exponential a point."""
+def shape(work, hx, hy, hz, limit):
+    """0: the contiguous axis separates; 1: two-axis tables; 2: an exponential a point.
+
+    hx, hy, hz is half the box; limit the largest exponent that the tables can hold.
+    """
     shape = 0
     for k in range(2):
-        if (used0, used1)[k]:
-            o = 12 * k
-            q00, q11, q22 = work[o], work[o + 1], work[o + 2]
-            xz, yz, xy = work[o + 4] ** 2 / (q00 * q22), work[o + 5] ** 2 / \
-                                             (q11 * q22), work[o + 3] ** 2 / (q00 * q11)
-            if max(xz, yz) > 1e-20:
-                shape = max(shape, 2 if max(xz, yz, xy) > OBLIQUE_LIMIT else 1)
+        o = 12 * k
+        steep = 2 * (abs(work[o + 4]) * (hx + 1) + abs(work[o + 5]) * (hy + 5)) * (hz + 5)
+        if steep > 1e-9:
+            shape = max(shape, 1)
+        if max(steep, 2 * abs(work[o + 3]) * (hx + 1) * (hy + 5)) > limit:
+            shape = 2
     return shape
+
+
+@jit
+def oblique_tables(work, scratch, shape, tables, box, n_y, n_z, u, v0, w0):
+    """What makes tables for the plane at u out of those for one axis each: factors of (x, y) and of (x, z), and
+    what they are multiplied by from plane to plane.
+
+    tables: (running xy, ratio of xy, running xz, ratio of xz), two terms each.
+    """
+    one, zero = scratch.dtype.type(1), scratch.dtype.type(0)
+    _, by, bz = box
+    for k in range(2):
+        cross = 2 * work[12 * k + 3]
+        store_gaussian(scratch, tables[0] + k * by, n_y, zero, one * (cross * u), zero, one * v0)
+        store_gaussian(scratch, tables[1] + k * by, n_y, zero, one * cross, zero, one * v0)
+        if shape == 1:
+            cross = 2 * work[12 * k + 4]
+            store_gaussian(scratch, tables[2] + k * bz, n_z, zero, one * (cross * u), zero, one * w0)
+            store_gaussian(scratch, tables[3] + k * bz, n_z, zero, one * cross, zero, one * w0)
+
+
+@jit
+def next_plane(scratch, shape, tables, box, n_y, n_z):
+    """From the tables of one plane to those of the next."""
+    _, by, bz = box
+    for k in range(2):
+        multiply(scratch, tables[0] + k * by, tables[0] + k * by, tables[1] + k * by, n_y)
+        if shape == 1:
+            multiply(scratch, tables[2] + k * bz, tables[2] + k * bz, tables[3] + k * bz, n_z)

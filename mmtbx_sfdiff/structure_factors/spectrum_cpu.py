@@ -1,4 +1,8 @@
-"""Reflections out of a transform and back into a spectrum, compiled for the CPU."""
+"""Between planes of a grid and reflections, compiled for the CPU.
+
+Of a transform only the columns (q, s) that hold a reflection are kept, each with its points along the first
+axis one after another; they are the rows of a ``(n_columns, n_x)`` array.
+"""
 from __future__ import annotations
 
 import numpy as np
@@ -7,53 +11,97 @@ from .gaussian_cpu import jit
 
 
 @jit
+def fold(slab, nz):
+    """Add the points beyond nz of each row of (planes, n_y, more than nz) to those they are images of."""
+    for i in range(slab.shape[0]):
+        for j in range(slab.shape[1]):
+            row = slab[i, j]
+            for start in range(nz, row.shape[0], nz):
+                for k in range(min(nz, row.shape[0] - start)):
+                    row[k] += row[start + k]
+
+
+@jit
+def unfold(slab, nz):
+    """Repeat the points of each row beyond nz."""
+    for i in range(slab.shape[0]):
+        for j in range(slab.shape[1]):
+            row = slab[i, j]
+            for start in range(nz, row.shape[0], nz):
+                for k in range(min(nz, row.shape[0] - start)):
+                    row[start + k] = row[k]
+
+
+@jit
+def pack(planes, columns, first_plane, packed):
+    """packed[c, first_plane + i] = planes[i, columns[c]]."""
+    for start in range(0, planes.shape[0], 8):
+        stop = min(start + 8, planes.shape[0])
+        for c in range(columns.shape[0]):
+            for i in range(start, stop):
+                packed[c, first_plane + i] = planes[i, columns[c]]
+
+
+@jit
+def unpack(packed, columns, first_plane, planes):
+    """planes[i, columns[c]] = packed[c, first_plane + i]."""
+    for start in range(0, planes.shape[0], 8):
+        stop = min(start + 8, planes.shape[0])
+        for c in range(columns.shape[0]):
+            for i in range(start, stop):
+                planes[i, columns[c]] = packed[c, first_plane + i]
+
+
+@jit
+def turn_back(half, spectrum):
+    """spectrum[i, q, s] = half[i, s, q] for those s that half has, and zero for the others."""
+    n_s = half.shape[1]
+    for i in range(half.shape[0]):
+        for start in range(0, half.shape[2], 8):
+            stop = min(start + 8, half.shape[2])
+            for q in range(start, stop):
+                spectrum[i, q, n_s:] = 0
+            for s in range(n_s):
+                for q in range(start, stop):
+                    spectrum[i, q, s] = half[i, s, q]
+
+
+@jit
 def read_reflections(transform, rows, conjugate, phase, factor, first, last, result):
     """result[h] = factor[h] sum_G phase[G, h] (transform or its conjugate)[rows[G, h]] for h in [first,
     last)."""
     for h in range(first, last):
-        result[h] = 0
-    for g in range(rows.shape[0]):
-        for h in range(first, last):
+        total = transform.dtype.type(0)
+        for g in range(rows.shape[0]):
             value = transform[rows[g, h]]
             if conjugate[g, h]:
                 value = np.conj(value)
-            result[h] += phase[g, h] * value
-    for h in range(first, last):
-        result[h] *= factor[h]
+            total += phase[g, h] * value
+        result[h] = total * factor[h]
 
 
 @jit
-def write_reflections(
-    transform,
-    targets,
-    mirror,
-    starts,
-    sources,
-    conjugate,
-    phase,
-    factor,
-    grad,
-    first,
-     last):
-    """The transpose of :func:`read_reflections`, as a half-complex spectrum whose real transform is
-    dT/d(grid).
+def write_reflections(transform, targets, kinds, starts, readers, reflections, phase, factor, grad, first, last):
+    """The transpose of :func:`read_reflections`: targets[first:last] of a half spectrum whose real transform
+    is dT/d(grid).
 
-    targets[first:last] of the spectrum are written; mirror is the Friedel mate within the half, or -1.
+    Target e is read by phase[readers[e']] of reflections[e'], starts[e] <= e' < starts[e + 1]; where the
+    conjugate is read, the reader is -1 - readers[e'].  kinds[e] is 1 for a Friedel mate, 2 for its own mate.
     """
-    n = factor.shape[0]
-    for u in range(first, last):
+    half = transform.real.dtype.type(0.5)
+    for e in range(first, last):
         total = transform.dtype.type(0)
-        for i in range(starts[u], starts[u + 1]):
-            g, h = sources[i] // n, sources[i] % n
+        for i in range(starts[e], starts[e + 1]):
+            h = reflections[i]
             value = grad[h] * factor[h]
-            if conjugate[g, h]:
-                total += np.conj(value) * phase[g, h]
+            if readers[i] < 0:
+                total += np.conj(value) * phase[-1 - readers[i]]
             else:
-                total += value * np.conj(phase[g, h])
-        total = total * transform.real.dtype.type(0.5)
-        if mirror[u] == targets[u]:
-            transform[targets[u]] = 2 * total.real
+                total += value * np.conj(phase[readers[i]])
+        if kinds[e] == 2:
+            total = transform.dtype.type(total.real)
         else:
-            transform[targets[u]] = total
-            if mirror[u] >= 0:
-                transform[mirror[u]] = np.conj(total)
+            total = total * half
+            if kinds[e] == 1:
+                total = np.conj(total)
+        transform[targets[e]] = total

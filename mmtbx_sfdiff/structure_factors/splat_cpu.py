@@ -13,52 +13,42 @@ anisotropic one is treated as the latter, or, when it is very oblique, with an e
 :mod:`.gather_cpu` is the transpose and its derivatives.
 
 A thread owns a slab of the grid and goes through the atoms in one fixed order, so the grid is the same, bit
-for bit, for any number of threads.  The kernels release the interpreter and run in a thread pool of this
-engine's own: numba's OpenMP pool and torch's would keep each other waiting.
+for bit, for any number of threads.
 """
 from __future__ import annotations
 
 import math
 
 from .gaussian_cpu import cut as cut_of
-from .gaussian_cpu import gaussian, jit, outline, pair_terms, row_range, shape as shape_of, touches, wrap
-from .vector_code import add_rows, add_rows_oblique, store_gaussian
+from .gaussian_cpu import LARGEST_EXPONENT, gaussian, jit, next_plane, oblique_tables, outline, pair_terms
+from .gaussian_cpu import row_range, touches, wrap
+from .gaussian_cpu import shape as shape_of
+from .vector_code import add_rows, add_rows_oblique, multiply, store_gaussian, store_plane
 
 
 @jit
-def splat(
-    grid,
-    dims,
-    slab,
-    order,
-    sites_grid,
-    e_iso,
-    ustar,
-    use_aniso,
-    weights,
-    fp,
-    types,
-    geometry,
-    tolerance,
-    cuts,
-    box,
-    scratch,
-     work):
-    """Add the atoms to grid[slab[0]:slab[1]].  Returns 0, or 1 + the number of an atom that is not positive
+def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types, geometry, tolerance,
+          cuts, box, scratch, work):
+    """Add the atoms to a slab of the grid.  Returns 0, or 1 + the number of an atom that is not positive
     definite.
 
-    grid is flat; dims its (n_x, n_y, n_z); see :func:`gaussian` for geometry; types is (type_index, alphas,
-    exponents, constants, n_terms, has_constant).
+    grid is flat and holds the planes slab[0]:slab[1]; dims is (n_x, n_y, n_z, length of a row): a row goes on
+    beyond n_z, so that no Gaussian has to be wrapped round along it.  See :func:`gaussian` for geometry; types
+    is (type_index, alphas, exponents, constants, n_terms, has_constant).
     """
-    nx, ny, nz = dims
+    nx, ny, nz, row = dims
     type_index, alphas, exponents, constants, n_terms, has_constant = types
     one = grid.dtype.type(1)
     zero = grid.dtype.type(0)
+    limit = LARGEST_EXPONENT[0] if grid.itemsize == 4 else LARGEST_EXPONENT[1]
     bx, by, bz = box
     x_table, y_table, cy_table = 0, 2 * bx, 2 * bx + 2 * by
-    z_table, cz_table, yz_table = cy_table + 2 * by, cy_table + 2 * by + 2 * bz, cy_table + 2 * by + 4 * bz
-    rows_table = yz_table + 2 * by * bz
-    ones_table = rows_table + by * bz
+    xy_tables = cy_table + 2 * by
+    z_table = xy_tables + 4 * by
+    cz_table = z_table + 2 * bz
+    tables = xy_tables, xy_tables + 2 * by, cz_table, cz_table + 2 * bz
+    yz_table = cz_table + 4 * bz
+    ones_table = yz_table + 2 * by * bz
     scratch[ones_table] = one
     n_all = n_terms + (1 if has_constant else 0)
     for position in range(order.shape[0]):
@@ -67,6 +57,9 @@ def splat(
         if weight == 0.0:
             continue
         sx, sy, sz = sites_grid[a, 0], sites_grid[a, 1], sites_grid[a, 2]
+        if not touches(int(sx) - bx // 2, int(sx) + bx // 2 + 1, nx, slab):
+            continue
+        star = ustar[a if use_aniso[a] else 0]
         for first_term in range(0, n_all, 2):
             for k in range(2):
                 alpha, e = pair_terms(a, first_term + k, weight, constants,
@@ -75,7 +68,7 @@ def splat(
                 work[24 + k], work[26 + k] = 0.0, 0.0
                 if amplitude == 0.0:
                     continue
-                norm, width = gaussian(e, ustar[a], use_aniso[a], geometry, work, k)
+                norm, width = gaussian(e, star, use_aniso[a], geometry, work, k)
                 if width <= 0:
                     return a + 1
                 cut = cut_of(cuts, width, math.log(tolerance / abs(amplitude)))
@@ -105,23 +98,28 @@ def splat(
                 continue
             if 8 * n_x > bx or 8 * n_y > by or 8 * n_z > bz:
                 return -1
+            # What the blocks of eight have to spare goes to both ends.
+            j0 -= (8 * n_y - (int(math.floor(sy + hy)) - j0 + 1)) // 2
+            k0 -= (8 * n_z - (int(math.floor(sz + hz)) - k0 + 1)) // 2
             v0, w0 = j0 - sy, k0 - sz
-            shape = shape_of(work, True, True)
+            shape = shape_of(work, hx, hy, hz, limit)
             crossed = work[3] != 0 or work[15] != 0 or shape > 0
             for k in range(2):
                 o = 12 * k
-                if not crossed:
+                if shape < 2:
                     store_gaussian(scratch, x_table + k * bx, n_x, zero, zero, one * work[o], one * (i0 - sx))
                     store_gaussian(scratch, y_table + k * by, n_y, zero, zero, one * work[o + 1], one * v0)
                 if shape == 0:
                     store_gaussian(scratch, z_table + k * bz, n_z, zero, zero, one * work[o + 2], one * w0)
                 elif shape == 1:
-                    for j in range(int(math.floor(sy + hy)) - j0 + 1):
-                        store_gaussian(scratch, yz_table + (k * by + j) * bz, n_z, zero,
-                                       one * (2 * work[o + 5] * (v0 + j)), one * work[o + 2], one * w0)
+                    store_plane(scratch, yz_table + k * by * bz, n_z, int(math.floor(sy + hy)) - j0 + 1, bz,
+                                one * (2 * work[o + 5]), one * work[o + 2], one * v0, one * w0)
+            if crossed and shape < 2:
+                oblique_tables(work, scratch, shape, tables, box, n_y, n_z, i0 - sx, v0, w0)
             kz = wrap(k0, nz)
-            wraps = kz + 8 * n_z > nz
             for i in range(i0, i1 + 1):
+                if crossed and shape < 2 and i > i0:
+                    next_plane(scratch, shape, tables, box, n_y, n_z)
                 ix = wrap(i, nx)
                 if not slab[0] <= ix < slab[1]:
                     continue
@@ -138,30 +136,20 @@ def splat(
                     continue
                 x0, x1 = one * work[26], one * work[27]
                 if shape < 2:
+                    x0 *= scratch[x_table + i - i0]
+                    x1 *= scratch[x_table + bx + i - i0]
                     if crossed:
                         for k in range(2):
-                            o = 12 * k
-                            store_gaussian(scratch, cy_table + k * by, n_y, one * (work[o] * u * u),
-                                           one * (2 * work[o + 3] * u), one * work[o + 1], one * v0)
-                            if shape == 1:
-                                store_gaussian(scratch, cz_table + k * bz, n_z, zero,
-                                               one * (2 * work[o + 4] * u), zero, one * w0)
-                    else:
-                        x0 *= scratch[x_table + i - i0]
-                        x1 *= scratch[x_table + bx + i - i0]
+                            multiply(scratch, cy_table + k * by, y_table + k * by, xy_tables + k * by, n_y)
                 z_used = cz_table if shape else z_table
                 y_used = cy_table if crossed else y_table
-                if wraps:
-                    for l in range(n_rows * 8 * n_z):
-                        scratch[rows_table + l] = zero
                 done = 0
                 while done < n_rows:
                     jy = wrap(j0 + j_first + done, ny)
-                    run = n_rows if wraps else min(n_rows - done, ny - jy)
+                    run = min(n_rows - done, ny - jy)
                     if shape == 2:
                         run = 1
-                    start = (ix * ny + jy) * nz + kz
-                    stride = nz
+                    start = ((ix - slab[0]) * ny + jy) * row + kz
                     j = j_first + done
                     if shape == 2:
                         v = v0 + j
@@ -172,50 +160,15 @@ def splat(
                                 one * (work[o] * u * u + work[o + 1] * v * v + 2 * work[o + 3] * u * v),
                                 one * (2 * (work[o + 4] * u + work[o + 5] * v)), one * work[o + 2], one * w0)
                     for block in range(0, 8 * n_z, 8):
-                        if wraps:
-                            start = rows_table + done * 8 * n_z
-                            stride = 8 * n_z
-                            target = scratch
-                        else:
-                            target = grid
                         if shape == 1:
-                            add_rows_oblique(target, start + block, stride, run, scratch, x0, x1,
+                            add_rows_oblique(grid, start + block, row, run, scratch, x0, x1,
                                              y_used + j, y_used + by + j, z_used + block, z_used + bz + block,
                                              yz_table + j * bz + block, yz_table + (by + j) * bz + block, bz)
                         elif shape == 0:
-                            add_rows(
-    target,
-    start + block,
-    stride,
-    run,
-    scratch,
-    x0,
-    x1,
-    y_used + j,
-    y_used + by + j,
-    z_used + block,
-     z_used + bz + block)
+                            add_rows(grid, start + block, row, run, scratch, x0, x1, y_used + j, y_used + by + j,
+                                     z_used + block, z_used + bz + block)
                         else:
-                            add_rows(
-    target,
-    start + block,
-    stride,
-    run,
-    scratch,
-    x0,
-    x1,
-    ones_table,
-    ones_table,
-    z_used + block,
-     z_used + bz + block)
+                            add_rows(grid, start + block, row, run, scratch, x0, x1, ones_table, ones_table,
+                                     z_used + block, z_used + bz + block)
                     done += run
-                if wraps:
-                    for j in range(n_rows):
-                        row = (ix * ny + (j0 + j_first + j) % ny) * nz
-                        at = kz
-                        for l in range(8 * n_z):
-                            grid[row + at] += scratch[rows_table + j * 8 * n_z + l]
-                            at += 1
-                            if at == nz:
-                                at = 0
     return 0

@@ -3,7 +3,7 @@
 The grid is cut into tiles, and a program owns a tile: it goes through the Gaussians that reach the tile, in
 the order of their numbers, and writes the tile once.  There are no atomic additions, so the result is the
 same, bit for bit, every time.  Going back, a program owns a Gaussian and walks over its box.  Which Gaussian
-reaches which tile is worked out with torch operations; ``read`` and ``write`` are those of
+reaches which tile is worked out with torch operations; the transforms are those of
 :mod:`.splat_torch`.
 
 Runs on a CPU under TRITON_INTERPRET=1, which is how it is tested where there is no GPU.
@@ -14,8 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
+from . import splat_torch
 from .gaussians import gaussians, half_lengths
-from .splat_torch import SLACK, _grid_sites, read, write  # noqa: F401
+from .splat_torch import SLACK, _grid_sites  # noqa: F401
 
 # Points of a tile along each axis; a program's points are one vector.
 _TILE = (4, 8, 16)
@@ -192,3 +193,13 @@ def gather(grid, job):
     grads = torch.autograd.grad([amplitude, form], leaves, [moments[:, 0], - \
                                 amplitude.detach()[:, None, None] * second], allow_unused=True)
     return grad_sites, *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads))
+
+
+def values(job):
+    """Structure factors (n,) of one density."""
+    return splat_torch.values(job, splat)
+
+
+def gradients(seed, job):
+    """Gradients (sites, u_iso, u_star, weights, f' or f'') of one density, from dT/dF (n,)."""
+    return splat_torch.gradients(seed, job, gather)

@@ -57,6 +57,18 @@ def gather(grid, job):
     return grad_sites, *grads
 
 
+def values(job, splat=splat):
+    """Structure factors (n,) of one density."""
+    return read(torch.fft.rfftn(splat(job)), job.setting)
+
+
+def gradients(seed, job, gather=gather):
+    """Gradients (sites, u_iso, u_star, weights, f' or f'') of one density, from dT/dF (n,)."""
+    setting = job.setting
+    spectrum = write(seed.resolve_conj().to(setting.phase.dtype), setting)
+    return gather(torch.fft.irfftn(spectrum, s=setting.grid.dims, norm="forward"), job)
+
+
 def read(transform, setting):
     """Structure factors (n,) from the transform of the grid."""
     grid = setting.grid

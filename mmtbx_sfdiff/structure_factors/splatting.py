@@ -1,8 +1,7 @@
 """What the FFT asks of an engine that puts atoms on a grid, the choice of one, and what it costs.
 
-An engine has four functions: ``splat(job)`` gives the grid, ``read(transform, setting)`` the structure
-factors from its transform, ``write(grad, setting)`` the spectrum that is the transpose of ``read``, and
-``gather(grid, job)`` the gradients in (sites, u_iso, u_star, weights, f' or f'').  ``SLACK`` multiplies the
+An engine has three functions: ``splat(job)`` gives the grid, ``values(job)`` the structure factors, and
+``gradients(seed, job)`` the gradients in (sites, u_iso, u_star, weights, f' or f'').  ``SLACK`` multiplies the
 truncation that the error model allows for, by how the engine cuts its Gaussians.
 """
 from __future__ import annotations
@@ -17,15 +16,6 @@ import torch
 
 class FFTUnsuitable(ValueError):
     """The FFT cannot do what is asked; direct summation can."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Map:
-    """One real density: of f0 + f', or of f'' alone."""
-
-    fp: torch.Tensor
-    dispersion: bool
-    gradient: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,19 +38,18 @@ class Job:
 
     @property
     def has_constant(self):
-        return bool(
-    self.dispersion or self.gradient or self.setting.table.constants.any() or (
-        self.fp != 0).any())
+        return bool(self.dispersion or self.gradient or self.setting.table.constants.any()
+                    or (self.fp != 0).any())
 
 
-_HAVE_NUMBA = importlib.util.find_spec("numba") is not None
+HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 _HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def engine(device):
     """The fastest engine there is for a device."""
     kind = torch.device(device).type
-    if kind == "cpu" and _HAVE_NUMBA:
+    if kind == "cpu" and HAVE_NUMBA:
         from . import engine_cpu
         return engine_cpu
     if kind == "cuda" and _HAVE_TRITON:
@@ -70,15 +59,17 @@ def engine(device):
     return splat_torch
 
 
-# Measured, ns: a block of eight points under a pair of Gaussians, an atom and pair, a grid point's transform.
-_BLOCK, _PAIR, _POINT = 5.0, 650.0, 4.5
+# Measured, ns on one core, for values and for gradients: a block of eight points under a pair of Gaussians, a
+# column of blocks of one plane, an atom and pair, a grid point's transform.
+_COSTS = {False: (1.7, 8.0, 250.0, 5.5), True: (3.0, 30.0, 400.0, 9.0)}
 
 
-def cost(model, index, norms, cache, dims, n_atoms, mean_exponent, accuracy):
-    """Estimated time of a forward calculation, ns on one core."""
+def cost(model, index, norms, orders, cache, dims, n_atoms, mean_exponent, accuracy):
+    """Estimated time of the values (``orders`` (0,)) or the gradients of one model, ns on one core."""
     from .error_model import SHARPENINGS
 
-    table, width_first, width_step, level_first, level_step = model.cut_table(index, norms)
+    block, column, pair, point = _COSTS[orders != (0,)]
+    table, width_first, width_step, level_first, level_step = model.cut_table(index, norms, orders)
     level = math.log(model.tolerance(norms, 1.0, accuracy, 2) / 3.0)
     j = int(np.clip((level - level_first) / level_step, 0, table.shape[1] - 1))
     lengths = np.linalg.norm(cache.basis, axis=1)
@@ -93,5 +84,6 @@ def cost(model, index, norms, cache, dims, n_atoms, mean_exponent, accuracy):
         i = int(np.clip((math.log(width) - width_first) / width_step, 0, table.shape[0] - 1))
         radius = math.sqrt(width * max(table[i, j], 0.5) / cache.s_sq) / math.pi
         half = [radius * lengths[axis] * n for axis, n in zip(axes, dims)]
-        total += _PAIR + _BLOCK * math.pi * half[0] * half[1] * (math.ceil(2 * half[2] / 8) + 0.1)
-    return n_atoms * total + math.prod(dims) * _POINT
+        columns = 2 * half[2] / 8 + 0.6
+        total += pair + columns * (2 * half[0] * column + block * math.pi * half[0] * half[1])
+    return n_atoms * total + math.prod(dims) * point

@@ -87,11 +87,8 @@ class _Builder:
             width //= 2
             mask = [i + width if i < width else i for i in range(LANES)]
             undefined = ir.Constant(self.vector, ir.Undefined)
-            x = self.add(
-    x, self.b.shuffle_vector(
-        x, undefined, ir.Constant(
-            ir.VectorType(
-                _I32, LANES), mask)))
+            lanes = ir.Constant(ir.VectorType(_I32, LANES), mask)
+            x = self.add(x, self.b.shuffle_vector(x, undefined, lanes))
         return self.b.extract_element(x, ir.Constant(_I32, 0))
 
 
@@ -117,6 +114,57 @@ def store_gaussian(typing, table, offset, n_blocks, a, b, c, first):
             t = v.add(v.add(v.lanes(), shift), first)
             exponent = v.add(a, v.mul(t, v.add(b, v.mul(t, c))))
             v.store(v.exp_of_negative(exponent), data, builder.add(offset, start))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def multiply(typing, table, offset, x, y, n_blocks):
+    """table[offset + i] = table[x + i] table[y + i] for 8 n_blocks values of i."""
+    dtype = table.dtype
+    signature = types.void(table, *[types.int64] * 4)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        table, offset, x, y, n_blocks = args
+        data = v.data(signature.args[0], table)
+        with cgutils.for_range(builder, n_blocks) as loop:
+            start = builder.mul(loop.index, _i64(LANES))
+            x_value, y_value = (v.load(data, builder.add(at, start)) for at in (x, y))
+            v.store(v.mul(x_value, y_value), data, builder.add(offset, start))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def store_plane(typing, table, offset, n_blocks, n_rows, width, b, c, first_row, first):
+    """table[offset + j width + i] = exp(-(b y t + c t^2)), y = first_row + j, t = first + i.
+
+    For 8 n_blocks values of i and n_rows of j: a geometric progression along j.
+    """
+    dtype = table.dtype
+    signature = types.void(table, *[types.int64] * 4, *[dtype] * 4)
+
+    def generate(context, builder, signature, args):
+        v = _Builder(context, builder, dtype)
+        table, offset, n_blocks, n_rows, width, b, c, first_row, first = args
+        data = v.data(signature.args[0], table)
+        b, c = (v.fill(builder.fneg(x)) for x in (b, c))
+        first_row, first = v.fill(first_row), v.fill(first)
+        with cgutils.for_range(builder, n_blocks) as block:
+            start = builder.mul(block.index, _i64(LANES))
+            t = v.add(v.add(v.lanes(), v.fill(builder.sitofp(start, v.scalar))), first)
+            slope = v.mul(b, t)
+            value = cgutils.alloca_once_value(builder, v.exp_of_negative(v.mul(slope, first_row)))
+            ratio = v.exp_of_negative(slope)
+            along = v.exp_of_negative(v.mul(v.mul(t, t), c))
+            at = builder.add(offset, start)
+            with cgutils.for_range(builder, n_rows) as loop:
+                now = builder.load(value)
+                v.store(v.mul(now, along), data, builder.add(at, builder.mul(loop.index, width)))
+                builder.store(v.mul(now, ratio), value)
         return context.get_dummy_value()
 
     return signature, generate
@@ -188,51 +236,51 @@ def _row_moments(v, builder, n_rows, first_y, weigh, read):
     return [builder.load(accumulator) for accumulator in sums]
 
 
+def _add_moments(v, builder, sums, scales, u, values, out):
+    """Add row sums of one plane, at u, to the moments of the box: table[out + 48 k + 8 i + lane] for term k.
+
+    With B0, B1, B2 the sums times the scale, B0, u B0, u^2 B0, B1, u B1, B2.
+    """
+    u = v.fill(u)
+    for k in range(2):
+        zero, one, two = (v.mul(scales[k], x) for x in sums[3 * k:3 * k + 3])
+        first = v.mul(zero, u)
+        for i, value in enumerate((zero, first, v.mul(first, u), one, v.mul(one, u), two)):
+            at = builder.add(out, _i64(6 * LANES * k + LANES * i))
+            v.store(v.add(v.load(values, at), value), values, at)
+
+
 @intrinsic
-def add_row_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y, out):
-    """table[out + 8 (3 k + power) + lane] += sum_j grid[...] yk[j] (first_y + j)^power."""
+def add_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y, x1, x2, u, out):
+    """Moments along two axes of the rows grid[start + j stride ...] under xk yk[j]; see :func:`_add_moments`."""
     dtype = grid.dtype
-    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, dtype, types.int64)
+    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, *[dtype] * 4, types.int64)
 
     def generate(context, builder, signature, args):
         v = _Builder(context, builder, dtype)
-        grid, start, stride, n_rows, table, y1, y2, first_y, out = args
+        grid, start, stride, n_rows, table, y1, y2, first_y, x1, x2, u, out = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
         sums = _row_moments(
             v, builder, n_rows, first_y,
             lambda k, j: v.load_all(values, builder.add((y1, y2)[k], j)),
             lambda j: v.load(data, builder.add(start, builder.mul(j, stride))))
-        for i, value in enumerate(sums):
-            at = builder.add(out, _i64(LANES * i))
-            v.store(v.add(v.load(values, at), value), values, at)
+        _add_moments(v, builder, sums, (v.fill(x1), v.fill(x2)), u, values, out)
         return context.get_dummy_value()
 
     return signature, generate
 
 
 @intrinsic
-def add_row_moments_oblique(
-    typing,
-    grid,
-    start,
-    stride,
-    n_rows,
-    table,
-    y1,
-    y2,
-    first_y,
-    yz1,
-    yz2,
-    width,
-     out):
-    """As :func:`add_row_moments` with weights yk[j] yzk[j width + lane]."""
+def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2, x1,
+                        x2, u, out):
+    """As :func:`add_moments` under xk zk[lane] yk[j] yzk[j width + lane]."""
     dtype = grid.dtype
-    signature = types.void(grid, *[types.int64] * 3, table, types.int64,
-                           types.int64, dtype, *[types.int64] * 4)
+    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, dtype,
+                           *[types.int64] * 5, *[dtype] * 3, types.int64)
 
     def generate(context, builder, signature, args):
         v = _Builder(context, builder, dtype)
-        grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, out = args
+        grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2, x1, x2, u, out = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
 
         def weigh(k, j):
@@ -241,55 +289,69 @@ def add_row_moments_oblique(
 
         sums = _row_moments(v, builder, n_rows, first_y, weigh,
                             lambda j: v.load(data, builder.add(start, builder.mul(j, stride))))
-        for i, value in enumerate(sums):
-            at = builder.add(out, _i64(LANES * i))
-            v.store(v.add(v.load(values, at), value), values, at)
+        scales = v.mul(v.fill(x1), v.load(values, z1)), v.mul(v.fill(x2), v.load(values, z2))
+        _add_moments(v, builder, sums, scales, u, values, out)
         return context.get_dummy_value()
 
     return signature, generate
 
 
 @intrinsic
-def add_plane_moments(typing, table, rows, z, x, u, out):
-    """Raise row moments of one plane to moments of the box.
+def finish_moments(typing, table, moments, block_size, n_blocks, z, z_size, first):
+    """Moments of the box of one term: 1; x, y, z; xx, yy, zz; xy, xz, yz.
 
-    With B0, B1, B2 = table[rows + 8 power ...], each times table[z ...] and x, adds B0, u B0, u^2 B0, B1, u
-    B1, B2 to the six vectors at table[out].
+    Sums over lanes and blocks of table[moments + block_size block ...], as :func:`add_moments` left them, times
+    table[z + z_size block + lane] and powers of t = first + 8 block + lane.
     """
     dtype = table.dtype
-    signature = types.void(table, types.int64, types.int64, dtype, dtype, types.int64)
+    signature = types.UniTuple(dtype, 10)(table, *[types.int64] * 5, dtype)
 
     def generate(context, builder, signature, args):
         v = _Builder(context, builder, dtype)
-        table, rows, z, x, u, out = args
+        table, moments, block_size, n_blocks, z, z_size, first = args
         values = v.data(signature.args[0], table)
-        weight, u = v.mul(v.fill(x), v.load(values, z)), v.fill(u)
-        zero, one, two = (v.mul(weight, v.load(values, builder.add(rows, _i64(LANES * i)))) for i in range(3))
-        first = v.mul(zero, u)
-        for i, value in enumerate((zero, first, v.mul(first, u), one, v.mul(one, u), two)):
-            at = builder.add(out, _i64(LANES * i))
-            v.store(v.add(v.load(values, at), value), values, at)
-        return context.get_dummy_value()
+        sums = [cgutils.alloca_once(builder, v.vector) for _ in range(10)]
+        for accumulator in sums:
+            builder.store(v.constant(0.0), accumulator)
+        first = v.fill(first)
+        with cgutils.for_range(builder, n_blocks) as loop:
+            block = loop.index
+            at = builder.add(moments, builder.mul(block, block_size))
+            weight = v.load(values, builder.add(z, builder.mul(block, z_size)))
+            shift = v.fill(builder.sitofp(builder.mul(block, _i64(LANES)), v.scalar))
+            t = v.add(v.add(v.lanes(), shift), first)
+            m0, mx, mxx, my, mxy, myy = (v.mul(weight, v.load(values, builder.add(at, _i64(LANES * i))))
+                                         for i in range(6))
+            mz = v.mul(m0, t)
+            found = m0, mx, my, mz, mxx, myy, v.mul(mz, t), mxy, v.mul(mx, t), v.mul(my, t)
+            for accumulator, value in zip(sums, found):
+                builder.store(v.add(builder.load(accumulator), value), accumulator)
+        results = [v.sum(builder.load(accumulator)) for accumulator in sums]
+        return context.make_tuple(builder, signature.return_type, results)
 
     return signature, generate
 
 
 @intrinsic
-def moments_along(typing, table, vector, z, first):
-    """sum over lanes of table[vector] table[z] t^power for power 0, 1, 2, with t = first + lane."""
-    dtype = table.dtype
-    signature = types.UniTuple(dtype, 3)(table, types.int64, types.int64, dtype)
+def load_flag(typing, flags, offset):
+    """An element of an int64 array, read anew every time."""
+    signature = types.int64(flags, types.int64)
 
     def generate(context, builder, signature, args):
-        v = _Builder(context, builder, dtype)
-        table, vector, z, first = args
-        values = v.data(signature.args[0], table)
-        value = v.mul(v.load(values, vector), v.load(values, z))
-        t = v.add(v.fill(first), v.lanes())
-        results = []
-        for power in range(3):
-            results.append(v.sum(value))
-            value = v.mul(value, t)
-        return context.make_tuple(builder, signature.return_type, results)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
+
+    return signature, generate
+
+
+@intrinsic
+def store_flag(typing, flags, offset, value):
+    """Set an element of an int64 array when all that came before is done."""
+    signature = types.void(flags, types.int64, types.int64)
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        builder.store_atomic(args[2], builder.gep(data, [args[1]]), "release", 8)
+        return context.get_dummy_value()
 
     return signature, generate
