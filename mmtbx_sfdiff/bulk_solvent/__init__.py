@@ -5,15 +5,16 @@ import inspect
 
 from .binary import binary
 from .density_cutoff import density_cutoff
-from .probe_shrink import probe_shrink
+from .probe_shrink import probe_shrink, probe_shrink_defaults
 from .transform import F_MASK_D_MIN, mask_structure_factors
 
 MASKS = {"probe_shrink": probe_shrink, "density_cutoff": density_cutoff, "binary": binary}
 
-__all__ = ["DEFAULT_MASK", "MASKS", "F_MASK_D_MIN", "mask_structure_factors", "solvent_fraction", "solvent_mask"]
+__all__ = ["DEFAULT_MASK", "MASKS", "F_MASK_D_MIN", "mask_structure_factors", "probe_shrink_defaults", "solvent_fraction",
+           "solvent_mask"]
 
 
-def solvent_mask(atoms, crystal, method="binary", grid_step=0.6, r_probe=None, r_shrink=None, softness=None,
+def solvent_mask(atoms, crystal, method="probe_shrink", grid_step=0.6, r_probe=None, r_shrink=None, softness=None,
                  n_real=None, **options):
     """Bulk-solvent mask of a model on the whole unit cell: 1 in the solvent, 0 in the protein.
 
@@ -23,9 +24,9 @@ def solvent_mask(atoms, crystal, method="binary", grid_step=0.6, r_probe=None, r
         Parameters of shape (..., n_atoms, ...); leading dimensions are a batch of models.
     crystal : Crystal
         The crystal the atoms are in.
-    method : {"binary", "density_cutoff"}
-        ``binary`` is mmtbx's mask bit for bit, without a gradient; ``density_cutoff`` cuts the density of
-        F_protein at a percentile.
+    method : {"probe_shrink", "density_cutoff", "binary"}
+        ``probe_shrink`` is smooth, and differentiable in the atoms and in its own radii; ``binary`` is mmtbx's mask bit
+        for bit, without a gradient; ``density_cutoff`` cuts the density of F_protein at a percentile.
     grid_step : float
         Å; the grid is that of :meth:`Crystal.grid`, mmtbx's for the same step.
     r_probe, r_shrink, softness : float or torch.Tensor, optional

@@ -45,11 +45,14 @@ EDGE_RATIO = 0.375
 #: Steps of the fine grid, Å, soft and hard.
 FINE_STEP = 0.31
 HARD_STEP = 0.21
+#: How the hard mask makes up for its grid; see :mod:`.probe_shrink_hard`.
+_HARD = {"top": 0.3, "slope": 10.0, "slack": 0.02}
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
-                 include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY, memory=256 * 2**20, engine=None):
+                 include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY, memory=256 * 2**20, engine=None, precision="single"):
     """The differentiable probe-shrink mask on a grid.
 
     Parameters
@@ -72,6 +75,8 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
         Bound in bytes on working storage beyond a few numbers a grid point.
     engine : {"cpu", "torch"}, optional
         Compiled kernels, or PyTorch alone (any device); by default what the device and the installation allow.
+    precision : {"single", "double"}
+        Of E and V in the compiled kernels, which the mask repeats to some 1e-6; "double" is for tests.
 
     Returns
     -------
@@ -96,6 +101,8 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     if engine not in ("cpu", "torch") or (engine == "cpu" and not (atoms.device.type == "cpu" and _HAVE_NUMBA)):
         raise ValueError(f"engine={engine!r} cannot be used here: choose 'torch', or 'cpu' for tensors on the CPU with numba "
                          "installed.")
+    if precision not in ("single", "double"):
+        raise ValueError(f"precision must be 'single' or 'double', not {precision!r}.")
     rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
     sites = atoms.sites_frac.index_select(-2, rows)
     occupancies = atoms.occupancies.index_select(-1, rows).to(torch.float64)
@@ -112,9 +119,14 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
         values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
     one_mask = _soft if float(lengths["softness"].detach()) > 0 else _hard
     masks = [one_mask(s[part], r[part] + lengths["r_probe"], c[part], lengths["r_shrink"], lengths["softness"], crystal,
-                      n_real, atoms.dtype, memory, engine)
+                      n_real, atoms.dtype, memory, engine, precision)
              for s, r, c, part in zip(sites, radii, cover, taking_part)]
     return torch.stack(masks).reshape(*batch, *n_real)
+
+
+def probe_shrink_defaults():
+    """Default (r_probe, r_shrink, softness), Å."""
+    return R_PROBE, R_SHRINK, SOFTNESS
 
 
 def fineness(crystal, n_real, step):
@@ -146,13 +158,13 @@ class Ball:
         return -6 * t * (1 - t) * (t - 0.5) / self.edge
 
 
-def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine):
+def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision):
     width, edge, volume = softness, EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
     ball = Ball(float(r_shrink.detach()), float(edge.detach()))
     fine = fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
         from .probe_shrink_cpu import SoftMask
-        engine = SoftMask(crystal, n_real, fine, ball, {torch.float32: np.float32, torch.float64: np.float64}[dtype], memory,
+        engine = SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory,
                           torch.get_num_threads())
     else:
         engine = probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
@@ -217,5 +229,38 @@ class _ToCell(torch.autograd.Function):
         return ctx.engine.from_cell(gradient), None
 
 
-def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine):
-    raise NotImplementedError
+class Reach:
+    """What the hard mask's engines need of a ball: how far it goes."""
+
+    def __init__(self, reach):
+        self.reach = reach
+
+
+def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision):
+    fine = fineness(crystal, n_real, HARD_STEP)
+    step = 1.2 * (crystal.volume / math.prod(n_real)) ** (1 / 3)
+    low = -float(r_shrink.detach()) - step / 2
+    reach = Reach(_HARD["top"] - low)
+    if engine == "cpu":
+        from .probe_shrink_hard import HardMask
+        engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory, torch.get_num_threads())
+    else:
+        engine = probe_shrink_torch.HardMask(crystal, n_real, fine, reach, dtype, memory)
+    t = ((_Psi.apply(sites, radii, low, engine, _HARD) + r_shrink.to(dtype)) / step + 0.5).clamp(0, 1)
+    return _ToCell.apply(t * t * (3 - 2 * t), engine)
+
+
+class _Psi(torch.autograd.Function):
+    """psi of the hard mask at one grid point of each orbit."""
+
+    @staticmethod
+    def forward(ctx, sites, radii, low, engine, options):
+        psi, ctx.source = engine.psi(sites, radii, low, **options)
+        ctx.save_for_backward(sites, radii)
+        ctx.engine, ctx.options = engine, options
+        return psi
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return *ctx.engine.pull_back(gradient, ctx.source, *ctx.saved_tensors, **ctx.options), None, None, None

@@ -143,3 +143,62 @@ class SoftMask:
 
     def from_cell(self, gradient):
         return gradient.reshape(-1)
+
+
+class HardMask(SoftMask):
+    """psi on the whole coarse grid, (N,), and its gradient; see :mod:`.probe_shrink_hard`."""
+
+    def _field(self, sites, radii, top):
+        grid = self.grid(sites.device)
+        field = torch.full((int(np.prod(grid.n_real)),), top, dtype=torch.float64, device=sites.device)
+        for part, distances in grid.portions(sites, float(radii.max()) + top) if len(sites) else ():
+            places, d = distances(sites[part])
+            value = d.sqrt() - radii[part, None]
+            near = value < top
+            field.scatter_reduce_(0, places[near], value[near], "amin")
+        return field
+
+    def psi(self, sites, radii, low, top, slope, slack):
+        with torch.no_grad():
+            grid = self.grid(sites.device)
+            field = self._field(sites, radii, top)
+            n = torch.tensor(grid.n_real, device=sites.device)
+            axes = [torch.arange(0, m, self.fine, device=sites.device) for m in grid.n_real]
+            points = torch.cartesian_prod(*axes)
+            source = (points[:, 0] * n[1] + points[:, 1]) * n[2] + points[:, 2]
+            best, phi = _weighed(field[source], slope, slack), field[source]
+            deep = (phi < 0) & (phi <= low)
+            active = ((phi < 0) & ~deep).nonzero()[:, 0]
+            order = np.argsort(self.ball_lengths, kind="stable")
+            for number in order[1:]:
+                length = float(self.ball_lengths[number])
+                moved = (points[active] + self.ball_steps[number]) % n
+                places = (moved[:, 0] * n[1] + moved[:, 1]) * n[2] + moved[:, 2]
+                value = _weighed(field[places], slope, slack) - length
+                better = value > best[active]
+                best[active[better]], source[active[better]] = value[better], places[better]
+            return torch.where(deep, phi, best).to(self.dtype), source
+
+    def pull_back(self, gradient, source, sites, radii, top, slope, slack):
+        field = self._field(sites, radii, top)
+        grid = self._grid
+        value = field[source]
+        slopes = torch.where(value >= 0, 1.0, torch.where(value > -slack, 0.0, slope))
+        weights = torch.zeros_like(field).index_add_(0, source, gradient.to(torch.float64) * slopes)
+        leaves = [values.detach().clone().requires_grad_() for values in (sites, radii)]
+        total = [torch.zeros_like(values) for values in leaves]
+        for part, distances in grid.portions(sites, float(radii.max()) + top) if len(sites) else ():
+            with torch.enable_grad():
+                inputs = [values[part].detach().requires_grad_() for values in leaves]
+                places, d = distances(inputs[0])
+                value = d.clamp(min=1e-24).sqrt() - inputs[1][:, None]
+                nearest = ((weights[places] != 0) & (value < field[places] + 1e-10)).detach()
+                found = torch.autograd.grad(value[nearest], inputs, weights[places[nearest]])
+            weights[places[nearest]] = 0
+            for i in range(2):
+                total[i][part] += found[i]
+        return total
+
+
+def _weighed(value, slope, slack):
+    return torch.where(value >= 0, value, (slope * (value + slack)).clamp(max=0))
