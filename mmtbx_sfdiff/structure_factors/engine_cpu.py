@@ -1,8 +1,8 @@
 """The compiled CPU engine: numba kernels and Fourier transforms of planes and columns, each thread on its own.
 
-Going forward a thread owns a slab of planes: it puts the atoms on it, transforms the planes along the two
-axes within them, and keeps the columns that hold reflections.  Then it transforms a share of these along the
-remaining axis, and reads a share of the reflections.  Going back it is the other way round.
+Going forward a thread puts its share of the atoms on a slab of planes, adds up a share of the planes, transforms
+them along the two axes within them, and keeps the columns that hold reflections.  Then it transforms a share of
+these along the remaining axis, and reads a share of the reflections.  Going back it is the other way round.
 """
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _STAR = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
 _PACK = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 # Rows run on beyond the cut to a multiple of eight points, so that the cut may be this much nearer.
 SLACK = 1.0
-# What an atom costs in units of a grid point, for slabs of equal work.
-_ATOM = 300.0
+# Seconds of work on one core that are worth another thread.
+_ENOUGH = 6e-3
 _REAL = {torch.float32: np.float32, torch.float64: np.float64}
 _COMPLEX = {torch.float32: np.complex64, torch.float64: np.complex128}
 
@@ -80,18 +80,31 @@ def _geometry(setting, crystal):
     return known[setting.s_sq]
 
 
-def _splat_slab(job, arrays, first, last):
-    """Planes first:last of the density, with what is beyond the end of the rows added to their beginning."""
-    setting = job.setting
-    slab = np.zeros((last - first, arrays.dims[1], arrays.row), _REAL[setting.dtype])
-    code = splat_atoms(
-        slab.reshape(-1), (*arrays.dims, arrays.row), (first, last), arrays.order, arrays.sites_grid,
-        arrays.e_iso, arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry,
-        setting.tolerance, setting.cuts, setting.box,
-        np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype), np.empty(32))
-    _check(code, job)
-    spectrum_cpu.fold(slab, arrays.dims[2])
-    return slab[:, :, :arrays.dims[2]]
+def _splat_share(job, arrays, first, last):
+    """The atoms order[first:last] on a slab of their own: (slab, its first plane, the planes used)."""
+    setting, (nx, ny, nz) = job.setting, arrays.dims
+    order = arrays.order[first:last]
+    x = arrays.sites_grid[order, 0]
+    reach = setting.box[0] // 2 + 1
+    first_plane, n_planes = int(x.min()) - reach, int(x.max()) - int(x.min()) + 2 * reach + 1
+    if n_planes >= nx:
+        first_plane, n_planes = 0, nx
+    slab = np.zeros((n_planes, ny, arrays.row), _REAL[setting.dtype])
+    work = np.empty(32)
+    _check(splat_atoms(
+        slab.reshape(-1), (*arrays.dims, arrays.row), first_plane, order, arrays.sites_grid, arrays.e_iso,
+        arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry,
+        setting.tolerance, setting.cuts, setting.box, np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype),
+        work), job)
+    return slab, first_plane, (int(work[0]), int(work[1]))
+
+
+def _planes(job, arrays, slabs, first, last):
+    """Planes first:last of the density."""
+    planes = np.zeros((last - first, *arrays.dims[1:]), _REAL[job.setting.dtype])
+    for slab, first_plane, used in slabs:
+        spectrum_cpu.merge(slab, first_plane, used, arrays.dims[0], first, planes)
+    return planes
 
 
 def _check(code, job):
@@ -105,36 +118,36 @@ def _check(code, job):
         "raise them, or use method='direct'.")
 
 
-def _slabs(arrays):
-    """Ranges of planes of equal work, one a thread."""
-    nx, ny, nz = arrays.dims
-    n_threads = max(1, min(n_workers(), nx // 8, nx * ny * nz // 8192))
-    if n_threads == 1:
-        return [(0, nx)]
-    work = np.bincount(np.minimum(arrays.sites_grid[:, 0].astype(np.int64), nx - 1), minlength=nx) * _ATOM
-    work = np.cumsum(work + ny * nz)
-    inner = np.searchsorted(work, work[-1] * np.arange(1, n_threads) / n_threads)
-    bounds = [0, *np.clip(inner + 1, 1, nx - 1).tolist(), nx]
-    return list(zip(bounds, bounds[1:]))
+def _n_threads(arrays, gradient=False):
+    """Threads for which there is enough to do."""
+    work = (1.3e-6 * len(arrays.order) + 4e-9 * math.prod(arrays.dims)) * (2 if gradient else 1)
+    return max(1, min(n_workers(), 1 + int(work / _ENOUGH), arrays.dims[0] // 8, len(arrays.order)))
 
 
 def splat(job):
     """The density grid, (n_p, n_q, n_s)."""
     arrays = _Arrays(job)
-    slabs = run([lambda a=a, b=b: _splat_slab(job, arrays, a, b) for a, b in _slabs(arrays)])
-    return torch.from_numpy(np.concatenate(slabs))
+    slabs = run([lambda a=a, b=b: _splat_share(job, arrays, a, b)
+                 for a, b in shares(len(arrays.order), _n_threads(arrays)) if a < b])
+    return torch.from_numpy(_planes(job, arrays, slabs, 0, arrays.dims[0]))
 
 
 def values(job):
     """Structure factors (n,) of one density."""
     setting, arrays = job.setting, _Arrays(job)
     plan, n_p = setting.grid.packed, arrays.dims[0]
-    slabs = _slabs(arrays)
+    n_threads = _n_threads(arrays)
+    slabs = [None] * n_threads
     packed = np.empty((len(plan.columns), n_p), _COMPLEX[setting.dtype])
+    transform = np.empty_like(packed)
+    result = np.empty(setting.factor.shape[0], packed.dtype)
+
+    def atoms(number, first, last):
+        slabs[number] = _splat_share(job, arrays, first, last)
 
     def planes(first, last):
-        slab = torch.fft.rfft2(torch.from_numpy(_splat_slab(job, arrays, first, last)))
-        spectrum_cpu.pack(slab.numpy().reshape(last - first, -1), plan.columns, first, packed)
+        half = torch.fft.rfft2(torch.from_numpy(_planes(job, arrays, slabs, first, last)))
+        spectrum_cpu.pack(half.numpy().reshape(last - first, -1), plan.columns, first, packed)
 
     def columns(first, last):
         transform[first:last] = torch.fft.fft(torch.from_numpy(packed[first:last])).numpy()
@@ -143,11 +156,10 @@ def values(job):
         spectrum_cpu.read_reflections(transform.reshape(-1), plan.rows, setting.grid.conjugate.numpy(),
                                       setting.phase.numpy(), setting.factor.numpy(), first, last, result)
 
-    transform = np.empty_like(packed)
-    result = np.empty(setting.factor.shape[0], packed.dtype)
-    run([lambda a=a, b=b: planes(a, b) for a, b in slabs],
-        [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), len(slabs))],
-        [lambda a=a, b=b: reflections(a, b) for a, b in shares(len(result), len(slabs))])
+    run([lambda i=i, a=a, b=b: atoms(i, a, b) for i, (a, b) in enumerate(shares(len(arrays.order), n_threads))],
+        [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
+        [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
+        [lambda a=a, b=b: reflections(a, b) for a, b in shares(len(result), n_threads)])
     return torch.from_numpy(result)
 
 
@@ -191,7 +203,7 @@ def gradients(seed, job):
             arrays.geometry, setting.tolerance, setting.typical_weight, factor, setting.cuts, setting.box,
             np.empty(size, grid.dtype), np.empty(32), grad_sites, grad_e, grad_ustar, grad_weights, grad_fp), job)
 
-    n_threads = max(1, min(n_workers(), n_p // 8, grid.size // 8192))
+    n_threads = _n_threads(arrays, gradient=True)
     run([lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
         [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
         [lambda a=a, b=b: atoms(a, b) for a, b in shares(n, n_threads)])

@@ -157,19 +157,6 @@ def row_range(work, k, cut, u):
 
 
 @jit
-def touches(first, last, n, slab):
-    """Whether a range of planes, periodic in n, has one in the slab."""
-    if last - first >= n:
-        return True
-    shift = -n if last >= n else 0
-    while shift <= n:
-        if first + shift < slab[1] and last + shift >= slab[0]:
-            return True
-        shift += n
-    return False
-
-
-@jit
 def wrap(i, n):
     """i modulo n, where i is seldom outside the first period."""
     if 0 <= i < n:

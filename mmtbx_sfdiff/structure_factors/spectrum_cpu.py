@@ -11,14 +11,24 @@ from .gaussian_cpu import jit
 
 
 @jit
-def fold(slab, nz):
-    """Add the points beyond nz of each row of (planes, n_y, more than nz) to those they are images of."""
-    for i in range(slab.shape[0]):
-        for j in range(slab.shape[1]):
-            row = slab[i, j]
+def merge(slab, first_plane, used, n_planes, first, planes):
+    """Add what a slab has of the planes first, first + 1, ... of a grid of n_planes.
+
+    The slab's planes used[0]:used[1] are first_plane + ... of the grid, modulo n_planes; the points of each row
+    beyond n_z are added to those they are images of.
+    """
+    nz = planes.shape[2]
+    for i in range(planes.shape[0]):
+        at = (first + i - first_plane) % n_planes
+        if not used[0] <= at < used[1]:
+            continue
+        for j in range(planes.shape[1]):
+            row, to = slab[at, j], planes[i, j]
+            for k in range(nz):
+                to[k] += row[k]
             for start in range(nz, row.shape[0], nz):
                 for k in range(min(nz, row.shape[0] - start)):
-                    row[k] += row[start + k]
+                    to[k] += row[start + k]
 
 
 @jit

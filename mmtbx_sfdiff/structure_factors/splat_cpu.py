@@ -12,8 +12,8 @@ tables where that axis is orthogonal to the others, and of three two-axis tables
 anisotropic one is treated as the latter, or, when it is very oblique, with an exponential a point.
 :mod:`.gather_cpu` is the transpose and its derivatives.
 
-A thread owns a slab of the grid and goes through the atoms in one fixed order, so the grid is the same, bit
-for bit, for any number of threads.
+Every thread has a share of the atoms, neighbours in space, and a slab of its own to put them on.  The order of
+all additions is fixed, so the grid is the same, bit for bit, every time for one number of threads.
 """
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ import math
 
 from .gaussian_cpu import cut as cut_of
 from .gaussian_cpu import LARGEST_EXPONENT, gaussian, jit, next_plane, oblique_tables, outline, pair_terms
-from .gaussian_cpu import row_range, touches, wrap
+from .gaussian_cpu import row_range, wrap
 from .gaussian_cpu import shape as shape_of
 from .vector_code import add_rows, add_rows_oblique, multiply, store_gaussian, store_plane
 
 
 @jit
-def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types, geometry, tolerance,
+def splat(grid, dims, first_plane, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types, geometry, tolerance,
           cuts, box, scratch, work):
-    """Add the atoms to a slab of the grid.  Returns 0, or 1 + the number of an atom that is not positive
-    definite.
+    """Add the atoms ``order`` to a slab of the grid.  Returns 0, or 1 + the number of an atom that is not
+    positive definite; and in work[:2] the range of planes of the slab that were written.
 
-    grid is flat and holds the planes slab[0]:slab[1]; dims is (n_x, n_y, n_z, length of a row): a row goes on
+    grid is flat and its planes are first_plane, first_plane + 1, ... modulo n_x; dims is (n_x, n_y, n_z, length of a row): a row goes on
     beyond n_z, so that no Gaussian has to be wrapped round along it.  See :func:`gaussian` for geometry; types
     is (type_index, alphas, exponents, constants, n_terms, has_constant).
     """
@@ -51,14 +51,13 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
     ones_table = yz_table + 2 * by * bz
     scratch[ones_table] = one
     n_all = n_terms + (1 if has_constant else 0)
+    lowest, highest = nx, -1
     for position in range(order.shape[0]):
         a = order[position]
         weight = weights[a]
         if weight == 0.0:
             continue
         sx, sy, sz = sites_grid[a, 0], sites_grid[a, 1], sites_grid[a, 2]
-        if not touches(int(sx) - bx // 2, int(sx) + bx // 2 + 1, nx, slab):
-            continue
         star = ustar[a if use_aniso[a] else 0]
         for first_term in range(0, n_all, 2):
             for k in range(2):
@@ -88,8 +87,6 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
             wide = 0 if work[9] >= work[21] else 1
             hx, hy, hz = max(work[9], work[21]), max(work[10], work[22]), max(work[11], work[23])
             i0, i1 = int(math.ceil(sx - hx)), int(math.floor(sx + hx))
-            if not touches(i0, i1, nx, slab):
-                continue
             j0, k0 = int(math.ceil(sy - hy)), int(math.ceil(sz - hz))
             n_y = (int(math.floor(sy + hy)) - j0 + 8) // 8
             n_z = (int(math.floor(sz + hz)) - k0 + 8) // 8
@@ -120,9 +117,8 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
             for i in range(i0, i1 + 1):
                 if crossed and shape < 2 and i > i0:
                     next_plane(scratch, shape, tables, box, n_y, n_z)
-                ix = wrap(i, nx)
-                if not slab[0] <= ix < slab[1]:
-                    continue
+                ix = wrap(i - first_plane, nx)
+                lowest, highest = min(lowest, ix), max(highest, ix)
                 u = i - sx
                 low0, high0 = row_range(work, wide, work[24 + wide], u)
                 low1, high1 = low0, high0
@@ -149,7 +145,7 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
                     run = min(n_rows - done, ny - jy)
                     if shape == 2:
                         run = 1
-                    start = ((ix - slab[0]) * ny + jy) * row + kz
+                    start = (ix * ny + jy) * row + kz
                     j = j_first + done
                     if shape == 2:
                         v = v0 + j
@@ -171,4 +167,5 @@ def splat(grid, dims, slab, order, sites_grid, e_iso, ustar, use_aniso, weights,
                             add_rows(grid, start + block, row, run, scratch, x0, x1, ones_table, ones_table,
                                      z_used + block, z_used + bz + block)
                     done += run
+    work[0], work[1] = lowest, highest + 1
     return 0

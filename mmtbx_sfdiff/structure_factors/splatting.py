@@ -61,7 +61,7 @@ def engine(device):
 
 # Measured, ns on one core, for values and for gradients: a block of eight points under a pair of Gaussians, a
 # column of blocks of one plane, an atom and pair, a grid point's transform.
-_COSTS = {False: (1.7, 8.0, 250.0, 5.5), True: (3.0, 30.0, 400.0, 9.0)}
+_COSTS = {False: (1.7, 8.0, 300.0, 4.0), True: (3.0, 30.0, 400.0, 7.0)}
 
 
 def cost(model, index, norms, orders, cache, dims, n_atoms, mean_exponent, accuracy):

@@ -2,17 +2,17 @@
 
 Between two parallel regions the threads of an OpenMP pool spin for milliseconds and keep other threads from
 their cores, so a pool of its own beside torch's would run at the speed of one thread.  Here nothing enters
-torch's pool: a transform is cut up by hand, and in these threads torch and MKL have one thread.
+torch's pool: a transform is cut up by hand, and meanwhile torch and MKL have one thread in each of these
+threads, the caller's own included, which gets its number back afterwards.
 
-To wake a sleeping thread takes as long as a small transform, so a calculation is handed over once, and between
-its phases the threads wait for one another awake.
+To wake a sleeping thread takes longer than a small transform.  So a calculation is handed over once, between
+its phases the threads wait for one another awake, and afterwards they stay awake for a moment.
 """
 from __future__ import annotations
 
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -20,14 +20,90 @@ import torch
 from .gaussian_cpu import jit
 from .vector_code import load_flag, store_flag
 
-_lock = threading.Lock()
-_pools = {}
+# A flag a cache line; how often it is looked at before a thread goes to sleep, some tenths of a millisecond.
+_LINE, _LOOKS = 16, 100_000
 _FAILED = 1 << 30
 
 
-def n_workers():
-    """As many as torch would use."""
-    return torch.get_num_threads()
+@jit
+def _set(flags, i, value):
+    store_flag(flags, i * _LINE, value)
+
+
+@jit
+def _reached(flags, first, last, value):
+    """Whether flags[first:last] have come to ``value``, after waiting for it for a while."""
+    for _ in range(_LOOKS):
+        least = value
+        for i in range(first, last):
+            least = min(least, load_flag(flags, i * _LINE))
+        if least >= value:
+            return True
+    return False
+
+
+class _Team:
+    """A caller and n - 1 threads."""
+
+    def __init__(self, n):
+        self.n, self.busy, self.condition = n, threading.Lock(), threading.Condition()
+        # Phases done by each member, and last the number of calculations handed over.
+        self.flags = np.zeros((n + 1, _LINE), np.int64)
+        self.number, self.phases, self.results, self.error = 0, (), [None] * n, None
+        for i in range(1, n):
+            threading.Thread(target=self._help, args=(i,), name=f"sfdiff-{i}", daemon=True).start()
+
+    def run(self, phases):
+        threads = torch.get_num_threads()
+        self.phases, self.error = phases, None
+        self.flags[:self.n] = 0
+        with self.condition:
+            self.number += 1
+            _set(self.flags, self.n, self.number)
+            self.condition.notify_all()
+        torch.set_num_threads(1)
+        try:
+            self._member(0)
+            self._wait(len(phases))
+        finally:
+            torch.set_num_threads(threads)
+        if self.error is not None:
+            raise self.error
+        return list(self.results)
+
+    def _help(self, i):
+        torch.set_num_threads(1)
+        done = 0
+        while True:
+            if not _reached(self.flags, self.n, self.n + 1, done + 1):
+                with self.condition:
+                    while self.number == done:
+                        self.condition.wait()
+            done += 1
+            self._member(i)
+
+    def _member(self, i):
+        try:
+            for number, phase in enumerate(self.phases):
+                if self.error is None:
+                    self.results[i] = phase[i]()
+                _set(self.flags, i, number + 1)
+                if number + 1 < len(self.phases):
+                    self._wait(number + 1)
+        except BaseException as error:
+            # The others go on to the end without doing anything.
+            self.error = error
+            _set(self.flags, i, _FAILED)
+            if i == 0:
+                self._wait(len(self.phases))
+
+    def _wait(self, number):
+        while not _reached(self.flags, 0, self.n, number):
+            time.sleep(2e-5)
+
+
+_lock = threading.Lock()
+_teams = {}
 
 
 def run(*phases):
@@ -36,73 +112,38 @@ def run(*phases):
     Every phase has as many functions; results of the last one, in order.
     """
     n = len(phases[0])
-    if n == 1:
-        for phase in phases:
-            result = phase[0]()
-        return [result]
-    # One flag a cache line: how many phases each thread has done.
-    flags = np.zeros((n, 16), np.int64)
-
-    def member(i):
-        try:
-            for number, phase in enumerate(phases):
-                result = phase[i]()
-                store_flags(flags, i, number + 1)
-                if number + 1 < len(phases):
-                    while not _all_reached(flags, number + 1):
-                        time.sleep(2e-5)
-            return result
-        except BaseException:
-            # The others go on, and what they make is thrown away.
-            store_flags(flags, i, _FAILED)
-            raise
-
-    pool = _pool(n)
-    futures = [pool.submit(member, i) for i in range(n)]
-    return [future.result() for future in futures]
-
-
-@jit
-def store_flags(flags, i, value):
-    store_flag(flags, i * 16, value)
-
-
-@jit
-def _all_reached(flags, value):
-    """Whether every thread has come to ``value``, after waiting for it some tenth of a millisecond."""
-    for _ in range(20000):
-        least = value
-        for i in range(flags.shape[0]):
-            least = min(least, load_flag(flags, i * 16))
-        if least >= value:
-            return True
-    return False
-
-
-def _pool(n):
-    with _lock:
-        if n not in _pools:
-            pool = ThreadPoolExecutor(n, thread_name_prefix="sfdiff", initializer=torch.set_num_threads,
-                                      initargs=(1,))
-            ready = threading.Barrier(n + 1)
-            for _ in range(n):
-                pool.submit(ready.wait)
-            ready.wait()
-            # The call counts for its thread, and as the default of threads to come: put that back.
-            torch.set_num_threads(torch.get_num_threads())
-            _pools[n] = pool
-        return _pools[n]
+    if n > 1:
+        with _lock:
+            if n not in _teams:
+                _teams[n] = _Team(n)
+                # Counts set in new threads are also the default of threads to come: put that back.
+                torch.set_num_threads(torch.get_num_threads())
+            team = _teams[n]
+        # Where another thread has the team, its caller does everything itself.
+        if team.busy.acquire(blocking=False):
+            try:
+                return team.run(phases)
+            finally:
+                team.busy.release()
+    for phase in phases:
+        results = [function() for function in phase]
+    return results
 
 
 def _forget():
     """A forked child has none of its parent's threads."""
     global _lock
     _lock = threading.Lock()
-    _pools.clear()
+    _teams.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+def n_workers():
+    """As many as torch would use."""
+    return torch.get_num_threads()
 
 
 def shares(n, count):
