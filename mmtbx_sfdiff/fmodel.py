@@ -196,6 +196,26 @@ class FModel(torch.nn.Module):
         self._alpha_beta = None
         return self.scales
 
+    def optimize_mask(self, **options):
+        """Learn the mask's radii and softness from the data, use them from now on, and determine the scales.
+
+        Parameters
+        ----------
+        **options
+            Of :func:`~mmtbx_sfdiff.mask_optimization.optimize_mask`.
+
+        Returns
+        -------
+        OptimizedMask
+        """
+        from .mask_optimization import optimize_mask
+        with torch.no_grad():
+            f_calc = self.f_calc()
+        found = optimize_mask(self.atoms, self.reflections, f_calc, **options)
+        self.mask_options = self.mask_options | {"method": "probe_shrink"} | found.options
+        self.update_scales()
+        return found
+
     def riding_hydrogens(self):
         """What :func:`~mmtbx_sfdiff.scaling.update_all_scales` needs of hydrogens kept at zero occupancy.
 
