@@ -191,13 +191,39 @@ class FModel(torch.nn.Module):
         with torch.no_grad():
             f_calc, f_mask = self.f_calc(), self.f_mask()
             if options.get("model", "mmtbx") == "mmtbx":
-                options = self._riding_hydrogens() | options
+                options = self.riding_hydrogens() | options
             self.scales = update_all_scales(self.reflections, f_calc, f_mask, **options)
         self._alpha_beta = None
         return self.scales
 
-    def _riding_hydrogens(self):
-        """F of hydrogens that the model keeps at zero occupancy, and the mean B of the others; {} without any."""
+    def optimize_mask(self, **options):
+        """Learn the mask's radii and softness from the data, use them from now on, and determine the scales.
+
+        Parameters
+        ----------
+        **options
+            Of :func:`~mmtbx_sfdiff.mask_optimization.optimize_mask`.
+
+        Returns
+        -------
+        OptimizedMask
+        """
+        from .mask_optimization import optimize_mask
+        with torch.no_grad():
+            f_calc = self.f_calc()
+        found = optimize_mask(self.atoms, self.reflections, f_calc, **options)
+        self.mask_options = self.mask_options | {"method": "probe_shrink"} | found.options
+        self.update_scales()
+        return found
+
+    def riding_hydrogens(self):
+        """What :func:`~mmtbx_sfdiff.scaling.update_all_scales` needs of hydrogens kept at zero occupancy.
+
+        Returns
+        -------
+        dict
+            ``f_hydrogen`` and ``b_mean``, the mean B of the other atoms; empty where there are no such hydrogens.
+        """
         atoms = self.atoms
         hydrogens = torch.tensor(
             [e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device
@@ -234,7 +260,7 @@ class FModel(torch.nn.Module):
         """R-free, likewise; over all reflections where none are free."""
         return self.r_factors()[1]
 
-    def target(self, name="maximum_likelihood", sites_cart=None, f_mask=None):
+    def target(self, name="maximum_likelihood", sites_cart=None, f_mask=None, f_model=None):
         """What a refinement minimises.
 
         Parameters
@@ -242,6 +268,8 @@ class FModel(torch.nn.Module):
         name : {"maximum_likelihood", "least_squares"}
         sites_cart, f_mask
             See :meth:`f_model`.
+        f_model : torch.Tensor, optional
+            (..., n) that :meth:`f_model` gave, where it is known already.
 
         Returns
         -------
@@ -250,7 +278,8 @@ class FModel(torch.nn.Module):
         """
         if name not in TARGETS:
             raise ValueError(f"Unknown target {name!r}: choose from {', '.join(TARGETS)}.")
-        f_model = self.f_model(sites_cart, f_mask)
+        if f_model is None:
+            f_model = self.f_model(sites_cart, f_mask)
         if name == "least_squares":
             return targets.least_squares(self.reflections, f_model, **self._used())
         return targets.maximum_likelihood(self.reflections, f_model, self.alpha_beta(), **self._used())

@@ -181,6 +181,17 @@ def test_r_factors(result, entry, name, algorithm):
     assert result["r_factors"]["deposited"] == {"r_work": 0.181, "r_free": 0.190}
 
 
+def test_own_scaling_stands_beside_mmtbx(result, demo):
+    """Same R factors and reflections from the same structure factors, in both tables and with both times."""
+    for r in (result, demo[1]):
+        part = r["r_factors"]
+        for name in ("sfdiff", "mmtbx"):
+            assert part["sfdiff_scaling"][name] == pytest.approx(part[name], abs=1e-6), name
+        assert 0 < r["timing_s"]["scaling"]["sfdiff"] < 60 and 0 < r["timing_s"]["scaling"]["mmtbx"] < 60
+    rows = [row for row in table.rows_of_r_factors(result) if "scales of mmtbx_sfdiff" in row[0]]
+    assert [row[1] for row in rows] == [f"{result['r_factors'][name]['r_work']:.4f}" for name in ("sfdiff", "mmtbx")]
+
+
 def test_gradients(result):
     assert result["gradients"]["relative_l2_vs_direct"] < 1e-12
     assert 1e-3 < result["gradients"]["mmtbx_fft_relative_l2_vs_direct"] < 0.1

@@ -10,7 +10,8 @@ from .transform import F_MASK_D_MIN, mask_structure_factors
 
 MASKS = {"probe_shrink": probe_shrink, "density_cutoff": density_cutoff, "binary": binary}
 
-__all__ = ["MASKS", "F_MASK_D_MIN", "mask_structure_factors", "probe_shrink_defaults", "solvent_fraction", "solvent_mask"]
+__all__ = ["DEFAULT_MASK", "MASKS", "F_MASK_D_MIN", "mask_structure_factors", "probe_shrink_defaults", "solvent_fraction",
+           "solvent_mask"]
 
 
 def solvent_mask(atoms, crystal, method="probe_shrink", grid_step=0.6, r_probe=None, r_shrink=None, softness=None,
@@ -71,3 +72,6 @@ def solvent_mask(atoms, crystal, method="probe_shrink", grid_step=0.6, r_probe=N
 def solvent_fraction(mask):
     """Share of the unit cell that a mask (..., n1, n2, n3) gives to the solvent, (...)."""
     return mask.mean((-3, -2, -1))
+
+
+DEFAULT_MASK = inspect.signature(solvent_mask).parameters["method"].default

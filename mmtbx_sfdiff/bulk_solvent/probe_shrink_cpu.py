@@ -264,6 +264,7 @@ def _spread(by_field, field, fine_windows, first_plane, after_plane, dense, wind
                 by_field[a, b, k] = field[a, b, k] * total[k % fine, k // fine]
 
 
+# Numba's cache looks at this file alone: what is changed in vector_code.py has to be marked by a change here.
 @jit
 def _attribute(by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, sums, out):
     """Gradients of each image: 3 by position (covariant, grid steps), radius, cover, width."""

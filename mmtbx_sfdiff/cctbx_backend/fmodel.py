@@ -1,18 +1,20 @@
 """FModel from files and from mmtbx, and back: managers, map coefficients and models on disk."""
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import mmtbx.f_model
 import numpy as np
+import torch
+
+import mmtbx.f_model
 from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
 from ..atoms import Atoms
-from ..files import load_entry
+from ..files import load_entry, write_all
 from ..fmodel import selected
 from ..reflections import Reflections
+from .mtz import MTZ, miller_array
 
 # Root of the MTZ labels of each map, as phenix.refine writes them and Coot opens them by itself.
 _MAPS = (("2mFo-DFc", "2FOFCWT"), ("mFo-DFc", "FOFCWT"))
@@ -47,8 +49,8 @@ def fmodel_from_cctbx(cls, manager, dtype, device, options):
     )
 
 
-def fmodel_to_cctbx(fmodel):
-    """See :meth:`FModel.to_cctbx`."""
+def fmodel_to_cctbx(fmodel, f_calc=None, f_mask=None):
+    """See :meth:`FModel.to_cctbx`; structure factors that are known already need not be computed again."""
     scales = fmodel._known_scales()
     f_obs, flags = selected(fmodel.reflections, scales).to_cctbx()
     f_obs.set_observation_type_xray_amplitude()
@@ -58,14 +60,13 @@ def fmodel_to_cctbx(fmodel):
         return flex.double(np.ascontiguousarray(values[used].detach().cpu().numpy(), dtype=np.float64))
 
     def structure_factors(values):
-        data = np.ascontiguousarray(values[used].detach().cpu().numpy(), dtype=np.complex128)
-        return f_obs.customized_copy(data=flex.complex_double(data), sigmas=None).set_observation_type(None)
+        return miller_array(f_obs, values[used])
 
     return mmtbx.f_model.manager(
         f_obs=f_obs,
         r_free_flags=flags,
-        f_calc=structure_factors(fmodel.f_calc()),
-        f_mask=[structure_factors(fmodel.f_mask())],
+        f_calc=structure_factors(fmodel.f_calc() if f_calc is None else f_calc),
+        f_mask=[structure_factors(fmodel.f_mask() if f_mask is None else f_mask)],
         k_mask=[real(k) for k in scales.k_masks],
         k_isotropic=real(scales.k_isotropic_exp * scales.k_isotropic),
         k_anisotropic=real(scales.k_anisotropic),
@@ -74,40 +75,51 @@ def fmodel_to_cctbx(fmodel):
     )
 
 
-def write_map_coefficients(fmodel, path):
-    """See :meth:`FModel.write_map_coefficients`."""
-    manager = fmodel_to_cctbx(fmodel)
-    dataset = manager.f_obs().as_mtz_dataset(column_root_label="F-obs-filtered")
+def map_coefficients(manager):
+    """(label, miller array) of 2mFo-DFc and mFo-DFc of a manager."""
+    maps = manager.electron_density_map()
+    return [(label, maps.map_coefficients(map_type=kind, fill_missing=False)) for kind, label in _MAPS]
+
+
+def map_file(fmodel):
+    """What :meth:`FModel.write_map_coefficients` writes, bytes."""
+    with torch.no_grad():
+        manager = fmodel_to_cctbx(fmodel)
+    mtz = MTZ("mmtbx_sfdiff: map coefficients")
+    mtz.add(manager.f_obs(), "F-obs-filtered")
     if fmodel.reflections.r_free_flags is not None:
         flags = manager.r_free_flags()
-        dataset.add_miller_array(flags.array(data=flags.data().as_int()), column_root_label="R-free-flags")
-    dataset.add_miller_array(manager.f_model_scaled_with_k1(), column_root_label="F-model")
-    maps = manager.electron_density_map()
-    for kind, label in _MAPS:
-        dataset.add_miller_array(
-            maps.map_coefficients(map_type=kind, fill_missing=False), column_root_label=label
-        )
-    _write(path, lambda name: dataset.mtz_object().write(file_name=name))
+        mtz.add(flags.array(data=flags.data().as_int()), "R-free-flags")
+    mtz.add(manager.f_model_scaled_with_k1(), "F-model")
+    for label, coefficients in map_coefficients(manager):
+        mtz.add(coefficients, label, is_map=True)
+    return mtz.as_bytes()
 
 
-def write_model(fmodel, path):
-    """See :meth:`FModel.write_model`."""
+def model_file(fmodel, suffix):
+    """What :meth:`FModel.write_model` writes, bytes; as mmCIF for the suffix ".cif"."""
     if fmodel._source is None:
         raise Sorry("There is no model file to write coordinates into: make the FModel with from_files.")
     manager = fmodel._source.model.manager.deep_copy()
     manager.set_xray_structure(fmodel.atoms.to_cctbx())
-    text = manager.model_as_mmcif() if Path(path).suffix == ".cif" else manager.model_as_pdb()
-    _write(path, lambda name: Path(name).write_text(text))
+    if suffix != ".cif" and not manager.can_be_output_as_pdb():
+        raise Sorry("The model does not fit into the PDB format (too many atoms, or long names): write it as "
+                    "mmCIF (.cif).")
+    return (manager.model_as_mmcif() if suffix == ".cif" else manager.model_as_pdb()).encode()
 
 
-def _write(path, write):
-    """Write under a temporary name first, so that nothing half-written is left."""
+def write_map_coefficients(fmodel, path):
+    """See :meth:`FModel.write_map_coefficients`."""
+    _write(path, map_file(fmodel))
+
+
+def write_model(fmodel, path):
+    """See :meth:`FModel.write_model`."""
+    _write(path, model_file(fmodel, Path(path).suffix))
+
+
+def _write(path, content):
     path = Path(path)
     if not path.parent.is_dir():
         raise Sorry(f"{path} cannot be written: there is no folder {path.parent}.")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_all({path: content})

@@ -125,8 +125,8 @@ def affordable_mask_step(crystal_symmetry, step, max_points=MAX_MASK_POINTS):
         step = round(step + 0.01, 2)
 
 
-def scaled_model(f_obs, r_free_flags, xray_structure, f_calc=None, f_mask=None):
-    """``mmtbx.f_model.manager`` after ``update_all_scales()`` at its defaults.
+def unscaled_model(f_obs, r_free_flags, xray_structure, f_calc=None, f_mask=None):
+    """``mmtbx.f_model.manager`` before ``update_all_scales()``.
 
     Parameters
     ----------
@@ -143,10 +143,12 @@ def scaled_model(f_obs, r_free_flags, xray_structure, f_calc=None, f_mask=None):
     given = {name: f_obs.customized_copy(data=flex.complex_double(np.ascontiguousarray(value, np.complex128)),
                                          sigmas=None)
              for name, value in (("f_calc", f_calc), ("f_mask", f_mask)) if value is not None}
-    manager = mmtbx.f_model.manager(f_obs=f_obs, r_free_flags=r_free_flags, xray_structure=xray_structure,
-                                    **given)
+    return mmtbx.f_model.manager(f_obs=f_obs, r_free_flags=r_free_flags, xray_structure=xray_structure, **given)
+
+
+def scale_model(manager):
+    """``update_all_scales()`` of a manager, at its defaults and silently."""
     manager.update_all_scales(log=null_out())
-    return manager
 
 
 def _portions(xray_structure, miller_set, cost):

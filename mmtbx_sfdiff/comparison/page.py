@@ -29,7 +29,7 @@ def render(result, svg):
         result=result, figure=figure, heading=table.heading(result),
         agreement=table.rows_of_agreement(result), r_factors=table.rows_of_r_factors(result),
         times=table.rows_of_times(result),
-        conditions=table.conditions(result),
+        conditions=table.conditions(result), scaled_by=table.scaled_by(result),
         shell_tables=[("F_protein", "against cctbx's direct summation",
                        _shells(result["f_protein"], {"mmtbx FFT": result["f_protein"]["mmtbx_fft"]})),
                       ("F_mask", f"against {result['f_mask']['reference']}",

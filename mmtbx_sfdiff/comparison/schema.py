@@ -66,7 +66,8 @@ SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema",
               "r_factors": _object({
                   "scaling": _TEXT, "sfdiff": _R_COMPUTED, "mmtbx": _R_COMPUTED,
                   "mmtbx_direct": _R_COMPUTED | {"type": ["object", "null"]},
-                  "density_cutoff": _R_COMPUTED, "deposited": _object(_R)}),
+                  "density_cutoff": _R_COMPUTED, "deposited": _object(_R),
+                  "sfdiff_scaling": _object({"sfdiff": _R_COMPUTED, "mmtbx": _R_COMPUTED})}),
               "timing_s": _object({
                   "f_protein": _object(_TIMES | {"mmtbx_direct": _SECONDS}), "f_mask": _object(_TIMES),
                   "gradients": _object(_TIMES), "scaling": _object(_TIMES),

@@ -1,12 +1,9 @@
 """The comparison as tables for a terminal, and as plain text where there is none."""
 from __future__ import annotations
 
-import io
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from .. import text_tables
 
 
 def render(result, terminal=False, width=None):
@@ -24,15 +21,7 @@ def render(result, terminal=False, width=None):
     -------
     str
     """
-    buffer = io.StringIO()
-    console = Console(file=buffer, force_terminal=terminal, no_color=not terminal, highlight=False,
-                      width=width or (None if terminal else 100), emoji=False, markup=False)
-    style = box.SIMPLE_HEAD if terminal else box.ASCII
-    for part in _parts(result, style):
-        if isinstance(part, Table):
-            console.print()
-        console.print(part)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    return text_tables.render(lambda style: _parts(result, style), terminal, width)
 
 
 def rows_of_agreement(result):
@@ -73,7 +62,15 @@ def rows_of_r_factors(result):
     names = (("sfdiff", f"mmtbx_sfdiff, {mask} mask"), ("mmtbx", "mmtbx"),
              ("mmtbx_direct", "mmtbx, direct summation"), ("density_cutoff", "density-cutoff mask"),
              ("deposited", "header of the model file"))
-    return [(label, _r(part[key]["r_work"]), _r(part[key]["r_free"])) for key, label in names if part[key] is not None]
+    rows = [(label, _r(part[key]["r_work"]), _r(part[key]["r_free"])) for key, label in names if part[key] is not None]
+    own = [(f"{label}, scales of mmtbx_sfdiff", _r(part["sfdiff_scaling"][key]["r_work"]),
+            _r(part["sfdiff_scaling"][key]["r_free"])) for key, label in names[:2]]
+    return rows[:-1] + own + rows[-1:]
+
+
+def scaled_by(result):
+    """One sentence on where the scales come from."""
+    return f"Scales by {result['r_factors']['scaling']}, except where another is named, and those of the header."
 
 
 def rows_of_times(result):
@@ -118,25 +115,16 @@ def _parts(result, style):
     if result["simulated"]:
         yield Text("SIMULATED amplitudes, not measured: R factors say nothing about a real crystal.",
                    style="bold red")
-    yield _table(style, ("Agreement", "mmtbx_sfdiff", "mmtbx", ""), rows_of_agreement(result))
+    yield text_tables.table(style, ("Agreement", "mmtbx_sfdiff", "mmtbx", ""), rows_of_agreement(result))
     simulated = " (SIMULATED data)" if result["simulated"] else ""
-    yield _table(style, ("R factors" + simulated, "R-work", "R-free"), rows_of_r_factors(result))
-    yield Text(f"All scaled by {result['r_factors']['scaling']}, except those of the header.", style="dim")
-    yield _table(style, ("Time", "mmtbx_sfdiff", "mmtbx", "ratio"), rows_of_times(result))
+    yield text_tables.table(style, ("R factors" + simulated, "R-work", "R-free"), rows_of_r_factors(result))
+    yield Text(scaled_by(result), style="dim")
+    yield text_tables.table(style, ("Time", "mmtbx_sfdiff", "mmtbx", "ratio"), rows_of_times(result))
     yield Text(conditions(result), style="dim")
     if result["messages"]:
         yield Text("")
     for message in result["messages"]:
         yield Text(f"Note: {message}", style="dim")
-
-
-def _table(style, names, rows):
-    table = Table(box=style, show_edge=False, pad_edge=False)
-    for number, name in enumerate(names):
-        table.add_column(name, justify="left" if number == 0 or name == "" else "right", no_wrap=name != "")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
 
 
 def _error(value):

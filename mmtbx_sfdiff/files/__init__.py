@@ -4,6 +4,8 @@ from .entry import Entry, load_entry
 from .entry_id import is_entry_id, normalise_entry_id
 from .fetch import SERVERS, EntryFiles, Timeouts, cache_folder, find_entry
 from .model import SCATTERING_TABLES, Model, read_model
+from .writing import check_writable, write_all
 
 __all__ = ["Data", "Entry", "EntryFiles", "Model", "SCATTERING_TABLES", "SERVERS", "Timeouts", "cache_folder",
-           "data_symmetry", "find_entry", "is_entry_id", "load_entry", "normalise_entry_id", "read_data", "read_model"]
+           "check_writable", "data_symmetry", "find_entry", "is_entry_id", "load_entry", "normalise_entry_id",
+           "read_data", "read_model", "write_all"]

@@ -95,7 +95,8 @@ def main(program_class, args=None):
     Parameters
     ----------
     program_class : type
-        A ``ProgramTemplate``; its ``input_scope`` names the scope that takes files and entry ids.
+        A ``ProgramTemplate``; its ``input_scope`` names the scope that takes files and entry ids, and its
+        ``interrupted``, if it has one, is what Ctrl-C makes it say.
     args : sequence of str, optional
         By default those of the command line.
 
@@ -119,7 +120,7 @@ def guarded(run):
         _say("Sorry: " + str(error).strip())
         return 1
     except KeyboardInterrupt:
-        _say("\nInterrupted: nothing was written.")
+        _say("\n" + getattr(program_class, "interrupted", "Interrupted: nothing was written."))
         return 130
     except BrokenPipeError:
         # Whoever read the output is gone; Python would complain once more when it closes stdout.

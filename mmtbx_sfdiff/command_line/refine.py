@@ -1,0 +1,16 @@
+"""``mmtbx_sfdiff.refine``: sites and displacement parameters, refined against the data."""
+# LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.refine
+import sys
+
+import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
+from mmtbx_sfdiff.programs.refine import Program
+from mmtbx_sfdiff.programs.runner import main
+
+
+def run(args=None):
+    """Run the program; return its exit code."""
+    return main(Program, args)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

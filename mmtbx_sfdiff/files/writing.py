@@ -1,0 +1,76 @@
+"""Writing results: all files of a program or none, each complete."""
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+
+from libtbx.utils import Sorry
+
+
+def check_writable(paths, overwrite=True):
+    """Refuse, before anything is computed, what could not be written afterwards.
+
+    Parameters
+    ----------
+    paths : sequence of pathlib.Path
+        In one folder, which is made if it does not exist.
+    overwrite : bool
+        Whether files that exist may be replaced.
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+    """
+    folder = paths[0].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise Sorry(f"Cannot write to the folder {folder} ({error.strerror or error}): choose another with "
+                    "output.directory.") from None
+    for path in paths:
+        if path.is_dir():
+            raise Sorry(f"{path} is a folder, so no file can be written there: choose another output.prefix.")
+        if path.exists() and not overwrite:
+            raise Sorry(f"{path} exists: choose another output.prefix, or set overwrite=True.")
+
+
+def write_all(contents):
+    """Write several files; each appears complete, and none appears unless all could be written.
+
+    Parameters
+    ----------
+    contents : dict of pathlib.Path to bytes
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+        For example when the disk is full; nothing is left behind then.
+    """
+    parts = {}
+    try:
+        for path, content in contents.items():
+            handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+            parts[path] = part
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(part, 0o666 & ~_umask())
+        for path, part in parts.items():
+            os.replace(part, path)
+    except OSError as error:
+        raise Sorry(f"Cannot write {path} ({error.strerror or error}): make room, or choose another "
+                    "output.directory.") from None
+    finally:
+        for part in parts.values():
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

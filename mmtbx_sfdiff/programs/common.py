@@ -1,0 +1,245 @@
+"""What the programs that take an entry have in common: parameters, checks, progress."""
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from libtbx.program_template import ProgramTemplate
+from libtbx.utils import Sorry
+
+from .. import __version__
+from ..bulk_solvent import DEFAULT_MASK, MASKS
+from ..files import SCATTERING_TABLES, SERVERS, find_entry, load_entry
+from ..files.demo import demo_entry
+from ..structure_factors import METHODS
+
+
+def choices(names, default):
+    """A PHIL choice among names, with its default marked."""
+    return " ".join("*" + name if name == default else name for name in names)
+
+
+# PHIL of the scope that takes files and entry ids; see also runner.inputs_from_arguments.
+INPUTS = f"""
+  entry_id = None
+    .type = str
+    .short_caption = PDB entry
+    .help = "Identifier of a PDB entry; found on this machine, or downloaded. May stand alone."
+  model_file = None
+    .type = path
+    .short_caption = Model file
+    .help = "Model in PDB or mmCIF format. May stand alone."
+  data_file = None
+    .type = path
+    .short_caption = Data file
+    .help = "Data as MTZ or structure-factor CIF. May stand alone."
+  demo = False
+    .type = bool
+    .short_caption = Demonstration
+    .help = "A model shipped with cctbx with SIMULATED amplitudes; needs no network. May stand alone."
+  labels = None
+    .type = str
+    .short_caption = Data labels
+    .help = "Columns of the amplitudes or intensities, for example FP,SIGFP."
+  free_flag_labels = None
+    .type = str
+    .short_caption = Free flag labels
+    .help = "Column of the free flags; found automatically by default."
+  read_free_flags = True
+    .type = bool
+    .short_caption = Read free flags
+    .help = "False takes all reflections as the working set, and gives no R-free."
+  test_flag_value = None
+    .type = int
+    .short_caption = Test flag value
+    .help = "Value that marks the free set; found automatically by default."
+  scattering_table = {choices(SCATTERING_TABLES, "n_gaussian")}
+    .type = choice
+    .short_caption = Scattering table
+    .help = "Form factors."
+  allow_other_entry = False
+    .type = bool
+    .short_caption = Data of another entry
+    .help = "Accept data that say they belong to another PDB entry than the model."
+"""
+LIMITS = """
+  d_min = None
+    .type = float
+    .short_caption = High resolution limit
+    .help = "Reflections with smaller d-spacings (Å) are left out."
+  d_max = None
+    .type = float
+    .short_caption = Low resolution limit
+    .help = "Reflections with larger d-spacings (Å) are left out."
+"""
+DOWNLOAD = f"""
+  download = True
+    .type = bool
+    .short_caption = Download
+    .help = "Use the network for entries that are not on this machine."
+  mirrors = {" ".join(SERVERS)}
+    .type = strings
+    .short_caption = Mirrors
+    .help = "Sites of the wwPDB to download from, in this order."
+  cache_dir = None
+    .type = str
+    .short_caption = Cache folder
+    .help = "Where downloads are kept; by default MMTBX_SFDIFF_CACHE_DIR, or the user's cache folder."
+"""
+COMPUTING = f"""
+  method = {choices(("auto", *METHODS), "auto")}
+    .type = choice
+    .short_caption = Structure factor method
+    .help = "How F_protein is computed. auto: the fastest method that meets the accuracy."
+  accuracy = 1e-4
+    .type = float
+    .short_caption = Accuracy
+    .help = "Largest relative error of F_protein asked for."
+  mask = {choices(MASKS, DEFAULT_MASK)}
+    .type = choice
+    .short_caption = Mask method
+    .help = "How the bulk-solvent mask is made."
+  grid_step = 0.6
+    .type = float
+    .short_caption = Mask grid step
+    .help = "Of the mask, Å; mmtbx's default is the same."
+  device = cpu
+    .type = str
+    .short_caption = Device
+    .help = "Where to compute: cpu, cuda, cuda:1, ..."
+  dtype = float32 *float64
+    .type = choice
+    .short_caption = Precision
+    .help = "In which to compute."
+"""
+
+
+class EntryProgram(ProgramTemplate):
+    """Base of programs whose ``input_scope`` holds :data:`INPUTS`, :data:`DOWNLOAD` and :data:`COMPUTING`."""
+
+    version = __version__
+    datatypes = ["phil"]
+    epilog = ""
+
+    @property
+    def inputs(self):
+        """The extracted scope of that name."""
+        return getattr(self.params, self.input_scope)
+
+    def check_inputs(self, data_needed=True):
+        """One entry, or a model and (unless not needed) data, or the demonstration."""
+        params = self.inputs
+        given = [bool(params.entry_id), bool(params.model_file or params.data_file), bool(params.demo)]
+        what = "a model and a data file" if data_needed else "a model with or without a data file"
+        if sum(given) != 1:
+            raise Sorry(f"Give {'only ' if any(given) else ''}one of: a PDB entry, {what}, or the word demo.")
+        if given[1] and not (params.model_file and (params.data_file or not data_needed)):
+            missing = "data" if params.model_file else "model"
+            both = "give both a model and a data file" if data_needed else "give a model"
+            raise Sorry(f"The {missing} file is missing: {both}.")
+        unknown = [name for name in params.mirrors or () if name not in SERVERS]
+        if unknown or not params.mirrors:
+            raise Sorry(f"mirrors={' '.join(unknown)} is not possible: choose from {', '.join(SERVERS)}.")
+
+    def check_numbers(self, limits):
+        """Parameters of the input scope against ``{name: (lowest, highest, whether None is allowed)}``.
+
+        The lowest value itself is allowed unless it is 0.
+        """
+        for name, (low, high, optional) in limits.items():
+            value = getattr(self.inputs, name)
+            if value is None and optional:
+                continue
+            if value is None or not (low <= value <= high) or (low == 0 and value == 0):
+                remedy = "a positive number" if low == 0 and math.isinf(high) else f"{low:g} to {high:g}"
+                raise Sorry(f"{name}={value} is not possible: give {remedy}.")
+
+    def check_computing(self):
+        """Accuracy, mask grid and device."""
+        params = self.inputs
+        self.check_numbers({"accuracy": (0, math.inf, False), "grid_step": (0.1, 1, False)})
+        if params.accuracy >= 1:
+            raise Sorry(f"accuracy={params.accuracy:g} is not possible: give a relative error below 1, "
+                        "such as 1e-4.")
+        check_device(params.device)
+
+    def prefix(self):
+        """What the names of written files begin with."""
+        params = self.inputs
+        prefix = self.params.output.prefix or ("demo" if params.demo else params.entry_id)
+        prefix = prefix or Path(params.model_file).name.split(".")[0]
+        if "/" in prefix or "\\" in prefix:
+            raise Sorry(f"output.prefix={prefix} holds a folder: name the folder with output.directory.")
+        return prefix
+
+    def find_files(self, folder, report):
+        """(model, data) as given, found, downloaded, or, in that folder, simulated; data may be None."""
+        params = self.inputs
+        if params.demo:
+            report("simulated data", None)
+            files = demo_entry(folder)
+        elif params.entry_id:
+            report("model and data", None)
+            files = find_entry(
+                params.entry_id, download=params.download, mirrors=params.mirrors, cache_dir=params.cache_dir,
+                log=self.logger,
+                progress=lambda name, done, total: report(f"download of {name}", total and done / total))
+        else:
+            return params.model_file, params.data_file
+        return files.model, files.data
+
+    def load(self, model, data, d_min, d_max, **options):
+        """Read a model and its data as the parameters say."""
+        params = self.inputs
+        return load_entry(model, data, scattering_table=params.scattering_table, labels=params.labels,
+                          r_free_labels=params.free_flag_labels if params.read_free_flags else "none",
+                          test_flag_value=params.test_flag_value, d_min=d_min, d_max=d_max,
+                          allow_other_entry=params.allow_other_entry, **options)
+
+    def on_terminal(self, stream):
+        """Whether output goes to a person at a terminal, and --quiet was not given."""
+        return stream.isatty() and any(f is sys.stdout for f in getattr(self.logger, "file_objects", ()))
+
+    @contextlib.contextmanager
+    def progress(self):
+        """A function (what is being done, fraction or None) that shows it: on a terminal only."""
+        if not self.on_terminal(sys.stderr):
+            yield lambda step, fraction=None: None
+            return
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+                      console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("starting", total=None)
+
+            def report(step, fraction=None):
+                progress.update(task, description=step, completed=fraction or 0,
+                                total=None if fraction is None else 1.0)
+            yield report
+
+    def get_results(self):
+        return getattr(self, "result", None)
+
+    def get_results_as_JSON(self):
+        return self._json
+
+
+def check_device(name):
+    """Refuse a device that this machine lacks."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise Sorry(f"device={name} is not a device: use cpu or cuda.") from None
+    if device.type == "cuda":
+        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not n_devices:
+            raise Sorry(f"device={name} needs an NVIDIA GPU and a CUDA build of PyTorch, and this "
+                        "machine lacks one of them: use device=cpu.")
+        if (device.index or 0) >= n_devices:
+            raise Sorry(f"device={name} does not exist: this machine has cuda:0 to cuda:{n_devices - 1}.")
+    elif device.type != "cpu":
+        raise Sorry(f"device={name} is not supported: use cpu or cuda.")

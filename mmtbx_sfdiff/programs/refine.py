@@ -1,0 +1,308 @@
+"""``mmtbx_sfdiff.refine``: sites and displacement parameters of a model, refined against its data."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from libtbx.utils import Sorry
+
+from ..atoms import Atoms
+from ..cctbx_backend.fmodel import map_file, model_file
+from ..files import check_writable, write_all
+from ..fmodel import FModel
+from ..refinement import Settings, refine, state
+from ..refinement.run import MASK_UPDATES, check_settings
+from ..refinement.minimise import MINIMISERS
+from ..reflections import Reflections
+from ..versions import versions
+from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, EntryProgram, choices
+from .refine_table import cycle_line, heading, render
+
+NO_RESTRAINTS = ("There are no geometry restraints: bonds, angles and contacts are held by the data alone. At less than "
+                 "atomic resolution, regularise the model afterwards.")
+_DEFAULTS = Settings()
+
+_PHIL = f"""
+refine {{
+  {INPUTS}
+  {LIMITS}
+  target = *maximum_likelihood least_squares
+    .type = choice
+    .short_caption = Target
+    .help = "What is minimised over the work set: -log likelihood of the amplitudes, or ((F_obs - |F_model|) / sigma)^2."
+  minimiser = {choices(MINIMISERS, _DEFAULTS.minimiser)}
+    .type = choice
+    .short_caption = Minimiser
+    .help = "L-BFGS with a strong Wolfe line search, or Adam."
+  sites = True
+    .type = bool
+    .short_caption = Refine sites
+    .help = "Hydrogens ride on the nearest other atom; special positions are kept."
+  adp = True
+    .type = bool
+    .short_caption = Refine displacement parameters
+    .help = "Isotropic or anisotropic, as each atom is in the model. Occupancies stay."
+  cycles = {_DEFAULTS.cycles}
+    .type = int
+    .short_caption = Macro-cycles
+    .help = "At most; each determines scales (and the mask) anew."
+  steps = {_DEFAULTS.steps}
+    .type = int
+    .short_caption = Steps
+    .help = "Of the minimiser in each macro-cycle, at most."
+  first_d_min = {_DEFAULTS.first_d_min}
+    .type = float
+    .short_caption = First resolution limit
+    .help = "Of the first macro-cycle, Å (as far as there are enough reflections)."
+  resolution_cycles = {_DEFAULTS.resolution_cycles}
+    .type = int
+    .short_caption = Resolution cycles
+    .help = "In how many macro-cycles the limit reaches that of the data; 1 takes all data at once."
+  adp_from_cycle = {_DEFAULTS.adp_from_cycle}
+    .type = int
+    .short_caption = First cycle of displacement parameters
+    .help = "Macro-cycle in which displacement parameters are first refined."
+  least_squares_cycles = {_DEFAULTS.least_squares_cycles}
+    .type = int
+    .short_caption = Cycles of least squares
+    .help = "How many macro-cycles at the end are by least squares."
+  mask_update = {choices(MASK_UPDATES, _DEFAULTS.mask_update)}
+    .type = choice
+    .short_caption = Mask update
+    .help = "step: the mask follows every step and its gradient counts. cycle: it is held fixed within a macro-cycle. \
+            auto: step, for masks that have a gradient."
+  damping = {_DEFAULTS.damping:g}
+    .type = float
+    .short_caption = Damping
+    .help = "Springs that hold shifts back within a macro-cycle, as a share of the curvature of the data."
+  learning_rate = {_DEFAULTS.learning_rate:g}
+    .type = float
+    .short_caption = Learning rate
+    .help = "Of Adam, Å."
+  tolerance = {_DEFAULTS.tolerance:g}
+    .type = float
+    .short_caption = Tolerance
+    .help = "Refinement ends when a macro-cycle lowers the target of the work set by less: natural logarithms for each \
+            reflection, or a fraction of the sum of squares. The free set does not count."
+  remove_outliers = True
+    .type = bool
+    .short_caption = Outlier rejection
+    .help = "Leave outliers out, by mmtbx's criteria."
+  shake = None
+    .type = float
+    .short_caption = Random shifts
+    .help = "Shift sites at random before refinement, by so many Å (root mean square), to try what is recovered."
+  random_seed = 0
+    .type = int
+    .short_caption = Random seed
+    .help = "Of the random shifts."
+  resume = True
+    .type = bool
+    .short_caption = Resume
+    .help = "Go on from the last macro-cycle of the same refinement, if it was interrupted."
+  {COMPUTING}
+  {DOWNLOAD}
+}}
+output {{
+  directory = .
+    .type = str
+    .short_caption = Output folder
+    .help = "Where <prefix>_refined.pdb or .cif, .mtz, .json and .png are written."
+  model_format = *auto pdb mmcif
+    .type = choice
+    .short_caption = Model format
+    .help = "auto: that of the model given, or mmCIF where PDB cannot hold it."
+  figure = True
+    .type = bool
+    .short_caption = Write figure
+    .help = "Write R factors and target against the step as PNG."
+}}
+"""
+
+
+class Program(EntryProgram):
+    program_name = "mmtbx_sfdiff.refine"
+    input_scope = "refine"
+    description = f"""
+Sites and displacement parameters of a model, refined against its data by maximum likelihood or least squares. Writes
+<prefix>_refined.pdb (or .cif), .mtz (map coefficients for Coot), .json (every step) and .png.
+
+{NO_RESTRAINTS}
+
+  mmtbx_sfdiff.refine model.pdb data.mtz
+  mmtbx_sfdiff.refine 1cbs target=least_squares cycles=5 d_min=2
+  mmtbx_sfdiff.refine model.pdb data.mtz minimiser=adam steps=100 sites=False
+
+A refinement that was interrupted goes on where it was when the same command is given again. The exit code is 0 only if
+everything was computed and written.
+"""
+    master_phil_str = _PHIL
+    interrupted = "Interrupted: no results were written; the same command goes on after the last complete macro-cycle."
+
+    def validate(self):
+        """Everything that can be wrong with the parameters, before any work."""
+        params, out = self.inputs, self.params.output
+        self.check_inputs()
+        positive = (0, math.inf, False)
+        self.check_numbers({
+            "d_min": (0, math.inf, True), "d_max": (0, math.inf, True), "cycles": (1, 1000, False),
+            "steps": (1, 100000, False), "first_d_min": positive, "resolution_cycles": (1, 1000, False),
+            "adp_from_cycle": (1, 1000, False), "least_squares_cycles": (-0.5, 1000, False),
+            "damping": (-1e-300, math.inf, False), "learning_rate": positive, "tolerance": positive,
+            "shake": (0, 10, True)})
+        if params.d_min and params.d_max and params.d_min >= params.d_max:
+            raise Sorry(f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: "
+                        "d_min is the smaller.")
+        self._settings = Settings(**{field.name: getattr(params, field.name) for field in dataclasses.fields(Settings)})
+        try:
+            check_settings(self._settings)
+        except ValueError as error:
+            raise Sorry(str(error)) from None
+        self.check_computing()
+        folder, prefix = Path(out.directory or ".").expanduser(), self.prefix()
+        suffixes = [self._model_suffix(), ".mtz", ".json"] + [".png"] * bool(out.figure)
+        self._paths = {suffix: folder / f"{prefix}_refined{suffix}" for suffix in suffixes}
+        self._state = folder / f"{prefix}_refine_state.npz"
+        check_writable([*self._paths.values()], overwrite=out.overwrite)
+
+    def _model_suffix(self):
+        """Known before the model is read, so that nothing is refined that cannot be written."""
+        kind = self.params.output.model_format
+        if kind != "auto":
+            return ".pdb" if kind == "pdb" else ".cif"
+        name = Path(self.inputs.model_file or "x.cif" if not self.inputs.demo else "x.pdb").name
+        return ".pdb" if name.lower().removesuffix(".gz").endswith((".pdb", ".ent")) else ".cif"
+
+    def run(self):
+        terminal = self.on_terminal(sys.stdout)
+        print(NO_RESTRAINTS, file=self.logger)
+        with tempfile.TemporaryDirectory() as folder, self.progress() as report:
+            files = self.find_files(folder, report)
+            report("reading", None)
+            fmodel = self._read(*files)
+            start, history = self._start(fmodel, files)
+            print(heading(self._header(fmodel)), file=self.logger)
+
+            def on_cycle(model, history):
+                state.save(self._state, model, history, self._fingerprint)
+                if not terminal:
+                    print(cycle_line(history.cycles[-1]), file=self.logger)
+                    self.logger.flush()
+
+            try:
+                refined, history = refine(start, self._settings, history, on_cycle, report)
+                report("writing", None)
+                self._describe(fmodel, refined, history)
+                contents = self._contents(refined)
+            except (ValueError, IndexError) as error:
+                raise Sorry(f"{files[0]} cannot be refined against {files[1]}: {error}") from None
+            except torch.cuda.OutOfMemoryError:
+                raise Sorry(f"The device {self.inputs.device} has too little free memory: use device=cpu.") from None
+            write_all({self._paths[suffix]: content for suffix, content in contents.items()})
+        with contextlib.suppress(OSError):
+            self._state.unlink()
+        print(render(self.result, terminal), file=self.logger)
+        print("\nWritten: " + ", ".join(map(str, self._paths.values())), file=self.logger)
+
+    def _read(self, model, data):
+        params = self.inputs
+        entry = self._entry = self.load(model, data, params.d_min, params.d_max)
+        options = {"dtype": getattr(torch, params.dtype), "device": params.device}
+        try:
+            atoms = Atoms.from_cctbx(entry.model.xray_structure, **options)
+            reflections = Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, **options)
+        except ValueError as error:
+            raise Sorry(f"{model}: {error}") from None
+        fmodel = FModel(atoms, reflections, method=params.method, accuracy=params.accuracy,
+                        mask={"method": params.mask, "grid_step": params.grid_step})
+        fmodel._source = entry
+        suffix = self._model_suffix()
+        if suffix == ".pdb" and not entry.model.manager.can_be_output_as_pdb():
+            raise Sorry(f"{model} does not fit into the PDB format (too many atoms, or long names): set "
+                        "output.model_format=mmcif.")
+        least_squares = params.target == "least_squares" or params.least_squares_cycles
+        if least_squares and reflections.sigmas is None:
+            raise Sorry(f"{data} has no standard deviations of the amplitudes, which least squares needs: set "
+                        "target=maximum_likelihood and least_squares_cycles=0.")
+        return fmodel
+
+    def _start(self, fmodel, files):
+        """(the model to refine, history): as read, shifted at random, or as it was when it was interrupted."""
+        params = self.inputs
+        names = ("scattering_table", "labels", "free_flag_labels", "read_free_flags", "test_flag_value", "d_min",
+                 "d_max", "method", "accuracy", "mask", "grid_step", "dtype", "shake", "random_seed")
+        decisive = {name: getattr(params, name) for name in names} | dataclasses.asdict(self._settings)
+        # More macro-cycles may be asked for when a refinement goes on.
+        decisive.pop("cycles") if not params.least_squares_cycles else None
+        self._fingerprint = state.fingerprint(files, decisive)
+        start = FModel(fmodel.atoms, fmodel.reflections, fmodel.method, fmodel.accuracy, fmodel.mask_options)
+        start._source = fmodel._source
+        if params.shake:
+            start.replace(sites_cart=shaken(fmodel.atoms, params.shake, params.random_seed))
+        self._shaken = start.atoms
+        known = state.load(self._state, fmodel.atoms, self._fingerprint) if params.resume else None
+        if known is None:
+            return start, None
+        start.atoms, history = known
+        print(f"Going on after macro-cycle {len(history.cycles)} of an interrupted refinement.", file=self.logger)
+        return start, history
+
+    # Results
+
+    def _header(self, fmodel):
+        entry, reflections = self._entry, fmodel.reflections
+        d = reflections.d_spacings
+        return {
+            "entry": entry.name, "simulated": bool(entry.data.simulated),
+            "space_group": reflections.crystal.space_group_symbol,
+            "unit_cell": list(reflections.crystal.unit_cell),
+            "d_max": float(d.max()), "d_min": float(d.min()),
+            "n_atoms": fmodel.atoms.n_atoms, "n_reflections": len(reflections),
+            "n_free": None if reflections.r_free_flags is None else int(reflections.r_free_flags.sum()),
+        }
+
+    def _describe(self, fmodel, refined, history):
+        first = FModel(self._shaken, fmodel.reflections, fmodel.method, fmodel.accuracy, fmodel.mask_options)
+        first.update_scales(remove_outliers=self._settings.remove_outliers)
+        moved = (refined.atoms.sites_cart - self._shaken.sites_cart).square().sum(-1).sqrt()
+        settings = dataclasses.asdict(self._settings)
+        settings |= {name: getattr(self.inputs, name) for name in (
+            "method", "accuracy", "mask", "grid_step", "device", "dtype", "scattering_table", "shake", "random_seed")}
+        self.result = self._header(fmodel) | {
+            "start": _r(first), "final": _r(refined), "cycles": history.cycles, "steps": history.steps,
+            "shift_rms": float(moved.square().mean().sqrt()), "shift_max": float(moved.max()),
+            "geometry_restraints": None, "settings": settings,
+            "files": {"model": self._entry.model.path.name, "data": self._entry.data.path.name,
+                      "labels": self._entry.data.labels},
+            "messages": [NO_RESTRAINTS, *self._entry.messages], "versions": versions(),
+        }
+        self._json = json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def _contents(self, refined):
+        # matplotlib takes half a second to import: not for --help.
+        from ..refinement import figure
+        suffix = self._model_suffix()
+        contents = {suffix: model_file(refined, suffix), ".mtz": map_file(refined), ".json": self._json.encode()}
+        if self.params.output.figure:
+            contents[".png"] = figure.png(self.result)
+        return contents
+
+
+def shaken(atoms, rms, seed):
+    """Sites shifted at random: normally distributed, of that root mean square length (Å); same for the same seed."""
+    generator = torch.Generator().manual_seed(int(seed or 0))
+    shifts = torch.randn(atoms.sites_cart.shape, generator=generator, dtype=torch.float64)
+    shifts *= rms / shifts.square().sum(-1).mean().sqrt()
+    return atoms.sites_cart + shifts.to(atoms.sites_cart)
+
+
+def _r(fmodel):
+    r_work, r_free = fmodel.r_factors()
+    return {"r_work": r_work, "r_free": None if fmodel.reflections.r_free_flags is None else r_free}

@@ -1,0 +1,136 @@
+"""Time of one step of a refinement, beside mmtbx's, in one process, interleaved.
+
+For every entry, medians over the repeats:
+
+- *whole step*: F_protein, solvent mask, F_model, least-squares target and its gradient with respect to all sites and
+  displacement parameters; ours differentiates the mask too, mmtbx's (F_calc, F_mask, target functor, gradients by FFT)
+  does not have that term;
+- *mask held fixed*: the same without the mask.
+
+Both start from atoms that have moved since the last step. Structure factors are by FFT on both sides, mmtbx's at its
+default accuracy, ours at the accuracy given; how far each is from direct summation is in ``validation/timing.py``.
+
+    python validation/refinement_step.py [--entries 1cbs ...] [--mask probe_shrink] [--repeat 5] [--threads 2]
+"""
+
+import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import mmtbx.f_model
+from cctbx.array_family import flex
+from libtbx.utils import null_out
+
+from mmtbx_sfdiff import FModel, targets
+from mmtbx_sfdiff.bulk_solvent import DEFAULT_MASK
+from mmtbx_sfdiff.files import find_entry, load_entry, write_all
+
+ENTRIES = ("1cbs", "1bff", "5orl", "4cjl", "3mpq", "4ek1")
+
+
+class Ours:
+    def __init__(self, entry, mask, accuracy, method):
+        files = find_entry(entry, download=False)
+        self.fmodel = FModel.from_files(files.model, files.data, mask={"method": mask}, method=method,
+                                        accuracy=accuracy)
+        self.fmodel.update_scales()
+        atoms = self.atoms = self.fmodel.atoms
+        self.start = {"sites_cart": atoms.sites_cart, "u_iso": atoms.u_iso, "u_star": atoms.u_star}
+        self.f_mask = self.fmodel.f_mask()
+        self.names = ["sites_cart", "u_iso"] + ["u_star"] * bool(atoms.use_u_aniso.any())
+
+    def step(self, shift, fixed_mask):
+        values = {name: self.start[name].detach().clone() for name in self.names}
+        values["sites_cart"] += torch.from_numpy(shift)
+        for value in values.values():
+            value.requires_grad_()
+        self.fmodel.atoms = self.atoms.replace(**values)
+        f_model = self.fmodel.f_model(f_mask=self.f_mask if fixed_mask else None)
+        target = targets.normalized_least_squares(self.fmodel.reflections, f_model, **self.fmodel._used())
+        return float(target.detach()), torch.autograd.grad(target, list(values.values()))
+
+
+class Theirs:
+    def __init__(self, entry):
+        files = find_entry(entry, download=False)
+        loaded = load_entry(files.model, files.data)
+        self.manager = mmtbx.f_model.manager(
+            f_obs=loaded.data.f_obs, r_free_flags=loaded.data.r_free_flags,
+            xray_structure=loaded.model.xray_structure, target_name="ls_wunit_k1")
+        self.manager.update_all_scales(log=null_out())
+        structure = self.structure = self.manager.xray_structure
+        self.sites = structure.sites_cart()
+        scatterers = structure.scatterers()
+        scatterers.flags_set_grads(state=False)
+        scatterers.flags_set_grad_site(iselection=flex.size_t_range(scatterers.size()))
+        scatterers.flags_set_grad_u_iso(iselection=scatterers.extract_use_u_iso().iselection())
+        scatterers.flags_set_grad_u_aniso(iselection=scatterers.extract_use_u_aniso().iselection())
+        self.functor = self.manager.target_functor()
+
+    def step(self, shift, fixed_mask):
+        self.structure.set_sites_cart(self.sites + flex.vec3_double(np.ascontiguousarray(shift)))
+        self.manager.update_xray_structure(self.structure, update_f_calc=True, update_f_mask=not fixed_mask)
+        result = self.functor(compute_gradients=True)
+        gradients = result.gradients_wrt_atomic_parameters(site=True, u_iso=True, u_aniso=True)
+        return result.target_work(), gradients
+
+
+def measure(entry, mask, accuracy, method, repeat):
+    ours, theirs = Ours(entry, mask, accuracy, method), Theirs(entry)
+    rng = np.random.default_rng(0)
+    seconds = {(who, fixed): [] for who in ("sfdiff", "mmtbx") for fixed in (False, True)}
+    values = {}
+    for turn in range(repeat + 1):
+        shift = 0.02 * rng.standard_normal((ours.atoms.n_atoms, 3))
+        for fixed in (False, True):
+            for who, side in (("sfdiff", ours), ("mmtbx", theirs)):
+                start = time.perf_counter()
+                values[who, fixed] = side.step(shift, fixed)[0]
+                if turn:  # the first call of everything makes plans and compiles
+                    seconds[who, fixed].append(time.perf_counter() - start)
+    result = {"entry": entry, "n_atoms": ours.atoms.n_atoms, "n_reflections": len(ours.fmodel.reflections),
+              "d_min": ours.fmodel.reflections.d_min, "anisotropic": int(ours.atoms.use_u_aniso.sum()),
+              "threads": torch.get_num_threads(), "mask": mask, "accuracy": accuracy, "method": method,
+              "targets": {f"{who}{' fixed' * fixed}": v for (who, fixed), v in values.items()}}
+    for fixed, name in ((False, "whole"), (True, "fixed_mask")):
+        times = {who: statistics.median(seconds[who, fixed]) for who in ("sfdiff", "mmtbx")}
+        result[name] = times | {"ratio": times["mmtbx"] / times["sfdiff"]}
+    return result
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--entries", nargs="*", default=ENTRIES)
+    parser.add_argument("--mask", default=DEFAULT_MASK)
+    parser.add_argument("--accuracy", type=float, default=1e-3)
+    parser.add_argument("--method", default="auto", help="of structure factors: auto, fft or direct")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print("entry   atoms  aniso   refl. | whole step, ms: sfdiff  mmtbx  ratio | mask fixed, ms: sfdiff  mmtbx  ratio")
+    results = []
+    for entry in options.entries:
+        r = measure(entry, options.mask, options.accuracy, options.method, options.repeat)
+        results.append(r)
+        whole, fixed = r["whole"], r["fixed_mask"]
+        print(f"{entry:6s}{r['n_atoms']:7d}{r['anisotropic']:7d}{r['n_reflections']:8d} |"
+              f"{1e3 * whole['sfdiff']:21.1f}{1e3 * whole['mmtbx']:8.1f}{whole['ratio']:6.2f} |"
+              f"{1e3 * fixed['sfdiff']:21.1f}{1e3 * fixed['mmtbx']:8.1f}{fixed['ratio']:6.2f}", flush=True)
+        if options.json:
+            write_all({options.json: json.dumps(results, indent=1).encode()})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
