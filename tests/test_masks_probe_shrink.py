@@ -11,7 +11,7 @@ from cctbx.array_family import flex
 from cctbx.development import random_structure
 
 GROUPS = ["P 1", "P -1", "P 1 21 1", "C 1 2 1", "I 1 2 1", "P 21 21 21", "F d d d :1", "P 41 21 2", "I 41/a :2", "R 3 :R", "R 3 :H",
-          "P 31 2 1", "P 65 2 2", "P 21 3", "I 4 3 2", "F d -3 m :1", "A 1 1 2", "Hall: C 2y (x-y,x+y,z)"]
+          "P 31 2 1", "P 65 2 2", "P 21 3", "I 4 3 2", "F 2 3", "A 1 1 2", "Hall: C 2y (x-y,x+y,z)"]
 
 HARD_GROUPS = ["P 1", "C 1 2 1", "P 31 2 1"]
 
