@@ -92,6 +92,20 @@ def test_hard_mask_is_mmtbx_on_a_fine_grid(symbol):
     assert relative(hard, expected) < 0.5 * relative(coarse, expected)
 
 
+@pytest.mark.parametrize("symbol", ["P 1", "P 31 2 1", "C 1 2 1", "P 43 21 2"])
+def test_engines_agree_on_the_gradient_of_full_atoms(symbol):
+    atoms = atoms_of(symbol)
+    found = []
+    for engine in ("cpu", "torch"):
+        sites, radii = atoms.sites_cart.clone().requires_grad_(), atoms.vdw_radii().requires_grad_()
+        softness = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+        result = mask(atoms.replace(sites_cart=sites), radii=radii, softness=softness, engine=engine)
+        weights = torch.randn(result.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        found.append(torch.autograd.grad((result * weights).sum(), (sites, radii, softness)))
+    for a, b in zip(*found):
+        assert float((a - b).norm()) <= 1e-8 * float(b.norm()) + 1e-9
+
+
 @pytest.mark.parametrize("symbol", ["P 1", "P 31 2 1", "C 1 2 1"])
 def test_gradients_against_differences(symbol):
     atoms = atoms_of(symbol, n_atoms=4, volume_per_atom=100)
