@@ -32,9 +32,11 @@ def grid():
     return [(p, r, s) for p in R_PROBE for r in R_SHRINK for s in SOFTNESS]
 
 
-def entries_of(folder):
+def entries_of(folder, max_volume):
+    """Entries whose cell edges span less than a volume, Å^3."""
     with open(Path(folder) / "MANIFEST.tsv", newline="") as file:
-        return [row["entry"] for row in csv.DictReader(file, delimiter="\t")]
+        return [row["entry"] for row in csv.DictReader(file, delimiter="\t")
+                if np.prod([float(x) for x in row["cell"].split()[:3]]) < max_volume]
 
 
 def measure_entry(name, known, points):
@@ -67,9 +69,9 @@ def measure_entry(name, known, points):
 def measure(options):
     out = Path(options.results)
     results = json.loads(out.read_text()) if out.is_file() else {}
-    for name in options.entries or entries_of(os.environ["MMTBX_SFDIFF_PDB_DIR"]):
+    for name in options.entries or entries_of(os.environ["MMTBX_SFDIFF_PDB_DIR"], options.max_volume):
         known = dict(results.get(name, {}))
-        if len(known.get("points", {})) >= len(grid()) or known.get("volume", 0) > options.max_volume:
+        if len(known.get("points", {})) >= len(grid()):
             continue
         measure_entry(name, known, grid())
         results[name] = known

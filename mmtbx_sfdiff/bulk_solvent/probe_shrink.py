@@ -46,7 +46,7 @@ EDGE_RATIO = 0.375
 FINE_STEP = 0.31
 HARD_STEP = 0.21
 #: How the hard mask makes up for its grid; see :mod:`.probe_shrink_hard`.
-_HARD = {"top": 0.3, "slope": 10.0, "slack": 0.02}
+_HARD = {"top": 0.3, "slope": 10.0, "slack": 0.015}
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 

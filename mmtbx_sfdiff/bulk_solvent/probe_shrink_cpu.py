@@ -264,7 +264,6 @@ def _spread(by_field, field, fine_windows, first_plane, after_plane, dense, wind
                 by_field[a, b, k] = field[a, b, k] * total[k % fine, k // fine]
 
 
-# Numba's cache looks at this file alone: what is changed in vector_code.py has to be marked by a change here.
 @jit
 def _attribute(by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, sums, out):
     """Gradients of each image: 3 by position (covariant, grid steps), radius, cover, width."""
@@ -279,7 +278,6 @@ def _attribute(by_field, windows, first_plane, after_plane, positions, radii, co
             continue
         outer_sq = radius * (radius + width)
         low, high, j_low, j_high = _rows(positions[image], np.sqrt(outer_sq), extent, first_plane, after_plane, m1)
-        core_sq = radius * (radius - width) if share == one else -one
         scale = half / (radius * width)
         offset = half - half * radius / width
         a2 = gram[2] * scale
@@ -302,25 +300,13 @@ def _attribute(by_field, windows, first_plane, after_plane, positions, radii, co
                 after = min(windows[i, j, 1], cell + int(np.floor(origin - shift + length)) + 1)
                 if first >= after:
                     continue
-                core, core_end = after, after
-                if core_sq > across:
-                    length = np.sqrt((core_sq - across) * per_c)
-                    core = cell + int(np.ceil(origin - shift - length))
-                    core_end = cell + int(np.floor(origin - shift + length)) + 1
                 base = (i * m1 + j) * m2
                 a0 = quadratic * scale + offset
                 a1 = two * linear * scale
                 begin = first - first % 8
                 end = begin + (after - begin + 7) // 8 * 8
-                middle = max(begin, min(end, core + -core % 8))
-                beyond = min(end, core_end - core_end % 8)
-                if beyond <= middle:
-                    middle, beyond = end, end
                 start = real(begin - cell) - origin
-                attribute_blocks(flat, base + begin, (middle - begin) // 8, a0, a1, a2, start, share, d0, d1, sums)
-                if beyond < end:
-                    start = real(beyond - cell) - origin
-                    attribute_blocks(flat, base + beyond, (end - beyond) // 8, a0, a1, a2, start, share, d0, d1, sums)
+                attribute_blocks(flat, base + begin, (end - begin) // 8, a0, a1, a2, start, share, d0, d1, sums)
         total, s0, s1, s2, total_t, total_left = zero, zero, zero, zero, zero, zero
         for k in range(8):
             total += sums[k]

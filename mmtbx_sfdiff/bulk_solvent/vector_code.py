@@ -71,10 +71,11 @@ def attribute_blocks(typing, field, index, n_blocks, a0, a1, a2, start, share, d
         with cgutils.for_range(builder, args[2]) as loop:
             at = builder.add(args[1], builder.mul(loop.index, ir.Constant(ir.IntType(64), LANES)))
             d, t, free = step.at(loop.index)
-            # Where the factor is zero so is the field.  (A tiny number added to it would be folded into its constant 1.)
-            factor = step.factor(free, share)
-            factor = builder.select(builder.fcmp_ordered(">", factor, v.constant(1e-20)), factor, v.constant(1))
-            value = builder.fdiv(v.load(data, at), factor)
+            # Where the factor is zero so is the field.
+            factor, least = step.factor(free, share), v.constant(2.0**-60)
+            usable = builder.fcmp_ordered(">", factor, least)
+            value = builder.fdiv(v.load(data, at), builder.select(usable, factor, v.constant(1)))
+            value = builder.select(usable, value, v.constant(0))
             slope = v.mul(v.mul(value, t), builder.fsub(v.constant(1), t))
             terms = (slope, v.mul(slope, d0), v.mul(slope, d1), v.mul(slope, d),
                      v.mul(slope, v.add(t, v.constant(-0.5))), v.mul(value, free))

@@ -1,0 +1,76 @@
+"""``optimize_mask`` against mmtbx's: R factors and time.
+
+    python -m validation.mask_optimization RESULTS.json 1aie 1dtx ...
+
+Both start from the same F_calc and data after mmtbx's default scaling; R factors are those after scaling, by each, with
+the radii that each found.  mmtbx tries 225 pairs of radii, which takes minutes: results are added to RESULTS.json.
+"""
+from __future__ import annotations
+
+import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import mmtbx.f_model
+from libtbx.utils import null_out
+
+from mmtbx_sfdiff.mask_optimization import optimize_mask
+from mmtbx_sfdiff.scaling import update_all_scales
+from validation.scaling import Case
+
+
+def measure(name, known):
+    case = Case(name)
+    atoms = sfdiff.Atoms.from_cctbx(case.xray_structure)
+    start = time.perf_counter()
+    # mmtbx removes no outliers while it searches; the same reflections for both.
+    found = optimize_mask(atoms, case.reflections, case.tensors[0], remove_outliers=False)
+    known["sfdiff"] = {"r_work": found.r_work, "r_free": found.r_free, "time_s": time.perf_counter() - start,
+                       "n_masks": found.n_masks, "start": found.start, **{k: found.options[k] for k in (
+                           "r_probe", "r_shrink", "softness")}, "elements": found.element_shifts}
+    if "mmtbx" in known:
+        return
+    manager = mmtbx.f_model.manager(f_obs=case.f_obs, r_free_flags=case.flags, xray_structure=case.xray_structure)
+    manager.update_all_scales(remove_outliers=False)
+    start = time.perf_counter()
+    manager.optimize_mask(out=null_out())
+    seconds = time.perf_counter() - start
+    parameters = manager.mask_params
+    # R of both by the same scaling.
+    f_mask = manager.f_masks()[0].data().as_numpy_array()
+    scales = update_all_scales(case.reflections, case.tensors[0], case.tensors[1].new_tensor(f_mask), remove_outliers=False)
+    known["mmtbx"] = {"r_work": scales.r_work, "r_free": scales.r_free, "own_r_work": manager.r_work(), "time_s": seconds,
+                      "solvent_radius": parameters.solvent_radius,
+                      "shrink_truncation_radius": parameters.shrink_truncation_radius}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results")
+    parser.add_argument("entries", nargs="+")
+    options = parser.parse_args(arguments)
+    out = Path(options.results)
+    results = json.loads(out.read_text()) if out.is_file() else {}
+    for name in options.entries:
+        measure(name, results.setdefault(name, {}))
+        temporary = out.with_suffix(".part")
+        temporary.write_text(json.dumps(results, indent=1))
+        os.replace(temporary, out)
+        a, b = results[name]["sfdiff"], results[name]["mmtbx"]
+        print(f"{name}: {a['start'][0]:.4f}/{a['start'][1]:.4f} -> {a['r_work']:.4f}/{a['r_free']:.4f} in {a['time_s']:.1f} s; "
+              f"mmtbx {b['r_work']:.4f}/{b['r_free']:.4f} in {b['time_s']:.1f} s", flush=True)
+    pairs = [(r["sfdiff"], r["mmtbx"]) for r in results.values()]
+    better = sum(a["r_work"] <= b["r_work"] for a, b in pairs)
+    ratios = sorted(a["time_s"] / b["time_s"] for a, b in pairs)
+    print(f"R-work not above mmtbx's on {better} of {len(pairs)}; R-free on {sum(a['r_free'] <= b['r_free'] for a, b in pairs)}; "
+          f"median time ratio {ratios[len(ratios) // 2]:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
