@@ -15,7 +15,21 @@ from .gradients import gradients_sfdiff
 from .settings import Settings
 
 
-def follows_mask(manager, mask_params, settings=None):
+def settings_of(manager, everyones=None):
+    """How a manager's structure factors are computed here; None where that is cctbx's affair.
+
+    Parameters
+    ----------
+    manager : mmtbx.f_model.manager
+    everyones : Settings, optional
+        In force for managers that did not ask for this package by name.
+    """
+    if manager.sfg_params.algorithm == "sfdiff":
+        return Settings.from_phil(manager.sfg_params.extra)
+    return everyones
+
+
+def follows_mask(manager, mask_params, settings):
     """Whether the gradient of this manager's sites goes through its mask.
 
     Parameters
@@ -23,14 +37,11 @@ def follows_mask(manager, mask_params, settings=None):
     manager : mmtbx.f_model.manager
     mask_params : libtbx.phil.scope_extract
         Those in force, which need not be the manager's own.
-    settings : Settings, optional
-        In force for every manager, whatever its algorithm.
+    settings : Settings or None
+        From :func:`settings_of`.
     """
-    if settings is None and manager.sfg_params.algorithm != "sfdiff":
-        return False
-    chosen = Settings.from_phil(manager.sfg_params.extra, settings)
-    return (chosen.mask_gradient and manager.xray_structure is not None and not manager.twinned()
-            and len(manager.k_masks()) == 1 and masks.has_gradient(mask_params))
+    return (settings is not None and settings.mask_gradient and manager.xray_structure is not None
+            and not manager.twinned() and len(manager.k_masks()) == 1 and masks.has_gradient(mask_params))
 
 
 class gradients_with_mask:
@@ -42,10 +53,10 @@ class gradients_with_mask:
     inner : cctbx.xray.structure_factors.gradients
         mmtbx's own factory, for what concerns symmetry and for other algorithms.
     mask_params : libtbx.phil.scope_extract
-    settings : Settings, optional
+    settings : Settings
     """
 
-    def __init__(self, manager, inner, mask_params, settings=None):
+    def __init__(self, manager, inner, mask_params, settings):
         self._manager, self._inner, self._settings = manager, inner, settings
         self._mask_params = mask_params
 
@@ -58,7 +69,7 @@ class gradients_with_mask:
             manager=self._inner, xray_structure=xray_structure, u_iso_refinable_params=u_iso_refinable_params,
             miller_set=miller_set, d_target_d_f_calc=d_target_d_f_calc, n_parameters=n_parameters,
             extra_params=extra_params, settings=self._settings, algorithm=algorithm,
-            site_gradient=lambda structure: self._site_gradient(structure, miller_set, d_target_d_f_calc))
+            site_gradient=lambda part: self._site_gradient(part, miller_set, d_target_d_f_calc))
 
     def _site_gradient(self, xray_structure, miller_set, d_target_d_f_calc):
         manager = self._manager

@@ -26,12 +26,12 @@ class from_scatterers_sfdiff(managed_calculation_base):
     extra_params : libtbx.phil.scope_extract, optional
         mmtbx's ``extra`` scope, see :data:`~mmtbx_sfdiff.cctbx_backend.settings.STRUCTURE_FACTOR_PHIL`.
     settings : Settings, optional
-        Where ``extra_params`` says nothing.
+        Instead of ``extra_params``.
     """
 
     def __init__(self, manager, xray_structure, miller_set, algorithm="sfdiff", extra_params=None, settings=None):
         managed_calculation_base.__init__(self, manager, xray_structure, miller_set, algorithm=algorithm)
-        settings = Settings.from_phil(extra_params, settings)
+        settings = settings or Settings.from_phil(extra_params)
         device = usable_device(settings.device)
         atoms = atoms_of(xray_structure, settings.dtype, device)
         with torch.no_grad():

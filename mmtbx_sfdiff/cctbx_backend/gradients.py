@@ -51,7 +51,7 @@ class gradients_sfdiff(gradients_base):
         self._d_target_d_f_calc = d_target_d_f_calc
         flags = _Flags(xray_structure.scatterers())
         values = _gradients(xray_structure, miller_set, d_target_d_f_calc, flags,
-                            Settings.from_phil(extra_params, settings))
+                            settings or Settings.from_phil(extra_params))
         if site_gradient is not None and flags.refined["sites_cart"].any():
             values["sites_cart"] = values["sites_cart"] + site_gradient(xray_structure)
         _constrain_sites(xray_structure, values)

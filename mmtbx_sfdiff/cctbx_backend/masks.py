@@ -11,9 +11,6 @@ import torch
 from libtbx.utils import Sorry
 
 from ..bulk_solvent import mask_structure_factors, solvent_mask
-from ..bulk_solvent.binary import R_PROBE as MMTBX_R_PROBE
-from ..bulk_solvent.binary import R_SHRINK as MMTBX_R_SHRINK
-from ..bulk_solvent.probe_shrink import R_PROBE, R_SHRINK
 from .conversion import as_complex_tensor, as_flex_complex, atoms_of, miller_tensor
 from .settings import usable_device
 
@@ -89,7 +86,7 @@ def _mask(params, xray_structure, grid_step, prepare=None, **selection):
     method = params.sfdiff.method
     options = dict(selection, memory=params.sfdiff.memory * 2**20)
     if method in ("probe_shrink", "binary"):
-        options["r_probe"], options["r_shrink"] = _radii(params)
+        options["r_probe"], options["r_shrink"] = params.solvent_radius, params.shrink_truncation_radius
     if method == "probe_shrink" and params.sfdiff.softness is not None:
         options["softness"] = params.sfdiff.softness
     if method == "density_cutoff":
@@ -100,14 +97,6 @@ def _mask(params, xray_structure, grid_step, prepare=None, **selection):
                 atoms, atoms.crystal, method=method, grid_step=grid_step, n_real=_n_real(params), **options)
     except ValueError as error:
         raise Sorry(str(error)) from error
-
-
-def _radii(params):
-    r_probe, r_shrink = params.solvent_radius, params.shrink_truncation_radius
-    if params.sfdiff.method == "probe_shrink" and params.sfdiff.calibrated_radii:
-        r_probe += R_PROBE - MMTBX_R_PROBE
-        r_shrink += R_SHRINK - MMTBX_R_SHRINK
-    return max(r_probe, 0.0), max(r_shrink, 0.0)
 
 
 def _grid_step(params, miller_set):

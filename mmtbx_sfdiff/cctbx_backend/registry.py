@@ -185,6 +185,10 @@ def _hook_compute_f_mask():
     return _set_attribute(mmtbx.masks.manager, "compute_f_mask", compute_f_mask)
 
 
+def _settings_in_force(manager):
+    return fmodel_hooks.settings_of(manager, _takeovers[-1][0] if _takeovers else None)
+
+
 def _mask_params_in_force(mask_params):
     """The parameters themselves, or under :func:`takeover` with another mask than cctbx's, a copy asking for that."""
     if not _takeovers or _takeovers[-1][1] == "binary" or masks.wants_sfdiff(mask_params):
@@ -216,7 +220,7 @@ def _hook_gradients():
 
     def structure_factor_gradients_w(self):
         inner = original.fget(self)
-        settings = _takeovers[-1][0] if _takeovers else None
+        settings = _settings_in_force(self)
         mask_params = _mask_params_in_force(self.mask_params)
         if not fmodel_hooks.follows_mask(self, mask_params, settings):
             return inner
@@ -231,9 +235,8 @@ def _hook_update_xray_structure():
     @functools.wraps(original)
     def update_xray_structure(self, xray_structure=None, update_f_calc=False, update_f_mask=False,
                               force_update_f_mask=False):
-        settings = _takeovers[-1][0] if _takeovers else None
-        if (update_f_calc and self.arrays is not None
-                and fmodel_hooks.follows_mask(self, _mask_params_in_force(self.mask_params), settings)):
+        if (update_f_calc and self.arrays is not None and fmodel_hooks.follows_mask(
+                self, _mask_params_in_force(self.mask_params), _settings_in_force(self))):
             update_f_mask = True
             force_update_f_mask = force_update_f_mask or fmodel_hooks.mask_is_behind(self, xray_structure)
         return original(self, xray_structure=xray_structure, update_f_calc=update_f_calc,

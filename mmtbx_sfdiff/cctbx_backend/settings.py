@@ -49,10 +49,6 @@ sfdiff
   softness = None
     .type = float(value_min=0)
     .help = "How gradually pockets open in the probe_shrink mask, in Angstrom; 0 is the hard definition."
-  calibrated_radii = True
-    .type = bool
-    .help = "solvent_radius and shrink_truncation_radius were tuned on a mask that is rounded to a 0.6 A grid.  True \
-            moves them by what a mask without that rounding needs, False takes them as they are."
   device = cpu
     .type = str
     .help = "Where to compute: cpu, cuda, cuda:1, ..."
@@ -93,18 +89,17 @@ class Settings:
             raise ValueError(f"accuracy must be between 0 and 1, not {self.accuracy!r}.")
 
     @classmethod
-    def from_phil(cls, extra_params, default=None):
-        """Read ``extra.sfdiff`` where a caller has it; others get the default.
+    def from_phil(cls, extra_params):
+        """Read ``extra.sfdiff`` where a caller has it; others get the defaults.
 
         Parameters
         ----------
         extra_params : libtbx.phil.scope_extract or None
             mmtbx's ``extra`` scope; it lacks ``sfdiff`` where it was extracted before registration.
-        default : Settings, optional
         """
         scope = getattr(extra_params, "sfdiff", None)
         if scope is None:
-            return default or cls()
+            return cls()
         return cls(method=scope.method, accuracy=scope.accuracy, dtype=getattr(torch, scope.dtype),
                    device=scope.device, memory=scope.memory * 2**20, mask_gradient=scope.mask_gradient)
 
