@@ -33,7 +33,8 @@ def splat(grid, dims, first_plane, order, sites_grid, e_iso, ustar, use_aniso, w
     positive definite; and in work[:2] the range of planes of the slab that were written.
 
     grid is flat and its planes are first_plane, first_plane + 1, ... modulo n_x; dims is (n_x, n_y, n_z,
-    length of a row): a row goes on beyond n_z, so that no Gaussian has to be wrapped round along it.  See :func:`gaussian` for geometry; types
+    length of a row): a row goes on beyond n_z, so that no Gaussian has to be wrapped round along it.  See
+    :func:`gaussian` for geometry; types
     is (type_index, alphas, exponents, constants, n_terms, has_constant).
     """
     nx, ny, nz, row = dims
