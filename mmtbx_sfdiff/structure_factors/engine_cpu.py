@@ -176,7 +176,8 @@ def gradients(seed, job):
         spectrum = np.zeros((last - first, n_p), packed.dtype)
         spectrum_cpu.write_reflections(
             spectrum.reshape(-1), plan.targets - first * n_p, plan.kinds, plan.starts, plan.readers,
-            plan.reflections, setting.phase.numpy().reshape(-1), setting.factor.numpy(), seed, plan.bounds[first], plan.bounds[last])
+            plan.reflections, setting.phase.numpy().reshape(-1), setting.factor.numpy(), seed,
+            plan.bounds[first], plan.bounds[last])
         packed[first:last] = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
 
     def planes(first, last):

@@ -400,7 +400,7 @@ def _choose(cache, plan, histogram, n_atoms, accuracy, memory, orders):
             cost = splatting.cost(model, index, norms, orders, cache, dims, n_atoms, mean, accuracy)
             if best is None or cost < best[0]:
                 best = (cost, dims)
-            elif cost > 2 * best[0]:
+            elif cost > 1.3 * best[0]:
                 break
         if best is not None:
             cache.choices[key], cache.costs[key] = (best[1], dtype), best[0]

@@ -27,13 +27,14 @@ from .vector_code import add_rows, add_rows_oblique, multiply, store_gaussian, s
 
 
 @jit
-def splat(grid, dims, first_plane, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types, geometry, tolerance,
-          cuts, box, scratch, work):
+def splat(grid, dims, first_plane, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types, geometry,
+          tolerance, cuts, box, scratch, work):
     """Add the atoms ``order`` to a slab of the grid.  Returns 0, or 1 + the number of an atom that is not
     positive definite; and in work[:2] the range of planes of the slab that were written.
 
-    grid is flat and its planes are first_plane, first_plane + 1, ... modulo n_x; dims is (n_x, n_y, n_z, length of a row): a row goes on
-    beyond n_z, so that no Gaussian has to be wrapped round along it.  See :func:`gaussian` for geometry; types
+    grid is flat and its planes are first_plane, first_plane + 1, ... modulo n_x; dims is (n_x, n_y, n_z,
+    length of a row): a row goes on beyond n_z, so that no Gaussian has to be wrapped round along it.  See
+    :func:`gaussian` for geometry; types
     is (type_index, alphas, exponents, constants, n_terms, has_constant).
     """
     nx, ny, nz, row = dims
