@@ -343,6 +343,25 @@ def test_takeover_with_another_mask_differentiates_it(demo):
     assert relative(without, with_mask) > 0.005
 
 
+@pytest.mark.parametrize("symbol", ["P21", "C2/c", "P3121"])
+def test_mask_of_the_asymmetric_unit_is_cctbxs(symbol):
+    random.seed(symbol)
+    structure = random_structure.xray_structure(
+        sgtbx.space_group_info(symbol), elements=["C", "N", "O"] * 5, volume_per_atom=60)
+
+    def masks():
+        own = mmtbx.masks.asu_mask(xray_structure=structure)
+        return own.asu_mask.mask_data_whole_uc(), own.mask_data_whole_uc(), own.asu_mask.grid_size()
+
+    expected = masks()
+    with mmtbx_sfdiff.takeover():
+        found = masks()
+    assert found[2] == expected[2]
+    for own, reference in zip(found[:2], expected[:2]):
+        reference = maptbx.copy(reference, flex.grid(reference.focus()))
+        assert maptbx.copy(own, flex.grid(own.focus())).as_1d().all_eq(reference.as_1d())
+
+
 def test_radial_shells_stay_with_cctbx(demo):
     structure, f_obs, _ = demo
     mmtbx_sfdiff.register()

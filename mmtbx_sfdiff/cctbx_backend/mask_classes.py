@@ -89,10 +89,10 @@ class AtomMask:
         return as_flex_complex(mask_structure_factors(self._mask, crystal, as_miller_tensor(indices), d_min=None))
 
     def mask_data_whole_uc(self, layer=0):
-        """The mask on the whole cell times the number of operators, as the original gives it."""
+        """The mask on the whole cell, 0 and 1."""
         if self._original is not None:
             return self._original.mask_data_whole_uc(layer)
-        data = as_flex_double(self._mask * self._symmetry.space_group().order_z())
+        data = as_flex_double(self._mask)
         data.reshape(flex.grid(self._n_real))
         return data
 
