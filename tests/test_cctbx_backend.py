@@ -275,6 +275,8 @@ def test_gradient_is_that_of_the_whole_model(demo, target):
     manager.sfg_params.extra.sfdiff.mask_gradient = True
     assert relative(without, gradient) > 0.005
     rng = np.random.default_rng(3)
+    # Amplitudes have a cusp at 0, which least squares sees in weak reflections: only small steps do not cross some.
+    step = 0.003 if target == "ml" else 0.00003
     found, differences = [], []
     for _ in range(6):
         direction = rng.standard_normal(gradient.shape)
@@ -283,12 +285,12 @@ def test_gradient_is_that_of_the_whole_model(demo, target):
             moved = manager.deep_copy()
             structure = moved.xray_structure
             structure.set_sites_cart(structure.sites_cart() + flex.vec3_double(
-                flex.double(np.ascontiguousarray(sign * 0.003 * direction))))
+                flex.double(np.ascontiguousarray(sign * step * direction))))
             moved.update_xray_structure(xray_structure=structure, update_f_calc=True)  # the mask follows by itself
             functor.manager = moved
             values.append(functor(compute_gradients=False).target_work())
         found.append(gradient @ direction)
-        differences.append((values[0] - values[1]) / 0.006)
+        differences.append((values[0] - values[1]) / (2 * step))
     assert relative(found, differences) < 0.02
 
 

@@ -46,7 +46,8 @@ ENTRY_POINTS = (
                "gradients by FFT", True, "targets in real space still call it"),
     EntryPoint("atom_mask", "mmtbx_masks_ext", "atom_mask", "compute",
                "solvent mask of the asymmetric unit", True,
-               "radial shells (n_radial_shells > 1) and mmtbx.bulk_solvent.mosaic still call it"),
+               "radial shells (n_radial_shells > 1), maps of one asymmetric unit (mask_data_whole_uc) "
+               "and mmtbx.bulk_solvent.mosaic still call it"),
     EntryPoint("around_atoms", "cctbx_masks_ext", "around_atoms", "__init__",
                "solvent mask without symmetry", True, "cctbx.masks and smtbx.masks still call it"),
     EntryPoint("each_hkl_gradients_direct", "cctbx.xray.ext", "each_hkl_gradients_direct", "__init__",

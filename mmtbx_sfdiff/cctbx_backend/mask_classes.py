@@ -89,7 +89,12 @@ class AtomMask:
         return as_flex_complex(mask_structure_factors(self._mask, crystal, as_miller_tensor(indices), d_min=None))
 
     def mask_data_whole_uc(self, layer=0):
-        """The mask on the whole cell, 0 and 1."""
+        """The map as the original gives it: order_z in the solvent of one asymmetric unit, zero in the others.
+
+        Which asymmetric unit that is, the original knows; without symmetry it is the mask.
+        """
+        if self._symmetry.space_group().order_z() > 1 and self._original is None:
+            self._compute_original()
         if self._original is not None:
             return self._original.mask_data_whole_uc(layer)
         data = as_flex_double(self._mask)
@@ -149,5 +154,6 @@ def bulk_solvent_class():
 
 
 def _spheres(sites_frac, atom_radii):
-    sites = torch.from_numpy(sites_frac.as_double().as_numpy_array().reshape(-1, 3))
-    return sites, torch.from_numpy(atom_radii.as_numpy_array())
+    # Lists of tuples are good enough for the originals.
+    sites = flex.vec3_double(sites_frac).as_double().as_numpy_array().reshape(-1, 3)
+    return torch.from_numpy(sites), torch.from_numpy(flex.double(atom_radii).as_numpy_array())

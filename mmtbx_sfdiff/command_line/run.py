@@ -3,7 +3,13 @@
 import sys
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-from mmtbx_sfdiff.programs.run import run
+from mmtbx_sfdiff.programs import run as program
+
+
+def run(args=None):
+    """Run the program; return its exit code."""
+    return program.run(args)
+
 
 if __name__ == "__main__":
     sys.exit(run())

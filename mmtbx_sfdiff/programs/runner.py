@@ -108,10 +108,11 @@ def main(program_class, args=None):
     """
     return guarded(lambda: run_program(
         program_class=program_class, parser_class=Parser, args=None if args is None else list(args),
-        custom_process_arguments=inputs_from_arguments(program_class.input_scope)))
+        custom_process_arguments=inputs_from_arguments(program_class.input_scope)),
+        interrupted=getattr(program_class, "interrupted", "Interrupted: nothing was written."))
 
 
-def guarded(run):
+def guarded(run, interrupted="Interrupted."):
     """Call ``run()``; say what went wrong in one sentence, and return the exit code as :func:`main` does."""
     try:
         run()
@@ -120,7 +121,7 @@ def guarded(run):
         _say("Sorry: " + str(error).strip())
         return 1
     except KeyboardInterrupt:
-        _say("\n" + getattr(program_class, "interrupted", "Interrupted: nothing was written."))
+        _say("\n" + interrupted)
         return 130
     except BrokenPipeError:
         # Whoever read the output is gone; Python would complain once more when it closes stdout.

@@ -17,6 +17,8 @@ METHODS = {"direct": direct, "fft": fft}
 _PRODUCT_TERM, _EXPONENTIAL_TERM, _DIRECT_START, _FFT_START = 1.5, 3.0, 1.5e6, 0.8e6
 # Direct summation is exact: it is given up for a gain only, and its gradients cost more than the FFT's.
 _GAIN = 1.2
+# A sum that takes less, ns, is done exactly, and without compiling anything.
+_SMALL = 5e6
 
 
 def structure_factors(atoms, crystal, miller_indices, method="auto", accuracy=1e-4, memory=DEFAULT_MEMORY):
@@ -111,7 +113,7 @@ def _fft_is_faster(atoms, indices, accuracy, memory):
     term = _PRODUCT_TERM if plan.separable else _EXPONENTIAL_TERM
     n_models = atoms.batch_shape.numel()
     direct_time = _DIRECT_START + n_models * len(plan.indices) * (n_iso * term + n_aniso * _EXPONENTIAL_TERM)
-    if direct_time < _GAIN * _FFT_START:
+    if direct_time < _SMALL:
         return False
     try:
         return _GAIN * (estimated_time(atoms, plan, accuracy, memory) + _FFT_START) < direct_time
