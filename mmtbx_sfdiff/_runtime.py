@@ -22,6 +22,7 @@ This is the one place that touches thread counts; otherwise torch keeps its own 
 
 import contextlib
 import ctypes
+import gc
 import glob
 import importlib.util
 import os
@@ -154,7 +155,14 @@ def _openmp_provider():
 def _load_torch():
     """Import torch; hold it to one thread if cctbx's OpenMP stubs came before it (trap 2)."""
     provider = _openmp_provider()
-    import torch
+    # Collecting garbage among the hundred thousands of objects of this import takes a sixth of its time.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        import torch
+    finally:
+        if collecting:
+            gc.enable()
 
     if provider is None or "omptbx" not in os.path.basename(provider):
         return torch

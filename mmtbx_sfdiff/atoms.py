@@ -174,9 +174,10 @@ class Atoms:
     @property
     def batch_shape(self):
         """Common leading shape of the parameters; empty for a single model."""
-        return torch.broadcast_shapes(*(
+        # numpy's function: torch's imports sympy when it is first called, which takes half a second.
+        return torch.Size(np.broadcast_shapes(*(
             getattr(self, name).shape[:getattr(self, name).ndim - 1 - len(tail)]
-            for name, tail in _PARAMETERS.items()))
+            for name, tail in _PARAMETERS.items())))
 
     @property
     def labels(self):

@@ -9,7 +9,7 @@ square over the reflections and over positions in the grid is, for an atom of we
     (1) truncation:  w^2 < q^2 sum_G [ sum_k alpha_k Phi(c_k, sqrt((e_k - p) tau(s + G))) ]^2 >, G = 0
     included   (2)
 
-over the reciprocal lattice of the grid, with Phi the transform of the part of a Gaussian beyond the radius at
+over the reciprocal lattice of the grid, reflections weighted by :func:`multiplicities`, with Phi the transform of the part of a Gaussian beyond the radius at
 which its exponent reaches c.  Errors of different atoms add in the mean square, like the structure factors
 themselves.  The same averages with factors tau(s + G) and tau(s + G)^2 are the errors of the gradients in
 positions and in B.  Each is relative to the same average of the atoms' own contributions.  F is calculated
@@ -26,6 +26,7 @@ import itertools
 import math
 
 import numpy as np
+import torch
 
 from . import splatting
 
@@ -39,7 +40,9 @@ SHARPENINGS = np.arange(-14.0, 6.01, 0.25)
 _AIM, _ALIAS_SHARE = 0.6, 0.35
 _CUTS = np.arange(0.5, 30.01, 0.5)
 _Y_STEP, _Y_MAX = 0.05, 20.0
-_N_NODES, _N_SAMPLES, _N_ALIAS_BINS = 16, 40, 120
+_N_NODES, _N_ALIAS_BINS = 16, 120
+# Reflections for which aliasing is averaged: those nearest to their images, and a sample of the others.
+_N_NEAREST, _N_SAMPLES = 300, 640
 _LEVELS = np.linspace(-22.0, 4.0, 53)
 _WIDTHS = np.geomspace(0.02, 400.0, 40)
 
@@ -51,6 +54,22 @@ def exponent_bins(exponents):
     if log is None:
         return np.log(np.maximum(scaled, 1.0)) / math.log(E_GROWTH)
     return scaled.clamp(min=1.0).log() / math.log(E_GROWTH)
+
+
+def multiplicities(plan):
+    """Weights of a Miller plan's unique indices in the mean square of the structure factors, (n_unique,) numpy.
+
+    F(h) is the sum over the operators of exp(2 pi i h.t) E(h R): where epsilon operators leave h unchanged, or
+    their translations make it absent, E(h R) counts epsilon^2 times, or not at all; each E counts once for every
+    reflection that it is an equivalent of.
+    """
+    same = (plan.gather == plan.gather[0]) & (plan.conjugate == plan.conjugate[0])
+    size = (plan.phase[0].abs() ** 2).clamp(min=1e-30)
+    epsilon = ((plan.phase * plan.phase[0].conj()).real * same).sum(0).clamp(min=0) / size
+    epsilon = epsilon * (plan.phase[0].abs() > 1e-6)
+    weights = torch.bincount(plan.gather.flatten(), epsilon.expand(plan.gather.shape).flatten(),
+                             minlength=len(plan.indices)).cpu().numpy()
+    return weights if weights.sum() > 0 else np.ones_like(weights)
 
 
 @functools.lru_cache(maxsize=1)
@@ -82,6 +101,9 @@ class ErrorModel:
         (n, 3) Miller indices.
     d_star_sq : numpy.ndarray
         (n,) d*^2 of the reflections, Å^-2.
+    multiplicities : numpy.ndarray
+        (n,) what the mean square of the asymmetric unit's sum at each index counts for in the result, from
+        :func:`multiplicities`.
     reciprocal_basis : numpy.ndarray
         (3, 3), rows a*, b*, c* in Å^-1.
     grid : tuple of int
@@ -91,12 +113,12 @@ class ErrorModel:
         zero.
     """
 
-    def __init__(self, indices, d_star_sq, reciprocal_basis, grid, alphas, exponents):
+    def __init__(self, indices, d_star_sq, multiplicities, reciprocal_basis, grid, alphas, exponents):
         self.s_sq = float(d_star_sq.max())
-        counts = np.histogram(d_star_sq / self.s_sq, bins=_N_NODES, range=(0, 1))[0].astype(np.float64)
+        counts = np.histogram(d_star_sq / self.s_sq, bins=_N_NODES, range=(0, 1), weights=multiplicities)[0]
         self.weights = (counts + 1e-6 * counts.sum()) / (counts.sum() * (1 + 1e-6 * _N_NODES))
         self.tau = (np.arange(_N_NODES) + 0.5) / _N_NODES
-        self._sample_aliases(indices, d_star_sq, reciprocal_basis, grid)
+        self._sample_aliases(indices, d_star_sq, multiplicities, reciprocal_basis, grid)
         bins = exponent_grid()
         # The last row is a constant, for f' and f''.
         alphas = np.vstack([alphas, np.eye(1, alphas.shape[1])])
@@ -130,22 +152,24 @@ class ErrorModel:
         self.noises = noise[:, None, None] * blurred
         self._cut_tables = {}
 
-    def _sample_aliases(self, indices, d_star_sq, reciprocal_basis, grid):
+    def _sample_aliases(self, indices, d_star_sq, multiplicities, reciprocal_basis, grid):
         """tau(s + G) of a sample of the reflections, binned; the weight of a bin has q^2 in it, for every p.
 
         Sets ``alias_tau`` (n_bins,) and ``alias_weights`` (n_sharpenings, n_bins).
         """
         rng = np.random.default_rng(0)
-        node = np.minimum((d_star_sq / self.s_sq * _N_NODES).astype(np.int64), _N_NODES - 1)
-        order = rng.permutation(len(node))
-        order = order[np.argsort(node[order], kind="stable")]
-        starts = np.searchsorted(node[order], np.arange(_N_NODES + 1))
-        chosen, share = [], []
-        for i in range(_N_NODES):
-            rows = order[starts[i]:min(starts[i + 1], starts[i] + _N_SAMPLES)]
-            chosen.append(rows)
-            share.append(np.full(len(rows), self.weights[i] / max(len(rows), 1)))
-        chosen, share = np.concatenate(chosen), np.concatenate(share)
+        # Few reflections are close to an image of the atoms' spectrum, and they make most of the error.
+        walls = np.asarray(grid)[:, None] * reciprocal_basis
+        nearest = d_star_sq + ((walls ** 2).sum(1) - 2 * np.abs(indices @ (reciprocal_basis @ walls.T))).min(1)
+        n = len(nearest)
+        order = np.argpartition(nearest, min(_N_NEAREST, n - 1))
+        first, others = order[:_N_NEAREST], order[_N_NEAREST:]
+        sample = others if len(others) <= _N_SAMPLES else rng.choice(others, _N_SAMPLES, replace=False)
+        chosen = np.concatenate([first, sample])
+        share = multiplicities[chosen] / multiplicities.sum()
+        if len(sample):
+            left = multiplicities[others].sum() / multiplicities.sum()
+            share[len(first):] *= left / max(share[len(first):].sum(), 1e-300)
         vectors = indices[chosen] @ reciprocal_basis
         steps = np.array([m for m in itertools.product(range(-2, 3), repeat=3) if any(m)])
         lattice = (steps * np.asarray(grid)) @ reciprocal_basis

@@ -113,6 +113,7 @@ class _PlanCache:
         # Not the plan itself: this object is kept as long as the plan lives.
         self.plan = weakref.ref(plan)
         self.indices, self.d_star_sq = plan.indices.cpu().numpy(), plan.d_star_sq.cpu().numpy()
+        self.multiplicities = error_model.multiplicities(plan)
         self.s_sq = float(self.d_star_sq.max())
         self.table = TermTable.from_form_factors(atoms.form_factors, self.s_sq)
         self.basis = atoms.crystal.fractionalization.cpu().numpy()
@@ -124,7 +125,7 @@ class _PlanCache:
             for axis, n in zip(self.plan().axes, dims):
                 grid[axis] = n
             self.models[dims] = ErrorModel(
-                self.indices, self.d_star_sq, self.basis, grid, *self.table.with_constants())
+                self.indices, self.d_star_sq, self.multiplicities, self.basis, grid, *self.table.with_constants())
         return self.models[dims]
 
     def grid(self, dims):

@@ -126,12 +126,10 @@ def outline(work, k, cut, geometry, aniso, e):
     work[o + 11] = math.sqrt(cut * (q00 * q11 - q01 * q01) / det)
 
 
-@jit
 def outline_of(q):
     """w0, s11, s01, h_x, h_y, h_z of an ellipsoid u Q u <= 1, Q packed."""
-    work = np.zeros(12)
-    work[:6] = q
-    outline(work, 0, 1.0, q, True, 1.0)
+    work = np.concatenate([q, np.zeros(6)])
+    outline.py_func(work, 0, 1.0, q, True, 1.0)
     return work[6:]
 
 

@@ -5,8 +5,6 @@ axis one after another; they are the rows of a ``(n_columns, n_x)`` array.
 """
 from __future__ import annotations
 
-import numpy as np
-
 from .gaussian_cpu import jit
 
 
@@ -70,7 +68,8 @@ def turn_back(half, spectrum):
         for start in range(0, half.shape[2], 8):
             stop = min(start + 8, half.shape[2])
             for q in range(start, stop):
-                spectrum[i, q, n_s:] = 0
+                for s in range(n_s, spectrum.shape[2]):
+                    spectrum[i, q, s] = 0
             for s in range(n_s):
                 for q in range(start, stop):
                     spectrum[i, q, s] = half[i, s, q]
@@ -85,7 +84,7 @@ def read_reflections(transform, rows, conjugate, phase, factor, first, last, res
         for g in range(rows.shape[0]):
             value = transform[rows[g, h]]
             if conjugate[g, h]:
-                value = np.conj(value)
+                value = value.conjugate()
             total += phase[g, h] * value
         result[h] = total * factor[h]
 
@@ -105,13 +104,13 @@ def write_reflections(transform, targets, kinds, starts, readers, reflections, p
             h = reflections[i]
             value = grad[h] * factor[h]
             if readers[i] < 0:
-                total += np.conj(value) * phase[-1 - readers[i]]
+                total += value.conjugate() * phase[-1 - readers[i]]
             else:
-                total += value * np.conj(phase[readers[i]])
+                total += value * phase[readers[i]].conjugate()
         if kinds[e] == 2:
             total = transform.dtype.type(total.real)
         else:
             total = total * half
             if kinds[e] == 1:
-                total = np.conj(total)
+                total = total.conjugate()
         transform[targets[e]] = total
