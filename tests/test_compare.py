@@ -206,7 +206,8 @@ def test_times_were_measured(result):
 def test_reference_on_a_part_of_the_reflections(entry, result):
     """Where direct summation would take too long, a random part of the reflections stands for all."""
     n_atoms, order = result["n_atoms"], entry.model.xray_structure.space_group().order_z()
-    part = measure(entry, Settings(n_timing=1, reference_step=0.6, direct_terms=100 * n_atoms * order)).result
+    part = measure(entry, Settings(mask="binary", method="direct", n_timing=1, reference_step=0.6,
+                                   direct_terms=100 * n_atoms * order)).result
     assert part["f_protein"]["n_reflections"] == 100 and part["f_protein"]["relative_l2_vs_direct"] < 1e-12
     assert sum(shell["n"] for shell in part["f_protein"]["shells"]) == 100
     assert part["r_factors"]["mmtbx_direct"] is None and schema.errors(part) == []
