@@ -8,8 +8,8 @@ all of them; the table gives medians and, because a busy machine spoils medians,
 beside the error of what was timed, against direct summation.  A method of another package is run where that
 package is installed.
 
-Writes <output>.json, <output>_accuracy.png (time against error) and <output>_size.png (time against atoms times
-reflections).  With --append the entries are added to those of the file that is there, so that a long
+Writes <output>.json, <output>_accuracy.png (time against error) and <output>_size.png (time against atoms
+times reflections).  With --append the entries are added to those of the file that is there, so that a long
 measurement can be made in pieces.
 """
 from __future__ import annotations
@@ -190,9 +190,9 @@ def run_case(case, accuracies, rounds, others):
             methods["gemmi"] = forward, gradient
         except ImportError:
             pass
-    result = {"entry": case.name, "space_group": case.crystal.space_group_symbol, "n_atoms": case.atoms.n_atoms,
-              "n_anisotropic": int(case.atoms.use_u_aniso.sum()), "n_reflections": len(case.indices),
-              "d_min": case.d_min, "methods": {}}
+    result = {"entry": case.name, "space_group": case.crystal.space_group_symbol,
+              "n_atoms": case.atoms.n_atoms, "n_anisotropic": int(case.atoms.use_u_aniso.sum()),
+              "n_reflections": len(case.indices), "d_min": case.d_min, "methods": {}}
     for name, (forward, gradient) in methods.items():
         if gradient is None:
             entry = {"errors": case.errors(adapters[name](forward()))}
@@ -358,7 +358,8 @@ def plot_size(results, path, accuracy=1e-4):
                 panel.plot(*zip(*xy), marker, color=colour, ms=5, alpha=0.8,
                            label=_LABELS.get(family, family) + (f", {accuracy:g}" if family in _LABELS
                                                                 and family != "direct" else ""))
-        panel.set(xscale="log", yscale="log", xlabel="atoms x reflections of the asymmetric unit", title=title)
+        panel.set(xscale="log", yscale="log", xlabel="atoms x reflections of the asymmetric unit",
+                  title=title)
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("time, ms")
     axes[0].legend(frameon=False, fontsize=9)
@@ -435,7 +436,8 @@ def main(arguments=None):
     large = [r for r in results if r["n_atoms"] >= options.atoms]
     for statistic in ("median", "minimum"):
         report[f"summary_{statistic}"] = summarise(large, statistic)
-        print(f"\n{statistic} of {options.rounds} rounds, {machine['threads']} threads, {machine['processor']}")
+        print(f"\n{statistic} of {options.rounds} rounds, {machine['threads']} threads, "
+              f"{machine['processor']}")
         print("\n".join(report[f"summary_{statistic}"]))
     if report["scaling"]:
         few, many = (report["scaling"][n]["minimum"] for n in ("2000", "20000"))

@@ -12,8 +12,8 @@ from .splatting import FFTUnsuitable
 from .values import without_values
 
 METHODS = {"direct": direct, "fft": fft}
-# Measured on one core, ns: a term of direct summation as a matrix product, a term that does not separate, and what
-# direct summation and an FFT cost before the first atom.
+# Measured on one core, ns: a term of direct summation as a matrix product, a term that does not separate, and
+# what direct summation and an FFT cost before the first atom.
 _PRODUCT_TERM, _EXPONENTIAL_TERM, _DIRECT_START, _FFT_START = 1.5, 3.0, 1.5e6, 0.8e6
 # Direct summation is exact: it is given up for a gain only, and its gradients cost more than the FFT's.
 _GAIN = 1.2

@@ -2,11 +2,11 @@
 
     F(h) = sum_G sum_j O_j f_j(h) DWF_j(h R_G) exp[2 pi i h.(R_G x_j + T_G)]                      (equation 4)
 
-over all operators G of the space group and all atoms j of the asymmetric unit, each with the weight (multiplicity of
-its site) / (order of the group).  :mod:`.miller_plan` moves the operators to the indices and lays these out in columns;
-what is left is a matrix product over the atoms for each scattering type, and the gradient is three more of them.
-Anisotropic atoms, and oblique cells in which an isotropic Debye-Waller factor does not separate, take one
-exponential a term instead.
+over all operators G of the space group and all atoms j of the asymmetric unit, each with the weight
+(multiplicity of its site) / (order of the group).  :mod:`.miller_plan` moves the operators to the indices and
+lays these out in columns; what is left is a matrix product over the atoms for each scattering type, and the
+gradient is three more of them. Anisotropic atoms, and oblique cells in which an isotropic Debye-Waller factor
+does not separate, take one exponential a term instead.
 
 Reference: ``cctbx.xray.structure_factors.from_scatterers_direct``.
 """
@@ -43,14 +43,14 @@ def direct(atoms, crystal, miller_indices, accuracy=None, memory=DEFAULT_MEMORY)
     accuracy : float, optional
         Not used: the sum is exact to the rounding of the atoms' dtype.
     memory : int
-        Bound on working storage in bytes, beyond the result and what is proportional to the atoms or the reflections
-        alone.
+        Bound on working storage in bytes, beyond the result and what is proportional to the atoms or the
+        reflections alone.
 
     Returns
     -------
     torch.Tensor
-        (..., n) complex, electrons (the form factor table's units).  Differentiable once in sites, u_iso, u_star,
-        occupancies, f' and f''.
+        (..., n) complex, electrons (the form factor table's units).  Differentiable once in sites, u_iso,
+        u_star, occupancies, f' and f''.
     """
     mostly_anisotropic = 2 * int(atoms.use_u_aniso.sum()) > atoms.n_atoms
     plan = miller_plan(crystal, miller_indices, prefer="longest" if mostly_anisotropic else "separable")
@@ -70,7 +70,8 @@ class _Parameters:
 
     def __init__(self, atoms, batch):
         def flat(value, tail):
-            return value.expand(*batch, *value.shape[value.ndim - tail:]).reshape(-1, *value.shape[value.ndim - tail:])
+            own = value.shape[value.ndim - tail:]
+            return value.expand(*batch, *own).reshape(-1, *own)
 
         self.atoms = atoms
         self.sites = flat(atoms.sites_frac, 2)
@@ -97,7 +98,8 @@ class _Parameters:
                 results.append(None)
                 continue
             one = torch.ones((1, len(plan.indices)), dtype=self.atoms.dtype, device=value.device)
-            results.append(self._sum(plan, chosen, self.weights * value, torch.zeros_like(self.atoms.type_index),
+            results.append(self._sum(plan, chosen, self.weights * value,
+                                     torch.zeros_like(self.atoms.type_index),
                                      one, memory))
         return results
 
@@ -114,10 +116,11 @@ class _Parameters:
             if separable:
                 u = self.u_iso[:, rows, None]
                 if self.u_star.requires_grad:
-                    # Zero here, value and gradient, but part of the graph: asking for its gradient is no error.
+                    # Zero here, value and gradient, but part of the graph: its gradient may be asked for.
                     u = u + self.u_star[:, rows].sum(-1, keepdim=True)
             else:
-                u = self.u_star[:, rows] + self.u_iso[:, rows, None] * _packed_metric(self.atoms.crystal, self.u_iso)
+                metric = _packed_metric(self.atoms.crystal, self.u_iso)
+                u = self.u_star[:, rows] + self.u_iso[:, rows, None] * metric
             part = _AtomSum.apply(self.sites[:, rows], u, weights[:, rows], table, counts, plan,
                                   self.atoms.crystal.reciprocal_metric, memory)
             total = part if total is None else total + part
@@ -142,8 +145,8 @@ def _sum_over_operators(plan, e):
 class _AtomSum(torch.autograd.Function):
     """E(h) = sum_t f_t(h) sum_{j in t} w_j exp(-2 pi^2 h U_j h) exp(2 pi i h.x_j) on the plan's indices.
 
-    sites (batch, n_atoms, 3) float64; u (batch, n_atoms, 1) isotropic in Å^2, or (batch, n_atoms, 6) fractional;
-    weights (batch, n_atoms); table (n_types, n_unique); counts: atoms of each type, in order.
+    sites (batch, n_atoms, 3) float64; u (batch, n_atoms, 1) isotropic in Å^2, or (batch, n_atoms, 6)
+    fractional; weights (batch, n_atoms); table (n_types, n_unique); counts: atoms of each type, in order.
     """
 
     @staticmethod
@@ -214,7 +217,8 @@ def _column_sums(sites, u, counts, table, plan, memory):
         atoms = slice(first, last)
         for model in range(len(sites)):
             yield model, atoms, ColumnSum(
-                plan, sites[model, atoms][:, plan.axes], u[model, atoms].to(torch.float64).T[_packed_pairs(plan.axes)],
+                plan, sites[model, atoms][:, plan.axes],
+                u[model, atoms].to(torch.float64).T[_packed_pairs(plan.axes)],
                 kinds, table)
 
 
@@ -296,9 +300,12 @@ class _AtomBlock:
             u_pp, u_qq, u_ss, u_pq, u_ps, u_qs = (u[..., i] for i in _packed_pairs(plan.axes))
         turns = sites[:, atoms]
         separable = self.isotropic and not self.oblique
-        self.offset_p, self.table_p = self._one_axis(turns[..., p], plan.columns[:, 0], u_pp if separable else None)
-        self.offset_q, self.table_q = self._one_axis(turns[..., q], plan.columns[:, 1], u_qq if separable else None)
-        self.offset_s, self.table_s = self._one_axis(turns[..., s], plan.indices[:, s], u_ss if self.isotropic else None)
+        self.offset_p, self.table_p = self._one_axis(
+            turns[..., p], plan.columns[:, 0], u_pp if separable else None)
+        self.offset_q, self.table_q = self._one_axis(
+            turns[..., q], plan.columns[:, 1], u_qq if separable else None)
+        self.offset_s, self.table_s = self._one_axis(
+            turns[..., s], plan.indices[:, s], u_ss if self.isotropic else None)
         self.u_pp, self.u_qq, self.u_ss, self.u_pq, self.u_ps, self.u_qs = (
             x.to(self.dtype) for x in (u_pp, u_qq, u_ss, u_pq, u_ps, u_qs))
 
@@ -316,7 +323,7 @@ class _AtomBlock:
         return first, torch.complex(real, imag)
 
     def column_blocks(self):
-        """Runs of columns such that the temporaries of one run fit a third of the memory, and the cache of a CPU."""
+        """Runs of columns such that the temporaries of one fit a third of the memory, and a CPU's cache."""
         plan = self.plan
         n_columns = len(plan.columns)
         budget = self.memory / 3 / (2 * self.weights.element_size())
@@ -339,7 +346,7 @@ class _AtomBlock:
             first = last
 
     def _pair_factors(self, columns):
-        """exp(2 pi i (p x + q y)), with the Debye-Waller factor of p and q: (n_models, n_columns, n_atoms)."""
+        """exp(2 pi i (p x + q y)) and the Debye-Waller factor of p and q, (n_models, n_columns, n_atoms)."""
         result = self.table_p[:, columns.p - self.offset_p]
         result *= self.table_q[:, columns.q - self.offset_q]
         if self.isotropic and self.oblique:
@@ -381,7 +388,8 @@ class _AtomBlock:
         rows = torch.view_as_real(pairs * self.weights[:, None]).transpose(-1, -2)
         for number, (_, a, b) in enumerate(self.kinds):
             by_real, by_imag = rows[..., a:b] @ real[:, :, a:b], rows[..., a:b] @ imag[:, :, a:b]
-            result[number] = torch.complex(by_real[:, :, 0] - by_imag[:, :, 1], by_real[:, :, 1] + by_imag[:, :, 0])
+            result[number] = torch.complex(
+                by_real[:, :, 0] - by_imag[:, :, 1], by_real[:, :, 1] + by_imag[:, :, 0])
         return result
 
     def add_gradients(self, columns, grad, table, grads):
@@ -392,7 +400,8 @@ class _AtomBlock:
         s = columns.s.to(self.dtype)
         pairs = self._pair_factors(columns)
         moments = {}
-        dense = torch.zeros((self.n_models, columns.n_columns * columns.n_s), dtype=self.complex_dtype, device=grad.device)
+        dense = torch.zeros((self.n_models, columns.n_columns * columns.n_s), dtype=self.complex_dtype,
+                            device=grad.device)
         parts = None if self.isotropic else self._weighted_singles(columns)
         singles = self._single_factors(columns)
         for power in powers:
@@ -434,7 +443,8 @@ class _AtomBlock:
             scale = -_TWO_PI_SQ * self.weights
             if self.isotropic:
                 g = self.metric.to(self.dtype)
-                quadratic = g[axis_p, axis_p] * p * p + g[axis_q, axis_q] * q * q + 2 * g[axis_p, axis_q] * p * q
+                quadratic = (g[axis_p, axis_p] * p * p + g[axis_q, axis_q] * q * q
+                             + 2 * g[axis_p, axis_q] * p * q)
                 total = over_columns([quadratic], moments[0].real)[:, 0]
                 total = total + g[axis_s, axis_s] * moments[2].real.sum(1)
                 grad_u[:, self.atoms, 0] += scale * total

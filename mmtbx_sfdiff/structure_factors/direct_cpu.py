@@ -1,13 +1,13 @@
 """CPU kernels of the direct sum for atoms whose Debye-Waller factor does not separate.
 
-Along a column of Miller indices (p, q fixed, s running) a term is exp(quadratic in s), so the next one costs two
-multiplications: ``T(s+1) = T(s) r(s)`` and ``r(s+1) = r(s) k`` with ``k = exp(-4 pi^2 U_ss)``.  No exponential is left in
-the inner loop, which runs over atoms and is vectorised.  Everything is double precision: over the longest column
-(restarted every 32 steps) the recurrence loses less than 1e-13.
+Along a column of Miller indices (p, q fixed, s running) a term is exp(quadratic in s), so the next one costs
+two multiplications: ``T(s+1) = T(s) r(s)`` and ``r(s+1) = r(s) k`` with ``k = exp(-4 pi^2 U_ss)``.  No
+exponential is left in the inner loop, which runs over atoms and is vectorised.  Everything is double
+precision: over the longest column (restarted every 32 steps) the recurrence loses less than 1e-13.
 
-The kernels are compiled by numba without its threading layers, and run on a few threads of our own: numba's, torch's
-and MKL's OpenMP pools in one process stall one another.  Each thread owns its columns (forward) or its atoms
-(backward), so results do not depend on timing.
+The kernels are compiled by numba without its threading layers, and run on a few threads of our own: numba's,
+torch's and MKL's OpenMP pools in one process stall one another.  Each thread owns its columns (forward) or
+its atoms (backward), so results do not depend on timing.
 """
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def _start(s, first, last, tp, tq, ts, step, u, p, q, t_re, t_im, r_re, r_im, po
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
-def _forward(first_column, last_column, columns, starts, s_of, offsets, table_p, table_q, table_s, step, u, kappa,
-             weights, kinds, radial, out, powers):
+def _forward(first_column, last_column, columns, starts, s_of, offsets, table_p, table_q, table_s, step, u,
+             kappa, weights, kinds, radial, out, powers):
     """out[row] += sum over types of radial[type, row] * sum over its atoms, for some columns."""
     # One array: whether the compiled loop over atoms adds in vectors or one by one is decided by how far apart what it
     # reads and writes lies, and must not depend on where the allocator put it.
@@ -115,9 +115,9 @@ def _forward(first_column, last_column, columns, starts, s_of, offsets, table_p,
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
-def _backward(first_atom, last_atom, columns, starts, s_of, offsets, table_p, table_q, table_s, step, u, kappa,
-              kinds, radial, grad, out, powers):
-    """out[:, atom] += sums over all rows of conj(grad) * radial * term * (1, p, q, s; pp, qq, ss, pq, ps, qs; ...)."""
+def _backward(first_atom, last_atom, columns, starts, s_of, offsets, table_p, table_q, table_s, step, u,
+              kappa, kinds, radial, grad, out, powers):
+    """out[:, atom] += sums over all rows of conj(grad) * radial * term * (1, p, q, s; pp, qq, ss, ...)."""
     t_re, t_im = np.empty(_TILE), np.empty(_TILE)
     r_re, r_im = np.empty(_TILE), np.empty(_TILE)
     zero_re, zero_im, one_re, one_im, two_re = (
@@ -212,7 +212,8 @@ class ColumnSum:
         self.n_atoms, self.n_rows = turns.shape[0], len(plan.indices)
 
     def _common(self):
-        return (self.columns, self.starts, self.s_of, self.offsets, *self.tables, self.step, self.u, self.kappa)
+        return (self.columns, self.starts, self.s_of, self.offsets, *self.tables, self.step, self.u,
+                self.kappa)
 
     def forward(self, weights):
         """(n_unique,) complex128 sum with weights (n_atoms,) float64."""

@@ -1,8 +1,9 @@
-"""The compiled CPU engine: numba kernels and Fourier transforms of planes and columns, each thread on its own.
+"""The compiled CPU engine: numba kernels and Fourier transforms of planes and columns.
 
-Going forward a thread puts its share of the atoms on a slab of planes, adds up a share of the planes, transforms
-them along the two axes within them, and keeps the columns that hold reflections.  Then it transforms a share of
-these along the remaining axis, and reads a share of the reflections.  Going back it is the other way round.
+Going forward a thread puts its share of the atoms on a slab of planes, adds up a share of the planes,
+transforms them along the two axes within them, and keeps the columns that hold reflections.  Then it
+transforms a share of these along the remaining axis, and reads a share of the reflections.  Going back it is
+the other way round.
 """
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class _Arrays:
 
 
 def _geometry(setting, crystal):
-    """Order of packed tensor components along the grid's axes, and what :func:`gaussian_cpu.gaussian` needs."""
+    """Order of packed tensor components along the grid's axes, and geometry of
+    :func:`gaussian_cpu.gaussian`."""
     grid = setting.grid
     known = grid.__dict__.setdefault("_geometry", {})
     if setting.s_sq not in known:
@@ -94,7 +96,8 @@ def _splat_share(job, arrays, first, last):
     _check(splat_atoms(
         slab.reshape(-1), (*arrays.dims, arrays.row), first_plane, order, arrays.sites_grid, arrays.e_iso,
         arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry,
-        setting.tolerance, setting.cuts, setting.box, np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype),
+        setting.tolerance, setting.cuts, setting.box,
+        np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype),
         work), job)
     return slab, first_plane, (int(work[0]), int(work[1]))
 
@@ -114,8 +117,8 @@ def _check(code, job):
         raise RuntimeError("An atom is wider than the box it was given: please report this structure.")
     label = job.atoms.labels[code - 1].strip()
     raise FFTUnsuitable(
-        f"The displacement parameters of atom {code - 1} ({label}) are not positive definite enough for the FFT: "
-        "raise them, or use method='direct'.")
+        f"The displacement parameters of atom {code - 1} ({label}) are not positive definite enough for the "
+        "FFT: raise them, or use method='direct'.")
 
 
 def _n_threads(arrays, gradient=False):
@@ -156,7 +159,8 @@ def values(job):
         spectrum_cpu.read_reflections(transform.reshape(-1), plan.rows, setting.grid.conjugate.numpy(),
                                       setting.phase.numpy(), setting.factor.numpy(), first, last, result)
 
-    run([lambda i=i, a=a, b=b: atoms(i, a, b) for i, (a, b) in enumerate(shares(len(arrays.order), n_threads))],
+    run([lambda i=i, a=a, b=b: atoms(i, a, b)
+         for i, (a, b) in enumerate(shares(len(arrays.order), n_threads))],
         [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
         [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
         [lambda a=a, b=b: reflections(a, b) for a, b in shares(len(result), n_threads)])
@@ -202,7 +206,8 @@ def gradients(seed, job):
             grid.reshape(-1), (*arrays.dims, arrays.row), first, last, arrays.order, arrays.sites_grid,
             arrays.e_iso, arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types,
             arrays.geometry, setting.tolerance, setting.typical_weight, factor, setting.cuts, setting.box,
-            np.empty(size, grid.dtype), np.empty(32), grad_sites, grad_e, grad_ustar, grad_weights, grad_fp), job)
+            np.empty(size, grid.dtype), np.empty(32), grad_sites, grad_e, grad_ustar, grad_weights,
+            grad_fp), job)
 
     n_threads = _n_threads(arrays, gradient=True)
     run([lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],

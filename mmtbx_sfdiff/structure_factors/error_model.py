@@ -9,12 +9,12 @@ square over the reflections and over positions in the grid is, for an atom of we
     (1) truncation:  w^2 < q^2 sum_G [ sum_k alpha_k Phi(c_k, sqrt((e_k - p) tau(s + G))) ]^2 >, G = 0
     included   (2)
 
-over the reciprocal lattice of the grid, reflections weighted by :func:`multiplicities`, with Phi the transform of the part of a Gaussian beyond the radius at
-which its exponent reaches c.  Errors of different atoms add in the mean square, like the structure factors
-themselves.  The same averages with factors tau(s + G) and tau(s + G)^2 are the errors of the gradients in
-positions and in B.  Each is relative to the same average of the atoms' own contributions.  F is calculated
-with a setting of its own, in which its error counts; gradients with another, in which the largest counts of
-those that are asked for.
+over the reciprocal lattice of the grid, reflections weighted by :func:`multiplicities`, with Phi the
+transform of the part of a Gaussian beyond the radius at which its exponent reaches c.  Errors of different
+atoms add in the mean square, like the structure factors themselves.  The same averages with factors
+tau(s + G) and tau(s + G)^2 are the errors of the gradients in positions and in B.  Each is relative to the
+same average of the atoms' own contributions.  F is calculated with a setting of its own, in which its error
+counts; gradients with another, in which the largest counts of those that are asked for.
 
 The sharpening is then the largest p for which (1) takes its share of the request, and c of every term follows
 from (2). Derived in docs/fft.rst.
@@ -57,11 +57,11 @@ def exponent_bins(exponents):
 
 
 def multiplicities(plan):
-    """Weights of a Miller plan's unique indices in the mean square of the structure factors, (n_unique,) numpy.
+    """Weights of a Miller plan's unique indices in the mean square of F, (n_unique,) numpy.
 
-    F(h) is the sum over the operators of exp(2 pi i h.t) E(h R): where epsilon operators leave h unchanged, or
-    their translations make it absent, E(h R) counts epsilon^2 times, or not at all; each E counts once for every
-    reflection that it is an equivalent of.
+    F(h) is the sum over the operators of exp(2 pi i h.t) E(h R): where epsilon operators leave h unchanged,
+    or their translations make it absent, E(h R) counts epsilon^2 times, or not at all; each E counts once for
+    every reflection that it is an equivalent of.
     """
     same = (plan.gather == plan.gather[0]) & (plan.conjugate == plan.conjugate[0])
     size = (plan.phase[0].abs() ** 2).clamp(min=1e-30)
@@ -160,7 +160,8 @@ class ErrorModel:
         rng = np.random.default_rng(0)
         # Few reflections are close to an image of the atoms' spectrum, and they make most of the error.
         walls = np.asarray(grid)[:, None] * reciprocal_basis
-        nearest = d_star_sq + ((walls ** 2).sum(1) - 2 * np.abs(indices @ (reciprocal_basis @ walls.T))).min(1)
+        along = np.abs(indices @ (reciprocal_basis @ walls.T))
+        nearest = d_star_sq + ((walls ** 2).sum(1) - 2 * along).min(1)
         n = len(nearest)
         order = np.argpartition(nearest, min(_N_NEAREST, n - 1))
         first, others = order[:_N_NEAREST], order[_N_NEAREST:]
@@ -253,12 +254,14 @@ class ErrorModel:
             error = np.sqrt((values ** 2) @ total)
             # The derivatives of a Gaussian are larger beyond the cut than the Gaussian, by 2 sqrt(c) and by
             # c.
-            larger = {0: 1.0, 1: np.sqrt(_CUTS / (width * ratios[0])), 2: _CUTS / (width * math.sqrt(ratios[1]))}
+            larger = {0: 1.0, 1: np.sqrt(_CUTS / (width * ratios[0])),
+                      2: _CUTS / (width * math.sqrt(ratios[1]))}
             worst = np.max([np.broadcast_to(larger[order], _CUTS.shape) for order in orders], axis=0)
             logs = np.minimum.accumulate(np.log(error * worst + 1e-300))
             table[i] = np.interp(-_LEVELS, -logs, _CUTS, left=0.0, right=_CUTS[-1])
             # A term that is below the tolerance even when all of it is left out.
-            everything = 0.5 * math.log(max((np.exp(-2 * (width + p) * self.tau) * self.weights).sum(), 1e-300))
+            all_of_it = (np.exp(-2 * (width + p) * self.tau) * self.weights).sum()
+            everything = 0.5 * math.log(max(all_of_it, 1e-300))
             table[i][_LEVELS > everything + math.log(5.0)] = -1.0
         return (table, math.log(_WIDTHS[0]), math.log(_WIDTHS[1] / _WIDTHS[0]),
                 _LEVELS[0], _LEVELS[1] - _LEVELS[0])

@@ -62,7 +62,8 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY):
         return (atoms.occupancies[..., :1] * 0).to(complex_of(atoms.dtype)).expand(*batch, -1)[..., :0]
 
     def flat(value, tail):
-        return value.expand(*batch, *value.shape[value.ndim - tail:]).reshape(-1, *value.shape[value.ndim - tail:])
+        own = value.shape[value.ndim - tail:]
+        return value.expand(*batch, *own).reshape(-1, *own)
 
     u_iso = torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)
     u_star = torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0)
@@ -119,7 +120,8 @@ class _Transform(torch.autograd.Function):
                 for dispersion in maps:
                     seed = -1j * grad[model] if dispersion else grad[model]
                     job = _job(atoms, setting, values, model, dispersion, wanted[4 + dispersion])
-                    for target, value in zip((*grads[:4], grads[4 + dispersion]), engine.gradients(seed, job)):
+                    found = engine.gradients(seed, job)
+                    for target, value in zip((*grads[:4], grads[4 + dispersion]), found):
                         if target is not None:
                             target[model] += value.to(target.dtype)
             if wanted[0]:

@@ -88,7 +88,7 @@ class TermTable:
     @functools.cached_property
     def largest(self):
         """Largest |alpha| or constant."""
-        return max(float(np.abs(self.alphas).max(initial=0.0)), float(np.abs(self.constants).max(initial=0.0)))
+        return max(float(np.abs(x).max(initial=0.0)) for x in (self.alphas, self.constants))
 
     @functools.cached_property
     def widest(self):
@@ -125,7 +125,8 @@ class _PlanCache:
             for axis, n in zip(self.plan().axes, dims):
                 grid[axis] = n
             self.models[dims] = ErrorModel(
-                self.indices, self.d_star_sq, self.multiplicities, self.basis, grid, *self.table.with_constants())
+                self.indices, self.d_star_sq, self.multiplicities, self.basis, grid,
+                *self.table.with_constants())
         return self.models[dims]
 
     def grid(self, dims):
@@ -191,7 +192,7 @@ class Population:
 
 
 def _population(values, atoms, cache, wanted=None):
-    """The :class:`Population` of parameters (sites, u_iso, u_star, weights, fp, fdp) with one batch dimension.
+    """The :class:`Population` of (sites, u_iso, u_star, weights, fp, fdp) with one batch dimension.
 
     ``wanted``: of which a gradient is wanted.
     """
@@ -275,7 +276,7 @@ def _least_u(u_star, atoms):
 
 
 def error_orders(wanted=None):
-    """Whose errors count: of F (0), or of the gradients wanted in (sites, u_iso, u_star, weights, fp, fdp)."""
+    """Whose errors count: of F (0), or of the gradients in (sites, u_iso, u_star, weights, fp, fdp)."""
     if wanted is None:
         return (0,)
     asked = {0: any(wanted[3:]), 1: wanted[0], 2: wanted[1] or wanted[2]}
@@ -283,8 +284,8 @@ def error_orders(wanted=None):
 
 
 def choose_setting(values, atoms, plan, accuracy, memory, wanted=None, population=None):
-    """The :class:`Population` and the :class:`Setting` of these atoms: a function of their values alone, not of
-    what was computed before.
+    """The :class:`Population` and the :class:`Setting` of these atoms: a function of their values alone, not
+    of what was computed before.
 
     Parameters
     ----------
@@ -319,8 +320,9 @@ def choose_setting(values, atoms, plan, accuracy, memory, wanted=None, populatio
     lowest = math.log(tolerance / (size * max(found.heaviest, typical)))
     return found, Setting(
         grid=cache.grid(dims), dtype=dtype, sharpening=sharpening, s_sq=cache.s_sq, cuts=cuts,
-        tolerance=tolerance, typical_weight=typical, table=cache.table, factor=cache.factor(sharpening, dtype),
-        phase=cache.phase(dtype), box=_box(cache, dims, found.largest, lowest, sharpening, cuts))
+        tolerance=tolerance, typical_weight=typical, table=cache.table,
+        factor=cache.factor(sharpening, dtype), phase=cache.phase(dtype),
+        box=_box(cache, dims, found.largest, lowest, sharpening, cuts))
 
 
 def _from(chosen, plan, memory):
@@ -425,13 +427,15 @@ def estimated_time(atoms, plan, accuracy, memory):
     batch = atoms.batch_shape
 
     def flat(value, tail=1):
-        return value.expand(*batch, *value.shape[value.ndim - tail:]).reshape(-1, *value.shape[value.ndim - tail:])
+        own = value.shape[value.ndim - tail:]
+        return value.expand(*batch, *own).reshape(-1, *own)
 
     # The sites do not matter.
     with torch.no_grad():
         values = (None, flat(torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)),
                   flat(torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0), 2),
-                  flat(atoms.occupancies * atoms.site_weights.to(atoms.dtype)), flat(atoms.fp), flat(atoms.fdp))
+                  flat(atoms.occupancies * atoms.site_weights.to(atoms.dtype)), flat(atoms.fp),
+                  flat(atoms.fdp))
     cache = _cache(plan, atoms)
     found = _population(values, atoms, cache)
     n_models = len(values[1])

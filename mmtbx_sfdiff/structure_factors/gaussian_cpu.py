@@ -181,8 +181,8 @@ def shape(work, hx, hy, hz, limit):
 
 @jit
 def oblique_tables(work, scratch, shape, tables, box, n_y, n_z, u, v0, w0):
-    """What makes tables for the plane at u out of those for one axis each: factors of (x, y) and of (x, z), and
-    what they are multiplied by from plane to plane.
+    """What makes tables for the plane at u out of those for one axis each: factors of (x, y) and of (x, z),
+    and what they are multiplied by from plane to plane.
 
     tables: (running xy, ratio of xy, running xz, ratio of xz), two terms each.
     """

@@ -86,11 +86,11 @@ class PackedPlan:
     rows : numpy.ndarray
         (n_primitive, n) int32, as of :class:`GridPlan`.
     targets, kinds : numpy.ndarray
-        (n_targets,) places in the packed array, in order: of unique indices (kind 0), of Friedel mates that are
-        in the same half (1), and of indices that are their own mates (2).
+        (n_targets,) places in the packed array, in order: of unique indices (kind 0), of Friedel mates that
+        are in the same half (1), and of indices that are their own mates (2).
     starts, readers, reflections : numpy.ndarray
-        (n_targets + 1,) and (...): for every target the flat numbers (operator, reflection) that read it, -1 -
-        number where the conjugate is read, and the reflections.
+        (n_targets + 1,) and (...): for every target the flat numbers (operator, reflection) that read it, -1
+        - number where the conjugate is read, and the reflections.
     bounds : numpy.ndarray
         (n_columns + 1,): first target of each column.
     """

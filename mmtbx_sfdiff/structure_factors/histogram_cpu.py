@@ -13,9 +13,9 @@ def population(u_iso, u_star, use_aniso, orthogonalization, scale, weights, extr
                bin_scale, log_growth, result):
     """Add the atoms of one model to ``result``, (n_types + 1, n_bins): squared weights by type and exponent.
 
-    The exponents are u_iso scale; anisotropic atoms enter with the smallest eigenvalue of their U.  ``extras``
-    is (n_extras, n_atoms), constant terms of the form factor, taken to be ``least_extra`` at least.  Returns
-    (number of atoms with weight, largest exponent in any direction, largest |weight|).
+    The exponents are u_iso scale; anisotropic atoms enter with the smallest eigenvalue of their U.
+    ``extras`` is (n_extras, n_atoms), constant terms of the form factor, taken to be ``least_extra`` at
+    least.  Returns (number of atoms with weight, largest exponent in any direction, largest |weight|).
     """
     n_bins = result.shape[1]
     n_atoms, largest, heaviest = 0, 0.0, 0.0

@@ -1,11 +1,14 @@
 """How symmetry acts on the Miller indices of a direct summation, worked out once per Miller set.
 
-Instead of moving the atoms by every operator, the indices are moved: ``F(h) = sum_G exp(2 pi i h.t_G) E(h R_G)`` with
-``E(h) = sum_j w_j f_j exp(-2 pi^2 h U_j h) exp(2 pi i h.x_j)`` over the atoms of the asymmetric unit alone.  For real
-weights ``E(-h)`` is the conjugate of ``E(h)``, so E is needed on one half of reciprocal space, each index once.
+Instead of moving the atoms by every operator, the indices are moved:
+``F(h) = sum_G exp(2 pi i h.t_G) E(h R_G)`` with
+``E(h) = sum_j w_j f_j exp(-2 pi^2 h U_j h) exp(2 pi i h.x_j)`` over the atoms of the asymmetric unit
+alone.  For real weights ``E(-h)`` is the conjugate of
+``E(h)``, so E is needed on one half of reciprocal space, each index once.
 
-Those indices are laid out in columns along one axis of the reciprocal lattice, so that E becomes a matrix product over
-the atoms: (two-axis phase factors, columns x atoms) times (one-axis phase factors, atoms x position in the column).
+Those indices are laid out in columns along one axis of the reciprocal lattice, so that E becomes a matrix
+product over the atoms: (two-axis phase factors, columns x atoms) times (one-axis phase factors, atoms x
+position in the column).
 """
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ class MillerPlan:
     axes : tuple of int
         (p, q, s): the columns run along axis s; p and q number them.
     separable : bool
-        True when the reciprocal axis s is orthogonal to p and q, so that an isotropic Debye-Waller factor is a product
-        of a factor of (p, q) and a factor of s.
+        True when the reciprocal axis s is orthogonal to p and q, so that an isotropic Debye-Waller factor is
+        a product of a factor of (p, q) and a factor of s.
     indices : torch.Tensor
         (n_unique, 3) int64 in the order h, k, l; grouped by column, columns by increasing length.
     columns : torch.Tensor
@@ -37,7 +40,8 @@ class MillerPlan:
     s_min, s_max : list of int
         Range of the running index in each column.
     gather, conjugate : torch.Tensor
-        (n_primitive, n) int64 rows of ``indices`` for ``h R``, and the sign of the imaginary part (float64, -1 or 1).
+        (n_primitive, n) int64 rows of ``indices`` for ``h R``, and the sign of the imaginary part (float64,
+        -1 or 1).
     phase : torch.Tensor
         (n_primitive, n) complex128, exp(2 pi i h.t) times the centring factor.
     d_star_sq : torch.Tensor
@@ -59,10 +63,10 @@ class MillerPlan:
 
 
 def miller_plan(crystal, miller_indices, prefer="separable"):
-    """The :class:`MillerPlan` of (n, 3) int64 indices; kept as long as the index tensor lives and is not changed.
+    """The :class:`MillerPlan` of (n, 3) int64 indices; kept while the tensor lives and is not changed.
 
-    ``prefer`` is what decides on the axis of the columns: "separable" for isotropic atoms, "longest" for anisotropic ones,
-    of which each column costs something before its first term.
+    ``prefer`` is what decides on the axis of the columns: "separable" for isotropic atoms, "longest" for
+    anisotropic ones, of which each column costs something before its first term.
     """
     by_crystal = _CACHE.setdefault(miller_indices, {})
     key = (crystal.unit_cell, crystal.hall_symbol, prefer)
@@ -77,7 +81,7 @@ _CACHE = WeakIdKeyDictionary()
 
 
 def _column_axes(crystal, extent, prefer):
-    """(p, q, s) and whether s is orthogonal to both others; the longest axis that is where that is preferred."""
+    """(p, q, s) and whether s is orthogonal to the others; where that is preferred, the longest such."""
     metric = crystal.reciprocal_metric.cpu()
     scale = metric.diagonal().sqrt()
     cosine = (metric / (scale[:, None] * scale[None, :])).abs() > 1e-10
@@ -117,12 +121,14 @@ def _make_plan(crystal, miller_indices, prefer):
     position[rows] = torch.arange(len(rows), device=rows.device)
 
     column_keys = column_keys[order]
-    columns = torch.stack([column_keys // size_q - extent[axes[0]], column_keys % size_q - extent[axes[1]]], -1)
+    columns = torch.stack([column_keys // size_q - extent[axes[0]],
+                           column_keys % size_q - extent[axes[1]]], -1)
     column_of = rank[column_of][rows]
     indices = torch.empty((len(rows), 3), dtype=torch.int64, device=flat.device)
     indices[:, axes[0]], indices[:, axes[1]] = columns[column_of, 0], columns[column_of, 1]
     indices[:, axes[2]] = running[rows]
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=rows.device), torch.cumsum(lengths[order], 0)])
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=rows.device),
+                        torch.cumsum(lengths[order], 0)])
     factor = crystal.centring_factor(miller_indices)
     return MillerPlan(
         axes=axes, separable=separable, indices=indices, columns=columns, column_of=column_of,

@@ -12,8 +12,8 @@ from .gaussian_cpu import jit
 def merge(slab, first_plane, used, n_planes, first, planes):
     """Add what a slab has of the planes first, first + 1, ... of a grid of n_planes.
 
-    The slab's planes used[0]:used[1] are first_plane + ... of the grid, modulo n_planes; the points of each row
-    beyond n_z are added to those they are images of.
+    The slab's planes used[0]:used[1] are first_plane + ... of the grid, modulo n_planes; the points of each
+    row beyond n_z are added to those they are images of.
     """
     nz = planes.shape[2]
     for i in range(planes.shape[0]):
@@ -90,7 +90,8 @@ def read_reflections(transform, rows, conjugate, phase, factor, first, last, res
 
 
 @jit
-def write_reflections(transform, targets, kinds, starts, readers, reflections, phase, factor, grad, first, last):
+def write_reflections(transform, targets, kinds, starts, readers, reflections, phase, factor, grad, first,
+                      last):
     """The transpose of :func:`read_reflections`: targets[first:last] of a half spectrum whose real transform
     is dT/d(grid).
 

@@ -12,8 +12,8 @@ tables where that axis is orthogonal to the others, and of three two-axis tables
 anisotropic one is treated as the latter, or, when it is very oblique, with an exponential a point.
 :mod:`.gather_cpu` is the transpose and its derivatives.
 
-Every thread has a share of the atoms, neighbours in space, and a slab of its own to put them on.  The order of
-all additions is fixed, so the grid is the same, bit for bit, every time for one number of threads.
+Every thread has a share of the atoms, neighbours in space, and a slab of its own to put them on.  The order
+of all additions is fixed, so the grid is the same, bit for bit, every time for one number of threads.
 """
 from __future__ import annotations
 
@@ -162,8 +162,8 @@ def splat(grid, dims, first_plane, order, sites_grid, e_iso, ustar, use_aniso, w
                                              y_used + j, y_used + by + j, z_used + block, z_used + bz + block,
                                              yz_table + j * bz + block, yz_table + (by + j) * bz + block, bz)
                         elif shape == 0:
-                            add_rows(grid, start + block, row, run, scratch, x0, x1, y_used + j, y_used + by + j,
-                                     z_used + block, z_used + bz + block)
+                            add_rows(grid, start + block, row, run, scratch, x0, x1, y_used + j,
+                                     y_used + by + j, z_used + block, z_used + bz + block)
                         else:
                             add_rows(grid, start + block, row, run, scratch, x0, x1, ones_table, ones_table,
                                      z_used + block, z_used + bz + block)

@@ -1,8 +1,8 @@
 """What the FFT asks of an engine that puts atoms on a grid, the choice of one, and what it costs.
 
 An engine has three functions: ``splat(job)`` gives the grid, ``values(job)`` the structure factors, and
-``gradients(seed, job)`` the gradients in (sites, u_iso, u_star, weights, f' or f'').  ``SLACK`` multiplies the
-truncation that the error model allows for, by how the engine cuts its Gaussians.
+``gradients(seed, job)`` the gradients in (sites, u_iso, u_star, weights, f' or f'').  ``SLACK`` multiplies
+the truncation that the error model allows for, by how the engine cuts its Gaussians.
 """
 from __future__ import annotations
 

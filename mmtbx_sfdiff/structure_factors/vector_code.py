@@ -252,9 +252,10 @@ def _add_moments(v, builder, sums, scales, u, values, out):
 
 @intrinsic
 def add_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y, x1, x2, u, out):
-    """Moments along two axes of the rows grid[start + j stride ...] under xk yk[j]; see :func:`_add_moments`."""
+    """Moments along two axes of rows grid[start + j stride ...] under xk yk[j]; see :func:`_add_moments`."""
     dtype = grid.dtype
-    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, *[dtype] * 4, types.int64)
+    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, *[dtype] * 4,
+                           types.int64)
 
     def generate(context, builder, signature, args):
         v = _Builder(context, builder, dtype)
@@ -271,8 +272,8 @@ def add_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y, x1,
 
 
 @intrinsic
-def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2, x1,
-                        x2, u, out):
+def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2,
+                        x1, x2, u, out):
     """As :func:`add_moments` under xk zk[lane] yk[j] yzk[j width + lane]."""
     dtype = grid.dtype
     signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, dtype,
@@ -300,8 +301,8 @@ def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, firs
 def finish_moments(typing, table, moments, block_size, n_blocks, z, z_size, first):
     """Moments of the box of one term: 1; x, y, z; xx, yy, zz; xy, xz, yz.
 
-    Sums over lanes and blocks of table[moments + block_size block ...], as :func:`add_moments` left them, times
-    table[z + z_size block + lane] and powers of t = first + 8 block + lane.
+    Sums over lanes and blocks of table[moments + block_size block ...], as :func:`add_moments` left them,
+    times table[z + z_size block + lane] and powers of t = first + 8 block + lane.
     """
     dtype = table.dtype
     signature = types.UniTuple(dtype, 10)(table, *[types.int64] * 5, dtype)

@@ -161,8 +161,8 @@ _allowed = _Allowed()
 
 @contextlib.contextmanager
 def own_threads():
-    """Keep this thread's torch operations out of torch's pool, of which the threads would go on spinning beside
-    those here; :func:`n_workers` stays what it was."""
+    """Keep this thread's torch operations out of torch's pool, of which the threads would go on spinning
+    beside those here; :func:`n_workers` stays what it was."""
     threads, before = torch.get_num_threads(), _allowed.number
     _allowed.number = before or threads
     torch.set_num_threads(1)
