@@ -63,7 +63,7 @@ def draw(comparison):
         if result["simulated"]:
             figure.text(0.98, 0.985, "SIMULATED DATA", ha="right", va="top", fontsize=9, fontweight="bold",
                         color="white", bbox={"facecolor": "#B00020", "edgecolor": "none", "pad": 2.5})
-        top = figure.add_gridspec(1, 2, left=0.115, right=0.985, top=0.885, bottom=0.63, wspace=0.25)
+        top = figure.add_gridspec(1, 2, left=0.115, right=0.985, top=0.885, bottom=0.665, wspace=0.25)
         _protein_panel(figure.add_subplot(top[0]), result)
         _mask_panel(figure.add_subplot(top[1]), result)
         figure.text(0.02, 0.535, f"(c)  Solvent mask, section {comparison.section.normal} = "
@@ -161,7 +161,7 @@ def _protein_panel(axes, result):
     axes.set_ylabel("correlation (each step: a tenth\nof the disagreement)" if step == 1 else "correlation")
     axes.grid(axis="y", color="#dddddd", linewidth=0.5)
     _resolution_axis(axes, part["shells"][0]["d_max"], part["shells"][-1]["d_min"])
-    axes.legend(loc="center right" if top - bottom > 8 else "best", handlelength=3, frameon=False)
+    _legend_below(axes)
 
 
 def _nines_label(n):
@@ -173,9 +173,9 @@ def _mask_panel(axes, result):
     _panel_title(axes, "b", f"$|F_{{mask}}|$ against {part['reference']}")
     drawn = _curve(axes, part["shells"], f"mmtbx_sfdiff ({part['method'].replace('_', ' ')})", _OURS)
     if part["equal_radii"]:
-        drawn |= _curve(axes, part["equal_radii"]["shells"], "same, at mmtbx's radii", _EQUAL)
+        drawn |= _curve(axes, part["equal_radii"]["shells"], "same, with a hard edge", _EQUAL)
     drawn |= _curve(axes, part["mmtbx_default"]["shells"],
-                    f"mmtbx (its default, {part['mmtbx_default']['grid_step']:g} Å)", _MMTBX)
+                    f"mmtbx ({part['mmtbx_default']['grid_step']:g} Å)", _MMTBX)
     drawn |= _curve(axes, part["density_cutoff"]["shells"], "density cutoff", _CUTOFF)
     if not drawn:
         return _nothing(axes, "no correlation:\nno solvent, or no reflections\nto 3 Å")
@@ -184,7 +184,12 @@ def _mask_panel(axes, result):
     axes.set_ylabel("correlation")
     axes.grid(axis="y", color="#dddddd", linewidth=0.5)
     _resolution_axis(axes, part["shells"][0]["d_max"], part["shells"][-1]["d_min"])
-    axes.legend(loc="best", handlelength=3, frameon=True, framealpha=0.85, edgecolor="none")
+    _legend_below(axes)
+
+
+def _legend_below(axes):
+    axes.legend(loc="upper center", bbox_to_anchor=(0.46, -0.21), ncol=2, columnspacing=0.8, handlelength=2.4,
+                handletextpad=0.5, frameon=False)
 
 
 def _nothing(axes, text):
@@ -317,7 +322,7 @@ def _caption(comparison):
         "(a, b) Pearson correlation of amplitudes in shells of equal reciprocal volume:",
         "(a) against cctbx's direct summation, drawn up to $1-10^{-15}$;",
         f"(b) to 3 Å, against mmtbx's mask on a grid of {fine_grid}.",
-        f"Pale diamonds: this package's mask at mmtbx's radii ({mask['equal_radii']['r_probe']:g}/"
+        f"Pale diamonds: this package's mask with a hard edge and mmtbx's radii ({mask['equal_radii']['r_probe']:g}/"
         f"{mask['equal_radii']['r_shrink']:g} Å)." if mask["equal_radii"] else "",
         f"(c) The same section of both masks, on a grid of {result['mask_map']['grid_step']:g} Å;",
         "orange: mmtbx's outline.",

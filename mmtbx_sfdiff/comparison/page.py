@@ -38,7 +38,7 @@ def render(result, svg):
 
 def _other_masks(part):
     others = {"mmtbx default": part["mmtbx_default"], "density cutoff": part["density_cutoff"]}
-    return ({"at mmtbx's radii": part["equal_radii"]} if part["equal_radii"] else {}) | others
+    return ({"with a hard edge": part["equal_radii"]} if part["equal_radii"] else {}) | others
 
 
 def _shells(ours, others):

@@ -43,8 +43,8 @@ def rows_of_agreement(result):
          "same reference"),
     ]
     if equal:
-        rows.append(("F_mask at mmtbx's radii", _cc(equal["cc"]), "",
-                     f"probe {equal['r_probe']:g} Å, shrink {equal['r_shrink']:g} Å, hard edge"))
+        rows.append(("F_mask, hard edge", _cc(equal["cc"]), "",
+                     f"softness 0, probe {equal['r_probe']:g} Å, shrink {equal['r_shrink']:g} Å"))
     rows += [
         ("F_mask, density cutoff", _cc(mask["density_cutoff"]["cc"]), "",
          "the density-cutoff mask, same reference"),
