@@ -563,3 +563,28 @@ def test_show_backend_counts(capsys):
         by_cctbx, _, taken_over = (int(word) for word in lines[point.name])
         assert taken_over == 0, point.name
     assert int(lines["atom_mask"][0]) > 0 and int(lines["sampled_model_density"][0]) > 0
+
+
+def test_bounded_u_iso_follows_cctbxs_chain_rule():
+    from cctbx import adptbx
+
+    random.seed(1)
+    structure = random_structure.xray_structure(
+        sgtbx.space_group_info("P21"), elements=["C", "N", "O"] * 2, volume_per_atom=60, use_u_iso=True,
+        random_u_iso=True)
+    xray.set_scatterer_grad_flags(scatterers=structure.scatterers(), u_iso=True)
+    refinable = flex.double()
+    for scatterer in structure.scatterers():
+        scatterer.flags.set_tan_u_iso(True)
+        scatterer.flags.param = 100
+        refinable.append(np.tan(scatterer.u_iso * np.pi / adptbx.b_as_u(100) - np.pi / 2))
+    miller_set = miller.build_set(structure.crystal_symmetry(), False, d_min=2)
+    mmtbx_sfdiff.register()
+    extra = SF_PHIL.extract().extra
+    extra.sfdiff.method = "direct"
+    arguments = dict(xray_structure=structure, u_iso_refinable_params=refinable, miller_set=miller_set,
+                     d_target_d_f_calc=flex.complex_double(miller_set.size(), 1 + 2j), n_parameters=0)
+    factory = xray.structure_factors.gradients(miller_set=miller_set)
+    expected = factory(algorithm="direct", **arguments).d_target_d_u_iso()
+    found = factory(algorithm="sfdiff", extra_params=extra, **arguments).d_target_d_u_iso()
+    assert relative(found, expected) < 1e-9
