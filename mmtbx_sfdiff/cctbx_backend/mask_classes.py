@@ -97,8 +97,11 @@ class AtomMask:
             self._compute_original()
         if self._original is not None:
             return self._original.mask_data_whole_uc(layer)
-        data = as_flex_double(self._mask)
-        data.reshape(flex.grid(self._n_real))
+        # With the room that cctbx's real-to-complex transform leaves at the end of each row.
+        n3 = self._n_real[2]
+        padded = torch.nn.functional.pad(self._mask, (0, 2 * (n3 // 2 + 1) - n3))
+        data = as_flex_double(padded)
+        data.reshape(flex.grid(tuple(padded.shape)).set_focus(self._n_real))
         return data
 
     @property
