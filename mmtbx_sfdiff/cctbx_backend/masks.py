@@ -25,15 +25,20 @@ def has_gradient(mask_params):
     return wants_sfdiff(mask_params) and mask_params.sfdiff.method != "binary"
 
 
-def compute_f_mask(manager):
+def compute_f_mask(manager, params):
     """Fill an ``mmtbx.masks.manager`` as its own ``compute_f_mask`` does.
+
+    Parameters
+    ----------
+    manager : mmtbx.masks.manager
+    params : libtbx.phil.scope_extract
+        Those in force, which need not be the manager's own.
 
     Raises
     ------
     libtbx.utils.Sorry
         A grid that does not carry the symmetry, an element without a radius, a device that is not there.
     """
-    params = manager.mask_params
     # The manager has left out hydrogens and empty atoms already.
     atoms, mask = _mask(params, manager.xray_structure, _grid_step(params, manager.miller_array),
                         include_hydrogens=True, include_zero_occupancy=True)

@@ -18,6 +18,7 @@ import mmtbx.masks
 from cctbx.xray.structure_factors.algorithm import Algorithm, algorithms
 from libtbx.phil import tokenizer
 
+from ..bulk_solvent import MASKS
 from . import fmodel_hooks, masks, scaling
 from .from_scatterers import from_scatterers_sfdiff
 from .gradients import gradients_sfdiff
@@ -110,8 +111,8 @@ def takeover(method="auto", accuracy=1e-4, device="cpu", mask="binary", mask_gra
     ValueError
         An unknown method or mask; an accuracy that is not between 0 and 1.
     """
-    if mask not in ("binary", "probe_shrink", "density_cutoff"):
-        raise ValueError(f"Unknown mask {mask!r}: choose from binary, probe_shrink, density_cutoff.")
+    if mask not in MASKS:
+        raise ValueError(f"Unknown mask {mask!r}: choose from {', '.join(MASKS)}.")
     by_fft = Settings(method=method, accuracy=accuracy, device=device, mask_gradient=mask_gradient)
     direct = Settings(method="direct", device=device, mask_gradient=mask_gradient)
     return _taken_over(by_fft, direct, mask, scaling)
@@ -176,11 +177,8 @@ def _hook_compute_f_mask():
 
     @functools.wraps(original)
     def compute_f_mask(self):
-        if _mask_params_in_force(self.mask_params) is not self.mask_params:
-            return _with_mask_params(self, lambda: masks.compute_f_mask(self))
-        if masks.wants_sfdiff(self.mask_params):
-            return masks.compute_f_mask(self)
-        return original(self)
+        params = _mask_params_in_force(self.mask_params)
+        return masks.compute_f_mask(self, params) if masks.wants_sfdiff(params) else original(self)
 
     return _set_attribute(mmtbx.masks.manager, "compute_f_mask", compute_f_mask)
 
@@ -203,15 +201,6 @@ def _mask_params_in_force(mask_params):
     chosen.sfdiff.method = mask
     chosen.sfdiff.device = settings.device
     return chosen
-
-
-def _with_mask_params(mask_manager, compute):
-    own = mask_manager.mask_params
-    mask_manager.mask_params = _mask_params_in_force(own)
-    try:
-        return compute()
-    finally:
-        mask_manager.mask_params = own
 
 
 def _hook_gradients():

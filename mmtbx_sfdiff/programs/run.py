@@ -16,6 +16,8 @@ from libtbx.utils import Sorry
 
 import mmtbx_sfdiff
 
+from ..bulk_solvent import MASKS
+from ..structure_factors import METHODS
 from .runner import guarded
 
 _DISPATCHER = re.compile(r"[A-Za-z]\w*(\.\w+)+")
@@ -40,9 +42,9 @@ With --takeover everything goes through mmtbx_sfdiff, whatever the program asks 
 """)
     result.add_argument("--takeover", action="store_true", help="send every F_calc, gradient and mask through "
                         "mmtbx_sfdiff")
-    result.add_argument("--mask", choices=("binary", "probe_shrink", "density_cutoff"), default="binary",
+    result.add_argument("--mask", choices=tuple(MASKS), default="binary",
                         help="with --takeover: the solvent mask (default: cctbx's own definition)")
-    result.add_argument("--method", choices=("auto", "fft", "direct"), default="auto",
+    result.add_argument("--method", choices=("auto", *METHODS), default="auto",
                         help="with --takeover: how structure factors are computed")
     result.add_argument("--accuracy", type=float, default=1e-4,
                         help="with --takeover: largest relative error of the FFT (default: %(default)g)")
