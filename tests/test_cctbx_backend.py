@@ -294,6 +294,16 @@ def test_gradient_is_that_of_the_whole_model(demo, target):
     assert relative(found, differences) < 0.02
 
 
+def test_direct_stays_exact_where_the_mask_is_differentiated(demo):
+    def gradient(accuracy):
+        with mmtbx_sfdiff.takeover(method="fft", accuracy=accuracy, mask="density_cutoff"):
+            manager = with_solvent(make_manager(demo, "direct"))
+            xray.set_scatterer_grad_flags(scatterers=manager.xray_structure.scatterers(), site=True)
+            return manager.one_time_gradients_wrt_atomic_parameters().packed()
+
+    assert relative(gradient(1e-2), gradient(1e-5)) < 1e-10
+
+
 def test_gradient_of_some_atoms_is_part_of_the_whole(demo):
     mmtbx_sfdiff.register()
     manager = with_solvent(make_manager(demo, mask="density_cutoff"))

@@ -15,18 +15,18 @@ from .gradients import gradients_sfdiff
 from .settings import Settings
 
 
-def settings_of(manager, everyones=None):
+def settings_of(manager, taken_over):
     """How a manager's structure factors are computed here; None where that is cctbx's affair.
 
     Parameters
     ----------
     manager : mmtbx.f_model.manager
-    everyones : Settings, optional
-        In force for managers that did not ask for this package by name.
+    taken_over : dict of str to Settings
+        By algorithm, for managers that did not ask for this package by name.
     """
     if manager.sfg_params.algorithm == "sfdiff":
         return Settings.from_phil(manager.sfg_params.extra)
-    return everyones
+    return taken_over.get(manager.sfg_params.algorithm)
 
 
 def follows_mask(manager, mask_params, settings):

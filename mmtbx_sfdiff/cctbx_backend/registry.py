@@ -123,9 +123,10 @@ def _taken_over(by_fft, direct, mask, scaling):
     was_registered, had_scaling = is_registered(), bool(_undo_scaling)
     register(scaling=scaling)
     undo = []
-    _takeovers.append((by_fft, mask))
+    by_name = {"fft": by_fft, "direct": direct}
+    _takeovers.append((by_name, mask))
     try:
-        for name, settings in (("fft", by_fft), ("direct", direct)):
+        for name, settings in by_name.items():
             undo.append(_set_item(algorithms, name, Algorithm(
                 name, algorithms[name].desc,
                 functools.partial(from_scatterers_sfdiff, settings=settings),
@@ -184,7 +185,7 @@ def _hook_compute_f_mask():
 
 
 def _settings_in_force(manager):
-    return fmodel_hooks.settings_of(manager, _takeovers[-1][0] if _takeovers else None)
+    return fmodel_hooks.settings_of(manager, _takeovers[-1][0] if _takeovers else {})
 
 
 def _mask_params_in_force(mask_params):
@@ -193,13 +194,13 @@ def _mask_params_in_force(mask_params):
         return mask_params
     if mask_params.n_radial_shells > 1:
         return mask_params
-    settings, mask = _takeovers[-1]
+    by_name, mask = _takeovers[-1]
     chosen = mmtbx.masks.mask_master_params.extract()
     chosen.__dict__.update({name: value for name, value in mask_params.__dict__.items()
                             if name not in ("algorithm", "sfdiff")})
     chosen.algorithm = NAME
     chosen.sfdiff.method = mask
-    chosen.sfdiff.device = settings.device
+    chosen.sfdiff.device = by_name["fft"].device
     return chosen
 
 
