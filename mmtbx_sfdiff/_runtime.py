@@ -252,7 +252,16 @@ def one_cpu_thread(device):
         torch.set_num_threads(number)
 
 
+def _end_at_ctrl_c():
+    """Until a program of this package runs and answers for itself, Ctrl-C ends it without a traceback."""
+    program = os.path.basename(sys.argv[0] if getattr(sys, "argv", None) else "").startswith("mmtbx_sfdiff.")
+    if program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _start():
+    _end_at_ctrl_c()
     _load_cctbx()
     torch = _load_torch()
     self_test(torch)

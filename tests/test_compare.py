@@ -554,6 +554,22 @@ def test_dry_run_and_quiet(files_1yjp, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_libraries_are_loaded(tmp_path):
+    """A second after the start nothing is there yet that could answer: the process ends, without a traceback."""
+    program = ("import sys; sys.argv[0] = '/usr/bin/mmtbx_sfdiff.compare'; "
+               "from mmtbx_sfdiff.command_line.compare import run; sys.exit(run(['demo', 'n_timing=1000']))")
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, preexec_fn=heed_interrupts,
+                               env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "torch" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130) and output == "" and "Traceback" not in error, error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c(tmp_path):
     """In the middle of the work: one sentence, exit code 130, nothing left behind."""
     process = subprocess_run(["demo", "n_timing=1000"], cwd=tmp_path)
@@ -564,5 +580,5 @@ def test_ctrl_c(tmp_path):
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    assert process.returncode == 130, (process.returncode, error)
     assert error.strip() == "Interrupted: nothing was written." and list(tmp_path.iterdir()) == []

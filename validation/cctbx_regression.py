@@ -2,9 +2,10 @@
 
     python -m validation.cctbx_regression [file ...] [--output cctbx_regression.json] [--timeout 300]
 
-Each file runs twice in processes of its own: by itself, and through ``mmtbx_sfdiff.run --takeover``.  What matters is
-a file whose outcome differs.  Without names, the files of the installed cctbx that mention f_model, structure factors
-or masks are taken.
+Each file runs twice in processes of its own: by itself, and, where it passes, through ``mmtbx_sfdiff.run
+--takeover``.  What matters is a file whose outcome differs.  Without names, the files of the installed cctbx that
+mention f_model, structure factors or masks are taken.  Files that the output already holds, for this version of
+cctbx, are not run again.
 """
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ import mmtbx_sfdiff  # noqa: F401  (first)
 
 import cctbx
 import mmtbx
+
+from mmtbx_sfdiff.files.writing import write_all
 
 _FOLDERS = ("mmtbx/regression", "mmtbx/bulk_solvent", "mmtbx/masks", "mmtbx/f_model", "mmtbx/refinement",
             "mmtbx/max_lik", "mmtbx/maps", "mmtbx/twinning", "mmtbx/scaling", "mmtbx/dynamics", "mmtbx/utils",
@@ -41,7 +44,7 @@ def test_files():
 
 
 def run(path, takeover, timeout):
-    """(outcome, seconds, last line of stderr) of one file."""
+    """Outcome, seconds and last line of stderr of one file."""
     command = [sys.executable, str(path)]
     if takeover:
         command = [sys.executable, "-m", "mmtbx_sfdiff.command_line.run", "--takeover", str(path)]
@@ -52,10 +55,10 @@ def run(path, takeover, timeout):
             result = subprocess.run(command, cwd=folder, env=environment, timeout=timeout, text=True,
                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         except subprocess.TimeoutExpired:
-            return "timeout", timeout, ""
-    outcome = "pass" if result.returncode == 0 else "fail"
-    reason = (result.stderr.strip().splitlines() or [""])[-1][:200]
-    return outcome, time.perf_counter() - start, reason if outcome == "fail" else ""
+            return {"outcome": "timeout", "seconds": timeout, "reason": ""}
+    reason = (result.stderr.strip().splitlines() or [""])[-1][:200] if result.returncode else ""
+    return {"outcome": "fail" if result.returncode else "pass", "seconds": round(time.perf_counter() - start, 2),
+            "reason": reason}
 
 
 def main():
@@ -65,26 +68,45 @@ def main():
     parser.add_argument("--timeout", type=float, default=300)
     options = parser.parse_args()
     root = Path(mmtbx.__file__).parent.parent
-    rows = []
+    rows = earlier_rows(options.output)
+    known = {row["file"] for row in rows}
     for path in options.files or test_files():
-        row = {"file": str(path.relative_to(root)) if path.is_relative_to(root) else str(path)}
-        for mode in ("as it is", "takeover"):
-            outcome, seconds, reason = run(path, mode == "takeover", options.timeout)
-            row[mode] = {"outcome": outcome, "seconds": round(seconds, 2), "reason": reason}
-        same = row["as it is"]["outcome"] == row["takeover"]["outcome"]
-        print(f"{'' if same else 'DIFFERS '}{row['file']}: {row['as it is']['outcome']} / "
-              f"{row['takeover']['outcome']}  {row['as it is']['seconds']:.0f} / {row['takeover']['seconds']:.0f} s  "
-              f"{row['takeover']['reason']}", flush=True)
+        name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+        if name in known:
+            continue
+        row = {"file": name, "as it is": run(path, False, options.timeout)}
+        if row["as it is"]["outcome"] == "pass":
+            row["takeover"] = run(path, True, options.timeout)
+        print(describe(row), flush=True)
         rows.append(row)
-        text = json.dumps({"cctbx": cctbx.__version__, "mmtbx_sfdiff": mmtbx_sfdiff.__version__, "files": rows}, indent=1)
-        temporary = options.output.with_name(f".{options.output.name}.part")
-        temporary.write_text(text)
-        os.replace(temporary, options.output)
-    differing = [row["file"] for row in rows if row["as it is"]["outcome"] != row["takeover"]["outcome"]]
-    both = sum(row["as it is"]["outcome"] == row["takeover"]["outcome"] == "pass" for row in rows)
-    print(f"{len(rows)} files: {both} pass both ways, {len(rows) - both - len(differing)} fail or time out both ways, "
-          f"{len(differing)} differ" + (": " + ", ".join(differing) if differing else ""))
+        record = {"cctbx": cctbx.__version__, "mmtbx_sfdiff": mmtbx_sfdiff.__version__, "files": rows}
+        write_all({options.output: json.dumps(record, indent=1).encode()})
+    passing = [row for row in rows if "takeover" in row]
+    differing = [row["file"] for row in passing if row["takeover"]["outcome"] != "pass"]
+    print(f"{len(rows)} files: {len(passing)} pass by themselves, {len(passing) - len(differing)} of them under takeover too"
+          + ("; not: " + ", ".join(differing) if differing else ""))
     return 1 if differing else 0
+
+
+def earlier_rows(output):
+    """What a run that was stopped has left, if it was with the cctbx of now."""
+    if not output.exists():
+        return []
+    try:
+        record = json.loads(output.read_text())
+        return record["files"] if record["cctbx"] == cctbx.__version__ else []
+    except (ValueError, KeyError, TypeError):
+        sys.exit(f"{output} is not the output of this script; name another one with --output")
+
+
+def describe(row):
+    """One line on a file."""
+    alone, taken = row["as it is"], row.get("takeover")
+    if taken is None:
+        return f"{row['file']}: {alone['outcome']} by itself, {alone['seconds']:.0f} s  {alone['reason']}"
+    sign = "" if taken["outcome"] == "pass" else "DIFFERS "
+    return (f"{sign}{row['file']}: {alone['outcome']} / {taken['outcome']}, {alone['seconds']:.0f} / "
+            f"{taken['seconds']:.0f} s  {taken['reason']}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ nothing behind.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import sys
 
 from iotbx.cli_parser import CCTBXParser, run_program
@@ -114,6 +116,9 @@ def main(program_class, args=None):
 
 def guarded(run, interrupted="Interrupted."):
     """Call ``run()``; say what went wrong in one sentence, and return the exit code as :func:`main` does."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the libraries were loaded
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run()
         sys.stdout.flush()
