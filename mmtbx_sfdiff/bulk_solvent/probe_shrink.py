@@ -44,9 +44,9 @@ VOLUME_RATIO = 0.75
 EDGE_RATIO = 0.375
 #: Steps of the fine grid, Å, soft and hard.
 FINE_STEP = 0.31
-HARD_STEP = 0.21
-#: How the hard mask makes up for its grid; see :mod:`.probe_shrink_hard`.
-_HARD = {"top": 0.3, "slope": 10.0, "slack": 0.015}
+HARD_STEP = 0.151
+#: Distances from the spheres, Å, that the hard mask tells apart; see :mod:`.probe_shrink_hard`.
+_TOP = 0.3
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -240,13 +240,13 @@ def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memor
     fine = fineness(crystal, n_real, HARD_STEP)
     step = 1.2 * (crystal.volume / math.prod(n_real)) ** (1 / 3)
     low = -float(r_shrink.detach()) - step / 2
-    reach = Reach(_HARD["top"] - low)
+    reach = Reach(_TOP - low)
     if engine == "cpu":
         from .probe_shrink_hard import HardMask
         engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory, torch.get_num_threads())
     else:
         engine = probe_shrink_torch.HardMask(crystal, n_real, fine, reach, dtype, memory)
-    t = ((_Psi.apply(sites, radii, low, engine, _HARD) + r_shrink.to(dtype)) / step + 0.5).clamp(0, 1)
+    t = ((_Psi.apply(sites, radii, low, engine) + r_shrink.to(dtype)) / step + 0.5).clamp(0, 1)
     return _ToCell.apply(t * t * (3 - 2 * t), engine)
 
 
@@ -254,13 +254,13 @@ class _Psi(torch.autograd.Function):
     """psi of the hard mask at one grid point of each orbit."""
 
     @staticmethod
-    def forward(ctx, sites, radii, low, engine, options):
-        psi, ctx.source = engine.psi(sites, radii, low, **options)
+    def forward(ctx, sites, radii, low, engine):
+        psi, ctx.source = engine.psi(sites, radii, low, _TOP)
         ctx.save_for_backward(sites, radii)
-        ctx.engine, ctx.options = engine, options
+        ctx.engine = engine
         return psi
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *ctx.engine.pull_back(gradient, ctx.source, *ctx.saved_tensors, **ctx.options), None, None, None
+        return *ctx.engine.pull_back(gradient, ctx.source, *ctx.saved_tensors, _TOP), None, None
