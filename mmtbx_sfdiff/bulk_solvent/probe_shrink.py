@@ -119,7 +119,7 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
         values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
     one_mask = _soft if float(lengths["softness"].detach()) > 0 else _hard
     masks = [one_mask(s[part], r[part] + lengths["r_probe"], c[part], lengths["r_shrink"], lengths["softness"], crystal,
-                      n_real, atoms.dtype, memory, engine, precision)
+                      n_real, atoms.dtype, memory, engine, precision, memory // n_models)
              for s, r, c, part in zip(sites, radii, cover, taking_part)]
     return torch.stack(masks).reshape(*batch, *n_real)
 
@@ -158,14 +158,14 @@ class Ball:
         return -6 * t * (1 - t) * (t - 0.5) / self.edge
 
 
-def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision):
+def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
     width, edge, volume = softness, EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
     ball = Ball(float(r_shrink.detach()), float(edge.detach()))
     fine = fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
         from .probe_shrink_cpu import SoftMask
         engine = SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory,
-                          torch.get_num_threads())
+                          torch.get_num_threads(), kept)
     else:
         engine = probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
     volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, width, engine).to(torch.float64)
@@ -182,7 +182,8 @@ class _Volume(torch.autograd.Function):
         ctx.save_for_backward(sites, radii, cover, width)
         ctx.engine = engine
         weights = [engine.weights(engine.kernel.value)]
-        return engine.forward(sites, radii, cover, float(width), weights)[0]
+        keep = any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5]))
+        return engine.forward(sites, radii, cover, float(width), weights, keep)[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -236,7 +237,7 @@ class Reach:
         self.reach = reach
 
 
-def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision):
+def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
     fine = fineness(crystal, n_real, HARD_STEP)
     step = 1.2 * (crystal.volume / math.prod(n_real)) ** (1 / 3)
     low = -float(r_shrink.detach()) - step / 2

@@ -106,7 +106,7 @@ class SoftMask:
                 logarithm.index_add_(0, places[near], factor.log())
         return logarithm.exp_()
 
-    def forward(self, sites, radii, cover, width, weights):
+    def forward(self, sites, radii, cover, width, weights, keep=False):
         with torch.no_grad():
             grid = self.grid(sites.device)
             field = torch.fft.rfftn(self._accessibility(sites, radii, cover, width).reshape(grid.n_real))

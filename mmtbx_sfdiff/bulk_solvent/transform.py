@@ -3,7 +3,8 @@
     F_mask(h) = V/N sum_g mask(g) exp(+2 pi i h.x_g)
 
 with the N grid points g at the fractional coordinates x_g, and the cell volume V: electrons, for a solvent of one
-electron per Å^3.  As in mmtbx, reflections beyond 3 Å are set to zero unless asked otherwise.
+electron per Å^3.  As in mmtbx, reflections beyond 3 Å are set to zero unless asked otherwise.  The grid resolves far more
+than that, so each axis is transformed for the frequencies only that are wanted of the axes before it.
 
 Reference: ``mmtbx.masks.manager.compute_f_mask``.
 """
@@ -64,10 +65,10 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
     # Only l >= 0 is kept of the transform of a real map; the sign in the exponent is the opposite of torch's.
     flip = indices[:, 2] < 0
     half = torch.where(flip[:, None], -indices, indices)
-    half = torch.stack([half[:, 0] % n[0], half[:, 1] % n[1], half[:, 2]], -1)
-    n_l = grid[2] // 2 + 1
-    rows = (half[:, 0] * grid[1] + half[:, 1]) * n_l + half[:, 2]
-    transform = torch.fft.rfftn(mask, dim=(-3, -2, -1)).flatten(-3)
+    limits = half.abs().amax(0).tolist() if len(half) else [0, 0, 0]
+    shape = [2 * limits[0] + 1, 2 * limits[1] + 1, limits[2] + 1]
+    rows = ((half[:, 0] % shape[0]) * shape[1] + half[:, 1] % shape[1]) * shape[2] + half[:, 2]
+    transform = _LowFrequencies.apply(mask, tuple(limits)).flatten(-3)
     f = torch.view_as_real(transform.index_select(-1, rows))
     scale = crystal.volume / mask[(0,) * (mask.ndim - 3)].numel()
     sign = (2 * flip.to(mask.dtype) - 1) * scale
@@ -76,3 +77,49 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
         return f
     result = f.new_zeros((*f.shape[:-1], len(inside)))
     return result.index_copy(-1, kept, f)
+
+
+def _kept(limit, n):
+    """The frequencies from -limit to limit in a transform of n, as two slices: 0 and positive, negative."""
+    return slice(0, limit + 1), slice(n - limit, n)
+
+
+class _LowFrequencies(torch.autograd.Function):
+    """Transform of a real map (..., n1, n2, n3) at the indices -h..h, -k..k, 0..l; negative ones behind the others."""
+
+    @staticmethod
+    def forward(ctx, mask, limits):
+        ctx.limits, ctx.grid = limits, mask.shape[-3:]
+        x = torch.fft.rfft(mask)[..., :limits[2] + 1]
+        for dim, limit in ((-2, limits[1]), (-3, limits[0])):
+            n = mask.shape[dim]
+            x = torch.fft.fft(x, dim=dim)
+            x = torch.cat([x.narrow(dim, part.start, part.stop - part.start) for part in _kept(limit, n)], dim)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _FromLowFrequencies.apply(gradient, ctx.limits, ctx.grid), None
+
+
+class _FromLowFrequencies(torch.autograd.Function):
+    """The adjoint of :class:`_LowFrequencies`."""
+
+    @staticmethod
+    def forward(ctx, x, limits, grid):
+        ctx.limits = limits
+        for dim, limit, n in ((-3, limits[0], grid[0]), (-2, limits[1], grid[1])):
+            shape = list(x.shape)
+            shape[dim] = n
+            padded = x.new_zeros(shape)
+            first, second = _kept(limit, n)
+            padded.narrow(dim, 0, first.stop).copy_(x.narrow(dim, 0, first.stop))
+            padded.narrow(dim, second.start, limit).copy_(x.narrow(dim, first.stop, limit))
+            x = torch.fft.ifft(padded, dim=dim, norm="forward")
+        # A real inverse transform counts every l > 0 twice.
+        x = torch.cat([x[..., :1], x[..., 1:] / 2], -1)
+        return torch.fft.irfft(x, n=grid[2], norm="forward")
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _LowFrequencies.apply(gradient, ctx.limits), None, None
