@@ -121,7 +121,7 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     masks = [one_mask(s[part], r[part] + lengths["r_probe"], c[part], lengths["r_shrink"], lengths["softness"], crystal,
                       n_real, atoms.dtype, memory, engine, precision, memory // n_models)
              for s, r, c, part in zip(sites, radii, cover, taking_part)]
-    return torch.stack(masks).reshape(*batch, *n_real)
+    return (torch.stack(masks) if n_models != 1 else masks[0]).reshape(*batch, *n_real)
 
 
 def probe_shrink_defaults():

@@ -49,10 +49,8 @@ class SoftMask:
 
         def fill(first, after):
             box.field[first:after] = 1
-            _clear_cores(box.field, box.windows, first, after, box.positions, box.radii, box.cover, box.width, box.gram32,
-                         box.extent)
             _accessibility(box.field, box.windows, first, after, box.positions, box.radii, box.cover, box.width, box.gram32,
-                           box.extent)
+                           box.extent, np.empty((4, m1), dtype=self.dtype))
 
         workers.over(m0, fill)
         return box
@@ -100,7 +98,8 @@ class SoftMask:
                 def attribute(first, after):
                     out = np.zeros((n_images, 6))
                     _attribute(by_field, windows, first, after, box.positions, box.radii, box.cover, box.width,
-                               box.gram32, box.extent, np.empty(LANES * SUMS, dtype=self.dtype), out)
+                               box.gram32, box.extent, np.empty((4, box.shape[1]), dtype=self.dtype),
+                               np.empty(LANES * SUMS, dtype=self.dtype), out)
                     return out
 
                 parts = sum(workers.over(box.field.shape[0], attribute, 1))
@@ -167,55 +166,43 @@ def _rows(position, reach, extent, first_plane, after_plane, m1):
 
 
 @jit
-def _chord(d0, d1, outer_sq, gram, per_c, cell, origin, low, high):
-    """The part [first, after) of [low, high) of a row inside a sphere; the squared distance is
-    quadratic + 2 linear d + gram[2] d^2.
+def _chords(position, plane, j_low, j_high, outer_sq, gram, table):
+    """Where the rows of a plane enter and leave a sphere, in steps from the cell of its centre, and the squared distance.
+
+    ``table``: (4, n), for each row the ends, and quadratic and linear of quadratic + 2 linear d + gram[2] d^2.
     """
-    linear = gram[4] * d0 + gram[5] * d1
-    quadratic = (gram[0] * d0 + gram[3] * d1) * d0 + gram[1] * d1 * d1
-    shift = linear * per_c
-    across = quadratic - linear * shift
-    left = (outer_sq - across) * per_c
-    if left <= 0:
-        return low, low, linear, quadratic
-    length = np.sqrt(left)
-    first = max(low, cell + int(np.ceil(origin - shift - length)))
-    after = min(high, cell + int(np.floor(origin - shift + length)) + 1)
-    return first, after, linear, quadratic
-
-
-@jit
-def _clear_cores(field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent):
-    """Zero where no probe can be for one atom's sake."""
-    m1 = field.shape[1]
     real = gram.dtype.type
     per_c = real(1) / gram[2]
-    for image in range(len(positions)):
-        radius = radii[image]
-        core_sq = radius * (radius - width)
-        if core_sq <= 0 or cover[image] != 1:
-            continue
-        low, high, j_low, j_high = _rows(positions[image], np.sqrt(core_sq), extent, first_plane, after_plane, m1)
-        cell = int(np.floor(positions[image, 2]))
-        origin = real(positions[image, 2] - cell)
-        for i in range(low, high):
-            d0 = real(i - positions[image, 0])
-            for j in range(j_low, j_high):
-                first, after = _chord(d0, real(j - positions[image, 1]), core_sq, gram, per_c, cell, origin, windows[i, j, 0],
-                                      windows[i, j, 1])[:2]
-                row = field[i, j]
-                for k in range(first, after):
-                    row[k] = 0
+    d0, start = real(plane - position[0]), real(j_low - position[1])
+    origin = real(position[2] - np.floor(position[2]))
+    first, last, quadratic, linear = table[0], table[1], table[2], table[3]
+    for n in range(j_high - j_low):
+        d1 = start + real(n)
+        along = gram[4] * d0 + gram[5] * d1
+        square = (gram[0] * d0 + gram[3] * d1) * d0 + gram[1] * d1 * d1
+        shift = along * per_c
+        left = (outer_sq - (square - along * shift)) * per_c
+        # A sphere that is not reached ends before it begins.
+        length = np.sqrt(max(left, real(0))) if left > real(0) else real(-1)
+        first[n] = origin - shift - length
+        last[n] = origin - shift + length
+        quadratic[n] = square
+        linear[n] = along
 
 
 @jit
-def _accessibility(field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent):
+def _beyond(x):
+    """The next integer after x > -4096; a conversion, where floor would be a call."""
+    return int(x + type(x)(4096)) - 4095
+
+
+@jit
+def _accessibility(field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, table):
     """Multiply the field by 1 - cover (1 - S(t)) of every image, t = 1/2 + (d^2 - R^2) / (2 R width)."""
     m1, m2 = field.shape[1], field.shape[2]
     flat = field.reshape(-1)
     real = gram.dtype.type
     half = real(0.5)
-    per_c = real(1) / gram[2]
     for image in range(len(positions)):
         radius, share = radii[image], cover[image]
         if radius <= 0:
@@ -228,15 +215,16 @@ def _accessibility(field, windows, first_plane, after_plane, positions, radii, c
         cell = int(np.floor(positions[image, 2]))
         origin = real(positions[image, 2] - cell)
         for i in range(low, high):
-            d0 = real(i - positions[image, 0])
+            _chords(positions[image], i, j_low, j_high, outer_sq, gram, table)
             for j in range(j_low, j_high):
-                first, after, linear, quadratic = _chord(
-                    d0, real(j - positions[image, 1]), outer_sq, gram, per_c, cell, origin, windows[i, j, 0], windows[i, j, 1])
+                n = j - j_low
+                first = max(windows[i, j, 0], cell + _beyond(table[0, n]))
+                after = min(windows[i, j, 1], cell + _beyond(table[1, n]))
                 if first >= after:
                     continue
                 begin = first & ~7
-                multiply_blocks(flat, (i * m1 + j) * m2 + begin, (after - begin + 7) >> 3, quadratic * scale + offset,
-                                (linear + linear) * scale, a2, real(begin - cell) - origin, share)
+                multiply_blocks(flat, (i * m1 + j) * m2 + begin, (after - begin + 7) >> 3, table[2, n] * scale + offset,
+                                (scale + scale) * table[3, n], a2, real(begin - cell) - origin, share)
 
 
 @jit
@@ -300,13 +288,12 @@ def _spread(by_field, field, windows, active, first_plane, after_plane, dense, o
 
 
 @jit
-def _attribute(by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, sums, out):
+def _attribute(by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, table, sums, out):
     """Gradients of each image: 3 by position (covariant, grid steps), radius, cover, width."""
     m1, m2 = by_field.shape[1], by_field.shape[2]
     flat = by_field.reshape(-1)
     real = gram.dtype.type
     one, two, six, zero, half = real(1), real(2), real(6), real(0), real(0.5)
-    per_c = one / gram[2]
     for image in range(len(positions)):
         radius, share = radii[image], cover[image]
         if radius <= 0:
@@ -321,15 +308,17 @@ def _attribute(by_field, windows, first_plane, after_plane, positions, radii, co
         sums[:] = zero
         for i in range(low, high):
             d0 = real(i - positions[image, 0])
+            _chords(positions[image], i, j_low, j_high, outer_sq, gram, table)
             for j in range(j_low, j_high):
-                d1 = real(j - positions[image, 1])
-                first, after, linear, quadratic = _chord(
-                    d0, d1, outer_sq, gram, per_c, cell, origin, windows[i, j, 0], windows[i, j, 1])
+                n = j - j_low
+                first = max(windows[i, j, 0], cell + _beyond(table[0, n]))
+                after = min(windows[i, j, 1], cell + _beyond(table[1, n]))
                 if first >= after:
                     continue
                 begin = first & ~7
-                attribute_blocks(flat, (i * m1 + j) * m2 + begin, (after - begin + 7) >> 3, quadratic * scale + offset,
-                                 two * linear * scale, a2, real(begin - cell) - origin, share, d0, d1, sums)
+                attribute_blocks(flat, (i * m1 + j) * m2 + begin, (after - begin + 7) >> 3, table[2, n] * scale + offset,
+                                 two * scale * table[3, n], a2, real(begin - cell) - origin, share, d0,
+                                 real(j - positions[image, 1]), sums)
         total, s0, s1, s2, total_t, total_left = zero, zero, zero, zero, zero, zero
         for k in range(8):
             total += sums[k]

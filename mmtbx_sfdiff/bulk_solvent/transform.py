@@ -16,6 +16,8 @@ from ..crystal import as_miller_tensor
 
 # mmtbx's Fmask_res_high.
 F_MASK_D_MIN = 3.0
+# Grid points.
+_PORTION = 2**16
 
 
 def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
@@ -79,9 +81,23 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
     return result.index_copy(-1, kept, f)
 
 
-def _kept(limit, n):
-    """The frequencies from -limit to limit in a transform of n, as two slices: 0 and positive, negative."""
-    return slice(0, limit + 1), slice(n - limit, n)
+def _cut(x, dim, limit):
+    """The frequencies 0..limit and -limit..-1 of a transform."""
+    return torch.cat([x.narrow(dim, 0, limit + 1), x.narrow(dim, x.shape[dim] - limit, limit)], dim)
+
+
+def _padded(x, dim, limit, n):
+    """A transform of n with these frequencies, and no others."""
+    middle = list(x.shape)
+    middle[dim] = n - 2 * limit - 1
+    return torch.cat([x.narrow(dim, 0, limit + 1), x.new_zeros(middle), x.narrow(dim, limit + 1, limit)], dim)
+
+
+def _portion(planes):
+    """How many planes of a map at a time, so that what is made of them stays in the cache."""
+    if planes.device.type != "cpu":
+        return len(planes)
+    return max(1, _PORTION // max(1, planes.shape[-1] * planes.shape[-2]))
 
 
 class _LowFrequencies(torch.autograd.Function):
@@ -90,12 +106,12 @@ class _LowFrequencies(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mask, limits):
         ctx.limits, ctx.grid = limits, mask.shape[-3:]
-        x = torch.fft.rfft(mask)[..., :limits[2] + 1]
-        for dim, limit in ((-2, limits[1]), (-3, limits[0])):
-            n = mask.shape[dim]
-            x = torch.fft.fft(x, dim=dim)
-            x = torch.cat([x.narrow(dim, part.start, part.stop - part.start) for part in _kept(limit, n)], dim)
-        return x
+        h, k, l = limits
+        planes = mask.flatten(0, -3)
+        planes = torch.cat([_cut(torch.fft.fft(torch.fft.rfft(part)[..., :l + 1], dim=-2), -2, k)
+                            for part in planes.split(_portion(planes))])
+        planes = planes.reshape(*mask.shape[:-2], *planes.shape[1:])
+        return _cut(torch.fft.fft(planes, dim=-3), -3, h)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -108,17 +124,17 @@ class _FromLowFrequencies(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, limits, grid):
         ctx.limits = limits
-        for dim, limit, n in ((-3, limits[0], grid[0]), (-2, limits[1], grid[1])):
-            shape = list(x.shape)
-            shape[dim] = n
-            padded = x.new_zeros(shape)
-            first, second = _kept(limit, n)
-            padded.narrow(dim, 0, first.stop).copy_(x.narrow(dim, 0, first.stop))
-            padded.narrow(dim, second.start, limit).copy_(x.narrow(dim, first.stop, limit))
-            x = torch.fft.ifft(padded, dim=dim, norm="forward")
+        h, k, _ = limits
+        x = torch.fft.ifft(_padded(x, -3, h, grid[0]), dim=-3, norm="forward")
         # A real inverse transform counts every l > 0 twice.
         x = torch.cat([x[..., :1], x[..., 1:] / 2], -1)
-        return torch.fft.irfft(x, n=grid[2], norm="forward")
+        result = torch.empty(*x.shape[:-2], *grid[1:], dtype=x.real.dtype, device=x.device)
+        planes = result.view(-1, *grid[1:])
+        size = _portion(planes)
+        for part, out in zip(x.flatten(0, -3).split(size), planes.split(size)):
+            out.copy_(torch.fft.irfft(torch.fft.ifft(_padded(part, -2, k, grid[1]), dim=-2, norm="forward"), n=grid[2],
+                                      norm="forward"))
+        return result
 
     @staticmethod
     def backward(ctx, gradient):
