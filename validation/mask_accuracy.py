@@ -30,8 +30,8 @@ from mmtbx_sfdiff.cctbx_backend import reference
 
 EDGES = (1e9, 8.0, 6.0, 5.0, 4.0, 3.5, 3.0)
 STEPS = (1.0, 0.8, 0.6, 0.45, 0.3)
-# Points of a fine grid beyond which maps are not compared: 8 bytes each, some three times over.
-MAP_POINTS = 4e8
+# Points of a fine grid beyond which maps are not compared: mmtbx makes them for the whole cell, which takes long.
+MAP_POINTS = 6e7
 MASKS = ("probe_shrink", "mmtbx_default", "density_cutoff", "soft_default")
 
 
