@@ -4,7 +4,8 @@ For every entry, medians over the repeats:
 
 - *whole step*: F_protein, solvent mask, F_model, least-squares target and its gradient with respect to all sites and
   displacement parameters; ours differentiates the mask too, mmtbx's (F_calc, F_mask, target functor, gradients by FFT)
-  does not have that term;
+  does not have that term.  It is told to make the mask anew in every step, as ours is; by itself it would keep it until
+  the atoms have moved by 0.1 Å in the mean;
 - *mask held fixed*: the same without the mask.
 
 Both start from atoms that have moved since the last step. Structure factors are by FFT on both sides, mmtbx's at its
@@ -77,7 +78,8 @@ class Theirs:
 
     def step(self, shift, fixed_mask):
         self.structure.set_sites_cart(self.sites + flex.vec3_double(np.ascontiguousarray(shift)))
-        self.manager.update_xray_structure(self.structure, update_f_calc=True, update_f_mask=not fixed_mask)
+        self.manager.update_xray_structure(self.structure, update_f_calc=True, update_f_mask=not fixed_mask,
+                                           force_update_f_mask=not fixed_mask)
         result = self.functor(compute_gradients=True)
         gradients = result.gradients_wrt_atomic_parameters(site=True, u_iso=True, u_aniso=True)
         return result.target_work(), gradients

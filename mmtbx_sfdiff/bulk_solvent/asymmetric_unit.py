@@ -185,9 +185,9 @@ def spread_to_cell(values, orbit, first, after, out):
 
 
 @jit
-def sum_over_orbits(values, orbit, out):
+def sum_over_orbits(values, orbit, first, after, out):
     """out[orbit[i]] += values[i]."""
-    for i in range(len(orbit)):
+    for i in range(first, after):
         out[orbit[i]] += values[i]
 
 

@@ -44,9 +44,9 @@ VOLUME_RATIO = 0.75
 EDGE_RATIO = 0.375
 #: Steps of the fine grid, Å, soft and hard.
 FINE_STEP = 0.31
-HARD_STEP = 0.21
-#: How the hard mask makes up for its grid; see :mod:`.probe_shrink_hard`.
-_HARD = {"top": 0.3, "slope": 10.0, "slack": 0.015}
+HARD_STEP = 0.151
+#: Distances from the spheres, Å, that the hard mask tells apart; see :mod:`.probe_shrink_hard`.
+_TOP = 0.3
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -119,9 +119,9 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
         values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
     one_mask = _soft if float(lengths["softness"].detach()) > 0 else _hard
     masks = [one_mask(s[part], r[part] + lengths["r_probe"], c[part], lengths["r_shrink"], lengths["softness"], crystal,
-                      n_real, atoms.dtype, memory, engine, precision)
+                      n_real, atoms.dtype, memory, engine, precision, memory // n_models)
              for s, r, c, part in zip(sites, radii, cover, taking_part)]
-    return torch.stack(masks).reshape(*batch, *n_real)
+    return (torch.stack(masks) if n_models != 1 else masks[0]).reshape(*batch, *n_real)
 
 
 def probe_shrink_defaults():
@@ -158,14 +158,14 @@ class Ball:
         return -6 * t * (1 - t) * (t - 0.5) / self.edge
 
 
-def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision):
+def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
     width, edge, volume = softness, EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
     ball = Ball(float(r_shrink.detach()), float(edge.detach()))
     fine = fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
         from .probe_shrink_cpu import SoftMask
         engine = SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory,
-                          torch.get_num_threads())
+                          torch.get_num_threads(), kept)
     else:
         engine = probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
     volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, width, engine).to(torch.float64)
@@ -182,7 +182,8 @@ class _Volume(torch.autograd.Function):
         ctx.save_for_backward(sites, radii, cover, width)
         ctx.engine = engine
         weights = [engine.weights(engine.kernel.value)]
-        return engine.forward(sites, radii, cover, float(width), weights)[0]
+        keep = any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5]))
+        return engine.forward(sites, radii, cover, float(width), weights, keep)[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -236,17 +237,17 @@ class Reach:
         self.reach = reach
 
 
-def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision):
+def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
     fine = fineness(crystal, n_real, HARD_STEP)
     step = 1.2 * (crystal.volume / math.prod(n_real)) ** (1 / 3)
     low = -float(r_shrink.detach()) - step / 2
-    reach = Reach(_HARD["top"] - low)
+    reach = Reach(_TOP - low)
     if engine == "cpu":
         from .probe_shrink_hard import HardMask
         engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory, torch.get_num_threads())
     else:
         engine = probe_shrink_torch.HardMask(crystal, n_real, fine, reach, dtype, memory)
-    t = ((_Psi.apply(sites, radii, low, engine, _HARD) + r_shrink.to(dtype)) / step + 0.5).clamp(0, 1)
+    t = ((_Psi.apply(sites, radii, low, engine) + r_shrink.to(dtype)) / step + 0.5).clamp(0, 1)
     return _ToCell.apply(t * t * (3 - 2 * t), engine)
 
 
@@ -254,13 +255,13 @@ class _Psi(torch.autograd.Function):
     """psi of the hard mask at one grid point of each orbit."""
 
     @staticmethod
-    def forward(ctx, sites, radii, low, engine, options):
-        psi, ctx.source = engine.psi(sites, radii, low, **options)
+    def forward(ctx, sites, radii, low, engine):
+        psi, ctx.source = engine.psi(sites, radii, low, _TOP)
         ctx.save_for_backward(sites, radii)
-        ctx.engine, ctx.options = engine, options
+        ctx.engine = engine
         return psi
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *ctx.engine.pull_back(gradient, ctx.source, *ctx.saved_tensors, **ctx.options), None, None, None
+        return *ctx.engine.pull_back(gradient, ctx.source, *ctx.saved_tensors, _TOP), None, None

@@ -2,12 +2,11 @@
 
 With the distance field phi(y) = min_j |y - x_j| - R_j, which is positive where a probe's centre can be,
 
-    psi(x) = max_y [g(phi(y)) - |x - y|],    g(t) = t for t >= 0, 0 for -s < t < 0, k (t + s) below,
+    psi(x) = max [phi(y) - |x - y|] over the y with phi(y) >= 0
 
-for k to infinity and s to 0 is minus the distance of x from the accessible region, and x is solvent where
-psi(x) + r_shrink > 0: g(t) = t says that the ball of radius phi(y) about y is accessible, which tells where the surface
-is between the grid points y.  The finite k, and s, make up for what phi reaches between them; they were chosen so that
-F_mask agrees with mmtbx's on very fine grids.  A mask value is a smooth step of psi + r_shrink, as wide as 1.2 grid steps.
+is minus the distance of x from the accessible region, and x is solvent where psi(x) + r_shrink > 0.  All of the ball of
+radius phi(y) about y is accessible, which tells where the surface is between the points y of a grid.  A mask value is a
+smooth step of psi + r_shrink, as wide as 1.2 grid steps.
 
 psi is decided by one place y and by the atom nearest to it, so its derivative is that of one distance.
 """
@@ -50,7 +49,7 @@ class HardMask(SoftMask):
         box.linear_steps = self.steps @ strides
         return box
 
-    def psi(self, sites, radii, low, top, slope, slack):
+    def psi(self, sites, radii, low, top):
         """psi at the representatives, where it may be above ``low``, and the fine place that decides it."""
         best, source = np.empty(len(self.unit.places), dtype=self.dtype), np.empty(len(self.unit.places), dtype=np.int64)
         sites, radii = sites.detach().numpy(), radii.detach().numpy()
@@ -60,10 +59,10 @@ class HardMask(SoftMask):
                 b, s = best[box.part], source[box.part]
                 workers.over(len(b), lambda first, after: _dilate(
                     box.field.reshape(-1), box.targets, first, after, box.linear_steps, self.lengths,
-                    np.array([top, low, slope, slack], dtype=self.dtype), b, s))
+                    np.array([top, low], dtype=self.dtype), b, s))
         return torch.from_numpy(best), source
 
-    def pull_back(self, gradient, source, sites, radii, top, slope, slack):
+    def pull_back(self, gradient, source, sites, radii, top):
         """Gradients by sites and radii of the sum of gradient * psi."""
         sites, radii = sites.detach().numpy(), radii.detach().numpy()
         gradient = gradient.numpy().astype(np.float64)
@@ -73,9 +72,7 @@ class HardMask(SoftMask):
             for planes in self._slabs():
                 box = self._field(planes, sites, radii, top, workers)
                 places = source[box.part]
-                value = box.field.reshape(-1)[places]
-                slopes = np.where(value >= 0, 1.0, np.where(value > -slack, 0.0, slope))
-                weights = np.bincount(places, gradient[box.part] * slopes, box.field.size).reshape(box.field.shape)
+                weights = np.bincount(places, gradient[box.part], box.field.size).reshape(box.field.shape)
                 out = np.zeros((len(box.positions), 4))
                 _nearest(weights, box.field, box.positions, box.radii, top, box.gram, box.extent,
                          1e-5 if self.dtype == np.float32 else 1e-10, out)
@@ -122,30 +119,21 @@ def _distances(field, windows, first_plane, after_plane, positions, radii, top, 
 
 
 @jit
-def _g(value, slope, slack):
-    if value >= 0:
-        return value
-    value = slope * (value + slack)
-    return value if value < 0 else value * 0
-
-
-@jit
 def _dilate(field, targets, first, after, steps, lengths, numbers, best, source):
-    top, low, slope, slack = numbers
+    top, low = numbers
     for target in range(first, after):
         place = targets[target]
         found = place
-        phi = field[place]
-        value = _g(phi, slope, slack)
-        if phi < 0 and phi <= low:
-            value = phi
-        elif phi < 0:
+        value = field[place]
+        if low < value < 0:
+            # Nothing accessible so near that it matters, until it is found.
+            value = low
             for n in range(1, len(steps)):
                 if top - lengths[n] <= value:
                     break
-                new = _g(field[place + steps[n]], slope, slack) - lengths[n]
-                if new > value:
-                    value, found = new, place + steps[n]
+                phi = field[place + steps[n]]
+                if phi >= 0 and phi - lengths[n] > value:
+                    value, found = phi - lengths[n], place + steps[n]
         best[target] = value
         source[target] = found
 

@@ -106,7 +106,7 @@ class SoftMask:
                 logarithm.index_add_(0, places[near], factor.log())
         return logarithm.exp_()
 
-    def forward(self, sites, radii, cover, width, weights):
+    def forward(self, sites, radii, cover, width, weights, keep=False):
         with torch.no_grad():
             grid = self.grid(sites.device)
             field = torch.fft.rfftn(self._accessibility(sites, radii, cover, width).reshape(grid.n_real))
@@ -158,7 +158,7 @@ class HardMask(SoftMask):
             field.scatter_reduce_(0, places[near], value[near], "amin")
         return field
 
-    def psi(self, sites, radii, low, top, slope, slack):
+    def psi(self, sites, radii, low, top):
         with torch.no_grad():
             grid = self.grid(sites.device)
             field = self._field(sites, radii, top)
@@ -166,25 +166,23 @@ class HardMask(SoftMask):
             axes = [torch.arange(0, m, self.fine, device=sites.device) for m in grid.n_real]
             points = torch.cartesian_prod(*axes)
             source = (points[:, 0] * n[1] + points[:, 1]) * n[2] + points[:, 2]
-            best, phi = _weighed(field[source], slope, slack), field[source]
-            deep = (phi < 0) & (phi <= low)
-            active = ((phi < 0) & ~deep).nonzero()[:, 0]
+            best = field[source]
+            active = ((best < 0) & (best > low)).nonzero()[:, 0]
+            best[active] = low
             order = np.argsort(self.ball_lengths, kind="stable")
             for number in order[1:]:
                 length = float(self.ball_lengths[number])
                 moved = (points[active] + self.ball_steps[number]) % n
                 places = (moved[:, 0] * n[1] + moved[:, 1]) * n[2] + moved[:, 2]
-                value = _weighed(field[places], slope, slack) - length
-                better = value > best[active]
-                best[active[better]], source[active[better]] = value[better], places[better]
-            return torch.where(deep, phi, best).to(self.dtype), source
+                value = field[places]
+                better = (value >= 0) & (value - length > best[active])
+                best[active[better]], source[active[better]] = value[better] - length, places[better]
+            return best.to(self.dtype), source
 
-    def pull_back(self, gradient, source, sites, radii, top, slope, slack):
+    def pull_back(self, gradient, source, sites, radii, top):
         field = self._field(sites, radii, top)
         grid = self._grid
-        value = field[source]
-        slopes = torch.where(value >= 0, 1.0, torch.where(value > -slack, 0.0, slope))
-        weights = torch.zeros_like(field).index_add_(0, source, gradient.to(torch.float64) * slopes)
+        weights = torch.zeros_like(field).index_add_(0, source, gradient.to(torch.float64))
         leaves = [values.detach().clone().requires_grad_() for values in (sites, radii)]
         total = [torch.zeros_like(values) for values in leaves]
         for part, distances in grid.portions(sites, float(radii.max()) + top) if len(sites) else ():
@@ -198,7 +196,3 @@ class HardMask(SoftMask):
             for i in range(2):
                 total[i][part] += found[i]
         return total
-
-
-def _weighed(value, slope, slack):
-    return torch.where(value >= 0, value, (slope * (value + slack)).clamp(max=0))

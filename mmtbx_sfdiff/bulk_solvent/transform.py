@@ -3,7 +3,8 @@
     F_mask(h) = V/N sum_g mask(g) exp(+2 pi i h.x_g)
 
 with the N grid points g at the fractional coordinates x_g, and the cell volume V: electrons, for a solvent of one
-electron per Å^3.  As in mmtbx, reflections beyond 3 Å are set to zero unless asked otherwise.
+electron per Å^3.  As in mmtbx, reflections beyond 3 Å are set to zero unless asked otherwise.  The grid resolves far more
+than that, so each axis is transformed for the frequencies only that are wanted of the axes before it.
 
 Reference: ``mmtbx.masks.manager.compute_f_mask``.
 """
@@ -15,6 +16,8 @@ from ..crystal import as_miller_tensor
 
 # mmtbx's Fmask_res_high.
 F_MASK_D_MIN = 3.0
+# Grid points.
+_PORTION = 2**16
 
 
 def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
@@ -64,10 +67,10 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
     # Only l >= 0 is kept of the transform of a real map; the sign in the exponent is the opposite of torch's.
     flip = indices[:, 2] < 0
     half = torch.where(flip[:, None], -indices, indices)
-    half = torch.stack([half[:, 0] % n[0], half[:, 1] % n[1], half[:, 2]], -1)
-    n_l = grid[2] // 2 + 1
-    rows = (half[:, 0] * grid[1] + half[:, 1]) * n_l + half[:, 2]
-    transform = torch.fft.rfftn(mask, dim=(-3, -2, -1)).flatten(-3)
+    limits = half.abs().amax(0).tolist() if len(half) else [0, 0, 0]
+    shape = [2 * limits[0] + 1, 2 * limits[1] + 1, limits[2] + 1]
+    rows = ((half[:, 0] % shape[0]) * shape[1] + half[:, 1] % shape[1]) * shape[2] + half[:, 2]
+    transform = _LowFrequencies.apply(mask, tuple(limits)).flatten(-3)
     f = torch.view_as_real(transform.index_select(-1, rows))
     scale = crystal.volume / mask[(0,) * (mask.ndim - 3)].numel()
     sign = (2 * flip.to(mask.dtype) - 1) * scale
@@ -76,3 +79,63 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
         return f
     result = f.new_zeros((*f.shape[:-1], len(inside)))
     return result.index_copy(-1, kept, f)
+
+
+def _cut(x, dim, limit):
+    """The frequencies 0..limit and -limit..-1 of a transform."""
+    return torch.cat([x.narrow(dim, 0, limit + 1), x.narrow(dim, x.shape[dim] - limit, limit)], dim)
+
+
+def _padded(x, dim, limit, n):
+    """A transform of n with these frequencies, and no others."""
+    middle = list(x.shape)
+    middle[dim] = n - 2 * limit - 1
+    return torch.cat([x.narrow(dim, 0, limit + 1), x.new_zeros(middle), x.narrow(dim, limit + 1, limit)], dim)
+
+
+def _portion(planes):
+    """How many planes of a map at a time, so that what is made of them stays in the cache."""
+    if planes.device.type != "cpu":
+        return len(planes)
+    return max(1, _PORTION // max(1, planes.shape[-1] * planes.shape[-2]))
+
+
+class _LowFrequencies(torch.autograd.Function):
+    """Transform of a real map (..., n1, n2, n3) at the indices -h..h, -k..k, 0..l; negative ones behind the others."""
+
+    @staticmethod
+    def forward(ctx, mask, limits):
+        ctx.limits, ctx.grid = limits, mask.shape[-3:]
+        h, k, l = limits
+        planes = mask.flatten(0, -3)
+        planes = torch.cat([_cut(torch.fft.fft(torch.fft.rfft(part)[..., :l + 1], dim=-2), -2, k)
+                            for part in planes.split(_portion(planes))])
+        planes = planes.reshape(*mask.shape[:-2], *planes.shape[1:])
+        return _cut(torch.fft.fft(planes, dim=-3), -3, h)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _FromLowFrequencies.apply(gradient, ctx.limits, ctx.grid), None
+
+
+class _FromLowFrequencies(torch.autograd.Function):
+    """The adjoint of :class:`_LowFrequencies`."""
+
+    @staticmethod
+    def forward(ctx, x, limits, grid):
+        ctx.limits = limits
+        h, k, _ = limits
+        x = torch.fft.ifft(_padded(x, -3, h, grid[0]), dim=-3, norm="forward")
+        # A real inverse transform counts every l > 0 twice.
+        x = torch.cat([x[..., :1], x[..., 1:] / 2], -1)
+        result = torch.empty(*x.shape[:-2], *grid[1:], dtype=x.real.dtype, device=x.device)
+        planes = result.view(-1, *grid[1:])
+        size = _portion(planes)
+        for part, out in zip(x.flatten(0, -3).split(size), planes.split(size)):
+            out.copy_(torch.fft.irfft(torch.fft.ifft(_padded(part, -2, k, grid[1]), dim=-2, norm="forward"), n=grid[2],
+                                      norm="forward"))
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _LowFrequencies.apply(gradient, ctx.limits), None, None

@@ -18,7 +18,7 @@ _CONTRACT = ("contract", "nsz", "nnan", "reassoc")
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
-class _Builder:
+class VectorBuilder:
     """The few vector instructions used here, for one dtype."""
 
     def __init__(self, context, builder, dtype):
@@ -103,7 +103,7 @@ def store_gaussian(typing, table, offset, n_blocks, a, b, c, first):
     signature = types.void(table, types.int64, types.int64, dtype, dtype, dtype, dtype)
 
     def generate(context, builder, signature, args):
-        v = _Builder(context, builder, dtype)
+        v = VectorBuilder(context, builder, dtype)
         table, offset, n_blocks, a, b, c, first = args
         data = v.data(signature.args[0], table)
         a, b, c = (v.fill(builder.fneg(x)) for x in (a, b, c))
@@ -126,7 +126,7 @@ def multiply(typing, table, offset, x, y, n_blocks):
     signature = types.void(table, *[types.int64] * 4)
 
     def generate(context, builder, signature, args):
-        v = _Builder(context, builder, dtype)
+        v = VectorBuilder(context, builder, dtype)
         table, offset, x, y, n_blocks = args
         data = v.data(signature.args[0], table)
         with cgutils.for_range(builder, n_blocks) as loop:
@@ -148,7 +148,7 @@ def store_plane(typing, table, offset, n_blocks, n_rows, width, b, c, first_row,
     signature = types.void(table, *[types.int64] * 4, *[dtype] * 4)
 
     def generate(context, builder, signature, args):
-        v = _Builder(context, builder, dtype)
+        v = VectorBuilder(context, builder, dtype)
         table, offset, n_blocks, n_rows, width, b, c, first_row, first = args
         data = v.data(signature.args[0], table)
         b, c = (v.fill(builder.fneg(x)) for x in (b, c))
@@ -177,7 +177,7 @@ def add_rows(typing, grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2)
     signature = types.void(grid, *[types.int64] * 3, table, dtype, dtype, *[types.int64] * 4)
 
     def generate(context, builder, signature, args):
-        v = _Builder(context, builder, dtype)
+        v = VectorBuilder(context, builder, dtype)
         grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2 = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
         first, second = v.mul(v.fill(x1), v.load(values, z1)), v.mul(v.fill(x2), v.load(values, z2))
@@ -198,7 +198,7 @@ def add_rows_oblique(typing, grid, start, stride, n_rows, table, x1, x2, y1, y2,
     signature = types.void(grid, *[types.int64] * 3, table, dtype, dtype, *[types.int64] * 7)
 
     def generate(context, builder, signature, args):
-        v = _Builder(context, builder, dtype)
+        v = VectorBuilder(context, builder, dtype)
         grid, start, stride, n_rows, table, x1, x2, y1, y2, z1, z2, yz1, yz2, width = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
         first, second = v.mul(v.fill(x1), v.load(values, z1)), v.mul(v.fill(x2), v.load(values, z2))
@@ -258,7 +258,7 @@ def add_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y, x1,
                            types.int64)
 
     def generate(context, builder, signature, args):
-        v = _Builder(context, builder, dtype)
+        v = VectorBuilder(context, builder, dtype)
         grid, start, stride, n_rows, table, y1, y2, first_y, x1, x2, u, out = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
         sums = _row_moments(
@@ -280,7 +280,7 @@ def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, firs
                            *[types.int64] * 5, *[dtype] * 3, types.int64)
 
     def generate(context, builder, signature, args):
-        v = _Builder(context, builder, dtype)
+        v = VectorBuilder(context, builder, dtype)
         grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2, x1, x2, u, out = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
 
@@ -308,7 +308,7 @@ def finish_moments(typing, table, moments, block_size, n_blocks, z, z_size, firs
     signature = types.UniTuple(dtype, 10)(table, *[types.int64] * 5, dtype)
 
     def generate(context, builder, signature, args):
-        v = _Builder(context, builder, dtype)
+        v = VectorBuilder(context, builder, dtype)
         table, moments, block_size, n_blocks, z, z_size, first = args
         values = v.data(signature.args[0], table)
         sums = [cgutils.alloca_once(builder, v.vector) for _ in range(10)]
