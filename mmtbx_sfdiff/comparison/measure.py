@@ -35,8 +35,6 @@ from .timing import side_by_side, timed
 F_MASK_D_MIN = 3.0
 MMTBX_GRID_STEP = 0.6
 MMTBX_RADII = {"r_probe": 1.1, "r_shrink": 0.9}
-# Atoms x reflections x operators in the check of the gradients: some 15 s of cctbx's direct summation.
-_GRADIENT_TERMS = 3e8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +58,8 @@ class Settings:
     direct_terms : float or None
         cctbx's direct summation takes 36 ns a term (atom x reflection x operator).  Where the entry has more terms than
         this, the reference is taken on a random part of the reflections.  None: always on all.
+    gradient_terms : float or None
+        The same for the check of the gradients, which takes twice as long a term and is timed apart.
     """
 
     method: str = "auto"
@@ -72,6 +72,7 @@ class Settings:
     n_timing: int = 3
     memory: int = DEFAULT_MEMORY
     direct_terms: float | None = 1e9
+    gradient_terms: float | None = 3e8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +296,7 @@ class _Measurement:
         """Of a least-squares target with respect to the sites; checked on a random part of the data."""
         d_target = self._d_target_d_f_calc()
         self.report("gradients", None)
-        part = self._random_part(_GRADIENT_TERMS)
+        part = self._random_part(self.settings.gradient_terms)
         part_set = self.f_obs.select(_flex_bool(part))
         ours = _backward(self._graph(as_miller_tensor(part_set, device=self.settings.device), d_target[part]))
         self.report("gradients (cctbx)", None)
