@@ -30,10 +30,13 @@ def add_options(parser):
     """The command line of ``run``."""
     parser.add_argument("source", help="list, folder of entries, manifest (.tsv), or one identifier")
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run; given again, the run goes on")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2),
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1,
                         help="entries at a time on this machine (default: %(default)s)")
     parser.add_argument("--time-limit", type=float, default=3600, metavar="SECONDS", help="for one entry (default: %(default)g)")
     parser.add_argument("--memory-limit", type=float, default=4.0, metavar="GIB", help="for one entry (default: %(default)g)")
+    parser.add_argument("--connect-timeout", type=float, default=20, metavar="SECONDS",
+                        help="longest wait for the next bytes of a download (default: %(default)g)")
+    parser.add_argument("--retries", type=int, default=3, help="further attempts at a download (default: %(default)s)")
     parser.add_argument("--retry", action="store_true", help="compute recorded failures again")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="compute on the Dask cluster of this scheduler (tcp://...)")
     parser.add_argument("--worker-command", metavar="COMMAND", help="another program for one entry, instead of "
@@ -67,7 +70,8 @@ def run(options):
             known = {entry: record for entry, record in known.items() if record["status"] == "ok"}
         wanted = [entry for entry in entries if entry not in known]
         jobs = [{"entry": entry, "parameters": chosen, "limits": limits, "checkout": str(CHECKOUT),
-                 "environment": environment, "command": command} for entry in wanted]
+                 "environment": environment, "command": command,
+                 "timeouts": {"connect": options.connect_timeout, "retries": options.retries}} for entry in wanted]
         if len(wanted) < len(entries):
             print(f"{len(entries) - len(wanted)} of {len(entries)} entries are recorded, {len(wanted)} remain.", flush=True)
         with progress(len(entries), len(entries) - len(wanted)) as show:

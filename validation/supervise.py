@@ -32,7 +32,7 @@ class Supervised:
     job : dict
         ``entry``; ``parameters`` (handed to the worker); ``limits`` with ``seconds`` and ``bytes``; ``checkout``, the folder
         that holds the package ``validation``; ``environment``, variables that the worker gets; ``command``, the worker, to
-        which the exchange folder is appended, or None for this suite's own.
+        which the exchange folder is appended, or None for this suite's own; ``timeouts`` of downloads.
     folder : path, optional
         Where the exchange folder is made; by default where temporary files go.
     """
