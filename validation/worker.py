@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -27,11 +28,13 @@ def main(arguments=None):
 
     import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
     from mmtbx_sfdiff.files import DISK_FULL, DiskFull, write_all
-    stage = ["starting"]
+    stage, seconds, since = ["starting"], {}, [time.monotonic()]
 
     def report(step, fraction=None):
-        if fraction is None or not fraction:
-            stage[0] = step
+        if step != stage[0]:
+            now = time.monotonic()
+            seconds[stage[0]] = round(seconds.get(stage[0], 0) + now - since[0], 2)
+            stage[0], since[0] = step, now
             (exchange / "step.txt").write_text(step)
 
     try:
@@ -49,7 +52,8 @@ def main(arguments=None):
             answer, files = _fault(error), {}
         except Exception as error:
             answer, files = _fault(error), {}
-        answer["peak_bytes"] = _peak()
+        report("end")
+        answer |= {"peak_bytes": _peak(), "steps_s": seconds}
         contents = {exchange / name: content for name, content in files.items()}
         write_all(contents | {exchange / "result.json": json.dumps(answer, allow_nan=False).encode()})
     except (DiskFull, OSError) as error:
