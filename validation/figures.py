@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mmtbx_sfdiff.comparison import figure as one_entry
 
 from .sections import from_npz
 
 # Å, low to high resolution.
-EDGES = (60.0, 15.0, 10.0, 8.0, 6.5, 5.5, 5.0, 4.5, 4.0, 3.75, 3.5, 3.25, 3.0, 2.75, 2.5, 2.3, 2.1, 1.9, 1.75, 1.6, 1.45, 1.3, 1.15,
-         1.0, 0.9, 0.8, 0.7)
+EDGES = (60.0, 15.0, 10.0, 8.0, 6.5, 5.5, 5.0, 4.5, 4.0, 3.75, 3.5, 3.25, 3.0)
+EDGES_FAR = (60.0, 8.0, 5.0, 4.0, 3.4, 3.0, 2.7, 2.5, 2.3, 2.15, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7)
 _LEAST_ENTRIES = 3
 _OURS, _MMTBX, _CUTOFF, _EQUAL = one_entry.OURS, one_entry.MMTBX, one_entry.CUTOFF, one_entry.EQUAL
 _F_CURVES = (("sfdiff", "mmtbx_sfdiff", _OURS, lambda r: r["f_protein"]["shells"]),
@@ -36,10 +38,10 @@ def _middle(shell):
     return (shell["d_max"] ** -2 + shell["d_min"] ** -2) / 2
 
 
-def by_bin(results, shells):
+def by_bin(results, shells, edges=EDGES):
     """[(d_max, d_min, correlations)] of the shells of all entries, bins without any left out."""
     points = [(_middle(shell) ** -0.5, shell["cc"]) for result in results for shell in shells(result) if shell["cc"] is not None]
-    bins = [(upper, lower, np.array([cc for d, cc in points if lower <= d < upper])) for upper, lower in zip(EDGES, EDGES[1:])]
+    bins = [(upper, lower, np.array([cc for d, cc in points if lower <= d < upper])) for upper, lower in zip(edges, edges[1:])]
     return [item for item in bins if len(item[2])]
 
 
@@ -49,7 +51,7 @@ def _canvas(width, height):
     return figure
 
 
-def _curves(axes, results, curves, transform=lambda cc: cc):
+def _curves(axes, results, curves, edges=EDGES, transform=lambda cc: cc):
     """Every entry lightly, quartiles as a band, the median as a line."""
     light = min(0.3, 6 / max(len(results), 1) + 0.05)
     for _, label, style, shells in curves:
@@ -57,7 +59,7 @@ def _curves(axes, results, curves, transform=lambda cc: cc):
             own = [shell for shell in shells(result) if shell["cc"] is not None]
             axes.plot([_middle(shell) for shell in own], transform(np.array([shell["cc"] for shell in own])),
                       color=style["color"], alpha=light, linewidth=0.5, zorder=1, rasterized=True)
-        bins = [item for item in by_bin(results, shells) if len(item[2]) >= min(_LEAST_ENTRIES, len(results))]
+        bins = [item for item in by_bin(results, shells, edges) if len(item[2]) >= min(_LEAST_ENTRIES, len(results))]
         x = [(upper ** -2 + lower ** -2) / 2 for upper, lower, _ in bins]
         quartiles = np.array([np.percentile(cc, [25, 50, 75]) for *_, cc in bins]).reshape(-1, 3)
         axes.fill_between(x, transform(quartiles[:, 0]), transform(quartiles[:, 2]), color=style["color"], alpha=0.25, linewidth=0)
@@ -69,10 +71,10 @@ def _range(results, curves):
     return max(shell["d_max"] for shell in shells), min(shell["d_min"] for shell in shells)
 
 
-def _binned(results, curves):
+def _binned(results, curves, edges=EDGES):
     rows = [("curve", "d_max", "d_min", "n_shells", "quartile_1", "median", "quartile_3")]
     for name, _, _, shells in curves:
-        for upper, lower, cc in by_bin(results, shells):
+        for upper, lower, cc in by_bin(results, shells, edges):
             rows.append((name, f"{upper:g}", f"{lower:g}", len(cc), *(f"{q:.6f}" for q in np.percentile(cc, [25, 50, 75]))))
     return rows
 
@@ -89,19 +91,19 @@ def figure_1a(results):
     """F_protein against direct summation: correlation, and how far it is from 1."""
     figure = _canvas(one_entry.WIDTH_INCHES, 3.0)
     left, right = figure.subplots(1, 2)
-    _curves(left, results, _F_CURVES)
+    _curves(left, results, _F_CURVES, EDGES_FAR)
     left.set_ylim(0, 1.03)
     left.set_ylabel("correlation of $|F_{protein}|$")
     left.legend(frameon=False, loc="lower left")
     one_entry.panel_title(left, "a", "against exact summation")
-    _curves(right, results, _F_CURVES, lambda cc: np.maximum(1 - cc, 1e-15))
+    _curves(right, results, _F_CURVES, EDGES_FAR, lambda cc: np.maximum(1 - cc, 1e-15))
     right.set_yscale("log")
     right.set_ylabel("1 − correlation")
     one_entry.panel_title(right, "b", "the same: how far from 1")
     for axes in (left, right):
         one_entry.resolution_axis(axes, *_range(results, _F_CURVES))
         axes.grid(axis="y", color="0.88", linewidth=0.5)
-    return figure, {"figure_1a": _binned(results, _F_CURVES), "figure_1a_entries": _by_entry(results, _F_CURVES)}
+    return figure, {"figure_1a": _binned(results, _F_CURVES, EDGES_FAR), "figure_1a_entries": _by_entry(results, _F_CURVES)}
 
 
 def figure_1b(results):
@@ -124,12 +126,10 @@ def figure_1b(results):
 def figure_1c(result, path):
     """The same section through this package's mask and mmtbx's, of one entry."""
     section = from_npz(path)
-    tall = np.ptp(section.y) > 1.2 * np.ptp(section.x)
-    height = 3.6 if tall else 4.4
-    figure = Figure(figsize=(one_entry.WIDTH_INCHES, one_entry.HEIGHT_INCHES * height / 4.4))
+    figure = Figure(figsize=(one_entry.WIDTH_INCHES, one_entry.HEIGHT_INCHES))
     FigureCanvasAgg(figure)
-    one_entry.draw_sections(figure, section, result, (0.09, 0.1, 0.75, 0.8))
-    figure.text(0.02, 0.98, f"Solvent mask of {result['entry'].upper()}, section {section.normal} = {section.position:.2f}; orange: "
+    one_entry.draw_sections(figure, section, result, (0.09, 0.36, 0.75, 0.56))
+    figure.text(0.05, 0.965, f"Solvent mask of {result['entry'].upper()}, section {section.normal} = {section.position:.2f}; orange: "
                 "mmtbx's outline", va="top", fontsize=8, fontweight="bold")
     rows = [("mask", "correlation_in_cell", "solvent_fraction"),
             ("mmtbx_sfdiff", f"{result['mask_map']['cc']:.5f}" if result["mask_map"]["cc"] is not None else "",
@@ -153,12 +153,14 @@ def figure_2a(results):
         axes.set_box_aspect(1)
         if not pairs:
             continue
-        low, high = 0.5 * min(map(min, pairs)), 2 * max(map(max, pairs))
+        low = 10.0 ** math.floor(math.log10(min(map(min, pairs))))
+        high = 10.0 ** math.ceil(math.log10(max(map(max, pairs))))
         axes.plot([low, high], [low, high], color=one_entry.GREY, linewidth=0.8)
         axes.plot(*zip(*pairs), linestyle="", marker="o", markersize=3, alpha=0.7, color=one_entry.BLUE, markeredgewidth=0)
         axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="mmtbx (s)")
+        axes.minorticks_off()
         ratio = statistics.median(theirs / ours for theirs, ours in pairs)
-        axes.text(0.04, 0.96, f"mmtbx takes\n{ratio:.2g} times as long\n(median)", transform=axes.transAxes, va="top")
+        axes.text(0.5, -0.42, f"mmtbx takes {ratio:.2g} times\nas long (median)", transform=axes.transAxes, va="top", ha="center")
         if letter == "a":
             axes.set_ylabel("mmtbx_sfdiff (s)")
     return figure, {"figure_2a": rows}
@@ -200,7 +202,9 @@ def figure_2b(results):
             if found:
                 axes.plot(*zip(*found), linestyle="", label=name, markeredgewidth=0.7, alpha=0.85, **style)
         axes.set(xlim=(low, high), ylim=(low, high), xlabel=label)
-        axes.legend(frameon=False, loc="upper left", handletextpad=0.1, borderpad=0.1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(4))
+        axes.legend(frameon=False, loc="lower right", handletextpad=0.1, borderpad=0.1)
     return figure, {"figure_2b": rows}
 
 
@@ -210,7 +214,7 @@ def files(figure, name, tables, dpi=200):
     with matplotlib.rc_context(one_entry.STYLE):
         for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+            figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
             contents[f"{name}.{kind}"] = buffer.getvalue()
     for table, rows in tables.items():
         text = io.StringIO()
