@@ -42,7 +42,7 @@ class Run:
     """
 
     def __init__(self, folder):
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser().absolute()
         self.results = self.folder / "results.jsonl"
 
     @contextlib.contextmanager

@@ -23,7 +23,8 @@ from .supervise import OutOfDisk, Supervised
 
 _PAUSE = 0.1
 # Variables that say where entries are found; a worker on another machine gets them too.
-_PLACES = ("MMTBX_SFDIFF_", "PDB_MIRROR_")
+_PLACES = ("MMTBX_SFDIFF_PDB_DIR", "MMTBX_SFDIFF_CACHE_DIR", "MMTBX_SFDIFF_RCSB_URL", "MMTBX_SFDIFF_PDBE_URL",
+           "MMTBX_SFDIFF_PDBJ_URL", "PDB_MIRROR_")
 
 
 def add_options(parser):
@@ -54,7 +55,8 @@ def run(options):
     values.settings()  # raises before any work for what cannot be
     chosen = dataclasses.asdict(values)
     limits = {"seconds": options.time_limit, "bytes": int(options.memory_limit * 2**30)}
-    environment = {name: value for name, value in os.environ.items() if name.startswith(_PLACES)}
+    environment = {name: os.path.abspath(os.path.expanduser(value)) if value and not name.endswith("_URL") else value
+                   for name, value in os.environ.items() if name.startswith(_PLACES)}
     if folder is not None:
         environment["MMTBX_SFDIFF_PDB_DIR"] = str(folder)
     command = shlex.split(options.worker_command) if options.worker_command else None

@@ -39,7 +39,7 @@ class Supervised:
 
     def __init__(self, job, folder=None):
         self.job = job
-        self.exchange = Path(tempfile.mkdtemp(prefix=f"{job['entry']}.", dir=folder))
+        self.exchange = Path(tempfile.mkdtemp(prefix=f"{job['entry']}.", dir=folder)).absolute()
         self.peak, self.stopped, self.outcome = 0, None, None
         self.started, self.start = time.time(), time.monotonic()
         (self.exchange / "job.json").write_text(json.dumps(job | {"parent": os.getpid()}))

@@ -63,18 +63,20 @@ def main(arguments=None):
 
 
 def _compute(job, report):
-    from mmtbx_sfdiff.comparison import figure, measure
-    from mmtbx_sfdiff.comparison.output import json_text
     from mmtbx_sfdiff.files import Timeouts, find_entry, load_entry
 
-    from .contracts import measure_contracts
     from .parameters import Parameters
-    from .sections import as_npz
     parameters = Parameters(**job["parameters"])
     report("download")
     files = find_entry(job["entry"], progress=False, timeouts=Timeouts(**job.get("timeouts", {})))
     report("reading")
     entry = load_entry(files.model, files.data, scattering_table=parameters.scattering_table)
+    # Only now, with files that are good, what takes its time to load.
+    from mmtbx_sfdiff.comparison import figure, measure
+    from mmtbx_sfdiff.comparison.output import json_text
+
+    from .contracts import measure_contracts
+    from .sections import as_npz
     comparison = measure(entry, parameters.settings(), report)
     contracts = measure_contracts(entry, parameters, report)
     report("figure")
