@@ -215,6 +215,8 @@ def test_report_is_complete(hostile, records):
     shells = list(csv.DictReader(open(folder / "figures" / "figure_1b_entries.csv")))
     hard = [float(row["cc"]) for row in shells if row["curve"] == "hard_edge" and row["entry"] == GOOD]
     assert hard == pytest.approx([s["cc"] for s in records[GOOD]["result"]["f_mask"]["equal_radii"]["shells"]], abs=1e-6)
+    flat = [float(row["median"]) for row in csv.DictReader(open(folder / "figures" / "figure_1a.csv")) if row["curve"] == "sfdiff"]
+    assert len(flat) > 5 and min(flat) > 0.99999
     table = list(csv.DictReader(open(folder / "entries.csv")))
     # Those that could not be computed first, the good ones by what they miss and the change of R-work.
     assert {row["entry"] for row in table[:8]} == {*FAULTS, "2ccc"}

@@ -79,6 +79,7 @@ def _by_value(function, module):
 
 def _task(supervised, out_of_disk, job, stop_name):
     """On a Dask worker: one entry; (record, files), or the words of a worker that had no room."""
+    import errno
     import time
 
     import distributed
@@ -93,6 +94,10 @@ def _task(supervised, out_of_disk, job, stop_name):
     try:
         return supervised(job).wait(stop=stopped)
     except out_of_disk as error:
+        return str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         return str(error)
 
 

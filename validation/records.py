@@ -239,7 +239,8 @@ def _is_record(line):
 
 def _differences(name, before, now):
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*before, *now]):
+        # A newer kernel does not change what is computed.
+        for key in dict.fromkeys(key for key in [*before, *now] if key != "platform"):
             if before.get(key) != now.get(key):
                 yield f"{key} was {before.get(key)} and is {now.get(key)} now"
     elif before != now:

@@ -119,7 +119,7 @@ class Supervised:
         elif code == DISK_FULL_STATUS:
             raise OutOfDisk(self._log().strip().splitlines()[-1:] or ["no room is left"])
         elif answer:
-            record |= answer
+            record |= answer | {"entry": record["entry"]}
         elif code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             record |= {"kind": "crash", "reason": f"the worker was ended by {name}"}
@@ -138,6 +138,8 @@ class Supervised:
         try:
             answer = json.loads((self.exchange / "result.json").read_text())
         except (OSError, ValueError):
+            return None
+        if not isinstance(answer, dict) or "status" not in answer and "kind" not in answer:
             return None
         self.peak = max(self.peak, answer.pop("peak_bytes", 0))
         return answer
