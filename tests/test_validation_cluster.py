@@ -28,11 +28,13 @@ def dask(folder, n_workers):
         return processes[-1]
     processes = []
     try:
-        begin("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "file.json")
+        begin("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+              "--scheduler-file", "file.json")
         wait_for((folder / "file.json").exists)
         address = re.search(r"tcp://127.0.0.1:\d+", (folder / "file.json").read_text()).group()
         for _ in range(n_workers):
-            begin("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+            begin("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
+                  "--host", "127.0.0.1")
         yield address, processes[1:]
     finally:
         for process in processes:
@@ -96,13 +98,16 @@ def test_job_script_of_slurm(tmp_path, monkeypatch):
     """As text: nothing here can be submitted."""
     pytest.importorskip("dask_jobqueue")
     monkeypatch.chdir(tmp_path)
-    script = cluster.job_script(cores=16, memory="64GB", walltime="08:00:00", queue="long", account="xtal", interface="lo",
+    script = cluster.job_script(cores=16, memory="64GB", walltime="08:00:00", queue="long", account="xtal",
+                                interface="lo",
                                 job_script_prologue=["source /software/mmtbx_sfdiff/bin/activate"])
     assert script.startswith("#!/usr/bin/env bash")
-    for line in ("#SBATCH -p long", "#SBATCH -A xtal", "#SBATCH --cpus-per-task=16", "#SBATCH --mem=60G", "#SBATCH -t 08:00:00"):
+    for line in ("#SBATCH -p long", "#SBATCH -A xtal", "#SBATCH --cpus-per-task=16", "#SBATCH --mem=60G",
+                 "#SBATCH -t 08:00:00"):
         assert line in script.splitlines(), script
     worker = script.strip().splitlines()[-1]
-    assert script.index("activate") < script.index(worker) and f"{sys.executable} -m distributed.cli.dask_worker tcp://" in worker
+    assert script.index("activate") < script.index(
+        worker) and f"{sys.executable} -m distributed.cli.dask_worker tcp://" in worker
     assert "--nthreads 16" in worker
     page = Path(__file__).resolve().parent.parent / "docs" / "validation.rst"
     # What the page shows is what the suite makes of it.

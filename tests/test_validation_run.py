@@ -1,6 +1,7 @@
 """The validation suite's runs: entries that crash, hang or eat memory, and runs that are killed and go on.
 
-Most tests give the suite a worker that is quick (``entry_worker.py``); what the suite does with it is the same.
+Most tests give the suite a worker that is quick (``entry_worker.py``); what the suite does with it is the
+same.
 """
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
@@ -42,13 +43,17 @@ def write_list(tmp_path, entries):
 
 
 def command(tmp_path, entries, *more):
-    return ["run", write_list(tmp_path, entries), "--out", str(tmp_path / "RUN"), "--worker-command", WORKER, *more]
+    return [
+        "run",
+        write_list(tmp_path, entries), "--out",
+        str(tmp_path / "RUN"), "--worker-command", WORKER, *more
+    ]
 
 
 def start(tmp_path, entries, *more, **kwargs):
     """The suite in a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "validation", *command(tmp_path, entries, *more)], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    return subprocess.Popen([sys.executable, "-m", "validation", *command(tmp_path, entries, *more)],
+                            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
 def lines(folder):
@@ -79,8 +84,10 @@ def test_entries_that_fail_are_results(tmp_path, starts, capsys):
     records = Run(tmp_path / "RUN").records()
     assert sorted(records) == sorted(entries)
     found = {entry: (record["status"], record["kind"]) for entry, record in records.items()}
-    assert found == {"1aaa": ("ok", None), "1bbb": ("ok", None), "1seg": ("failed", "crash"), "1odd": ("failed", "crash"),
-                     "1mem": ("failed", "memory"), "1end": ("failed", "timeout")}
+    assert found == {
+        "1aaa": ("ok", None), "1bbb": ("ok", None), "1seg": ("failed", "crash"), "1odd": ("failed", "crash"),
+        "1mem": ("failed", "memory"), "1end": ("failed", "timeout")
+    }
     assert "SIGSEGV" in records["1seg"]["reason"] and "structure factors" in records["1seg"]["reason"]
     assert "status 3" in records["1odd"]["reason"] and "nothing to say" in records["1odd"]["log"]
     assert "0.2 GiB" in records["1mem"]["reason"] and 0.2 * 2**30 < records["1mem"]["peak_bytes"] < 2**30
@@ -107,7 +114,8 @@ def test_nothing_is_computed_twice_but_failures_on_request(tmp_path, starts, cap
     assert main(command(tmp_path, ["1aaa", "1odd", "1bbb"])) == 0
     assert "2 of 3 entries are recorded, 1 remain" in capsys.readouterr().out
     main(command(tmp_path, ["1aaa", "1odd", "1bbb"], "--retry"))
-    assert {entry: len(pids(starts, entry)) for entry in ("1aaa", "1bbb", "1odd")} == {"1aaa": 1, "1bbb": 1, "1odd": 2}
+    assert {entry: len(pids(starts, entry))
+            for entry in ("1aaa", "1bbb", "1odd")} == {"1aaa": 1, "1bbb": 1, "1odd": 2}
     assert len(lines(tmp_path / "RUN")) == 4 and len(Run(tmp_path / "RUN").records()) == 3
     assert Run(tmp_path / "RUN").description()["entries"] == ["1aaa", "1odd", "1bbb"]
 
@@ -121,8 +129,8 @@ def test_description_of_the_run(tmp_path, starts):
         assert len(description["commit"].rstrip("+")) == 40
 
 
-@pytest.mark.parametrize("more, said", [
-    (["--accuracy", "1e-3"], "accuracy was 0.0001 and is 0.001 now"), (["--threads", "2"], "threads was 1 and is 2")])
+@pytest.mark.parametrize("more, said", [(["--accuracy", "1e-3"], "accuracy was 0.0001 and is 0.001 now"),
+                                        (["--threads", "2"], "threads was 1 and is 2")])
 def test_other_parameters_are_refused(tmp_path, starts, capsys, more, said):
     main(command(tmp_path, ["1aaa"]))
     assert main(command(tmp_path, ["1aaa", "1bbb"], *more)) == 1
@@ -183,7 +191,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, starts):
     wait_for(lambda: pids(starts, "2aaa"))
     run.kill()
     run.communicate(timeout=60)
-    for pid in pids(starts, "2aaa"):  # the quick worker does not watch its parent; the suite's own does, see below
+    for pid in pids(starts,
+                    "2aaa"):  # the quick worker does not watch its parent; the suite's own does, see below
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     goes_on(tmp_path, starts, entries)
@@ -210,7 +219,8 @@ def goes_on(tmp_path, starts, entries):
     assert main(command(tmp_path, entries)) == 0
     recorded = [record["entry"] for record in lines(tmp_path / "RUN")]
     assert recorded[0] == "1aaa" and sorted(recorded) == sorted(entries)
-    assert [len(pids(starts, entry)) for entry in entries] == [1, 2, 1] and not list((tmp_path / "RUN").glob(".work"))
+    assert [len(pids(starts, entry)) for entry in entries] == [1, 2, 1] and not list(
+        (tmp_path / "RUN").glob(".work"))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's prctl")
@@ -221,7 +231,8 @@ def test_the_suites_own_worker_ends_with_its_parent(tmp_path):
         import json
         folder = Path(sys.argv[1])
         (folder / "job.json").write_text(json.dumps({"parent": os.getpid()}))
-        code = ("import sys, time, json; from pathlib import Path; from validation.worker import _bind_to_parent; "
+        code = ("import sys, time, json; from pathlib import Path; "
+                "from validation.worker import _bind_to_parent; "
                 "_bind_to_parent(json.loads((Path(sys.argv[1]) / 'job.json').read_text())['parent']); "
                 "print('bound', flush=True); time.sleep(100)")
         child = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, start_new_session=True)
@@ -229,8 +240,8 @@ def test_the_suites_own_worker_ends_with_its_parent(tmp_path):
         print(child.pid, flush=True)
         time.sleep(100)
     """
-    parent = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True, cwd=ROOT,
-                              env=os.environ | {"PYTHONPATH": str(ROOT)})
+    parent = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True,
+                              cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     pid = int(parent.stdout.readline())
     assert not gone(pid)
     parent.kill()
@@ -248,7 +259,8 @@ def test_a_worker_without_room_ends_the_run_and_not_the_entry(tmp_path, starts, 
 def small_disk(folder):
     """A file system of 64 kB; where none can be mounted, None."""
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder],
+                      capture_output=True).returncode:
         yield None
         return
     try:

@@ -36,7 +36,9 @@ def main(arguments=None):
         # Only the command that is asked for is loaded: drawing is slow to import.
         options = parser(set(arguments[:1])).parse_args(arguments)
         status.append(options.run(options))
-    code = guarded(call, interrupted="Interrupted: what was recorded is safe; the same command goes on from there.")
+
+    code = guarded(call,
+                   interrupted="Interrupted: what was recorded is safe; the same command goes on from there.")
     if code == 1 and arguments[:1] == ["audit"]:
         return 2
     return status[0] if status and code == 0 else code

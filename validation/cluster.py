@@ -1,12 +1,12 @@
 """Entries on a Dask cluster that exists: on one machine, or on many under a queueing system.
 
-The scheduler hands entries to its workers; each worker watches a process for its entry, exactly as on one machine, and
-sends the record and the figure back.  Only this process writes to the run folder.  A Dask worker that dies takes nothing
-along: its entry is given to another one, until it has brought down several (the scheduler's ``allowed-failures``, 3), and
-then that is its result.
+The scheduler hands entries to its workers; each worker watches a process for its entry, exactly as on one
+machine, and sends the record and the figure back.  Only this process writes to the run folder.  A Dask worker
+that dies takes nothing along: its entry is given to another one, until it has brought down several (the
+scheduler's ``allowed-failures``, 3), and then that is its result.
 
-Machines see the checkout at the same path (and the entries, where they are in a folder); otherwise they need nothing in
-common.  :func:`job_script` shows what dask-jobqueue submits to SLURM.
+Machines see the checkout at the same path (and the entries, where they are in a folder); otherwise they need
+nothing in common.  :func:`job_script` shows what dask-jobqueue submits to SLURM.
 """
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def compute(jobs, address, record):
     try:
         client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=True)
     except (OSError, TimeoutError, ValueError) as error:
-        raise Sorry(f"No Dask scheduler answers at {address} ({error}): start one, or correct --scheduler.") from None
+        raise Sorry(
+            f"No Dask scheduler answers at {address} ({error}): start one, or correct --scheduler.") from None
     with client:
         stop = distributed.Event(name, client=client)
         futures = {}
@@ -114,8 +115,10 @@ def _outcome(future, job, out_of_disk, killed):
 
 
 def _failed(job, kind, reason):
-    return {"entry": job["entry"], "status": "failed", "kind": kind, "reason": reason, "step": None, "wall_s": 0.0, "cpu_s": 0.0,
-            "peak_bytes": 0, "started": 0, "host": "", "log": ""}, {}
+    return {
+        "entry": job["entry"], "status": "failed", "kind": kind, "reason": reason, "step": None,
+        "wall_s": 0.0, "cpu_s": 0.0, "peak_bytes": 0, "started": 0, "host": "", "log": ""
+    }, {}
 
 
 def _check(client, checkout):
@@ -126,10 +129,14 @@ def _check(client, checkout):
     try:
         client.wait_for_workers(1, timeout=_CONNECT_SECONDS * 20)
     except TimeoutError:
-        raise Sorry(f"No Dask worker joined the scheduler within {_CONNECT_SECONDS * 20:g} s: start some.") from None
+        raise Sorry(
+            f"No Dask worker joined the scheduler within {_CONNECT_SECONDS * 20:g} s: start some.") from None
     without = [worker for worker, found in client.run(has).items() if not found]
     if without:
-        raise Sorry(f"The Dask worker {without[0]} does not see {checkout}: put the checkout where all machines see it, at the same path.")
+        raise Sorry(
+            f"The Dask worker {without[0]} does not see {checkout}: put the checkout where all machines see it, "
+            "at the same path."
+        )
 
 
 def slurm_cluster(cores=8, memory="32GB", walltime="04:00:00", **options):

@@ -1,8 +1,8 @@
 """Numbers of the contracts that ``mmtbx_sfdiff.compare`` does not measure, on one entry.
 
-Direct summation and its gradients against cctbx's direct summation with the same form factors, in both precisions; the
-binary mask against mmtbx's F_mask; and the gradient of the default mask against finite differences of the same mask over
-the steps that a refinement takes.
+Direct summation and its gradients against cctbx's direct summation with the same form factors, in both
+precisions; the binary mask against mmtbx's F_mask; and the gradient of the default mask against finite
+differences of the same mask over the steps that a refinement takes.
 """
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def _direct(entry, max_terms):
         name = str(dtype).removeprefix("torch.")
         result[f"relative_l2_{name}"] = relative_l2(f.detach().numpy().astype(np.complex128), exact)
         if dtype == torch.float64:
-            gradients = torch.autograd.grad(f, list(leaves.values()), torch.from_numpy(weights).to(complex_dtype))
+            gradients = torch.autograd.grad(f, list(leaves.values()),
+                                            torch.from_numpy(weights).to(complex_dtype))
             result["gradients"] = {
                 name: relative_l2(gradient.numpy().ravel(), expected[name].ravel())
                 for name, gradient in zip(leaves, gradients)}
@@ -113,7 +114,8 @@ def _mask_gradient(atoms, low, grid_step):
     errors = []
     with torch.no_grad():
         for step in MASK_STEPS:
-            change = (f_mask(atoms.sites_cart + step * direction) - f_mask(atoms.sites_cart - step * direction)) / (2 * step)
+            change = (f_mask(atoms.sites_cart + step * direction) -
+                      f_mask(atoms.sites_cart - step * direction)) / (2 * step)
             differences = (weights.conj() * change).real.sum(-1)
             errors.append(relative_l2(slopes.numpy(), differences.numpy()))
     return {"steps": list(MASK_STEPS), "relative_l2": errors}

@@ -2,14 +2,14 @@
 
 ::
 
-    RUN/run.json         entries, parameters, limits, versions, machine, commit; written once, when the run begins
+    RUN/run.json         entries, parameters, limits, versions, machine, commit
     RUN/results.jsonl    one record for each entry, in the order in which they ended
     RUN/figures/         <entry>.svg
     RUN/sections/        <entry>.npz
 
-A record is appended by one write and flushed to the disk before the next entry is begun; only the holder of the folder's
-lock appends.  If the machine dies in between, the last line may be half there: it is cut off at the next start, and its
-entry is computed again.
+A record is appended by one write and flushed to the disk before the next entry is begun; only the holder of
+the folder's lock appends.  If the machine dies in between, the last line may be half there: it is cut off at
+the next start, and its entry is computed again.
 """
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Sorry(f"Cannot make the folder {self.folder} ({error.strerror}): choose another with --out.") from None
-        with lock(self.folder / ".lock", timeout=0.0,
-                  busy=f"Another run is at work in {self.folder}: wait for it, or choose another folder with --out."):
+            raise Sorry(f"Cannot make the folder {self.folder} ({error.strerror}): choose another with "
+                        "--out.") from None
+        busy = f"Another run is at work in {self.folder}: wait for it, or choose another folder with --out."
+        with lock(self.folder / ".lock", timeout=0.0, busy=busy):
             yield self
 
     def begin(self, description):
@@ -77,15 +78,20 @@ class Run:
         path = self.folder / "run.json"
         if not path.exists():
             if self.results.exists():
-                raise Sorry(f"{self.results} has no run.json beside it, so nobody knows how it was computed: choose another "
-                            "folder with --out.")
+                raise Sorry(
+                    f"{self.results} has no run.json beside it, so nobody knows how it was computed: choose "
+                    "another folder with --out.")
             self.write({path: (json.dumps(description, indent=1) + "\n").encode()})
             return
         before = self.description()
-        different = [difference for name in _FIXED for difference in _differences(name, before.get(name), description[name])]
+        different = [
+            difference for name in _FIXED
+            for difference in _differences(name, before.get(name), description[name])
+        ]
         if different:
-            raise Sorry(f"{self.folder} holds a run of other parameters: {'; '.join(different[:5])}. Choose another folder "
-                        "with --out, or the same parameters.")
+            raise Sorry(
+                f"{self.folder} holds a run of other parameters: {'; '.join(different[:5])}. Choose another "
+                "folder with --out, or the same parameters.")
         description = before | {"entries": list(dict.fromkeys(before["entries"] + description["entries"]))}
         self.write({path: (json.dumps(description, indent=1) + "\n").encode()})
 
@@ -99,7 +105,9 @@ class Run:
         try:
             return json.loads((self.folder / "run.json").read_text())
         except FileNotFoundError:
-            raise Sorry(f"{self.folder} holds no run (it has no run.json): make one with python -m validation run.") from None
+            raise Sorry(
+                f"{self.folder} holds no run (it has no run.json): make one with python -m validation run."
+            ) from None
         except (OSError, ValueError) as error:
             raise Sorry(f"Cannot read {self.folder / 'run.json'} ({error}): choose another run.") from None
 
@@ -118,7 +126,9 @@ class Run:
         return cut
 
     def records(self):
-        """{entry: its last record}, in the order in which they were written; what stands behind the last line is ignored.
+        """{entry: its last record}, in the order in which they were written.
+
+        What stands behind the last whole line is ignored.
 
         Raises
         ------
@@ -138,8 +148,9 @@ class Run:
             except (ValueError, KeyError, TypeError):
                 if number == len(lines):
                     break
-                raise Sorry(f"Line {number} of {self.results} is damaged: delete this line, and the run computes its entry "
-                            "again.") from None
+                raise Sorry(
+                    f"Line {number} of {self.results} is damaged: delete this line, and the run computes its "
+                    "entry again.") from None
         return found
 
     def append(self, record, files):
@@ -157,7 +168,10 @@ class Run:
             When there is no room: nothing of the record is there then.
         """
         places = {"svg": "figures", "npz": "sections"}
-        contents = {self.folder / places[kind] / f"{record['entry']}.{kind}": content for kind, content in files.items()}
+        contents = {
+            self.folder / places[kind] / f"{record['entry']}.{kind}": content
+            for kind, content in files.items()
+        }
         line = json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         try:
             for path in contents:
@@ -193,21 +207,25 @@ class Run:
     def no_room(self, error):
         """What to say when nothing more can be written."""
         reason = "there is no space left" if getattr(error, "errno", None) in DISK_FULL else error
-        return Sorry(f"Cannot write to {self.folder}: {reason}. What was recorded ({len(self.records())} entries) is safe; make "
-                     "room and give the same command again.")
+        return Sorry(
+            f"Cannot write to {self.folder}: {reason}. What was recorded ({len(self.records())} entries) is "
+            "safe; make room and give the same command again.")
 
 
 def describe(entries, source, parameters, limits):
     """What ``run.json`` says of a run that begins now."""
-    return {"entries": list(entries), "source": source, "parameters": parameters, "limits": limits, "versions": versions(),
-            "commit": commit(), "machine": machine(),
-            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+    return {
+        "entries": list(entries), "source": source, "parameters": parameters, "limits": limits,
+        "versions": versions(), "commit": commit(), "machine": machine(), "started": datetime.datetime.now(
+            datetime.timezone.utc).isoformat(timespec="seconds")
+    }
 
 
 def commit():
     """The commit of this checkout, with ``+`` where files were changed since; None outside git."""
     def git(*words):
-        return subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, timeout=60)
+        return subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True,
+                              timeout=60)
     try:
         head = git("rev-parse", "HEAD")
         if head.returncode:
@@ -226,8 +244,10 @@ def machine():
                    if line.startswith("model name"))
     with contextlib.suppress(OSError, ValueError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"host": socket.gethostname(), "platform": platform.platform(), "cpu": cpu, "cores": os.cpu_count(),
-            "memory_bytes": memory}
+    return {
+        "host": socket.gethostname(), "platform": platform.platform(), "cpu": cpu, "cores": os.cpu_count(),
+        "memory_bytes": memory
+    }
 
 
 def _is_record(line):

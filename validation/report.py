@@ -4,7 +4,7 @@
 
     RUN/report/index.html            everything at a glance; one file, needs no network
     RUN/report/entries/<entry>.html  one entry
-    RUN/report/figures/              1a, 1b, 1c, 2a and 2b of the paper, as PDF and PNG, and the tables behind them as CSV
+    RUN/report/figures/              1a, 1b, 1c, 2a and 2b of the paper as PDF and PNG, and their tables as CSV
     RUN/report/entries.csv           the table of entries
 """
 from __future__ import annotations
@@ -33,14 +33,18 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
                            trim_blocks=True, lstrip_blocks=True)
 _CAPTIONS = {
-    "figure_1a": "Correlation of |F_protein| with exact summation against resolution (the paper's figure 1a): median, quartiles, and "
-                 "every entry lightly. Right: the same as its distance from 1.",
-    "figure_1b": "Correlation of |F_mask| with mmtbx's mask on a fine grid against resolution (figure 1b). Left: the hard edge at mmtbx's "
-                 "radii, which tests the geometry, and the density-cutoff mask as published. Right: both packages at their defaults; "
-                 "the soft default of this package is another definition, chosen on R factors.",
+    "figure_1a":
+        "Correlation of |F_protein| with exact summation against resolution (the paper's figure 1a): median, "
+        "quartiles, and every entry lightly. Right: the same as its distance from 1.",
+    "figure_1b":
+        "Correlation of |F_mask| with mmtbx's mask on a fine grid against resolution (figure 1b). Left: the hard "
+        "edge at mmtbx's radii, which tests the geometry, and the density-cutoff mask as published. Right: both "
+        "packages at their defaults; the soft default of this package is another definition, chosen on R factors.",
     "figure_1c": "One section through both masks of one entry (figure 1c).",
     "figure_2a": "Times of both packages, one process, calls in turns (figure 2a); one mark for each entry.",
-    "figure_2b": "R factors against those of mmtbx, all by mmtbx's scaling, and against the header of the model file (figure 2b).",
+    "figure_2b":
+        "R factors against those of mmtbx, all by mmtbx's scaling, and against the header of the model file "
+        "(figure 2b).",
 }
 # The columns of the table: title, number of a record (or its text), format; None where it is text.
 _COLUMNS = (
@@ -71,7 +75,7 @@ def missed(verdicts):
 
 
 def worst_first(records, problems):
-    """Entries in the order of the table: not computed, then by unexpected and expected misses, then by the change of R-free."""
+    """Entries as in the table: not computed, then by unexpected and expected misses, then by the change of R-free."""
     def key(item):
         entry, record = item
         good = record["status"] == "ok"
@@ -82,13 +86,14 @@ def worst_first(records, problems):
 
 
 def rows(records, problems):
-    """The table of entries: for each a dict with ``entry``, ``status``, ``problems`` and ``cells`` of (text, value to sort by)."""
+    """The table of entries: dicts of ``entry``, ``state``, ``good``, ``note`` and ``cells`` (text, value to sort by)."""
     table = []
     for entry in worst_first(records, problems):
         record = records[entry]
         good = record["status"] == "ok"
         found = problems.get(entry, [])
-        state = record["kind"] if not good else "missed" if any(r is None for *_, r in found) else "known" if found else "ok"
+        unexpected = any(reason is None for *_, reason in found)
+        state = record["kind"] if not good else "missed" if unexpected else "known" if found else "ok"
         cells = [_cell(of(record) if good else None, form) for _, of, form in _COLUMNS]
         cells += [_cell(of(record), form) for _, of, form in _COMMON]
         table.append({"entry": entry, "state": state, "good": good, "cells": cells,
@@ -116,36 +121,52 @@ def _shown(value):
 
 def entry_page(record, folder, description, problems):
     """The page of one entry, a text."""
-    facts = [f"{record['wall_s']:.0f} s, of which {record['cpu_s']:.0f} s of CPU; {record['peak_bytes'] / 2**30:.2f} GiB of memory; "
-             f"on {record['host']}", *(f"{step}: {seconds:.1f} s" for step, seconds in sorted(
-                 record.get("steps_s", {}).items(), key=lambda item: -item[1])[:5])]
-    notes = [f"{name}: {_shown(value)}" + (f" (expected: {reason})" if reason else "") for name, value, reason in problems]
-    common = {"notes": notes, "facts": facts, "command": command(record["entry"], description), "commit": description["commit"]}
+    facts = [
+        f"{record['wall_s']:.0f} s, of which {record['cpu_s']:.0f} s of CPU; "
+        f"{record['peak_bytes'] / 2**30:.2f} GiB of memory; on {record['host']}",
+        *(f"{step}: {seconds:.1f} s"
+          for step, seconds in sorted(record.get("steps_s", {}).items(), key=lambda item: -item[1])[:5])
+    ]
+    notes = [
+        f"{name}: {_shown(value)}" + (f" (expected: {reason})" if reason else "")
+        for name, value, reason in problems
+    ]
+    common = {
+        "notes": notes, "facts": facts, "command": command(record["entry"], description),
+        "commit": description["commit"]
+    }
     if record["status"] == "ok":
         figure = folder / "figures" / f"{record['entry']}.svg"
         return page.render(record["result"], figure.read_bytes() if figure.is_file() else None, common)
-    return _environment.get_template("failure.html").render(record=record, versions=description["versions"], **common)
+    return _environment.get_template("failure.html").render(record=record, versions=description["versions"],
+                                                            **common)
 
 
 def index_page(description, records, verdicts, table, drawn, n_entries, pages):
     """The page of the run, a text: the figures are in it."""
     script = (_TEMPLATES / "table.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    images = [(name, _CAPTIONS[name], "data:image/png;base64," + base64.b64encode(contents[f"{name}.png"]).decode(),
-               [file for file in contents if not file.endswith(".png")]) for name, contents in drawn.items()]
+    images = []
+    for name, contents in drawn.items():
+        data = base64.b64encode(contents[f"{name}.png"]).decode()
+        tables = [file for file in contents if not file.endswith(".png")]
+        images.append((name, _CAPTIONS[name], "data:image/png;base64," + data, tables))
     good = [record for record in records.values() if record["status"] == "ok"]
-    summary = [("entries", f"{n_entries} asked for, {len(records)} recorded, {len(records) - len(good)} of them failed")]
-    for name, what in (("r_work_change", "R-work less mmtbx's, median"), ("r_free_change", "R-free less mmtbx's, median"),
-                       ("f_accuracy", "error of F_protein over the accuracy asked for, median"),
-                       ("hard_mask_l2", "hard mask's relative L2, median")):
+    summary = [("entries",
+                f"{n_entries} asked for, {len(records)} recorded, {len(records) - len(good)} of them failed")]
+    medians = {"r_work_change": "R-work less mmtbx's, median", "r_free_change": "R-free less mmtbx's, median",
+               "f_accuracy": "error of F_protein over the accuracy asked for, median",
+               "hard_mask_l2": "hard mask's relative L2, median"}
+    for name, what in medians.items():
         found = [value for value in map(MEASURES[name].of, good) if value is not None]
         if found:
-            summary.append((what, f"{statistics.median(found):+.4f}" if "change" in name else f"{statistics.median(found):.3f}"))
+            summary.append((what, format(statistics.median(found), "+.4f" if "change" in name else ".3f")))
     summary += [("CPU", f"{sum(record['cpu_s'] for record in records.values()) / 3600:.2f} hours"),
-                ("memory of a worker, at most", f"{max(record['peak_bytes'] for record in records.values()) / 2**30:.2f} GiB")]
+                ("memory of a worker, at most",
+                 f"{max(record['peak_bytes'] for record in records.values()) / 2**30:.2f} GiB")]
     return _environment.get_template("index.html").render(
-        description=description, verdicts=verdicts, table=table, images=images, summary=summary, script=script, digest=digest,
-        columns=[title for title, *_ in (*_COLUMNS, *_COMMON)], pages=pages)
+        description=description, verdicts=verdicts, table=table, images=images, summary=summary,
+        script=script, digest=digest, columns=[title for title, *_ in (*_COLUMNS, *_COMMON)], pages=pages)
 
 
 def as_csv(table):
@@ -154,7 +175,10 @@ def as_csv(table):
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["entry", "state", *(title for title, *_ in (*_COLUMNS, *_COMMON)), "note"])
     for row in table:
-        writer.writerow([row["entry"], row["state"], *(_defused(text) for text, _ in row["cells"]), _defused(row["note"])])
+        writer.writerow([
+            row["entry"], row["state"], *(_defused(text) for text, _ in row["cells"]),
+            _defused(row["note"])
+        ])
     return text.getvalue()
 
 
@@ -167,9 +191,12 @@ def add_options(parser):
     """The command line of ``report``."""
     parser.add_argument("folder", metavar="RUN", help="folder of a run")
     parser.add_argument("--out", help="folder of the report (default: RUN/report)")
-    parser.add_argument("--thresholds", default=str(audit.THRESHOLDS), help="limits (default: validation/thresholds.toml)")
-    parser.add_argument("--entry", help="entry of figure 1c (default: the one with the median correlation of masks)")
-    parser.add_argument("--pages", type=int, default=None, metavar="N", help="pages of the N worst entries only (default: of all)")
+    parser.add_argument("--thresholds", default=str(audit.THRESHOLDS),
+                        help="limits (default: validation/thresholds.toml)")
+    parser.add_argument("--entry",
+                        help="entry of figure 1c (default: the one with the median correlation of masks)")
+    parser.add_argument("--pages", type=int, default=None, metavar="N",
+                        help="pages of the N worst entries only (default: of all)")
     parser.set_defaults(run=run)
 
 
@@ -188,9 +215,14 @@ def run(options):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Sorry(f"Cannot make the folder {folder} ({error.strerror}): choose another with --out.") from None
+            raise Sorry(
+                f"Cannot make the folder {folder} ({error.strerror}): choose another with --out.") from None
     # Simulated data say nothing about R factors.
-    results = [record["result"] for record in records.values() if record["status"] == "ok" and not record["result"]["simulated"]]
+    results = [
+        record["result"]
+        for record in records.values()
+        if record["status"] == "ok" and not record["result"]["simulated"]
+    ]
     drawn = {}
     for name, (figure, tables) in (figures.draw(results, section) if results else {}).items():
         drawn[name] = figures.files(figure, name, tables)

@@ -1,7 +1,7 @@
 """``python -m validation run``: every entry in a process of its own, here or on a Dask cluster.
 
-An entry that fails is a result, with the reason; only a full disk, which is no fault of an entry, ends the run.  What is
-recorded is never computed again, unless ``--retry`` asks for the failures.
+An entry that fails is a result, with the reason; only a full disk, which is no fault of an entry, ends the
+run.  What is recorded is never computed again, unless ``--retry`` asks for the failures.
 """
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 
 from libtbx.utils import Sorry
 
@@ -30,18 +29,24 @@ _PLACES = ("MMTBX_SFDIFF_PDB_DIR", "MMTBX_SFDIFF_CACHE_DIR", "MMTBX_SFDIFF_RCSB_
 def add_options(parser):
     """The command line of ``run``."""
     parser.add_argument("source", help="list, folder of entries, manifest (.tsv), or one identifier")
-    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run; given again, the run goes on")
+    parser.add_argument("--out", required=True, metavar="RUN",
+                        help="folder of the run; given again, the run goes on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1,
                         help="entries at a time on this machine (default: %(default)s)")
-    parser.add_argument("--time-limit", type=float, default=3600, metavar="SECONDS", help="for one entry (default: %(default)g)")
-    parser.add_argument("--memory-limit", type=float, default=4.0, metavar="GIB", help="for one entry (default: %(default)g)")
+    parser.add_argument("--time-limit", type=float, default=3600, metavar="SECONDS",
+                        help="for one entry (default: %(default)g)")
+    parser.add_argument("--memory-limit", type=float, default=4.0, metavar="GIB",
+                        help="for one entry (default: %(default)g)")
     parser.add_argument("--connect-timeout", type=float, default=20, metavar="SECONDS",
                         help="longest wait for the next bytes of a download (default: %(default)g)")
-    parser.add_argument("--retries", type=int, default=3, help="further attempts at a download (default: %(default)s)")
+    parser.add_argument("--retries", type=int, default=3,
+                        help="further attempts at a download (default: %(default)s)")
     parser.add_argument("--retry", action="store_true", help="compute recorded failures again")
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="compute on the Dask cluster of this scheduler (tcp://...)")
-    parser.add_argument("--worker-command", metavar="COMMAND", help="another program for one entry, instead of "
-                        "python -m validation.worker: it gets a folder with job.json and leaves result.json there")
+    parser.add_argument("--scheduler", metavar="ADDRESS",
+                        help="compute on the Dask cluster of this scheduler (tcp://...)")
+    parser.add_argument(
+        "--worker-command", metavar="COMMAND", help="another program for one entry, instead of "
+        "python -m validation.worker: it gets a folder with job.json and leaves result.json there")
     parameters.add_options(parser)
     parser.set_defaults(run=run)
 
@@ -55,8 +60,11 @@ def run(options):
     values.settings()  # raises before any work for what cannot be
     chosen = dataclasses.asdict(values)
     limits = {"seconds": options.time_limit, "bytes": int(options.memory_limit * 2**30)}
-    environment = {name: os.path.abspath(os.path.expanduser(value)) if value and not name.endswith("_URL") else value
-                   for name, value in os.environ.items() if name.startswith(_PLACES)}
+    environment = {
+        name: os.path.abspath(os.path.expanduser(value)) if value and not name.endswith("_URL") else value
+        for name, value in os.environ.items()
+        if name.startswith(_PLACES)
+    }
     if folder is not None:
         environment["MMTBX_SFDIFF_PDB_DIR"] = str(folder)
     command = shlex.split(options.worker_command) if options.worker_command else None
@@ -65,17 +73,22 @@ def run(options):
         run_folder.begin(describe(entries, str(options.source), chosen, limits))
         cut = run_folder.repair()
         if cut:
-            print(f"The last line of {run_folder.results} had not been written to its end ({cut} bytes): its entry is "
-                  "computed again.", flush=True)
+            print(
+                f"The last line of {run_folder.results} had not been written to its end ({cut} bytes): its "
+                "entry is computed again.", flush=True)
         known = run_folder.records()
         if options.retry:
             known = {entry: record for entry, record in known.items() if record["status"] == "ok"}
         wanted = [entry for entry in entries if entry not in known]
-        jobs = [{"entry": entry, "parameters": chosen, "limits": limits, "checkout": str(CHECKOUT),
-                 "environment": environment, "command": command,
-                 "timeouts": {"connect": options.connect_timeout, "retries": options.retries}} for entry in wanted]
+        jobs = [{
+            "entry": entry, "parameters": chosen, "limits": limits, "checkout": str(CHECKOUT),
+            "environment": environment, "command": command,
+            "timeouts": {"connect": options.connect_timeout, "retries": options.retries}
+        } for entry in wanted]
         if len(wanted) < len(entries):
-            print(f"{len(entries) - len(wanted)} of {len(entries)} entries are recorded, {len(wanted)} remain.", flush=True)
+            print(
+                f"{len(entries) - len(wanted)} of {len(entries)} entries are recorded, {len(wanted)} remain.",
+                flush=True)
         with progress(len(entries), len(entries) - len(wanted)) as show:
             def record(outcome):
                 run_folder.append(*outcome)
@@ -161,7 +174,9 @@ def progress(n_entries, n_done):
 
 def _duration(seconds):
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def _summary(run_folder, entries):

@@ -23,9 +23,10 @@ def as_npz(section):
 def from_npz(path):
     """The section in a file that :func:`as_npz` made."""
     with np.load(path, allow_pickle=False) as archive:
-        return MaskSection(
-            ours=archive["ours"] / _LEVELS, mmtbx=archive["mmtbx"] / _LEVELS, x=archive["x"], y=archive["y"],
-            axes=tuple(map(str, archive["axes"])), normal=str(archive["normal"]), position=float(archive["position"]))
+        return MaskSection(ours=archive["ours"] / _LEVELS,
+                           mmtbx=archive["mmtbx"] / _LEVELS, x=archive["x"], y=archive["y"], axes=tuple(
+                               map(str, archive["axes"])), normal=str(archive["normal"]), position=float(
+                                   archive["position"]))
 
 
 def _levels(mask):

@@ -1,7 +1,7 @@
 """Which entries: from the RCSB's search service, a list, a folder, or a manifest.
 
-A list is a text file: one identifier to a line, what follows ``#`` is a comment.  The query is the JSON of version 2 of the
-search service (https://search.rcsb.org); the attributes are those that cctbx asks for too
+A list is a text file: one identifier to a line, what follows ``#`` is a comment.  The query is the JSON of
+version 2 of the search service (https://search.rcsb.org); the attributes are those that cctbx asks for too
 (``mmtbx.wwpdb.rcsb_web_services``).
 """
 from __future__ import annotations
@@ -73,7 +73,8 @@ def search(body, url=URL, timeout=_TIMEOUT, backoff=_BACKOFF):
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 # 204, without content, says that nothing was found.
-                content = response.read() if response.status != http.client.NO_CONTENT else b'{"result_set": []}'
+                nothing = response.status == http.client.NO_CONTENT
+                content = b'{"result_set": []}' if nothing else response.read()
             break
         except urllib.error.HTTPError as error:
             reason, again = f"answered {error.code}: {_said(error)}", error.code in _AGAIN
@@ -82,14 +83,19 @@ def search(body, url=URL, timeout=_TIMEOUT, backoff=_BACKOFF):
         except ValueError as error:
             raise Sorry(f"{url} is not an address of a search service ({error}): correct --url.") from None
         if not again or attempt == _RETRIES:
-            raise Sorry(f"The search service {url} {reason}. Try again later, or take a list of entries instead.") from None
+            raise Sorry(
+                f"The search service {url} {reason}. Try again later, or take a list of entries instead."
+            ) from None
         time.sleep(backoff * 2**attempt)
     try:
         hits = json.loads(content)["result_set"]
-        return sorted({normalise_entry_id(hit if isinstance(hit, str) else hit["identifier"]) for hit in hits})
+        return sorted(
+            {normalise_entry_id(hit if isinstance(hit, str) else hit["identifier"]) for hit in hits})
     except (ValueError, KeyError, TypeError, Sorry):
         start = " ".join(content[:60].decode(errors="replace").split())
-        raise Sorry(f"The search service {url} sent something other than a list of entries ({start!r}): correct --url.") from None
+        raise Sorry(
+            f"The search service {url} sent something other than a list of entries ({start!r}): correct --url."
+        ) from None
 
 
 def _said(error):
@@ -118,10 +124,15 @@ def read(source):
     elif is_entry_id(str(source)):
         names, folder = [str(source)], None
     else:
-        raise Sorry(f"{source} is neither a list, a folder of entries, a manifest (.tsv), nor an identifier: check it.")
+        raise Sorry(
+            f"{source} is neither a list, a folder of entries, a manifest (.tsv), nor an identifier: check it."
+        )
     entries = list(dict.fromkeys(map(normalise_entry_id, names)))
     if not entries:
-        raise Sorry(f"There is no entry in {source}: a list has one identifier to a line, a folder one folder for each entry.")
+        raise Sorry(
+            f"There is no entry in {source}: a list has one identifier to a line, a folder one folder for each "
+            "entry."
+        )
     return entries, folder
 
 
@@ -130,11 +141,13 @@ def _list(path):
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Sorry(f"Cannot read the list {path} ({error}): give a text file with one identifier to a line.") from None
+        raise Sorry(f"Cannot read the list {path} ({error}): give a text file with one identifier to a line."
+                    ) from None
     for number, line in enumerate(lines, 1):
         word = line.split("#")[0].strip()
         if word and not is_entry_id(word):
-            raise Sorry(f"Line {number} of {path}, {word!r}, is not a PDB entry: correct it, or put # before it.")
+            raise Sorry(
+                f"Line {number} of {path}, {word!r}, is not a PDB entry: correct it, or put # before it.")
         names += [word] if word else []
     return names
 
@@ -159,9 +172,12 @@ def run(options):
     """``python -m validation select``."""
     if options.source:
         entries, _ = read(options.source)
-        origin = [f"from {os.path.abspath(options.source) if os.path.exists(options.source) else options.source}"]
+        origin = [
+            f"from {os.path.abspath(options.source) if os.path.exists(options.source) else options.source}"
+        ]
     else:
-        body = query(options.d_min, options.d_max, options.min_atoms, options.max_atoms, options.after, options.before)
+        body = query(options.d_min, options.d_max, options.min_atoms, options.max_atoms, options.after,
+                     options.before)
         entries = search(body, options.url)
         origin = [f"from {options.url}", f"query {json.dumps(body)}"]
     if not entries:
@@ -178,15 +194,21 @@ def run(options):
 
 def add_options(parser):
     """The command line of ``select``."""
-    parser.add_argument("source", nargs="?", help="take them from this list, folder or manifest instead of the search service")
+    parser.add_argument("source", nargs="?",
+                        help="take them from this list, folder or manifest instead of the search service")
     parser.add_argument("--out", default="entries.txt", help="the list to write (default: %(default)s)")
     parser.add_argument("--n", type=int, default=N_PAPER, help="so many, at random (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice (default: %(default)s)")
-    parser.add_argument("--d-min", type=float, default=None, help="resolution of at least so many Å in number")
-    parser.add_argument("--d-max", type=float, default=3.5, help="resolution of at most so many Å in number (default: %(default)s)")
+    parser.add_argument("--d-min", type=float, default=None,
+                        help="resolution of at least so many Å in number")
+    parser.add_argument("--d-max", type=float, default=3.5,
+                        help="resolution of at most so many Å in number (default: %(default)s)")
     parser.add_argument("--min-atoms", type=int, default=None, help="deposited atoms, at least")
-    parser.add_argument("--max-atoms", type=int, default=20000, help="deposited atoms, at most (default: %(default)s)")
-    parser.add_argument("--after", metavar="DATE", default=None, help="released on this date (YYYY-MM-DD) or later")
-    parser.add_argument("--before", metavar="DATE", default=None, help="released on this date (YYYY-MM-DD) or earlier")
+    parser.add_argument("--max-atoms", type=int, default=20000,
+                        help="deposited atoms, at most (default: %(default)s)")
+    parser.add_argument("--after", metavar="DATE", default=None,
+                        help="released on this date (YYYY-MM-DD) or later")
+    parser.add_argument("--before", metavar="DATE", default=None,
+                        help="released on this date (YYYY-MM-DD) or earlier")
     parser.add_argument("--url", default=URL, help="another server of the same search service")
     parser.set_defaults(run=run)

@@ -1,8 +1,8 @@
 """One entry in a process of its own, watched: its time, its memory, and how it ended.
 
-Nothing but the standard library is imported here, so that whoever watches (the suite, or a Dask worker) stays small and
-cannot be brought down by what it watches.  Memory is the resident set that Linux counts: torch and numba reserve address
-space by the gigabyte without using it, which a limit on address space would punish.
+Nothing but the standard library is imported here, so that whoever watches (the suite, or a Dask worker) stays
+small and cannot be brought down by what it watches.  Memory is the resident set that Linux counts: torch and
+numba reserve address space by the gigabyte without using it, which a limit on address space would punish.
 """
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class Supervised:
     Parameters
     ----------
     job : dict
-        ``entry``; ``parameters`` (handed to the worker); ``limits`` with ``seconds`` and ``bytes``; ``checkout``, the folder
-        that holds the package ``validation``; ``environment``, variables that the worker gets; ``command``, the worker, to
-        which the exchange folder is appended, or None for this suite's own; ``timeouts`` of downloads.
+        ``entry``; ``parameters`` (handed to the worker); ``limits`` with ``seconds`` and ``bytes``;
+        ``checkout``, the folder that holds the package ``validation``; ``environment``, variables that the
+        worker gets; ``command``, the worker, to which the exchange folder is appended, or None for this
+        suite's own; ``timeouts`` of downloads.
     folder : path, optional
         Where the exchange folder is made; by default where temporary files go.
     """
@@ -47,13 +48,14 @@ class Supervised:
         environment = os.environ | {name: threads for name in (
             "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
         environment |= job.get("environment") or {}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [job["checkout"], environment.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [job["checkout"], environment.get("PYTHONPATH")]))
         command = job.get("command") or [sys.executable, "-X", "faulthandler", "-m", "validation.worker"]
         with open(self.exchange / "log.txt", "wb") as log:
             # A group of its own: Ctrl-C reaches the suite alone, which then ends its workers.
-            self.process = subprocess.Popen(
-                [*command, str(self.exchange)], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=environment, cwd=job["checkout"], start_new_session=True)
+            self.process = subprocess.Popen([*command, str(self.exchange)], stdin=subprocess.DEVNULL,
+                                            stdout=log, stderr=subprocess.STDOUT, env=environment,
+                                            cwd=job["checkout"], start_new_session=True)
 
     def poll(self):
         """None while the worker runs; then (record, files), or raises :class:`OutOfDisk`."""
@@ -104,7 +106,8 @@ class Supervised:
         if self.stopped:
             return
         if self.peak > limits["bytes"]:
-            self.stopped = ("memory", f"stopped: it used more than {limits['bytes'] / 2**30:.3g} GiB of memory")
+            self.stopped = ("memory",
+                            f"stopped: it used more than {limits['bytes'] / 2**30:.3g} GiB of memory")
         elif time.monotonic() - self.start > limits["seconds"]:
             self.stopped = ("timeout", f"stopped: it took longer than {limits['seconds']:g} s")
         if self.stopped:
@@ -112,7 +115,10 @@ class Supervised:
 
     def _record(self, usage):
         answer = self._answer()
-        record = {"entry": self.job["entry"], "status": "failed", "kind": None, "reason": None, "step": self._step()}
+        record = {
+            "entry": self.job["entry"], "status": "failed", "kind": None, "reason": None,
+            "step": self._step()
+        }
         code = self.process.returncode
         if self.stopped and not answer:
             record["kind"], record["reason"] = self.stopped
@@ -131,8 +137,11 @@ class Supervised:
             record["log"] = self._log()
             if record["step"] and record["kind"] in ("crash", "memory", "timeout"):
                 record["reason"] += f" (at: {record['step']})"
-        return record | {"wall_s": round(time.monotonic() - self.start, 2), "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
-                         "peak_bytes": self.peak, "started": round(self.started), "host": socket.gethostname()}
+        return record | {
+            "wall_s": round(time.monotonic() - self.start, 2), "cpu_s": round(
+                usage.ru_utime + usage.ru_stime, 2), "peak_bytes": self.peak, "started": round(self.started),
+            "host": socket.gethostname()
+        }
 
     def _answer(self):
         try:

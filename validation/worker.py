@@ -2,8 +2,9 @@
 
     python -m validation.worker EXCHANGE
 
-reads ``job.json`` in the folder EXCHANGE and leaves ``result.json`` there, the figure of the entry (``figure.svg``) and a section
-through its masks (``section.npz``).  An entry that cannot be computed for a reason that can be told is a result too.
+reads ``job.json`` in the folder EXCHANGE and leaves ``result.json`` there, the figure of the entry
+(``figure.svg``) and a section through its masks (``section.npz``).  An entry that cannot be computed for a
+reason that can be told is a result too.
 """
 from __future__ import annotations
 
