@@ -177,6 +177,27 @@ def test_everything_a_server_does_is_a_result_of_its_own(records):
         assert re.search(said, record["reason"]), record["reason"]
 
 
+@pytest.mark.slow
+def test_three_corrupt_of_twenty_with_real_files(pdb_dir, tmp_path):
+    """The suite's own worker on twenty small entries, three of them damaged as files get damaged."""
+    damage = {"1a17": lambda content: content[:len(content) // 2], "1a18": lambda content: b"<html>Moved</html>",
+              "1a19": lambda content: content[:200] + b"\0" * 50 + content[250:]}
+    entries = [f"1a{number:02d}" for number in range(20)]
+    for entry in entries:
+        (tmp_path / "pdb" / entry).mkdir(parents=True)
+        for name in (".pdb.gz", "-sf.cif.gz"):
+            content = (pdb_dir / "5wkd" / f"5wkd{name}").read_bytes()
+            if name == "-sf.cif.gz":
+                content = damage.get(entry, lambda content: content)(content)
+            (tmp_path / "pdb" / entry / f"{entry}{name}").write_bytes(content)
+    assert main(["run", str(tmp_path / "pdb"), "--out", str(tmp_path / "RUN"), "--jobs", "2"]) == 0
+    found = Run(tmp_path / "RUN").records()
+    assert {entry for entry, record in found.items() if record["status"] != "ok"} == set(damage)
+    assert all(found[entry]["kind"] == "files" and f"{entry}-sf.cif.gz" in found[entry]["reason"] for entry in damage)
+    assert main(["report", str(tmp_path / "RUN"), "--pages", "3"]) == 0
+    assert {path.stem for path in (tmp_path / "RUN" / "report" / "entries").iterdir()} == set(damage)
+
+
 def test_good_entry_keeps_the_contracts(records):
     record = records[GOOD]
     verdicts = {
