@@ -403,6 +403,33 @@ def test_expected_failures_are_named_bounded_and_mended(hostile, tmp_path):
     assert code == 0 and found["checks"][-1]["mended"] == [GOOD]
 
 
+def test_a_second_number_may_excuse_a_miss(hostile, records, tmp_path):
+    """As rounding in mmtbx does a difference of R factors; what it does not explain still fails."""
+    excuse = '[checks.memory.excused]\nmeasure = "binary_mask"\nmost = {}\nreason = "small"\n'
+    code, found, _ = audited(hostile, tmp_path, most=0.1, expected=excuse.format(1e-10))
+    assert code == 0 and set(found["checks"][-1]["expected"]) == {GOOD, "2aaa", "2bbb"}
+    code, found, _ = audited(hostile, tmp_path, most=0.1, expected=excuse.format(1e-30))
+    assert code == 1 and set(found["checks"][-1]["failed"]) == {GOOD, "2aaa", "2bbb"}
+    record = copy.deepcopy(records[GOOD])
+    record["result"]["r_factors"]["sfdiff_scaling"]["mmtbx"]["r_work"] += 0.01
+    for with_ties, passed in ((1e-12, True), (0.01, False), (None, False)):
+        record["contracts"]["scaling"] = {"largest_difference": 0.01, "with_ties": with_ties}
+        verdicts = {verdict.name: verdict for verdict in audit.judge({GOOD: record}, audit.read_thresholds())}
+        assert verdicts["scaling"].passed == passed
+        assert verdicts["scaling"].figure == pytest.approx(0.01, abs=1e-6)
+
+
+def test_rounding_in_mmtbx_is_recognised(pdb_dir):
+    """5o5i: mmtbx's R is one of several, and with its ties recognised it is ours."""
+    from mmtbx_sfdiff.comparison import Settings, measure
+    from mmtbx_sfdiff.files import load_entry
+    from validation import contracts
+    entry = load_entry(*(pdb_dir / "5o5i" / name for name in ("5o5i.pdb.gz", "5o5i.mtz")))
+    comparison = measure(entry, Settings(direct_terms=1e6, gradient_terms=1e6, reference_step=0.6, n_timing=1))
+    found = contracts._scaling(entry, comparison)
+    assert found["largest_difference"] > 1e-6 and found["with_ties"] < 1e-6
+
+
 def test_crashes_fail_the_audit_however_few(suite, records):
     crash = {"entry": "1seg", "status": "failed", "kind": "crash", "reason": "SIGSEGV"}
     rules = {"completed": {"least_share": 0.1, "never": ["crash"]}, "checks": {}}
@@ -461,7 +488,7 @@ def test_every_threshold_is_of_a_measure(records):
     found = {name: measure.of(records[GOOD]) for name, measure in measures.MEASURES.items()}
     # The entry has no free flags; everything else is a number.
     assert {name for name, value in found.items() if value is None} <= {
-        "r_free_change", "own_r_free_change", "mmtbx_r_free", "sfdiff_r_free"}
+        "r_free_change", "own_r_free_change", "mmtbx_r_free", "sfdiff_r_free", "scaling_with_ties"}
 
 
 def test_command_line_explains_itself():

@@ -25,7 +25,7 @@ from .measures import MEASURES, values
 from .records import Run
 
 THRESHOLDS = Path(__file__).with_name("thresholds.toml")
-_KEYS = {"measure", "statistic", "most", "least", "contract", "expected"}
+_KEYS = {"measure", "statistic", "most", "least", "contract", "expected", "excused"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,10 @@ def _fault(check):
         return "needs the statistic 'every' or 'median'"
     if check.get("expected") and check["statistic"] != "every":
         return "has expected entries, which only 'every' can have"
+    excused = check.get("excused")
+    if excused and (check["statistic"] != "every" or excused.get("measure") not in MEASURES
+                    or not excused.get("reason") or ("most" in excused) == ("least" in excused)):
+        return "has an 'excused' that needs a measure, most or least, and a reason, with the statistic 'every'"
     if any(set(item) != {"entry", "reason", "limit"} for item in check.get("expected", ())):
         return "has an expected entry without entry, reason and limit"
     return None if check.get("contract") else "needs a 'contract'"
@@ -211,11 +215,21 @@ def _judge(name, check, records):
             mended += [entry] if entry in known else []
         elif entry in known and not misses(value, known[entry]["limit"]):
             expected[entry] = value, known[entry]["reason"]
+        elif _excused(check.get("excused"), records[entry]):
+            expected[entry] = value, check["excused"]["reason"]
         else:
             failed[entry] = value
     figure = (max if highest else min)(found.values())
     return Verdict(passed=not failed, figure=figure, failed=failed, expected=expected, mended=mended,
                    **common)
+
+
+def _excused(rule, record):
+    """Whether a second number of the entry shows why it misses a limit."""
+    value = MEASURES[rule["measure"]].of(record) if rule else None
+    if value is None:
+        return False
+    return value <= rule["most"] if "most" in rule else value >= rule["least"]
 
 
 def compare(records, baseline, tolerances):

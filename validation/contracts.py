@@ -1,8 +1,8 @@
 """Numbers of the contracts that ``mmtbx_sfdiff.compare`` does not measure, on one entry.
 
 Direct summation and its gradients against cctbx's direct summation with the same form factors, in both
-precisions; the binary mask against mmtbx's F_mask; and the gradient of the default mask against finite
-differences of the same mask over the steps that a refinement takes.
+precisions; the binary mask against mmtbx's F_mask; the gradient of the default mask against finite differences
+of the same mask over the steps that a refinement takes; and, where R factors differ, whether rounding is why.
 """
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ from mmtbx_sfdiff.cctbx_backend import reference
 from mmtbx_sfdiff.comparison.measure import F_MASK_D_MIN, MMTBX_GRID_STEP
 from mmtbx_sfdiff.comparison.statistics import relative_l2
 
+from .scaling import AGREES, tolerant_mmtbx
+
 # Å: the steps of atoms over which the mask's gradient has to hold.
 MASK_STEPS = (0.001, 0.005, 0.02)
 _FUNCTIONALS = 5
 
 
-def measure_contracts(entry, parameters, report=lambda step, fraction=None: None):
+def measure_contracts(entry, parameters, comparison=None, report=lambda step, fraction=None: None):
     """The numbers, as a dict that JSON can hold.
 
     Parameters
     ----------
     entry : mmtbx_sfdiff.files.Entry
     parameters : validation.parameters.Parameters
+    comparison : mmtbx_sfdiff.comparison.Comparison, optional
+        Of the entry; without it scaling is left out.
     report : callable, optional
         Called with what is being done.
     """
@@ -42,7 +46,35 @@ def measure_contracts(entry, parameters, report=lambda step, fraction=None: None
     report("contract: gradient of the mask")
     small = atoms.crystal.volume <= parameters.mask_gradient_volume
     result["mask_gradient"] = _mask_gradient(atoms, low, parameters.grid_step) if small else None
+    result["scaling"] = None
+    if comparison is not None:
+        report("contract: scaling")
+        result["scaling"] = _scaling(entry, comparison)
     return result
+
+
+def _scaling(entry, comparison):
+    """Differences of R between this package's scaling and mmtbx's, the largest of work, free and both pairs of F.
+
+    mmtbx smooths k_mask by comparing neighbouring bins that are often equal but for rounding, so that its own R is
+    one of several.  ``with_ties`` is the difference from mmtbx with that comparison made tolerant, run where they
+    differ by more than 1e-6; None where they do not.
+    """
+    part, with_ties = comparison.result["r_factors"], None
+    differences = {name: _difference(part["sfdiff_scaling"][name], part[name]) for name in comparison.pairs}
+    for name, (f_calc, f_mask) in comparison.pairs.items():
+        if differences[name] > AGREES:
+            manager = reference.unscaled_model(entry.data.f_obs, entry.data.r_free_flags,
+                                               entry.model.xray_structure, f_calc, f_mask)
+            with tolerant_mmtbx():
+                reference.scale_model(manager)
+            theirs = {"r_work": float(manager.r_work()), "r_free": float(manager.r_free())}
+            with_ties = max(with_ties or 0.0, _difference(part["sfdiff_scaling"][name], theirs))
+    return {"largest_difference": max(differences.values()), "with_ties": with_ties}
+
+
+def _difference(ours, theirs):
+    return max(abs(ours[kind] - theirs[kind]) for kind in ("r_work", "r_free") if ours[kind] is not None)
 
 
 def _direct(entry, max_terms):

@@ -109,6 +109,10 @@ def _mask_gradient(record):
     return None if part is None else max(part["relative_l2"])
 
 
+def _scaling_with_ties(record):
+    return (record["contracts"].get("scaling") or {}).get("with_ties")
+
+
 _SCALED = "sfdiff_scaling"
 _SAME_F = [(_r(model, kind, _SCALED), _r(model, kind))
            for model in ("sfdiff", "mmtbx")
@@ -158,7 +162,9 @@ MEASURES = {
          "scaling_r",
          "R of this package's scaling less R of mmtbx's, same F_protein and F_mask, the largest of work and free",
          _largest_difference(_SAME_F)),
-     Measure("peak_gib", "memory of the worker, GiB", lambda record: record["peak_bytes"] / 2**30),
+     Measure("scaling_with_ties", "the same, where they differ, from mmtbx with neighbouring bins that are equal but for "
+            "rounding taken for equal", _scaling_with_ties),
+    Measure("peak_gib", "memory of the worker, GiB", lambda record: record["peak_bytes"] / 2**30),
      Measure("mmtbx_r_work", "R-work of mmtbx", _r("mmtbx", "r_work"), "same"),
      Measure("mmtbx_r_free", "R-free of mmtbx", _r("mmtbx", "r_free"), "same"),
      Measure("sfdiff_r_work", "R-work with this package's mask, by mmtbx's scaling", _r("sfdiff", "r_work"),

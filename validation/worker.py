@@ -79,7 +79,7 @@ def _compute(job, report):
     from .contracts import measure_contracts
     from .sections import as_npz
     comparison = measure(entry, parameters.settings(), report)
-    contracts = measure_contracts(entry, parameters, report)
+    contracts = measure_contracts(entry, parameters, comparison, report)
     report("figure")
     svg = figure.render(comparison, ["svg"])["svg"]
     # By way of the text that compare writes, which has been held against its schema.

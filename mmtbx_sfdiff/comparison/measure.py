@@ -85,10 +85,13 @@ class Comparison:
         As :data:`.schema.SCHEMA` says; what is written as JSON.
     section : MaskSection
         A section through both masks, for the figure.
+    pairs : dict of str to tuple of numpy.ndarray
+        F_protein and F_mask, (n,) complex, that were scaled: of "sfdiff" and of "mmtbx".
     """
 
     result: dict
     section: object
+    pairs: dict = dataclasses.field(default_factory=dict)
 
 
 def measure(entry, settings=Settings(), report=None):
@@ -140,7 +143,8 @@ class _Measurement:
         result["gradients"] = self._gradients()
         result["r_factors"] = self._r_factors()
         result["timing_s"] = self.timing | {"conditions": self._conditions()}
-        return Comparison(result, section)
+        return Comparison(result, section, {
+            "sfdiff": (self.f_protein, self.f_mask), "mmtbx": (self.f_fft, self.f_mask_mmtbx)})
 
     def _header(self):
         entry, symmetry = self.entry, self.f_obs.crystal_symmetry()
