@@ -160,6 +160,11 @@ def test_f_mask_and_map(result, entry):
     assert part["mmtbx_default"]["cc"] == pytest.approx(np.corrcoef(f[0.6], f[0.3])[0, 1], abs=1e-9)
     assert part["cc"] == pytest.approx(part["mmtbx_default"]["cc"], abs=1e-9)
     assert sum(shell["n"] for shell in part["shells"]) == len(f[0.6])
+    complete = entry.data.f_obs.complete_set(d_min=3).array(flex.double(entry.data.f_obs.complete_set(d_min=3).size()))
+    f_mask = [abs(reference.f_mask(entry.model.xray_structure, complete, step)) for step in (0.6, 0.3)]
+    whole = part["mmtbx_default"]["complete"]
+    assert complete.size() > len(f[0.6]) and sum(shell["n"] for shell in whole["shells"]) == complete.size()
+    assert whole["cc"] == pytest.approx(np.corrcoef(*f_mask)[0, 1], abs=1e-9)
     assert maps["cc"] == pytest.approx(1, abs=1e-9)
     share = managers[0.6].mask_manager.solvent_content_via_mask
     for name in ("solvent_fraction", "solvent_fraction_mmtbx"):

@@ -1,6 +1,5 @@
 """Finding and downloading entries, against a server of the test's own on the loopback interface."""
 import gzip
-import http.server
 import os
 import resource
 import signal
@@ -15,6 +14,7 @@ import pytest
 from libtbx.utils import Sorry
 
 from processes import heed_interrupts
+from server import only_site
 
 from mmtbx_sfdiff.files import Timeouts, fetch, find_entry, is_entry_id, normalise_entry_id
 
@@ -24,56 +24,11 @@ DATA = b"data_r9abcsf\n_cell.entry_id 9abc\nloop_\n_refln.index_h\n_refln.F_meas
 GOOD = {"/download/9abc.cif.gz": gzip.compress(MODEL), "/download/9abc-sf.cif.gz": gzip.compress(DATA)}
 
 
-class Site:
-    """A server whose answers are given by a table: path -> bytes, or a function of (handler, how often
-    asked)."""
-
-    def __init__(self, answers):
-        self.answers, self.asked = answers, []
-        site = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                site.asked.append(self.path)
-                answer = site.answers.get(self.path, 404)
-                if callable(answer):
-                    answer = answer(self, site.asked.count(self.path))
-                if isinstance(answer, int):
-                    self.send_error(answer)
-                elif answer is not None:
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(len(answer)))
-                    self.end_headers()
-                    self.wfile.write(answer)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
 @pytest.fixture
 def site(monkeypatch, tmp_path):
     """A server that stands for all three sites; nothing else can be reached, nothing is cached before."""
-    for name in ("MMTBX_SFDIFF_PDB_DIR", "PDB_MIRROR_PDB", "PDB_MIRROR_MMCIF", "PDB_MIRROR_STRUCTURE_FACTORS",
-                 "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    site = Site(dict(GOOD))
-    monkeypatch.setenv("MMTBX_SFDIFF_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("MMTBX_SFDIFF_RCSB_URL", site.url)
-    monkeypatch.setenv("MMTBX_SFDIFF_PDBE_URL", site.url + "/europe")
-    monkeypatch.setenv("MMTBX_SFDIFF_PDBJ_URL", site.url + "/japan")
-    yield site
-    site.close()
+    with only_site(monkeypatch, tmp_path / "cache", dict(GOOD)) as site:
+        yield site
 
 
 def cached_files(tmp_path):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # pip's name -> conda-forge's, where they differ
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}
 
 
 def split(requirement):
@@ -74,3 +74,26 @@ def test_every_console_script_is_a_libtbx_dispatcher_too():
 def test_version_is_read_from_the_package():
     assert "version" not in PROJECT and re.fullmatch(r"\d+\.\d+\.\d+", mmtbx_sfdiff.__version__)
     assert "## " + mmtbx_sfdiff.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/validation.rst", ".github/workflows/audit.yml"])
+def test_commands_of_the_validation_suite_exist(name):
+    """Every one that is shown is one that its parser takes."""
+    from validation.__main__ import parser
+    commands = re.findall(r"python -m validation (select|run|report|audit)\b([^`\n]*)", (ROOT / name).read_text())
+    for command, rest in commands:
+        words = [re.sub(r"\W", "", word) or "1" if "$" in word else word for word in rest.split()]
+        words = [re.sub("ENTRIES|GITHUB_RUN_NUMBER", "1", word) for word in words]
+        if "--help" not in words and rest.strip():
+            assert parser({command}).parse_args([command, *words]).run
+    assert commands or name == "README.md"
+
+
+def test_workflows_are_valid():
+    yaml = pytest.importorskip("yaml")
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        workflow = yaml.safe_load(path.read_text())
+        # YAML 1.1 takes the key "on" for a truth value.
+        assert workflow[True] and all(job["steps"] and job["timeout-minutes"] for job in workflow["jobs"].values())
+        installed = " ".join(step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"])
+        assert next(item for item in PROJECT["dependencies"] if split(item)[0] == "torch") in installed

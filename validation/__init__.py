@@ -1,1 +1,1 @@
-"""The validation suite: uses the package as any user does."""
+"""The validation suite: uses the package as any user does.  ``python -m validation --help``."""

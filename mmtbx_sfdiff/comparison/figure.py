@@ -21,24 +21,24 @@ from matplotlib.ticker import MultipleLocator
 from ..files import is_entry_id
 
 WIDTH_INCHES, HEIGHT_INCHES = 7.09, 7.0
-_STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5,
+STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5,
           "axes.titlesize": 8, "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7,
           "legend.fontsize": 7,
           "axes.linewidth": 0.6, "lines.linewidth": 1.3, "lines.markersize": 4, "axes.spines.top": False,
           "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "path",
           "svg.hashsalt": "mmtbx_sfdiff", "mathtext.default": "regular"}
-_BLUE, _VERMILLION, _GREEN, _SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
-_BLACK, _GREY = "#000000", "#777777"
-_OURS = {"color": _BLUE, "marker": "o", "linestyle": "-", "zorder": 4}
-_MMTBX = {"color": _VERMILLION, "marker": "s", "linestyle": "--", "markersize": 5}
-_CUTOFF = {"color": _GREEN, "marker": "^", "linestyle": "-."}
-_EQUAL = {"color": _SKY, "marker": "D", "linestyle": ":", "markerfacecolor": "white"}
+BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
+BLACK, GREY = "#000000", "#777777"
+OURS = {"color": BLUE, "marker": "o", "linestyle": "-", "zorder": 4}
+MMTBX = {"color": VERMILLION, "marker": "s", "linestyle": "--", "markersize": 5}
+CUTOFF = {"color": GREEN, "marker": "^", "linestyle": "-."}
+EQUAL = {"color": SKY, "marker": "D", "linestyle": ":", "markerfacecolor": "white"}
 _MASK_COLOURS = LinearSegmentedColormap.from_list("mask", ["#f4f1ea", "#9ccbe8", "#0b4f80"])
 _MOST_NINES = 15
 _TICKS = (20, 10, 8, 6, 5, 4.5, 4, 3.5, 3.2, 3, 2.8, 2.6, 2.4, 2.2, 2, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3,
           1.2, 1.1, 1.05, 1, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
-_R_ROWS = (("sfdiff", "mmtbx_sfdiff", _BLUE), ("mmtbx", "mmtbx", _VERMILLION),
-           ("density_cutoff", "density cutoff", _GREEN), ("deposited", "deposited", _BLACK))
+_R_ROWS = (("sfdiff", "mmtbx_sfdiff", BLUE), ("mmtbx", "mmtbx", VERMILLION),
+           ("density_cutoff", "density cutoff", GREEN), ("deposited", "deposited", BLACK))
 _TIME_ROWS = (("f_protein", "$F_{protein}$"), ("f_mask", "$F_{mask}$"), ("gradients", "gradients"),
               ("scaling", "scaling"))
 
@@ -55,7 +55,7 @@ def draw(comparison):
     matplotlib.figure.Figure
     """
     result = comparison.result
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
         FigureCanvasAgg(figure)
         figure.text(0.02, 0.985, _title(result), ha="left", va="top", fontsize=10, fontweight="bold")
@@ -68,7 +68,7 @@ def draw(comparison):
         _mask_panel(figure.add_subplot(top[1]), result)
         figure.text(0.02, 0.535, f"(c)  Solvent mask, section {comparison.section.normal} = "
                     f"{comparison.section.position:.2f}", fontsize=8, fontweight="bold", va="bottom")
-        _sections(figure, comparison.section, result, (0.075, 0.165, 0.395, 0.325))
+        draw_sections(figure, comparison.section, result, (0.075, 0.165, 0.395, 0.325))
         bottom = figure.add_gridspec(1, 2, left=0.645, right=0.985, top=0.49, bottom=0.165, wspace=0.62)
         figure.text(0.555, 0.535, "(d)  R factors and times", fontsize=8, fontweight="bold", va="bottom")
         _r_panel(figure.add_subplot(bottom[0]), result)
@@ -94,7 +94,7 @@ def render(comparison, kinds=("png", "pdf")):
     # No dates: the same numbers give the same files.
     metadata = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     files = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for kind in kinds:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=300 if kind == "png" else 200, metadata=metadata[kind])
@@ -114,11 +114,11 @@ def _subtitle(result):
             f"solvent {100 * result['mask_map']['solvent_fraction_mmtbx']:.0f} %")
 
 
-def _panel_title(axes, letter, text):
+def panel_title(axes, letter, text):
     axes.set_title(f"({letter})  {text}", loc="left", fontweight="bold", pad=7)
 
 
-def _resolution_axis(axes, d_max, d_min):
+def resolution_axis(axes, d_max, d_min):
     """An axis linear in 1/d² that is labelled in Å."""
     low, high = (0 if math.isinf(d_max) else d_max**-2), d_min**-2
     margin = 0.03 * (high - low)
@@ -146,9 +146,9 @@ def _nines(cc):
 
 def _protein_panel(axes, result):
     part = result["f_protein"]
-    _panel_title(axes, "a", "$|F_{protein}|$ against exact summation")
-    drawn = _curve(axes, part["shells"], f"mmtbx_sfdiff ({part['method']})", _OURS, _nines)
-    drawn |= _curve(axes, part["mmtbx_fft"]["shells"], "mmtbx (FFT, its default)", _MMTBX, _nines)
+    panel_title(axes, "a", "$|F_{protein}|$ against exact summation")
+    drawn = _curve(axes, part["shells"], f"mmtbx_sfdiff ({part['method']})", OURS, _nines)
+    drawn |= _curve(axes, part["mmtbx_fft"]["shells"], "mmtbx (FFT, its default)", MMTBX, _nines)
     if not drawn:
         return _nothing(axes, "too few reflections\nfor a correlation")
     top = max(line.get_ydata().max() for line in axes.lines)
@@ -160,7 +160,7 @@ def _protein_panel(axes, result):
     axes.set_yticks(ticks, [_nines_label(n) for n in ticks])
     axes.set_ylabel("correlation (each step: a tenth\nof the disagreement)" if step == 1 else "correlation")
     axes.grid(axis="y", color="#dddddd", linewidth=0.5)
-    _resolution_axis(axes, part["shells"][0]["d_max"], part["shells"][-1]["d_min"])
+    resolution_axis(axes, part["shells"][0]["d_max"], part["shells"][-1]["d_min"])
     _legend_below(axes)
 
 
@@ -170,20 +170,20 @@ def _nines_label(n):
 
 def _mask_panel(axes, result):
     part = result["f_mask"]
-    _panel_title(axes, "b", f"$|F_{{mask}}|$ against {part['reference']}")
-    drawn = _curve(axes, part["shells"], f"mmtbx_sfdiff ({part['method'].replace('_', ' ')})", _OURS)
+    panel_title(axes, "b", f"$|F_{{mask}}|$ against {part['reference']}")
+    drawn = _curve(axes, part["shells"], f"mmtbx_sfdiff ({part['method'].replace('_', ' ')})", OURS)
     if part["equal_radii"]:
-        drawn |= _curve(axes, part["equal_radii"]["shells"], "same, with a hard edge", _EQUAL)
+        drawn |= _curve(axes, part["equal_radii"]["shells"], "same, with a hard edge", EQUAL)
     drawn |= _curve(axes, part["mmtbx_default"]["shells"],
-                    f"mmtbx ({part['mmtbx_default']['grid_step']:g} Å)", _MMTBX)
-    drawn |= _curve(axes, part["density_cutoff"]["shells"], "density cutoff", _CUTOFF)
+                    f"mmtbx ({part['mmtbx_default']['grid_step']:g} Å)", MMTBX)
+    drawn |= _curve(axes, part["density_cutoff"]["shells"], "density cutoff", CUTOFF)
     if not drawn:
         return _nothing(axes, "no correlation:\nno solvent, or no reflections\nto 3 Å")
     lowest = min(line.get_ydata().min() for line in axes.lines)
     axes.set_ylim(-1.02 if lowest < -0.25 else min(0, math.floor(10 * lowest) / 10), 1.02)
     axes.set_ylabel("correlation")
     axes.grid(axis="y", color="#dddddd", linewidth=0.5)
-    _resolution_axis(axes, part["shells"][0]["d_max"], part["shells"][-1]["d_min"])
+    resolution_axis(axes, part["shells"][0]["d_max"], part["shells"][-1]["d_min"])
     _legend_below(axes)
 
 
@@ -195,10 +195,10 @@ def _legend_below(axes):
 def _nothing(axes, text):
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=_GREY)
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY)
 
 
-def _sections(figure, section, result, box):
+def draw_sections(figure, section, result, box):
     """Both masks in Å, to one scale, side by side or one above the other, with mmtbx's outline over ours."""
     left, bottom, width, height = box
     beside = [(0.0, 0.5, 0.45, 1.0), (0.55, 0.5, 0.45, 1.0)]
@@ -239,7 +239,7 @@ def _sections(figure, section, result, box):
             axes.set_xticklabels([])
         if number == 0 and 0 < section.mmtbx.mean() < 1:
             centres = [(c[:-1, :-1] + c[1:, 1:]) / 2 for c in (section.x, section.y)]
-            axes.contour(*centres, section.mmtbx, levels=[0.5], colors=_VERMILLION, linewidths=0.5)
+            axes.contour(*centres, section.mmtbx, levels=[0.5], colors=VERMILLION, linewidths=0.5)
     right = max(x for x, _ in corners) + w
     bar = figure.add_axes((right + 0.012, top - min(h, 0.16), 0.011, min(h, 0.16)))
     figure.colorbar(image, cax=bar, ticks=[0, 1]).set_ticklabels(["model", "solvent"])
@@ -270,8 +270,8 @@ def _r_panel(axes, result):
     step = next(step for step in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / step < 3.5)
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.set_xlabel("R")
-    axes.legend(handles=[Line2D([], [], color=_GREY, marker="o", linestyle="", label="work"),
-                         Line2D([], [], color=_GREY, marker="o", linestyle="", markerfacecolor="white",
+    axes.legend(handles=[Line2D([], [], color=GREY, marker="o", linestyle="", label="work"),
+                         Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="white",
                                 label="free")],
                 frameon=False, loc="lower left", bbox_to_anchor=(-0.06, 0.985), ncols=2, handletextpad=0.1,
                 columnspacing=0.8, borderpad=0, handlelength=1.2)
@@ -284,8 +284,8 @@ def _time_panel(axes, result):
         ours, mmtbx = part[key]["sfdiff"], part[key]["mmtbx"]
         seconds += [value for value in (ours, mmtbx) if value]
         if ours and mmtbx:
-            axes.plot([ours, mmtbx], [number, number], color=_GREY, linewidth=0.8, zorder=1)
-        for value, style in ((mmtbx, _MMTBX), (ours, _OURS)):
+            axes.plot([ours, mmtbx], [number, number], color=GREY, linewidth=0.8, zorder=1)
+        for value, style in ((mmtbx, MMTBX), (ours, OURS)):
             if value:
                 axes.plot(value, number, marker=style["marker"], color=style["color"], linestyle="")
         text = " / ".join("–" if value is None else _duration(value) for value in (ours, mmtbx))
@@ -301,7 +301,7 @@ def _time_panel(axes, result):
     axes.set_xlabel("wall time (s)")
     axes.legend(handles=[Line2D([], [], color=style["color"], marker=style["marker"], linestyle="",
                                 label=label)
-                         for style, label in ((_OURS, "mmtbx_sfdiff"), (_MMTBX, "mmtbx"))],
+                         for style, label in ((OURS, "mmtbx_sfdiff"), (MMTBX, "mmtbx"))],
                 frameon=False, loc="lower left", bbox_to_anchor=(-0.62, 0.985), ncols=2, handletextpad=0.1,
                 columnspacing=0.8, borderpad=0, handlelength=1.2)
 

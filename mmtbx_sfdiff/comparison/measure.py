@@ -35,8 +35,6 @@ from .timing import side_by_side, timed
 F_MASK_D_MIN = 3.0
 MMTBX_GRID_STEP = 0.6
 MMTBX_RADII = {"r_probe": 1.1, "r_shrink": 0.9}
-# Atoms x reflections x operators in the check of the gradients: some 15 s of cctbx's direct summation.
-_GRADIENT_TERMS = 3e8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +58,8 @@ class Settings:
     direct_terms : float or None
         cctbx's direct summation takes 36 ns a term (atom x reflection x operator).  Where the entry has more terms than
         this, the reference is taken on a random part of the reflections.  None: always on all.
+    gradient_terms : float or None
+        The same for the check of the gradients, which takes twice as long a term and is timed apart.
     """
 
     method: str = "auto"
@@ -72,6 +72,7 @@ class Settings:
     n_timing: int = 3
     memory: int = DEFAULT_MEMORY
     direct_terms: float | None = 1e9
+    gradient_terms: float | None = 3e8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +85,13 @@ class Comparison:
         As :data:`.schema.SCHEMA` says; what is written as JSON.
     section : MaskSection
         A section through both masks, for the figure.
+    pairs : dict of str to tuple of numpy.ndarray
+        F_protein and F_mask, (n,) complex, that were scaled: of "sfdiff" and of "mmtbx".
     """
 
     result: dict
     section: object
+    pairs: dict = dataclasses.field(default_factory=dict)
 
 
 def measure(entry, settings=Settings(), report=None):
@@ -139,7 +143,8 @@ class _Measurement:
         result["gradients"] = self._gradients()
         result["r_factors"] = self._r_factors()
         result["timing_s"] = self.timing | {"conditions": self._conditions()}
-        return Comparison(result, section)
+        return Comparison(result, section, {
+            "sfdiff": (self.f_protein, self.f_mask), "mmtbx": (self.f_fft, self.f_mask_mmtbx)})
 
     def _header(self):
         entry, symmetry = self.entry, self.f_obs.crystal_symmetry()
@@ -237,15 +242,16 @@ class _Measurement:
     # mask
 
     def _mask(self, method, **parameters):
-        """(mask, F_mask of the reflections to 3 Å)."""
+        """(mask, F_mask of the reflections to 3 Å, those that were not measured last)."""
         with self._explained():
             mask = solvent_mask(self.atoms, self.crystal, method=method, grid_step=self.settings.grid_step,
                                 **parameters)
-        low = self.indices[torch.from_numpy(self.low).to(mask.device)]
-        return mask, mask_structure_factors(mask, self.crystal, low)
+        return mask, mask_structure_factors(mask, self.crystal, self.low_indices.to(mask.device))
 
     def _masks(self):
-        low_set = self.f_obs.select(_flex_bool(self.low))
+        low_set = _with_missing(self.f_obs.select(_flex_bool(self.low)), F_MASK_D_MIN)
+        self.low_indices = as_miller_tensor(low_set)
+        n_measured = int(self.low.sum())
         step = reference.affordable_mask_step(self.f_obs.crystal_symmetry(), self.settings.reference_step)
         ours = self._synchronised(lambda: self._mask(self.settings.mask))
         mmtbx = lambda: reference.f_mask(self.structure, low_set, MMTBX_GRID_STEP)  # noqa: E731
@@ -267,15 +273,21 @@ class _Measurement:
         f_reference = reference.f_mask(self.structure, low_set, step)
         self.timing["f_mask"] = self._time("f_mask", ours, mmtbx, first)
         self.f_mask, self.f_mask_mmtbx, self.f_mask_cutoff = (
-            self._all_reflections(values) for values in (f_mask, f_mmtbx, f_cutoff))
-        d = self.d_spacings[self.low]
+            self._all_reflections(values[:n_measured]) for values in (f_mask, f_mmtbx, f_cutoff))
+        d = low_set.d_spacings().data().as_numpy_array()
+
+        def against_reference(values):
+            """Of the measured reflections and, as geometry has nothing to do with what was measured, of all."""
+            measured = agreement(d[:n_measured], values[:n_measured], f_reference[:n_measured])
+            return measured | {"complete": agreement(d, values, f_reference)}
+
         report = {"method": self.settings.mask, "reference": f"mmtbx at {step:g} Å", "d_min": F_MASK_D_MIN,
-                  **agreement(d, f_mask, f_reference),
-                  "density_cutoff": agreement(d, f_cutoff, f_reference),
-                  "mmtbx_default": agreement(d, f_mmtbx, f_reference) | {"grid_step": MMTBX_GRID_STEP},
+                  **against_reference(f_mask),
+                  "density_cutoff": against_reference(f_cutoff),
+                  "mmtbx_default": against_reference(f_mmtbx) | {"grid_step": MMTBX_GRID_STEP},
                   "equal_radii": None}
         if exact_radii is not None:
-            report["equal_radii"] = agreement(d, exact_radii, f_reference) | MMTBX_RADII
+            report["equal_radii"] = against_reference(exact_radii) | MMTBX_RADII
         mask = mask.detach().cpu().numpy().astype(np.float64)
         mask_mmtbx = reference.mask_map(self.structure, mask.shape)
         maps = {"cc": correlation(mask, mask_mmtbx),
@@ -295,7 +307,7 @@ class _Measurement:
         """Of a least-squares target with respect to the sites; checked on a random part of the data."""
         d_target = self._d_target_d_f_calc()
         self.report("gradients", None)
-        part = self._random_part(_GRADIENT_TERMS)
+        part = self._random_part(self.settings.gradient_terms)
         part_set = self.f_obs.select(_flex_bool(part))
         ours = _backward(self._graph(as_miller_tensor(part_set, device=self.settings.device), d_target[part]))
         self.report("gradients (cctbx)", None)
@@ -394,6 +406,13 @@ def _backward(graph):
 
 def _numpy(values):
     return values.detach().cpu().numpy().astype(np.complex128)
+
+
+def _with_missing(miller_array, d_min):
+    """The array, followed by the reflections to that resolution that it lacks, as zeros."""
+    missing = miller_array.complete_set(d_min=d_min).lone_set(miller_array)
+    return miller_array.array(data=flex.double(miller_array.size())).concatenate(
+        missing.array(data=flex.double(missing.size())))
 
 
 def _flex_bool(values):

@@ -11,7 +11,7 @@ _environment = Environment(loader=PackageLoader("mmtbx_sfdiff.comparison", "temp
                            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def render(result, svg):
+def render(result, svg, suite=None):
     """The page.
 
     Parameters
@@ -19,6 +19,9 @@ def render(result, svg):
     result : dict
     svg : bytes or None
         The figure; left out when None.
+    suite : dict, optional
+        Of a page among those of the validation suite: ``notes`` and ``facts`` (lists of sentences), the ``command`` that
+        computes the entry again, and the ``commit``.
 
     Returns
     -------
@@ -26,7 +29,7 @@ def render(result, svg):
     """
     figure = None if svg is None else "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
     return _environment.get_template("compare.html").render(
-        result=result, figure=figure, heading=table.heading(result),
+        result=result, figure=figure, suite=suite, heading=table.heading(result),
         agreement=table.rows_of_agreement(result), r_factors=table.rows_of_r_factors(result),
         times=table.rows_of_times(result),
         conditions=table.conditions(result), scaled_by=table.scaled_by(result),

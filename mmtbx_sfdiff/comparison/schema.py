@@ -24,6 +24,7 @@ _SECONDS = {"type": ["number", "null"], "minimum": 0}
 _SHELL = _object({"d_max": _POSITIVE, "d_min": _POSITIVE, "n": _COUNT, "cc": _CC})
 _SHELLS = {"type": "array", "items": _SHELL}
 _AGREEMENT = {"cc": _CC, "relative_l2": _ERROR, "shells": _SHELLS}
+_MASK_AGREEMENT = _AGREEMENT | {"complete": _object(_AGREEMENT)}
 _R = {"r_work": _OPTIONAL_FRACTION, "r_free": _OPTIONAL_FRACTION}
 _R_COMPUTED = _object({"r_work": _FRACTION, "r_free": _OPTIONAL_FRACTION, "n_used": _COUNT})
 _TIMES = {"sfdiff": _SECONDS, "mmtbx": _SECONDS}
@@ -51,10 +52,10 @@ SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema",
                   "mmtbx_fft_relative_l2_vs_direct": _ERROR, "cc": _CC, "shells": _SHELLS,
                   "mmtbx_fft": _object({"cc": _CC, "shells": _SHELLS})}),
               "f_mask": _object({
-                  "method": _TEXT, "reference": _TEXT, "d_min": _POSITIVE, **_AGREEMENT,
-                  "density_cutoff": _object(_AGREEMENT),
-                  "mmtbx_default": _object(_AGREEMENT | {"grid_step": _POSITIVE}),
-                  "equal_radii": _object(_AGREEMENT | {"r_probe": _POSITIVE, "r_shrink": _POSITIVE}) | {
+                  "method": _TEXT, "reference": _TEXT, "d_min": _POSITIVE, **_MASK_AGREEMENT,
+                  "density_cutoff": _object(_MASK_AGREEMENT),
+                  "mmtbx_default": _object(_MASK_AGREEMENT | {"grid_step": _POSITIVE}),
+                  "equal_radii": _object(_MASK_AGREEMENT | {"r_probe": _POSITIVE, "r_shrink": _POSITIVE}) | {
                       "type": ["object", "null"]}}),
               "mask_map": _object({
                   "cc": _CC, "grid": {"type": "array", "items": _COUNT, "minItems": 3, "maxItems": 3},

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from libtbx.utils import Sorry
 
+from .writing import DISK_FULL, DiskFull
+
 try:
     import fcntl
 except ImportError:  # Windows: the atomic rename alone keeps files whole there
@@ -70,14 +72,15 @@ class _Again(Exception):
 def _sorry_for_disk(error, path):
     """Turn an error of the file system into one sentence."""
     folder = Path(path).parent
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    kind = DiskFull if error.errno in DISK_FULL else Sorry
+    if kind is DiskFull:
         reason = "there is no space left"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         reason = "it is not writable"
     else:
         reason = os.strerror(error.errno) if error.errno else str(error)
-    return Sorry(f"Cannot write {Path(path).name} to {folder}: {reason}; make room there or set "
-                 "MMTBX_SFDIFF_CACHE_DIR to another folder.")
+    return kind(f"Cannot write {Path(path).name} to {folder}: {reason}; make room there or set "
+                "MMTBX_SFDIFF_CACHE_DIR to another folder.")
 
 
 def make_folder(folder):
@@ -96,10 +99,11 @@ def make_folder(folder):
 
 
 @contextlib.contextmanager
-def lock(path, timeout=900.0):
+def lock(path, timeout=900.0, busy=None):
     """Hold an exclusive lock on ``path`` (created if needed) for the duration of a ``with`` block.
 
     The lock belongs to the open file, so the system drops it when a process dies: there is no stale lock.
+    ``busy`` is what to say when another process holds it for longer than ``timeout`` seconds.
 
     Raises
     ------
@@ -122,7 +126,7 @@ def lock(path, timeout=900.0):
                 if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
                     raise _sorry_for_disk(error, path) from None
             if time.monotonic() > deadline:
-                raise Sorry(f"Another run has been downloading to {Path(path).parent} for more than "
+                raise Sorry(busy or f"Another run has been downloading to {Path(path).parent} for more than "
                             f"{timeout:.0f} s: wait for it, end it, or set MMTBX_SFDIFF_CACHE_DIR.")
             time.sleep(0.05)
         yield

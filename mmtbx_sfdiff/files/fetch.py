@@ -18,6 +18,14 @@ from .download import Failed, NotThere, Timeouts, check_gzip, download, lock, ma
 from .entry_id import entry_id_in_data, entry_id_in_model, normalise_entry_id
 
 
+class NotDeposited(Sorry):
+    """Every server answered that there is no such entry, or that it has no structure factors."""
+
+
+class Unreachable(Sorry):
+    """No server gave a usable file; another time one may."""
+
+
 @dataclass(frozen=True)
 class EntryFiles:
     """The two files of an entry.
@@ -256,9 +264,9 @@ def _explain(kind, entry, answers):
     said = "; ".join(f"{name} {answer}" for name, answer in answers.items())
     if answers and all(isinstance(answer, NotThere) for answer in answers.values()):
         if kind == "data":
-            return Sorry(f"Entry {entry} exists, but no structure factors were deposited with it ({said}): "
-                         "choose another entry, or give the names of a model and a data file.")
-        return Sorry(f"There is no entry {entry} ({said}): check the identifier, or give the names of a "
-                     "model and a data file.")
-    return Sorry(f"Cannot download the {_WHAT[kind]} of {entry} ({said}): give the names of a model and a "
-                 "data file, or set MMTBX_SFDIFF_PDB_DIR to a folder that holds the entry.")
+            return NotDeposited(f"Entry {entry} exists, but no structure factors were deposited with it ({said}): "
+                                "choose another entry, or give the names of a model and a data file.")
+        return NotDeposited(f"There is no entry {entry} ({said}): check the identifier, or give the names of a "
+                            "model and a data file.")
+    return Unreachable(f"Cannot download the {_WHAT[kind]} of {entry} ({said}): give the names of a model and a "
+                       "data file, or set MMTBX_SFDIFF_PDB_DIR to a folder that holds the entry.")

@@ -2,10 +2,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 
 from libtbx.utils import Sorry
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(Sorry):
+    """There is no room left to write to; nothing is wrong with what was to be written."""
 
 
 def check_writable(paths, overwrite=True):
@@ -62,8 +69,9 @@ def write_all(contents):
         for path, part in parts.items():
             os.replace(part, path)
     except OSError as error:
-        raise Sorry(f"Cannot write {path} ({error.strerror or error}): make room, or choose another "
-                    "output.directory.") from None
+        kind = DiskFull if error.errno in DISK_FULL else Sorry
+        raise kind(f"Cannot write {path} ({error.strerror or error}): make room, or choose another "
+                   "output.directory.") from None
     finally:
         for part in parts.values():
             with contextlib.suppress(OSError):
