@@ -28,7 +28,7 @@ import torch
 
 from mmtbx_sfdiff.files import find_entry, read_model
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel,
-                                 add_position_restraints, create_system, load_frames, prepare_model, run_md)
+                                 add_position_restraints, create_system, frame_features, load_frames, prepare_model, run_md)
 from mmtbx_sfdiff.latent.prepare import write_atomically
 from validation.latent.starts import backbone_rmsd, wrong_start
 
@@ -91,22 +91,15 @@ def dynamics(entry, start, folder, seed, duration=None):
                   progress=progress)
 
 
-def linear_prior(start, folder, shrink=0.1):
+def linear_prior(start, folder, shrink=0.3):
     """A generator with a shrunk full covariance."""
     system = create_system(start)
     frames, _ = load_frames(folder / "md", skip=SKIP)
     transform = MixedTransform.from_prepared(start, system, frames=frames.double())
     generator = BoltzmannGenerator(transform, LinearFlow.from_samples(
-        features(transform, frames), shrink=shrink))
+        frame_features(transform, frames), shrink, transform.kinds))
     generator.save(folder / "linear.pt")
     return generator
-
-
-def features(transform, frames):
-    """Features of frames, superposed."""
-    from mmtbx_sfdiff.latent import superpose
-    placed, _ = superpose(frames.double(), transform.reference, transform.cart_index)
-    return transform.to_features(placed)[0]
 
 
 def report(entry, start, folder, generator, n=50):
@@ -140,7 +133,7 @@ def main(args=None):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("latent_study"))
     parser.add_argument("--duration", type=float, help="ps, instead of each entry's own")
-    parser.add_argument("--shrink", type=float, default=0.1)
+    parser.add_argument("--shrink", type=float, default=0.3)
     options = parser.parse_args(args)
     torch.set_num_threads(1)
     for seed in options.seeds:
