@@ -148,8 +148,11 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
     return result, history
 
 
-def resolution_schedule(reflections, n_atoms, settings):
-    """Resolution limits (Å) of the first macro-cycles; None stands for all data."""
+def resolution_schedule(reflections, n_atoms, settings, per_atom=_REFLECTIONS_PER_ATOM):
+    """Resolution limits (Å) of the first macro-cycles; None stands for all data.
+
+    Limits that leave fewer than ``per_atom`` reflections for each atom are skipped.
+    """
     d_min = reflections.d_min
     limits = []
     first = max(settings.first_d_min, d_min)
@@ -157,7 +160,7 @@ def resolution_schedule(reflections, n_atoms, settings):
     for i in range(n):
         # Equal steps in the number of reflections would waste cycles: equal steps in 1/d.
         limit = 1 / (1 / first + (1 / d_min - 1 / first) * i / n)
-        enough = int((reflections.d_spacings >= limit).sum()) >= _REFLECTIONS_PER_ATOM * n_atoms
+        enough = int((reflections.d_spacings >= limit).sum()) >= per_atom * n_atoms
         if limit > d_min * 1.001 and enough:
             limits.append(limit)
     return limits + [None]
