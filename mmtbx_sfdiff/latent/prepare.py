@@ -1,0 +1,481 @@
+"""From a deposited or predicted model to what a force field can use, and the map back to the model's atoms.
+
+Everything but protein is left out, one conformation of each residue is kept, modified residues become their parent
+(MSE becomes MET), chains are cut where residues are missing (nothing is invented there), side-chain atoms that the model
+lacks are added by PDBFixer, and hydrogens by OpenMM. Whatever was left out or added is listed.
+"""
+
+import io
+import json
+import os
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .requirements import require
+
+CAPS = ("ACE", "NME")
+MAX_PEPTIDE_BOND = 2.0  # Å; a longer C-N distance is a gap in the chain
+_BACKBONE = ("N", "CA", "C")
+_KEPT_OF_MODIFIED = ("N", "CA", "C", "O", "OXT", "CB")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model with hydrogens, ready for the force field.
+
+    Attributes
+    ----------
+    topology : openmm.app.Topology
+    sites_cart : torch.Tensor
+        (n_ff, 3) float64, Å, hydrogens included.
+    heavy_index : torch.Tensor
+        (n_selected,) long: the force-field atom of each model atom that was kept.
+    model_index : torch.Tensor
+        (n_selected,) long: that atom's place in the hierarchy (and X-ray structure) given.
+    dropped, added : tuple of (str, str)
+        Labels and reasons of what was left out and of what the model did not have.
+    n_copies : int
+        Symmetry copies in the topology, the model itself first.
+    """
+
+    topology: object
+    sites_cart: torch.Tensor
+    heavy_index: torch.Tensor
+    model_index: torch.Tensor
+    dropped: tuple = field(default_factory=tuple)
+    added: tuple = field(default_factory=tuple)
+    n_copies: int = 1
+
+    @property
+    def n_ff(self):
+        """Number of force-field atoms."""
+        return self.sites_cart.shape[0]
+
+    @cached_property
+    def names(self):
+        """Atom names, one for each force-field atom."""
+        return tuple(atom.name for atom in self.topology.atoms())
+
+    @cached_property
+    def elements(self):
+        """Element symbols, one for each force-field atom."""
+        return tuple(atom.element.symbol for atom in self.topology.atoms())
+
+    @cached_property
+    def residue_names(self):
+        """Residue names, one for each residue."""
+        return tuple(residue.name for residue in self.topology.residues())
+
+    @cached_property
+    def residue_index(self):
+        """(n_ff,) long: residue of each force-field atom."""
+        return torch.tensor([atom.residue.index for atom in self.topology.atoms()])
+
+    @cached_property
+    def chain_index(self):
+        """(n_ff,) long: chain of each force-field atom; a chain with gaps counts as several."""
+        return torch.tensor([atom.residue.chain.index for atom in self.topology.atoms()])
+
+    @cached_property
+    def ca_index(self):
+        """(n_residues,) long: the CA atoms."""
+        return self._where(("CA",))
+
+    @cached_property
+    def backbone_index(self):
+        """N, CA and C atoms of the amino-acid residues, long."""
+        return self._where(_BACKBONE)
+
+    def _where(self, names):
+        found = [atom.index for atom in self.topology.atoms() if atom.name in names and atom.residue.name not in CAPS]
+        return torch.tensor(found, dtype=torch.long)
+
+    def replace(self, **changes):
+        """A copy with other attributes."""
+        return replace(self, **changes)
+
+    def first_copy(self):
+        """The model without its symmetry copies; its atoms are the first ones of this topology.
+
+        Returns
+        -------
+        PreparedModel
+        """
+        if self.n_copies == 1:
+            return self
+        n = self.n_ff // self.n_copies
+        return self.replace(topology=_first_atoms(self.topology, n), sites_cart=self.sites_cart[:n], n_copies=1)
+
+    def save(self, folder):
+        """Write ``prepared.json``, ``prepared.npz`` and, to look at, ``prepared.pdb``.
+
+        Parameters
+        ----------
+        folder : str or pathlib.Path
+            Made if it is not there.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = io.BytesIO()
+        np.savez(arrays, sites_cart=self.sites_cart.numpy(), heavy_index=self.heavy_index.numpy(),
+                 model_index=self.model_index.numpy())
+        description = {"format": _FORMAT, "topology": _topology_to_dict(self.topology), "dropped": self.dropped,
+                       "added": self.added, "n_copies": self.n_copies}
+        picture = io.StringIO()
+        require("openmm.app").PDBFile.writeFile(self.topology, self.sites_cart.numpy(), picture, keepIds=True)
+        write_atomically(folder / "prepared.npz", arrays.getvalue())
+        write_atomically(folder / "prepared.pdb", picture.getvalue())
+        write_atomically(folder / "prepared.json", json.dumps(description))
+
+    @classmethod
+    def load(cls, folder):
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        folder : str or pathlib.Path
+
+        Returns
+        -------
+        PreparedModel
+
+        Raises
+        ------
+        ValueError
+            When the folder holds no prepared model, or one of another version.
+        """
+        folder = Path(folder)
+        try:
+            description = json.loads((folder / "prepared.json").read_text())
+            with np.load(folder / "prepared.npz", allow_pickle=False) as arrays:
+                tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no prepared model that can be read ({error}): prepare it again.") from error
+        if description.get("format") != _FORMAT:
+            raise ValueError(f"{folder / 'prepared.json'} was written by another version: prepare the model again.")
+        return cls(topology=_topology_from_dict(description["topology"]), n_copies=description["n_copies"],
+                   dropped=tuple(map(tuple, description["dropped"])), added=tuple(map(tuple, description["added"])),
+                   **tensors)
+
+
+def prepare_model(hierarchy, crystal_symmetry=None, oligomer=(), ph=7.0, seed=0):
+    """Strip, complete and protonate a model.
+
+    Parameters
+    ----------
+    hierarchy : iotbx.pdb.hierarchy.root
+        With one model; it is not changed.
+    crystal_symmetry : cctbx.crystal.symmetry, optional
+        Needed for `oligomer` only.
+    oligomer : sequence of str
+        Symmetry operators, for instance ``"-x,-y,z"``, whose copies of the model are added as further chains.
+    ph : float
+        For the hydrogens.
+    seed : int
+        For the first guess of hydrogens, and of atoms the model lacks.
+
+    Returns
+    -------
+    PreparedModel
+
+    Raises
+    ------
+    ImportError
+        Without OpenMM or PDBFixer.
+    ValueError
+        Several models, no protein, an atom that is not the element its name says, or atoms the force field does not know.
+    """
+    app = require("openmm.app")
+    if len(hierarchy.models()) != 1:
+        raise ValueError(f"the hierarchy has {len(hierarchy.models())} models: give one of them.")
+    segments, dropped = _select(hierarchy)
+    if not segments:
+        raise ValueError("the model has no protein residue with N, CA and C: nothing can be prepared from it.")
+    moves = [(np.eye(3), np.zeros(3))] + _cartesian_operators(crystal_symmetry, oligomer)
+    topology, sites, model_index = _to_topology(app, segments, moves)
+    known = {key: i for i, key in enumerate(_keys(topology))}
+    topology, completed = _complete(topology, sites, seed)
+    with _seeded(seed):
+        modeller = app.Modeller(topology, _quantity(completed))
+        try:
+            modeller.addHydrogens(_force_field(app), pH=ph, platform=_reference())
+        except ValueError as error:
+            raise ValueError(f"the force field does not know part of the model: {error}") from error
+    topology = modeller.topology
+    finished = np.array(modeller.positions.value_in_unit(require("openmm").unit.angstrom), dtype=np.float64)
+    where, added = {}, []
+    for atom, key in zip(topology.atoms(), _keys(topology)):
+        if key in known:
+            where[known[key]] = atom.index
+            finished[atom.index] = sites[known[key]]  # a minimiser had a chance to move them
+        elif atom.element.symbol != "H":
+            added.append((_label(atom), "the model lacks it"))
+    if len(where) != len(known):
+        raise ValueError(f"{len(known) - len(where)} atoms of the model were lost while it was completed.")
+    kept = range(len(model_index))  # the first copy's
+    return PreparedModel(topology=topology, sites_cart=torch.from_numpy(finished),
+                         heavy_index=torch.tensor([where[i] for i in kept], dtype=torch.long),
+                         model_index=torch.tensor(model_index, dtype=torch.long), dropped=tuple(dropped),
+                         added=tuple(added), n_copies=len(moves))
+
+
+def _select(hierarchy):
+    """Protein residues as unbroken segments of (chain id, number, insertion code, name, atoms), and what was left out."""
+    from iotbx.pdb import common_residue_names_get_class
+    from iotbx.pdb.amino_acid_codes import three_letter_given_one_letter
+    substitutions = require("pdbfixer.pdbfixer").substitutions
+    standard = set(three_letter_given_one_letter.values()) - {"UNK"}
+    segments, dropped, hydrogens = [], [], 0
+    for chain in hierarchy.chains():
+        previous = None
+        for group in chain.residue_groups():
+            chosen, others = _one_conformation(group)
+            name = chosen[0].parent().resname.strip()
+            label = f"{chain.id.strip()} {name} {group.resid().strip()}"
+            parent = name if name in standard or name in CAPS else substitutions.get(name)
+            if parent not in standard and parent not in CAPS:
+                kind = common_residue_names_get_class(name).replace("common_", "").replace("_", " ")
+                dropped.append((label, f"not protein ({kind})"))
+                previous = None if kind not in ("water", "element") else previous
+                continue
+            names, atoms = set(), []
+            for atom in chosen:
+                atom_name, element = atom.name.strip(), atom.element.strip().upper()
+                if element in ("H", "D"):
+                    hydrogens += 1
+                    continue
+                if name == "MSE" and atom_name == "SE":
+                    atom_name, element = "SD", "S"
+                elif parent != name and atom_name not in _KEPT_OF_MODIFIED and name != "MSE":
+                    dropped.append((f"{label} {atom_name}", f"{name} is taken as {parent}"))
+                    continue
+                if atom_name in names:
+                    raise ValueError(f"{label} has two atoms {atom_name}.")
+                names.add(atom_name)
+                atoms.append((atom.i_seq, atom_name, element, atom.xyz))
+            dropped += [(f"{label} {atom.name.strip()}", f"conformation {atom.parent().altloc}") for atom in others
+                        if atom.element.strip().upper() not in ("H", "D")]
+            if parent not in CAPS and not names.issuperset(_BACKBONE):
+                lacks = ", ".join(sorted(set(_BACKBONE) - names))
+                dropped.append((label, f"lacks {lacks}"))
+                previous = None
+                continue
+            xyz = {atom_name: np.array(place) for _, atom_name, _, place in atoms}
+            joined = (previous is not None and "N" in xyz and "C" in previous
+                      and np.linalg.norm(xyz["N"] - previous["C"]) < MAX_PEPTIDE_BOND)
+            residue = (chain.id, group.resseq.strip(), group.icode, parent, label, atoms)
+            segments[-1].append(residue) if joined else segments.append([residue])
+            previous = xyz
+    if hydrogens:
+        dropped.append((f"{hydrogens} hydrogen atoms", "placed anew"))
+    return segments, _without_unknown(segments) + dropped
+
+
+def _one_conformation(group):
+    """Atoms of the conformation with the highest occupancy (the first of equals), and the others."""
+    totals = {}
+    for atom in group.atoms():
+        altloc = atom.parent().altloc.strip()
+        if altloc:
+            totals.setdefault(altloc, []).append(atom.occ)
+    if not totals:
+        names = group.unique_resnames()
+        chosen = [atom for atom in group.atoms() if atom.parent().resname == names[0]]
+        return chosen, [atom for atom in group.atoms() if atom.parent().resname != names[0]]
+    best = max(totals, key=lambda altloc: round(sum(totals[altloc]) / len(totals[altloc]), 3))
+    chosen, others, names = [], [], set()
+    for wanted in (best, ""):  # an atom may be there twice, with and without a letter
+        for atom in group.atoms():
+            if atom.parent().altloc.strip() == wanted and atom.name not in names:
+                names.add(atom.name)
+                chosen.append(atom)
+    single = {atom.i_seq for atom in chosen}
+    others = [atom for atom in group.atoms() if atom.i_seq not in single]
+    return chosen, others
+
+
+def _without_unknown(segments):
+    """Take atoms out that the residue's template does not have; check elements. -> what was dropped"""
+    templates, dropped = _templates(), []
+    for segment in segments:
+        for place, (chain, number, code, name, label, atoms) in enumerate(segment):
+            elements = templates[name]
+            kept = []
+            for atom in atoms:
+                _, atom_name, element, _ = atom
+                if atom_name not in elements:
+                    dropped.append((f"{label} {atom_name}", f"{name} has no such atom"))
+                    continue
+                if element != elements[atom_name].upper():
+                    raise ValueError(f"{label} {atom_name} is {element or 'no element'} in the model, "
+                                     f"but {elements[atom_name]} in {name}: correct the model's element column.")
+                if atom_name == "OXT" and place != len(segment) - 1:
+                    dropped.append((f"{label} OXT", "not at the end of its chain"))
+                    continue
+                kept.append(atom)
+            segment[place] = (chain, number, code, name, label, kept)
+    return dropped
+
+
+def _templates():
+    """{residue name: {atom name: element}} of PDBFixer's complete residues, as force fields name them."""
+    templates = _blank_fixer().templates
+    found = {}
+    for name, template in templates.items():
+        found[name] = {atom.name: atom.element.symbol for atom in template.topology.atoms()}
+    for name in found:
+        if name not in CAPS:
+            found[name].setdefault("OXT", "O")
+    return found
+
+
+def _blank_fixer():
+    line = "ATOM      1  CA  GLY A   1       0.000   0.000   0.000  1.00  0.00           C  \nEND\n"
+    return require("pdbfixer").PDBFixer(pdbfile=io.StringIO(line))
+
+
+def _to_topology(app, segments, moves):
+    """A topology of all copies, its sites, and the model's number of each of the first copy's atoms."""
+    topology, sites, model_index = app.Topology(), [], []
+    for copy, (rotation, shift) in enumerate(moves):
+        for segment in segments:
+            chain = topology.addChain(segment[0][0])
+            for _, number, code, name, _, atoms in segment:
+                residue = topology.addResidue(name, chain, number, code)
+                for i_seq, atom_name, element, xyz in atoms:
+                    topology.addAtom(atom_name, app.Element.getBySymbol(element.capitalize()), residue)
+                    sites.append(rotation @ np.array(xyz) + shift)
+                    if copy == 0:
+                        model_index.append(i_seq)
+    sites = np.array(sites)
+    topology.createStandardBonds()
+    topology.createDisulfideBonds(_quantity(sites))
+    return topology, sites, model_index
+
+
+def _cartesian_operators(crystal_symmetry, operators):
+    if not operators:
+        return []
+    if crystal_symmetry is None or crystal_symmetry.unit_cell() is None:
+        raise ValueError("symmetry copies need a crystal_symmetry with a unit cell.")
+    from cctbx import sgtbx
+    cell = crystal_symmetry.unit_cell()
+    orth = np.array(cell.orthogonalization_matrix()).reshape(3, 3)
+    frac = np.array(cell.fractionalization_matrix()).reshape(3, 3)
+    moves = []
+    for operator in operators:
+        try:
+            op = sgtbx.rt_mx(operator)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{operator!r} is not a symmetry operator such as '-x,-y,z'.") from error
+        if not crystal_symmetry.space_group().contains(op):
+            raise ValueError(f"{operator} is not a symmetry operator of {crystal_symmetry.space_group_info()}.")
+        rotation = np.array(op.r().as_double()).reshape(3, 3)
+        move = orth @ rotation @ frac, orth @ np.array(op.t().as_double())
+        if any(np.allclose(move[0], other[0]) and np.allclose(move[1], other[1]) for other in moves) or (
+                np.allclose(move[0], np.eye(3)) and np.allclose(move[1], 0)):
+            raise ValueError(f"{operator} gives a copy that is there already.")
+        moves.append(move)
+    return moves
+
+
+def _complete(topology, sites, seed):
+    """Atoms that residues lack, added by PDBFixer; no residue is added. -> topology, sites"""
+    fixer = _blank_fixer()
+    fixer.topology, fixer.positions = topology, _quantity(sites)
+    fixer.missingResidues = {}
+    fixer.findMissingAtoms()
+    with _seeded(seed):
+        fixer.addMissingAtoms(seed=seed)
+    unit = require("openmm").unit
+    return fixer.topology, np.array(fixer.positions.value_in_unit(unit.angstrom), dtype=np.float64).reshape(-1, 3)
+
+
+def _force_field(app):
+    return app.ForceField("amber14/protein.ff14SB.xml")
+
+
+def _reference():
+    return require("openmm").Platform.getPlatformByName("Reference")
+
+
+def _quantity(sites):
+    unit = require("openmm").unit
+    vectors = [require("openmm").Vec3(*map(float, site)) for site in np.asarray(sites)]
+    return unit.Quantity(vectors, unit.angstrom).in_units_of(unit.nanometer)
+
+
+@contextmanager
+def _seeded(seed):
+    """Python's own random numbers, which OpenMM's Modeller draws from, from a seed; the caller's state comes back."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _keys(topology):
+    return [(atom.residue.chain.index, atom.residue.index, atom.name) for atom in topology.atoms()]
+
+
+def _label(atom):
+    residue = atom.residue
+    return f"{residue.chain.id.strip()} {residue.name} {residue.id}{residue.insertionCode.strip()} {atom.name}"
+
+
+def _topology_to_dict(topology):
+    return {
+        "chains": [chain.id for chain in topology.chains()],
+        "residues": [[r.name, r.chain.index, r.id, r.insertionCode] for r in topology.residues()],
+        "atoms": [[a.name, a.element.symbol, a.residue.index] for a in topology.atoms()],
+        "bonds": [[a.index, b.index] for a, b in topology.bonds()],
+    }
+
+
+def _topology_from_dict(description):
+    app = require("openmm.app")
+    topology = app.Topology()
+    chains = [topology.addChain(name) for name in description["chains"]]
+    residues = [topology.addResidue(name, chains[c], number, code) for name, c, number, code in description["residues"]]
+    atoms = [topology.addAtom(name, app.Element.getBySymbol(element), residues[r])
+             for name, element, r in description["atoms"]]
+    for i, j in description["bonds"]:
+        topology.addBond(atoms[i], atoms[j])
+    return topology
+
+
+def _first_atoms(topology, n):
+    description = _topology_to_dict(topology)
+    n_residues = description["atoms"][n - 1][2] + 1
+    n_chains = description["residues"][n_residues - 1][1] + 1
+    return _topology_from_dict({
+        "chains": description["chains"][:n_chains],
+        "residues": description["residues"][:n_residues],
+        "atoms": description["atoms"][:n],
+        "bonds": [pair for pair in description["bonds"] if max(pair) < n],
+    })
+
+
+def write_atomically(path, content):
+    """Write text or bytes so that the file is either the old or the new one.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    content : str or bytes
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
