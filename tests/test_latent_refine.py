@@ -339,7 +339,7 @@ def test_polish_and_baselines(crystal, runs):
 def test_relax_lowers_the_energy_and_stays_near(crystal):
     energy, start = springs(crystal), crystal.problem.sites_cart
     relaxed = models.relax(start, energy)
-    assert float(energy(relaxed)) < 0.1 * float(energy(start))
+    assert float(energy(relaxed)) < 0.2 * float(energy(start))
     assert float((relaxed - start).square().sum(-1).mean().sqrt()) < 0.7
 
 

@@ -143,7 +143,7 @@ def limited(value, high=1e4):
     return torch.where(value < high, value, high + high * (value.clamp(min=high) / high).log())
 
 
-def relax(sites_cart, energy, steps=60, hold=2.0, k_t=KT_300):
+def relax(sites_cart, energy, steps=60, hold=20.0, k_t=KT_300):
     """Sites of lower energy near the given ones, by L-BFGS with springs.
 
     Parameters

@@ -35,17 +35,17 @@ import torch
 from mmtbx_sfdiff import Atoms, FModel, Reflections
 from mmtbx_sfdiff.files import find_entry, load_entry
 from mmtbx_sfdiff.latent import BoltzmannGenerator, OpenMMEnergy, PreparedModel, create_system, load_frames
-from mmtbx_sfdiff.latent.baselines import BASELINES, run_baseline
+from mmtbx_sfdiff.latent.baselines import run_baseline
 from mmtbx_sfdiff.latent.experiment import Experiment
 from mmtbx_sfdiff.latent.optimise import Settings
 from mmtbx_sfdiff.latent.polish import polish
 from mmtbx_sfdiff.latent.problem import make_problem, stripped
 from mmtbx_sfdiff.latent.refine import STARTS, refine_latent
 
-KINDS = ("benchmark", "latent", *BASELINES, "deposited_ff")
+KINDS = ("benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff")
 RESOLUTION = {"1aie": 2.0, "1dtx": 2.2, "6jqs": 2.1}
 SIZES = {       # starts, steps, steps of polishing
-    "ci": (2, 80, 40), "cpu": (4, 400, 200), "gpu": (8, 1000, 400)}
+    "ci": (2, 80, 40), "cpu": (4, 300, 200), "gpu": (8, 1000, 400)}
 MASK = {"method": "probe_shrink"}
 
 
