@@ -45,7 +45,7 @@ from mmtbx_sfdiff.latent.refine import STARTS, refine_latent
 KINDS = ("benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff")
 RESOLUTION = {"1aie": 2.0, "1dtx": 2.2, "6jqs": 2.1}
 SIZES = {       # starts, steps, steps of polishing
-    "ci": (2, 80, 40), "cpu": (4, 300, 200), "gpu": (8, 1000, 400)}
+    "ci": (2, 80, 40), "cpu": (4, 250, 150), "gpu": (8, 1000, 400)}
 MASK = {"method": "probe_shrink"}
 
 
@@ -181,7 +181,7 @@ def main(args=None):
         return 0
     begin = time.monotonic()
     done = {key(line) for line in read(options.results)}
-    settings = Settings(objective=options.objective)
+    settings = Settings(objective=options.objective, rigid_steps=30)
     for entry in options.entries:
         for d_min in options.d_min or [RESOLUTION.get(entry, 2.0)]:
             for seed in options.seeds:
