@@ -15,8 +15,9 @@ _LOG_2PI = math.log(2 * math.pi)
 class LinearFlow(nn.Module):
     """A normal distribution with full covariance: z = w^(-1/2) Vᵀ (x - mean) / s.
 
-    s are the standard deviations of the features and V w Vᵀ is their correlation matrix, shrunk toward the unit matrix:
-    with fewer frames than features it would be singular otherwise.
+    s are the standard deviations of the features and V w Vᵀ is their correlation matrix, shrunk toward one without
+    correlations: with fewer frames than features it would be singular otherwise. Cartesian features of the backbone keep
+    theirs, which hold its bond lengths and angles together.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ class LinearFlow(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     @classmethod
-    def from_samples(cls, x, shrink=0.1, floor=1e-4):
+    def from_samples(cls, x, shrink=0.1, kinds=None, floor=1e-4, ridge=0.005):
         """The flow with the mean and covariance of samples.
 
         Parameters
@@ -45,8 +46,13 @@ class LinearFlow(nn.Module):
             (n_samples, n), at least two.
         shrink : float
             0 to 1: how far correlations are moved to zero; 1 is a diagonal covariance.
+        kinds : torch.Tensor, optional
+            (n,), as :attr:`~mmtbx_sfdiff.latent.transform.MixedTransform.kinds`: correlations between Cartesian features
+            (kind 0) are not shrunk.
         floor : float
             Standard deviations are at least so large.
+        ridge : float
+            Independent error with this standard deviation, Å, that is added to each Cartesian feature.
 
         Returns
         -------
@@ -70,8 +76,15 @@ class LinearFlow(nn.Module):
         mean = data.mean(0)
         deviation = data.std(0).clamp(min=floor)
         scaled = (data - mean) / deviation
-        correlation = (1 - shrink) * (scaled.T @ scaled) / (len(data) - 1)
-        correlation.diagonal().add_(1 - correlation.diagonal())
+        correlation = scaled.T @ scaled / (len(data) - 1)
+        kept = torch.eye(len(mean), dtype=torch.bool, device=x.device)
+        if kinds is not None:
+            cartesian = (kinds == 0).to(x.device)
+            kept = kept | (cartesian[:, None] & cartesian)
+        correlation = torch.where(kept, correlation, (1 - shrink) * correlation)
+        correlation.diagonal().fill_(1)
+        if kinds is not None:
+            correlation.diagonal().add_(torch.where(cartesian, (ridge / deviation).square(), 0))
         variance, axes = torch.linalg.eigh(correlation)
         return cls(*(t.to(x.dtype) for t in (mean, deviation, axes.flip(1), variance.flip(0).clamp(min=1e-10))))
 
@@ -94,40 +107,13 @@ class LinearFlow(nn.Module):
         return x, self._log_scale().expand(z.shape[:-1])
 
     def config(self):
-        """What :func:`flow_from_state` needs beside the tensors."""
+        """What :meth:`from_state` needs beside the tensors."""
         return {"flow": "linear", "n": self.n_latent}
 
     @classmethod
     def from_state(cls, config, state):
         """A flow from the tensors of its ``state_dict``."""
         return cls(*(state[name] for name in ("mean", "deviation", "axes", "variance")))
-
-
-FLOWS = {"linear": LinearFlow}
-
-
-def flow_from_state(config, state):
-    """A flow from its description and tensors.
-
-    Parameters
-    ----------
-    config : dict
-        What the flow's ``config()`` returned.
-    state : dict
-        Its ``state_dict()``.
-
-    Returns
-    -------
-    torch.nn.Module
-
-    Raises
-    ------
-    ValueError
-        For a kind that is not known.
-    """
-    if config.get("flow") not in FLOWS:
-        raise ValueError(f"there is no flow {config.get('flow')!r}, but {', '.join(FLOWS)}.")
-    return FLOWS[config["flow"]].from_state(config, state)
 
 
 def normal_log_density(z):

@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .flows import flow_from_state, normal_log_density
+from .coupling_flows import RealNVP, SplineFlow
+from .flows import LinearFlow, normal_log_density
 from .prepare import write_atomically
 from .transform import MixedTransform, superpose
 
+FLOWS = {"linear": LinearFlow, "realnvp": RealNVP, "spline": SplineFlow}
 _FORMAT = 1
 
 
@@ -147,5 +149,6 @@ class BoltzmannGenerator(nn.Module):
             raise ValueError(f"{path} is no Boltzmann generator that can be read: {error}") from error
         if description.get("format") != _FORMAT:
             raise ValueError(f"{path} was written by another version: train it again.")
+        flow = FLOWS[description["flow"]["flow"]]
         return cls(MixedTransform.from_state(description["transform"], content["transform"]),
-                   flow_from_state(description["flow"], content["flow"]))
+                   flow.from_state(description["flow"], content["flow"]))

@@ -60,7 +60,7 @@ def minimise(system, sites_cart, n_steps=0, tolerance=10.0, platform="CPU", thre
 
 
 def run_md(prepared, system, folder, duration, frame_interval=0.2, time_step=4.0, temperature=300.0, friction=1.0,
-           seed=0, minimise_first=True, chunk_frames=100, platform="CPU", threads=1, progress=None):
+           solvent_interval=1, seed=0, minimise_first=True, chunk_frames=100, platform="CPU", threads=1, progress=None):
     """Langevin dynamics from the sites of a prepared model, or the rest of it.
 
     Parameters
@@ -79,6 +79,9 @@ def run_md(prepared, system, folder, duration, frame_interval=0.2, time_step=4.0
         K.
     friction : float
         1/ps.
+    solvent_interval : int
+        The solvent's forces, which take most of the time, act on every second (2) or third (3) step only, by the reversible
+        multiple-time-step scheme (Tuckerman et al. 1992); 1 is every step.
     seed : int
     minimise_first : bool
     chunk_frames : int
@@ -100,19 +103,24 @@ def run_md(prepared, system, folder, duration, frame_interval=0.2, time_step=4.0
     """
     openmm = require("openmm")
     for name, value in (("duration", duration), ("frame_interval", frame_interval), ("time_step", time_step),
-                        ("temperature", temperature), ("friction", friction), ("chunk_frames", chunk_frames)):
+                        ("temperature", temperature), ("friction", friction), ("chunk_frames", chunk_frames),
+                        ("solvent_interval", solvent_interval)):
         if not np.isfinite(value) or value <= 0:
             raise ValueError(f"{name} must be positive, not {value!r}.")
-    steps = round(frame_interval * 1000 / time_step)
-    if steps < 1 or abs(steps * time_step - frame_interval * 1000) > 1e-6:
-        raise ValueError(f"frame_interval ({frame_interval} ps) must be a multiple of time_step ({time_step} fs).")
+    outer_step = time_step * solvent_interval
+    steps = round(frame_interval * 1000 / outer_step)
+    if steps < 1 or abs(steps * outer_step - frame_interval * 1000) > 1e-6:
+        times = "" if solvent_interval == 1 else f" times solvent_interval ({solvent_interval})"
+        raise ValueError(f"frame_interval ({frame_interval} ps) must be a multiple of time_step ({time_step} fs){times}.")
     n_frames = round(duration / frame_interval)
     if n_frames < 1:
         raise ValueError(f"duration ({duration} ps) is shorter than frame_interval ({frame_interval} ps).")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    system = _with_groups(openmm, system)
     settings = {"format": _FORMAT, "frame_interval": frame_interval, "time_step": time_step,
-                "temperature": temperature, "friction": friction, "seed": int(seed), "chunk_frames": int(chunk_frames),
+                "temperature": temperature, "friction": friction,
+                "solvent_interval": int(solvent_interval), "seed": int(seed), "chunk_frames": int(chunk_frames),
                 "minimise_first": bool(minimise_first), "platform": platform, "threads": threads,
                 "system": _digest(openmm.XmlSerializer.serialize(system).encode()),
                 "start": _digest(prepared.sites_cart.numpy().tobytes())}
@@ -200,9 +208,21 @@ def _first_state(openmm, prepared, system, folder, settings, platform, threads):
     write_atomically(folder / "state_0000.xml", openmm.XmlSerializer.serialize(state))
 
 
+def _with_groups(openmm, system):
+    """A copy with the solvent's force in group 1 and all others in group 0."""
+    system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
+    for force in system.getForces():
+        force.setForceGroup(int(isinstance(force, openmm.GBSAOBCForce)))
+    return system
+
+
 def _integrator(openmm, settings, number):
-    integrator = openmm.LangevinMiddleIntegrator(settings["temperature"], settings["friction"],
-                                                 settings["time_step"] * 0.001)
+    step, ratio = settings["time_step"] * 0.001, settings["solvent_interval"]
+    thermostat = settings["temperature"], settings["friction"]
+    if ratio == 1:
+        integrator = openmm.LangevinMiddleIntegrator(*thermostat, step)
+    else:
+        integrator = openmm.MTSLangevinIntegrator(*thermostat, ratio * step, [(1, 1), (0, ratio)])
     integrator.setRandomNumberSeed(_seed(settings, number))
     return integrator
 

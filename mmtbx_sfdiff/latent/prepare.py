@@ -197,7 +197,7 @@ def prepare_model(hierarchy, crystal_symmetry=None, oligomer=(), ph=7.0, seed=0)
         raise ValueError(f"the hierarchy has {len(hierarchy.models())} models: give one of them.")
     segments, dropped = _select(hierarchy)
     if not segments:
-        raise ValueError("the model has no protein residue with N, CA and C: nothing can be prepared from it.")
+        raise ValueError("the model has no two joined protein residues with N, CA and C: nothing can be prepared from it.")
     moves = [(np.eye(3), np.zeros(3))] + _cartesian_operators(crystal_symmetry, oligomer)
     topology, sites, model_index = _to_topology(app, segments, moves)
     known = {key: i for i, key in enumerate(_keys(topology))}
@@ -233,6 +233,7 @@ def _select(hierarchy):
     substitutions = require("pdbfixer.pdbfixer").substitutions
     standard = set(three_letter_given_one_letter.values()) - {"UNK"}
     segments, dropped, hydrogens = [], [], 0
+    place = {atom.memory_id(): i for i, atom in enumerate(hierarchy.atoms())}  # i_seq may be an older hierarchy's
     for chain in hierarchy.chains():
         previous = None
         for group in chain.residue_groups():
@@ -259,7 +260,7 @@ def _select(hierarchy):
                 if atom_name in names:
                     raise ValueError(f"{label} has two atoms {atom_name}.")
                 names.add(atom_name)
-                atoms.append((atom.i_seq, atom_name, element, atom.xyz))
+                atoms.append((place[atom.memory_id()], atom_name, element, atom.xyz))
             dropped += [(f"{label} {atom.name.strip()}", f"conformation {atom.parent().altloc}") for atom in others
                         if atom.element.strip().upper() not in ("H", "D")]
             if parent not in CAPS and not names.issuperset(_BACKBONE):
@@ -273,6 +274,8 @@ def _select(hierarchy):
             residue = (chain.id, group.resseq.strip(), group.icode, parent, label, atoms)
             segments[-1].append(residue) if joined else segments.append([residue])
             previous = xyz
+    dropped += [(segment[0][4], "bound to no other residue") for segment in segments if len(segment) == 1]
+    segments = [segment for segment in segments if len(segment) > 1]     # force fields have no single residues
     if hydrogens:
         dropped.append((f"{hydrogens} hydrogen atoms", "placed anew"))
     return segments, _without_unknown(segments) + dropped
@@ -296,8 +299,8 @@ def _one_conformation(group):
             if atom.parent().altloc.strip() == wanted and atom.name not in names:
                 names.add(atom.name)
                 chosen.append(atom)
-    single = {atom.i_seq for atom in chosen}
-    others = [atom for atom in group.atoms() if atom.i_seq not in single]
+    single = {atom.memory_id() for atom in chosen}
+    others = [atom for atom in group.atoms() if atom.memory_id() not in single]
     return chosen, others
 
 

@@ -1,0 +1,1 @@
+"""Studies of refinement in latent space."""

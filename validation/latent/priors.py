@@ -1,0 +1,152 @@
+"""Priors for the study of latent refinement: wrong starts, dynamics from each, and the generators trained on it.
+
+For every entry and seed, in FOLDER/<entry>/seed<k>: a start that is wrong by design (:mod:`.starts`), molecular dynamics from it
+with weak restraints of CA atoms to *the start*, a linear flow of its frames, and for the first seed a RealNVP trained by
+likelihood and energy. The deposited coordinates are used to make the start wrong by the given amount, then no more.
+
+    python -m validation.latent.priors --entries 1aie 1dtx 6jqs --seeds 0 1 2 --folder /tmp/latent
+
+Every stage that is finished is kept; run the command again to go on. What is written:
+
+    prepared/     the start as a PreparedModel; its model_index counts the atoms of the entry's model file
+    start.pdb     its heavy atoms in the crystal, with the deposited B factors' mean
+    start.json    seeds, RMSD to the deposited model
+    md/           frames
+    linear.pt     BoltzmannGenerator with a LinearFlow
+    realnvp.pt    BoltzmannGenerator with a RealNVP, and realnvp.json, its energies beside those of the dynamics
+"""
+
+import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from mmtbx_sfdiff.files import find_entry, read_model
+from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel,
+                                 add_position_restraints, create_system, frame_features, load_frames, prepare_model, run_md)
+from mmtbx_sfdiff.latent.prepare import write_atomically
+from validation.latent.starts import backbone_rmsd, wrong_start
+
+TARGETS = (0.8, 1.0, 1.3, 0.7, 1.5, 0.9)       # Å, by seed
+# duration and frame interval in ps: shorter for larger proteins, the same hour for all
+DYNAMICS = {"1aie": (60.0, 0.08), "1dtx": (32.0, 0.04), "6jqs": (24.0, 0.032)}
+RESTRAINT = 0.5                                 # kJ/mol/Å², of CA atoms to the start
+SKIP = 4.0                                      # ps of equilibration
+
+
+def make_start(entry, folder, seed):
+    """The deposited model prepared, and the start; -> PreparedModel of the start"""
+    done = folder / "start.json"
+    if done.exists():
+        return PreparedModel.load(folder / "prepared")
+    model = read_model(find_entry(entry, download=False).model)
+    hierarchy = model.manager.get_hierarchy()
+    deposited = prepare_model(hierarchy)
+    sites, record = wrong_start(deposited, TARGETS[seed % len(TARGETS)], seed)
+    start = deposited.replace(sites_cart=sites)
+    start.save(folder / "prepared")
+    deposited.save(folder / "deposited")        # for the report's RMSD only
+    wrong = hierarchy.deep_copy()
+    atoms = wrong.atoms()
+    for ff, i in zip(start.heavy_index.tolist(), start.model_index.tolist()):
+        atoms[i].xyz = tuple(sites[ff].tolist())
+        atoms[i].b = 20.0
+        atoms[i].occ = 1.0
+        atoms[i].uij_erase()
+    wrong = wrong.select(_flags(len(atoms), start.model_index.tolist()))
+    for group in wrong.atom_groups():
+        group.altloc = ""
+    write_atomically(folder / "start.pdb", wrong.as_pdb_string(crystal_symmetry=model.crystal_symmetry))
+    write_atomically(done, json.dumps(dict(record, entry=entry, n_ff=start.n_ff, dropped=len(start.dropped)), indent=1))
+    return start
+
+
+def _flags(n, chosen):
+    from cctbx.array_family import flex
+    flags = flex.bool(n, False)
+    for i in chosen:
+        flags[i] = True
+    return flags
+
+
+def dynamics(entry, start, folder, seed, duration=None):
+    """Frames of restrained dynamics from the start."""
+    system = add_position_restraints(create_system(start), start.sites_cart, start.ca_index, RESTRAINT)
+    default, interval = DYNAMICS.get(entry, (40.0, 0.08))
+    duration = duration or default
+    begin = time.perf_counter()
+
+    def progress(done, total, energy):
+        if done % 50 == 0:
+            print(f"  {entry} seed {seed}: frame {done} of {total}, {energy:.0f} kJ/mol, "
+                  f"{time.perf_counter() - begin:.0f} s", flush=True)
+
+    return run_md(start, system, folder / "md", duration, frame_interval=interval, solvent_interval=2, seed=seed,
+                  chunk_frames=50,
+                  progress=progress)
+
+
+def linear_prior(start, folder, shrink=0.3):
+    """A generator with a shrunk full covariance."""
+    system = create_system(start)
+    frames, _ = load_frames(folder / "md", skip=SKIP)
+    transform = MixedTransform.from_prepared(start, system, frames=frames.double())
+    generator = BoltzmannGenerator(transform, LinearFlow.from_samples(
+        frame_features(transform, frames), shrink, transform.kinds))
+    generator.save(folder / "linear.pt")
+    return generator
+
+
+def report(entry, start, folder, generator, n=50):
+    """How good the prior is: distances and energies."""
+    deposited = PreparedModel.load(folder / "deposited").sites_cart
+    frames, _ = load_frames(folder / "md", skip=SKIP)
+    energy = OpenMMEnergy(create_system(start))
+    with torch.no_grad():
+        z_truth, z_start = generator.encode(deposited)[0], generator.encode(start.sites_cart)[0]
+        mean = generator.decode(torch.zeros_like(z_truth))[0]
+        sampled = generator.sample(n, generator=torch.Generator().manual_seed(0))
+        e_md, e_sample = energy(frames[::max(1, len(frames) // n)]), energy(sampled)
+    quantiles = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    record = {
+        "entry": entry, "n_frames": len(frames), "n_latent": generator.n_latent,
+        "rmsd_start": backbone_rmsd(start, start.sites_cart, deposited),
+        "rmsd_mean": backbone_rmsd(start, mean, deposited),
+        "rmsd_last_frame": backbone_rmsd(start, frames[-1].double(), deposited),
+        "z_truth": (z_truth.norm() / generator.n_latent ** 0.5).item(),
+        "z_start": (z_start.norm() / generator.n_latent ** 0.5).item(),
+        "energy_md": torch.quantile(e_md.double(), quantiles).tolist(),
+        "energy_samples": torch.quantile(e_sample, quantiles).tolist(),
+    }
+    write_atomically(folder / "linear.json", json.dumps(record, indent=1))
+    print(json.dumps(record), flush=True)
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--entries", nargs="+", default=list(DYNAMICS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("latent_study"))
+    parser.add_argument("--duration", type=float, help="ps, instead of each entry's own")
+    parser.add_argument("--shrink", type=float, default=0.3)
+    options = parser.parse_args(args)
+    torch.set_num_threads(1)
+    for seed in options.seeds:
+        for entry in options.entries:
+            folder = options.folder / entry / f"seed{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            print(f"{entry}, seed {seed}", flush=True)
+            start = make_start(entry, folder, seed)
+            dynamics(entry, start, folder, seed, options.duration)
+            generator = linear_prior(start, folder, options.shrink)
+            report(entry, start, folder, generator)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
