@@ -4,22 +4,25 @@ import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native lib
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from iotbx import mtz
 
 import latent_crystal
 
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.command_line.latent import run
+from mmtbx_sfdiff.latent import BoltzmannGenerator
 from mmtbx_sfdiff.latent.workdir import STAGES, WorkDir
 from mmtbx_sfdiff.programs.latent_placing import place_on
 
 pytest.importorskip("openmm")
 pytest.importorskip("pdbfixer")
 
-MD = ["duration=10", "frame_interval=0.02"]
+MD = ["duration=10", "frame_interval=0.024"]
 REFINE = ["starts=2", "refine.steps=60", "rigid_steps=20", "first_d_min=2", "polish_steps=40", "baselines=sites_ff+average_ff",
           "method=direct"]
 
@@ -99,16 +102,27 @@ def test_finished_stages_are_not_repeated(finished, capsys):
 
 
 def test_other_settings_are_refused(finished, capsys):
-    assert run(["train", str(finished), "shrink=0.3"]) == 1
+    assert run(["train", str(finished), "shrink=0.2"]) == 1
     error = capsys.readouterr().err
-    assert "shrink, skip" in error and "restart=True" in error
+    assert "other shrink, skip" in error and "restart=True" in error
     assert run(["md", str(finished), *MD, "random_seed=2"]) == 1
     assert "random_seed" in capsys.readouterr().err
 
 
+def test_a_trained_flow(finished, tmp_path, capsys):
+    work = tmp_path / "work"
+    for stage in ("prep", "md"):
+        shutil.copytree(finished / stage, work / stage)
+    assert run(["train", str(work), "skip=0.5", "flow=realnvp", "ml_steps=3", "kl_steps=3", "samples=4"]) == 0
+    assert "held-out likelihood" in capsys.readouterr().out
+    rows = json.loads((work / "train" / "history.json").read_text())
+    assert [row["step"] for row in rows] == [3, 3] and "median_energy" in rows[1]
+    sites = BoltzmannGenerator.load(work / "train" / "generator.pt").sample(2)
+    assert sites.shape == (2, 22, 3) and bool(torch.isfinite(sites).all())
+
+
 def test_an_interrupted_refinement_goes_on(finished, crystal, tmp_path, capsys):
     """What is on disk is not computed again."""
-    import shutil
     work = tmp_path / "work"
     shutil.copytree(finished, work)
     record = json.loads((work / "refine" / "stage.json").read_text())

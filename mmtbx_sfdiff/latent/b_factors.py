@@ -95,7 +95,7 @@ class ResidueB(torch.nn.Module):
         key = torch.stack([chain, residue_index, (~main_chain).long()], -1)
         groups, group = torch.unique(key, dim=0, return_inverse=True)
         count = torch.bincount(group).to(torch.float64)
-        start = torch.zeros(len(groups), dtype=torch.float64).index_add(0, group, b_start.log()) / count
+        start = torch.zeros_like(count).index_add(0, group, b_start.log()) / count
         follows = ((groups[None, :, 0] == groups[:, None, 0]) & (groups[None, :, 2] == groups[:, None, 2])
                    & (groups[None, :, 1] == groups[:, None, 1] + 1))
         same = ((groups[None, :, 0] == groups[:, None, 0]) & (groups[None, :, 1] == groups[:, None, 1])

@@ -164,7 +164,7 @@ def relax(sites_cart, energy, steps=60, hold=20.0, k_t=KT_300):
     from ..refinement.minimise import Evaluation, minimise
 
     start = sites_cart.detach().to(torch.float64)
-    shift = torch.zeros(start.numel(), dtype=torch.float64, requires_grad=True)
+    shift = torch.zeros(start.numel(), dtype=torch.float64, device=start.device, requires_grad=True)
 
     def evaluate(vector):
         moved = start + vector.reshape(start.shape)

@@ -82,12 +82,13 @@ class Placement(torch.nn.Module):
         chain_index = torch.as_tensor(chain_index, dtype=torch.int64)
         names, index = torch.unique(chain_index, return_inverse=True)
         n = len(names)
+        options = {"dtype": dtype, "device": chain_index.device}
         self.register_buffer("chain_index", index)
-        self.rotations = torch.nn.Parameter(torch.zeros(n, 3, dtype=dtype))
-        self.shifts = torch.nn.Parameter(torch.zeros(n, 3, dtype=dtype))
-        self.register_buffer("base", torch.eye(3, dtype=dtype).repeat(n, 1, 1))
-        self.register_buffer("centres", torch.zeros(n, 3, dtype=dtype))
-        self.register_buffer("placed", torch.zeros(n, 3, dtype=dtype))
+        self.rotations = torch.nn.Parameter(torch.zeros(n, 3, **options))
+        self.shifts = torch.nn.Parameter(torch.zeros(n, 3, **options))
+        self.register_buffer("base", torch.eye(3, **options).repeat(n, 1, 1))
+        self.register_buffer("centres", torch.zeros(n, 3, **options))
+        self.register_buffer("placed", torch.zeros(n, 3, **options))
 
     def superpose(self, sites_cart, target):
         """Set the base movement of every chain so that these sites (n, 3) come closest to the target (n, 3).

@@ -82,7 +82,8 @@ def stripped(xray_structure, selection, dtype=torch.float64, device="cpu", isotr
     return atoms.replace(occupancies=torch.ones_like(atoms.occupancies)) if isotropic else atoms
 
 
-def make_problem(prepared, entry, b_source="model", dtype=torch.float32, accuracy=1e-3, method="auto", mask=None):
+def make_problem(prepared, entry, b_source="model", dtype=torch.float32, device="cpu", accuracy=1e-3, method="auto",
+                 mask=None):
     """The problem of a prepared model and the entry (model and data) that it was prepared from.
 
     Parameters
@@ -91,7 +92,7 @@ def make_problem(prepared, entry, b_source="model", dtype=torch.float32, accurac
     entry : mmtbx_sfdiff.files.Entry
     b_source : {"model", "plddt", "wilson"}
         Starting B factors: the model's, from the pLDDT that a predicted model has in their place, or one overall B.
-    dtype, accuracy, method, mask
+    dtype, device, accuracy, method, mask
         Of the FModel that computes every step.
 
     Returns
@@ -106,13 +107,14 @@ def make_problem(prepared, entry, b_source="model", dtype=torch.float32, accurac
     if b_source not in B_SOURCES:
         raise ValueError(f"b_source must be one of {', '.join(B_SOURCES)}, not {b_source!r}.")
     structure = entry.model.xray_structure
-    selection = torch.as_tensor(prepared.model_index, dtype=torch.int64)
-    if len(selection) and int(selection.max()) >= structure.scatterers().size():
-        raise ValueError(f"The prepared model is of {int(selection.max()) + 1} or more atoms, but {entry.model.path} "
+    # In the model's order, so that the refined atoms can be written back.
+    selection, order = torch.as_tensor(prepared.model_index, dtype=torch.int64).sort()
+    if len(selection) and int(selection[-1]) >= structure.scatterers().size():
+        raise ValueError(f"The prepared model is of {int(selection[-1]) + 1} or more atoms, but {entry.model.path} "
                          f"has {structure.scatterers().size()}: prepare this model again.")
     names = [atom.name for atom in entry.model.manager.get_hierarchy().atoms()]
-    atoms = stripped(structure, selection, dtype)
-    reflections = Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype)
+    atoms = stripped(structure, selection, dtype, device)
+    reflections = Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device)
     b = (atoms.u_iso * 8 * torch.pi**2).to(torch.float64)
     overall = wilson_b(atoms, reflections)
     if b_source == "plddt":
@@ -123,10 +125,11 @@ def make_problem(prepared, entry, b_source="model", dtype=torch.float32, accurac
         b = (b * overall / b.mean()).clamp(2.0, 150.0)
     fmodel = FModel(atoms, reflections, method=method, accuracy=accuracy, mask=mask or {})
     fmodel._source = entry
+    def tensor(values, dtype=torch.int64):
+        return torch.as_tensor(values, dtype=dtype, device=device)
+
     return Problem(
-        sites_cart=torch.as_tensor(prepared.sites_cart, dtype=torch.float64),
-        rows=torch.as_tensor(prepared.heavy_index, dtype=torch.int64),
-        chain_index=torch.as_tensor(prepared.chain_index, dtype=torch.int64),
-        residue_index=torch.as_tensor(prepared.residue_index, dtype=torch.int64),
-        main_chain=is_main_chain([names[i] for i in selection.tolist()]), b_start=b, fmodel=fmodel,
+        sites_cart=tensor(prepared.sites_cart, torch.float64), rows=tensor(prepared.heavy_index)[order.to(device)],
+        chain_index=tensor(prepared.chain_index), residue_index=tensor(prepared.residue_index),
+        main_chain=is_main_chain([names[i] for i in selection.tolist()]).to(device), b_start=b, fmodel=fmodel,
         selection=selection)

@@ -27,12 +27,12 @@ def save_run(path, run):
     write_atomically(Path(path), buffer.getvalue())
 
 
-def load_run(path):
-    """Read what :func:`save_run` wrote; None where there is nothing that can be read."""
+def load_run(path, device="cpu"):
+    """Read what :func:`save_run` wrote, tensors to a device; None where there is nothing that can be read."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             content = json.loads(str(archive["text"]))
-            arrays = {name: torch.from_numpy(archive[name]) for name in archive.files if name != "text"}
+            arrays = {name: torch.from_numpy(archive[name]).to(device) for name in archive.files if name != "text"}
         return Run(**content["summary"], history=History(cycles=content["cycles"], steps=content["steps"]), fmodel=None,
                    sites_cart=arrays["sites_cart"], all_sites_cart=arrays["all_sites_cart"], b=arrays["b"], z=arrays.get("z"))
     except (OSError, ValueError, KeyError, TypeError, EOFError):

@@ -19,7 +19,7 @@ from ..latent.workdir import STAGES, WorkDir
 from .common import COMPUTING, DOWNLOAD, INPUTS, EntryProgram, choices
 
 _DEFAULTS = Settings()
-FLOWS = ("linear",)
+FLOWS = ("linear", "realnvp", "spline")
 
 _PHIL = f"""
 latent {{
@@ -68,6 +68,10 @@ latent {{
       .type = float
       .short_caption = Temperature
       .help = "K."
+    solvent_interval = 2
+      .type = int
+      .short_caption = Solvent interval
+      .help = "Time steps between two computations of solvent forces."
     restraint = 0.5
       .type = float
       .short_caption = Restraint
@@ -89,11 +93,27 @@ latent {{
     flow = {choices(FLOWS, "linear")}
       .type = choice
       .short_caption = Flow
-      .help = "linear: a normal distribution with full covariance."
-    shrink = 0.1
+      .help = "linear: a normal distribution with full covariance. realnvp, spline: trained on top of it."
+    shrink = 0.3
       .type = float
       .short_caption = Shrinkage
       .help = "How far correlations are moved to zero, 0 to 1."
+    ml_steps = 0
+      .type = int
+      .short_caption = Steps of likelihood
+      .help = "Of training a flow that is not linear by maximum likelihood."
+    kl_steps = 400
+      .type = int
+      .short_caption = Steps with energies
+      .help = "Of training it by likelihood and energy."
+    samples = 12
+      .type = int
+      .short_caption = Samples
+      .help = "Structures whose energy is computed in each of these steps."
+    star_weight = 0.0
+      .type = float
+      .short_caption = Weight of the start
+      .help = "Of the term that makes the model's own latent vector a typical one."
     skip = 4
       .type = float
       .short_caption = Equilibration
@@ -236,8 +256,9 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
     def _check_numbers(self):
         positive = (0, math.inf, False)
         limits = {"md": {"duration": positive, "frame_interval": positive, "temperature": positive,
-                         "restraint": (-1e-300, math.inf, False), "threads": (1, 1024, False)},
-                  "train": {"shrink": (-1e-300, 1, False), "skip": (-1e-300, math.inf, False)},
+                         "restraint": (-1e-300, math.inf, False), "threads": (1, 1024, False), "solvent_interval": (1, 100, False)},
+                  "train": {"ml_steps": (-0.5, 10**7, False), "kl_steps": (-0.5, 10**7, False), "samples": (1, 10**5, False),
+                            "star_weight": (-1e-300, math.inf, False), "shrink": (-1e-300, 1, False), "skip": (-1e-300, math.inf, False)},
                   "refine": {"d_min": (0, math.inf, True), "starts": (1, 8, False), "steps": (1, 10**6, False),
                              "rigid_steps": (-0.5, 10**6, False), "first_d_min": positive, "learning_rate": positive,
                              "prior_weight": (-1e-300, math.inf, False), "polish_steps": (-0.5, 10**6, False),

@@ -15,14 +15,16 @@ from libtbx.utils import Sorry
 from ..cctbx_backend.fmodel import map_file, model_file
 from ..files import data_symmetry, find_entry, find_predicted_model, load_entry, read_model
 from ..fmodel import FModel
-from ..latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel, add_position_restraints,
-                      create_system, load_frames, plddt_force_constants, prepare_model, run_md, superpose)
+from ..latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel, RealNVP, SplineFlow,
+                      TrainingSettings, add_position_restraints, create_system, frame_features, load_frames,
+                      plddt_force_constants, prepare_model, run_md)
 from ..latent import figures, report as reporting
 from ..latent.baselines import run_baseline
 from ..latent.experiment import Experiment
 from ..latent.optimise import Settings
 from ..latent.polish import polish
 from ..latent.prepare import write_atomically
+from ..latent.train import train as fit
 from ..latent.problem import make_problem
 from ..latent.refine import STARTS, refine_latent
 from ..reflections import Reflections
@@ -111,7 +113,8 @@ def _prepared_entry(program, d_min=None):
 def md(program, report):
     """Molecular dynamics from the prepared model."""
     params, work = program.inputs.md, program.work
-    names = ("duration", "frame_interval", "temperature", "restraint", "restrain_by_plddt", "platform", "threads")
+    names = ("duration", "frame_interval", "temperature", "restraint", "restrain_by_plddt", "platform", "threads",
+             "solvent_interval")
     settings = {name: getattr(params, name) for name in names}
     if not work.begin("md", settings, None, program.inputs.random_seed, program.inputs.restart, resumable=("duration",)):
         return _already(program, "md")
@@ -128,7 +131,7 @@ def md(program, report):
             program.say(f"Frame {done} of {total}, {energy:.0f} kJ/mol")
 
     folder = run_md(prepared, system, work.folder("md"), params.duration, frame_interval=params.frame_interval,
-                    temperature=params.temperature, seed=program.inputs.random_seed, platform=params.platform,
+                    solvent_interval=params.solvent_interval, temperature=params.temperature, seed=program.inputs.random_seed, platform=params.platform,
                     threads=params.threads, progress=progress)
     frames, energies = load_frames(folder)
     return work.finish("md", sorted(folder.glob("frames_*.npz")), n_frames=len(frames),
@@ -151,24 +154,56 @@ def _constants(program, prepared):
 def train(program, report):
     """A generator of structures like those of the dynamics."""
     params, work = program.inputs.train, program.work
-    settings = {"flow": params.flow, "shrink": params.shrink, "skip": params.skip}
+    names = ("flow", "shrink", "skip") + (() if params.flow == "linear" else ("ml_steps", "kl_steps", "samples", "star_weight"))
+    settings = {name: getattr(params, name) for name in names}
     if not work.begin("train", settings, None, program.inputs.random_seed, program.inputs.restart):
         return _already(program, "train")
     report("generator", None)
     prepared, frames = _one_copy(work, params.skip)
-    system = create_system(prepared)
-    transform = MixedTransform.from_prepared(prepared, system, frames=frames)
-    placed, _ = superpose(frames, transform.reference, transform.cart_index)
+    folder = work.folder("train")
+    transform = MixedTransform.from_prepared(prepared, create_system(prepared), frames=frames)
+    features = frame_features(transform, frames)
+    linear = LinearFlow.from_samples(features, params.shrink, transform.kinds)
+    BoltzmannGenerator(transform, linear).save(folder / "linear.pt")
+    outputs, history = [folder / "linear.pt", folder / "generator.pt"], []
+    flow = linear
+    if params.flow != "linear":
+        flow = RealNVP(linear, seed=program.inputs.random_seed) if params.flow == "realnvp" else SplineFlow.from_samples(
+            features, transform.kinds, params.shrink, seed=program.inputs.random_seed)
+    generator = BoltzmannGenerator(transform, flow)
+    if params.flow != "linear":
+        history = _train_flow(program, generator, prepared, frames, folder, report)
+        write_atomically(folder / "history.json", json.dumps(history, indent=1))
+        outputs.append(folder / "history.json")
+    generator.save(folder / "generator.pt")
     with torch.no_grad():
-        features, _ = transform.to_features(placed)
-        generator = BoltzmannGenerator(transform, LinearFlow.from_samples(features, shrink=params.shrink))
         z, _ = generator.encode(prepared.sites_cart[None])
-    path = work.folder("train") / "generator.pt"
-    generator.save(path)
     norm = float(z.norm()) / generator.n_latent**0.5
     program.say(f"{len(frames)} frames, {generator.n_latent} latent variables; the model's latent vector has a length of "
                 f"{norm:.2f} sqrt(n).")
-    return work.finish("train", [path], n_frames=len(frames), n_latent=generator.n_latent, z_norm_start=norm)
+    return work.finish("train", outputs, n_frames=len(frames), n_latent=generator.n_latent, z_norm_start=norm)
+
+
+def _train_flow(program, generator, prepared, frames, folder, report):
+    """Likelihood, then likelihood with the energy; the rows of both."""
+    params, seed = program.inputs.train, program.inputs.random_seed
+    energy = OpenMMEnergy(create_system(prepared))
+    parts = [(params.ml_steps, {}), (params.kl_steps, {"w_ml": 0.2, "w_kl": 1.0, "n_samples": params.samples,
+                                                       "w_star": params.star_weight, "learning_rate": 5e-4})]
+    rows = []
+    for number, (steps, weights) in enumerate(parts):
+        if not steps:
+            continue
+
+        def progress(row, steps=steps):
+            report(f"training, {row['nll_validation']:.2f} nats a variable held out", row["step"] / steps)
+            if program.verbose:
+                program.say(f"Step {row['step']} of {steps}: held-out likelihood {row['nll_validation']:.3f} nats a variable"
+                            + (f", samples {row['median_energy']:.0f} kJ/mol above the frames" if "median_energy" in row else ""))
+
+        rows += fit(generator, frames, TrainingSettings(steps=steps, seed=seed, **weights), energy, prepared.sites_cart,
+                    folder / f"checkpoint_{number}.pt", progress)
+    return rows
 
 
 def _one_copy(work, skip):
@@ -194,7 +229,7 @@ def refine(program, report):
         return _already(program, "refine")
     entry = _prepared_entry(program, params.d_min)
     prepared, frames = _one_copy(work, work.need("train")["settings"]["skip"])
-    problem = make_problem(prepared, entry, settings["b_source"], method=settings["method"],
+    problem = make_problem(prepared, entry, settings["b_source"], device=program.inputs.device, method=settings["method"],
                            mask={"method": settings["mask"], "grid_step": settings["grid_step"]})
     how = Settings(objective=params.objective, steps=params.steps, rigid_steps=params.rigid_steps,
                    first_d_min=params.first_d_min, learning_rate=params.learning_rate)
@@ -224,7 +259,7 @@ def refine(program, report):
 
 def _kept(program, path, compute):
     """A run read from its file, or computed and written there."""
-    run = reporting.load_run(path)
+    run = reporting.load_run(path, program.inputs.device)
     if run is None:
         run = compute()
         reporting.save_run(path, run)
@@ -234,7 +269,7 @@ def _kept(program, path, compute):
 
 def _starts(program, problem, how, folder, report):
     params = program.inputs.refine
-    generator = BoltzmannGenerator.load(program.work.folder("train") / "generator.pt")
+    generator = BoltzmannGenerator.load(program.work.folder("train") / "generator.pt", program.inputs.device)
     runs = [_kept(program, folder / f"start_{number}.npz", lambda n=number: refine_latent(
         problem, generator, how, STARTS[n:n + 1], program.inputs.random_seed * 100 + n, params.prior_weight, report)[0])
         for number in range(params.starts)]
@@ -252,7 +287,7 @@ def _write_refined(program, problem, entry, runs, final, others, report):
     experiment = Experiment(problem.fmodel)
     stripped = _stripped_entry(entry, problem)
     start = experiment.finished(problem.sites_cart[problem.rows], problem.b_start)
-    finished = experiment.finished(final.sites_cart, final.b).to(dtype=torch.float64)
+    finished = experiment.finished(final.sites_cart, final.b).to(dtype=torch.float64, device="cpu")
     finished._source = stripped
     finished.update_scales()
     r_work, r_free = finished.r_factors()
@@ -334,13 +369,16 @@ def _energies(program, folder):
     work = program.work
     prepared, frames = _one_copy(work, work.need("train")["settings"]["skip"])
     energy = OpenMMEnergy(create_system(prepared))
-    generator = BoltzmannGenerator.load(work.folder("train") / "generator.pt")
     random = torch.Generator().manual_seed(program.inputs.random_seed)
+    flow = work.need("train")["settings"]["flow"]
     with torch.no_grad():
         chosen = frames[torch.linspace(0, len(frames) - 1, min(_SAMPLES, len(frames))).long()]
         values = {"dynamics": energy(chosen)}
-        for scale in (1.0, 0.5):
-            values[f"samples, z x {scale:g}"] = energy(generator.sample(_SAMPLES, scale, random))
+        for name in dict.fromkeys(("linear", flow)):
+            file = "linear.pt" if name == "linear" else "generator.pt"
+            generator = BoltzmannGenerator.load(work.folder("train") / file)
+            values[name] = energy(generator.sample(_SAMPLES, 1.0, random))
+        values[f"{flow}, z x 0.5"] = energy(generator.sample(_SAMPLES, 0.5, random))
     picture = figures.energies({k: v.numpy() for k, v in values.items()}, prepared.n_ff, "Energies of structures")
     path = folder / "energies.png"
     write_atomically(path, figures.png(picture))

@@ -56,7 +56,7 @@ def subject(entry, seed, folder, d_min):
     place = Path(folder) / entry / f"seed{seed}"
     prepared = PreparedModel.load(place / "prepared")
     # What the deposited model says of B factors is not used either.
-    problem = make_problem(prepared, loaded, b_source="wilson", mask=MASK)
+    problem = make_problem(prepared, loaded, b_source="wilson", method="fft", mask=MASK)
     return problem, problem.fmodel.atoms.sites_cart.to(torch.float64), prepared, place
 
 
