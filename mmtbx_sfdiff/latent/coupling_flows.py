@@ -67,7 +67,7 @@ class RealNVP(nn.Module):
         z, log_det = self.base.encode(x)
         for n, net in enumerate(self.networks):
             given, changed = self._halves(n)
-            log_scale, shift = self._parameters(net, z[..., given])
+            log_scale, shift = self._scale_and_shift(net, z[..., given])
             z = z.index_copy(-1, changed, z[..., changed] * torch.exp(log_scale) + shift)
             log_det = log_det + log_scale.sum(-1)
         return z, log_det
@@ -77,13 +77,13 @@ class RealNVP(nn.Module):
         log_det = 0.0
         for n, net in reversed(list(enumerate(self.networks))):
             given, changed = self._halves(n)
-            log_scale, shift = self._parameters(net, z[..., given])
+            log_scale, shift = self._scale_and_shift(net, z[..., given])
             z = z.index_copy(-1, changed, (z[..., changed] - shift) * torch.exp(-log_scale))
             log_det = log_det - log_scale.sum(-1)
         x, log_det_base = self.base.decode(z)
         return x, log_det + log_det_base
 
-    def _parameters(self, net, given):
+    def _scale_and_shift(self, net, given):
         raw, shift = net(given).chunk(2, -1)
         return self.bound * torch.tanh(raw / self.bound), shift
 

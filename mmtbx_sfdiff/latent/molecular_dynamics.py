@@ -18,6 +18,7 @@ from .prepare import write_atomically
 from .requirements import require
 
 _FORMAT = 1
+_FIRST_ITERATIONS = 200
 
 
 def minimise(system, sites_cart, n_steps=0, tolerance=10.0, platform="CPU", threads=1):
@@ -84,6 +85,7 @@ def run_md(prepared, system, folder, duration, frame_interval=0.2, time_step=4.0
         multiple-time-step scheme (Tuckerman et al. 1992); 1 is every step.
     seed : int
     minimise_first : bool
+        By at most 200 iterations: what matters is that no atoms overlap.
     chunk_frames : int
         Frames in a file; what is lost at most when a run is killed.
     platform : str
@@ -198,7 +200,7 @@ def load_frames(folder, skip=0.0):
 def _first_state(openmm, prepared, system, folder, settings, platform, threads):
     sites = prepared.sites_cart
     if settings["minimise_first"]:
-        sites, _ = minimise(system, sites, platform=platform, threads=threads)
+        sites, _ = minimise(system, sites, _FIRST_ITERATIONS, platform=platform, threads=threads)
     integrator = _integrator(openmm, settings, 0)
     context = make_context(system, integrator, platform, threads)
     _set_sites(context, sites)

@@ -210,7 +210,7 @@ def _step(generator, run, settings, training, x_start, energy, base, k_t):
         star = (z_start.square().mean() - 1).square()
         loss, row["star"] = loss + settings.w_star * star, star.item()
     run.update(loss)
-    row["loss"] = float(loss)
+    row["loss"] = loss.item() if torch.is_tensor(loss) else loss
     row["skipped_steps"], row["lost_samples"] = run.skipped, run.lost
     return row
 

@@ -1,8 +1,8 @@
 """Priors for the study of latent refinement: wrong starts, dynamics from each, and the generators trained on it.
 
 For every entry and seed, in FOLDER/<entry>/seed<k>: a start that is wrong by design (:mod:`.starts`), molecular dynamics from it
-with weak restraints of CA atoms to *the start*, a linear flow of its frames, and for the first seed a RealNVP trained by
-likelihood and energy. The deposited coordinates are used to make the start wrong by the given amount, then no more.
+with weak restraints of CA atoms to *the start*, a linear flow of its frames, and with --realnvp a RealNVP trained by likelihood
+and energy (figure 4a). The deposited coordinates are used to make the start wrong by the given amount, then no more.
 
     python -m validation.latent.priors --entries 1aie 1dtx 6jqs --seeds 0 1 2 --folder /tmp/latent
 
@@ -27,16 +27,18 @@ from pathlib import Path
 import torch
 
 from mmtbx_sfdiff.files import find_entry, read_model
-from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel,
-                                 add_position_restraints, create_system, frame_features, load_frames, prepare_model, run_md)
+from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel, RealNVP,
+                                 TrainingSettings, add_position_restraints, create_system, frame_features, load_frames,
+                                 prepare_model, run_md, train)
 from mmtbx_sfdiff.latent.prepare import write_atomically
+from mmtbx_sfdiff.latent.train import split_in_time
 from validation.latent.starts import backbone_rmsd, wrong_start
 
 TARGETS = (0.8, 1.0, 1.3, 0.7, 1.5, 0.9)       # Å, by seed
 # duration and frame interval in ps: shorter for larger proteins, the same hour for all
-DYNAMICS = {"1aie": (60.0, 0.08), "1dtx": (32.0, 0.04), "6jqs": (24.0, 0.032)}
+DYNAMICS = {"1aie": (60.0, 0.08), "1dtx": (20.0, 0.024), "6jqs": (16.0, 0.024)}
 RESTRAINT = 0.5                                 # kJ/mol/Å², of CA atoms to the start
-SKIP = 4.0                                      # ps of equilibration
+SKIP = 3.0                                      # ps of equilibration
 
 
 def make_start(entry, folder, seed):
@@ -102,6 +104,44 @@ def linear_prior(start, folder, shrink=0.3):
     return generator
 
 
+def realnvp_prior(entry, start, folder, steps, shrink=0.3):
+    """A generator trained by likelihood and energy, and what its samples' energies are beside the linear flow's."""
+    if (folder / "realnvp.json").exists():
+        return
+    system = create_system(start)
+    energy = OpenMMEnergy(system)
+    frames, _ = load_frames(folder / "md", skip=SKIP)
+    transform = MixedTransform.from_prepared(start, system, frames=frames.double())
+    settings = TrainingSettings(steps=steps, batch_size=64, learning_rate=5e-4, w_ml=0.2, w_kl=1.0, n_samples=8,
+                                e_high=(1e5, 300.0), evaluate_every=20)
+    x, _ = split_in_time(frame_features(transform, frames), settings.validation)  # so that validation is one
+    linear = LinearFlow.from_samples(x, shrink, transform.kinds)
+    generator = BoltzmannGenerator(transform, RealNVP(linear)).float()
+    begin = time.perf_counter()
+
+    def progress(row):
+        print(f"  {entry}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+
+    history = train(generator, frames, settings, energy=energy, checkpoint=folder / "realnvp.checkpoint",
+                    progress=progress)
+    generator.save(folder / "realnvp.pt")
+    seconds = time.perf_counter() - begin
+    energies = {"md": energy(frames[::max(1, len(frames) // 200)])}
+    with torch.no_grad():
+        for name, flow, scale in (("realnvp", generator.flow, 1.0), ("linear", linear, 1.0),
+                                  ("linear_half", linear, 0.5),
+                                  ("diagonal", LinearFlow.from_samples(x, 1.0), 1.0)):
+            sampler = BoltzmannGenerator(transform.double(), flow.double())
+            energies[name] = energy(sampler.sample(200, scale, torch.Generator().manual_seed(1)))
+    median = energies["md"].double().median()
+    record = {"entry": entry, "n_atoms": start.n_ff, "seconds": seconds, "history": history,
+              "median_above_md_per_atom": {name: ((e.double().median() - median) / start.n_ff).item()
+                                           for name, e in energies.items()},
+              "energies": {name: e.tolist() for name, e in energies.items()}}
+    write_atomically(folder / "realnvp.json", json.dumps(record))
+    print(entry, record["median_above_md_per_atom"], flush=True)
+
+
 def report(entry, start, folder, generator, n=50):
     """How good the prior is: distances and energies."""
     deposited = PreparedModel.load(folder / "deposited").sites_cart
@@ -134,6 +174,8 @@ def main(args=None):
     parser.add_argument("--folder", type=Path, default=Path("latent_study"))
     parser.add_argument("--duration", type=float, help="ps, instead of each entry's own")
     parser.add_argument("--shrink", type=float, default=0.3)
+    parser.add_argument("--realnvp", type=int, metavar="STEPS", default=0,
+                        help="also train a RealNVP by likelihood and energy; 400 are enough")
     options = parser.parse_args(args)
     torch.set_num_threads(1)
     for seed in options.seeds:
@@ -145,6 +187,8 @@ def main(args=None):
             dynamics(entry, start, folder, seed, options.duration)
             generator = linear_prior(start, folder, options.shrink)
             report(entry, start, folder, generator)
+            if options.realnvp:
+                realnvp_prior(entry, start, folder, options.realnvp, options.shrink)
     return 0
 
 
