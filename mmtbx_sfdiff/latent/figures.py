@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind people tell apart; lines differ in style too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MOST = 1e4       # kJ/mol per atom
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
@@ -30,15 +31,16 @@ def energies(samples, n_atoms, title=""):
     reference = float(np.median(next(iter(samples.values()))))
     values = {name: (np.asarray(v, dtype=float) - reference) / n_atoms for name, v in samples.items()}
     # Samples with overlapping atoms have any energy: a symmetric logarithm keeps them on the page.
-    high = max(1.0, *(np.quantile(v[np.isfinite(v)], 0.98) for v in values.values()))
+    high = max(1.5, *(np.quantile(v[np.isfinite(v)], 0.98) for v in values.values()))
     low = min(-1.0, *(np.quantile(v[np.isfinite(v)], 0.0) for v in values.values()))
-    edges = np.concatenate([np.linspace(low, 1.0, 40), 1.0 + np.geomspace(0.05, max(high, 1.2), 60)[1:]])
+    high = min(high, _MOST)
+    edges = np.concatenate([np.linspace(low, 1.0, 30), np.geomspace(1.0, high, 40)[1:]])
     for i, (name, v) in enumerate(values.items()):
         axes.hist(v.clip(edges[0], edges[-1]), bins=edges, density=False, weights=np.full(len(v), 1 / len(v)), histtype="step",
                   color=COLOURS[i % 7], linestyle=_STYLES[i % 7], linewidth=1.4,
                   label=f"{name}: median {np.median(v):+.2f} kJ/mol per atom")
     axes.set_xscale("symlog", linthresh=1.0)
-    axes.set_xlabel("(U - median U of dynamics) / number of atoms, kJ/mol")
+    axes.set_xlabel("(U - median U of dynamics) / number of atoms, kJ/mol; the last bin holds all beyond")
     axes.set_ylabel("fraction of structures")
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -47,12 +49,12 @@ def energies(samples, n_atoms, title=""):
 
 
 def course(runs, benchmark=None, title=""):
-    """Figure 4b: target, R-work and R-free against the step, with baselines and the deposited model.
+    """Figure 4b: objective of the work set, R-work and R-free against the step, with baselines and the deposited model.
 
     Parameters
     ----------
     runs : dict of str to (list of dict)
-        Steps (target, r_work, r_free) of each; the first is the latent refinement.
+        Steps (objective, r_work, r_free) of each; the first is the latent refinement.
     benchmark : dict of str to (r_work, r_free), optional
         Horizontal lines.
 
@@ -66,7 +68,7 @@ def course(runs, benchmark=None, title=""):
         style = {"color": COLOURS[i % 7], "linestyle": _STYLES[i % 7], "linewidth": 1.6 if i == 0 else 1.1, "label": name}
         # As a fraction of the steps: baselines take as many as all starts of the latent refinement together.
         x = np.linspace(0, 1, len(steps))
-        panels[0].plot(x, [s["target"] for s in steps], **style)
+        panels[0].plot(x, [s["objective"] for s in steps], **style)
         for panel, key in zip(panels[1:], ("r_work", "r_free")):
             if steps and steps[0][key] is not None:
                 panel.plot(x, [s[key] for s in steps], **style)
@@ -74,8 +76,7 @@ def course(runs, benchmark=None, title=""):
         for panel, value in zip(panels[1:], values):
             if value is not None:
                 panel.axhline(value, color="#777777", linewidth=1.0, linestyle=dash, label=name)
-    panels[0].set_yscale("symlog", linthresh=1000)
-    panels[0].set_ylabel("target, nats")
+    panels[0].set_ylabel("objective, nats")
     panels[1].set_ylabel("R-work")
     panels[2].set_ylabel("R-free")
     panels[2].set_xlabel("fraction of the steps")

@@ -47,16 +47,17 @@ RESOLUTION = {"1aie": 2.0, "1dtx": 2.2, "6jqs": 2.1}
 SIZES = {       # starts, steps, steps of polishing
     "ci": (2, 80, 40), "cpu": (4, 250, 150), "gpu": (8, 1000, 400)}
 MASK = {"method": "probe_shrink"}
+SKIP = 3.0       # ps of the dynamics that are not used
 
 
-def subject(entry, seed, folder, d_min):
+def subject(entry, seed, folder, d_min, device="cpu"):
     """(problem, sites of the deposited model in the problem's order, PreparedModel, seed's folder)"""
     files = find_entry(entry, download=False)
     loaded = load_entry(files.model, files.data, d_min=d_min)
     place = Path(folder) / entry / f"seed{seed}"
     prepared = PreparedModel.load(place / "prepared")
     # What the deposited model says of B factors is not used either.
-    problem = make_problem(prepared, loaded, b_source="wilson", method="fft", mask=MASK)
+    problem = make_problem(prepared, loaded, b_source="wilson", method="fft", mask=MASK, device=device)
     return problem, problem.fmodel.atoms.sites_cart.to(torch.float64), prepared, place
 
 
@@ -75,30 +76,32 @@ def benchmark(entry, d_min, selection):
             "n_reflections": len(reflections), "n_free": int((~reflections.work).sum()), "n_atoms": len(selection)}
 
 
-def one(kind, entry, seed, folder, d_min, size, settings, generator_name="linear.pt", options=None):
+def one(kind, entry, seed, folder, d_min, size, settings, generator_name="linear.pt", options=None,
+        device="cpu", starts=None):
     """One line of the results, and the histories that belong to it."""
     start = time.perf_counter()
-    problem, truth, prepared, place = subject(entry, seed, folder, d_min)
+    problem, truth, prepared, place = subject(entry, seed, folder, d_min, device)
     if kind == "benchmark":
         return benchmark(entry, d_min, problem.selection), None
     n_starts, steps, polish_steps = SIZES[size]
+    n_starts = starts or n_starts
     settings = dataclasses.replace(settings, steps=steps)
     system = create_system(prepared, constraints=None, hydrogen_mass=None)
-    energy = OpenMMEnergy(system)
+    energy = OpenMMEnergy(system, platform="CPU" if device == "cpu" else "CUDA")
     runs, histories = [], {}
     begin = problem.sites_cart[problem.rows]
     if kind == "latent":
-        generator = BoltzmannGenerator.load(place / generator_name)
+        generator = BoltzmannGenerator.load(place / generator_name, device)
         runs = refine_latent(problem, generator, settings, STARTS[:n_starts], seed=seed, **(options or {}))
         found = runs[0]
     elif kind == "deposited_ff":
         found = None
     else:
-        frames = load_frames(place / "md", skip=4.0)[0] if kind == "average_ff" else None
+        frames = load_frames(place / "md", skip=SKIP)[0].to(device) if kind == "average_ff" else None
         budget = n_starts * (settings.steps + settings.rigid_steps)
         found = run_baseline(kind, problem, energy, frames, dataclasses.replace(settings, steps=budget))
     if found is None:
-        deposited = PreparedModel.load(place / "deposited").sites_cart
+        deposited = PreparedModel.load(place / "deposited").sites_cart.to(device)
         final = polish(problem, deposited, problem.residue_b()().detach(), energy, settings, polish_steps)
         before = None
     else:
@@ -172,6 +175,8 @@ def main(args=None):
     parser.add_argument("--objective", default="floored_gaussian")
     parser.add_argument("--generator", default="linear.pt")
     parser.add_argument("--prior-weight", type=float, default=1.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--starts", type=int, help="instead of the size's")
     parser.add_argument("--label", default="", help="added to the names of these runs")
     parser.add_argument("--minutes", type=float, help="stop beginning runs after so long")
     parser.add_argument("--summary", action="store_true", help="only print what is there")
@@ -195,7 +200,8 @@ def main(args=None):
                         print(f"{entry} seed {seed}: no {options.generator} yet", flush=True)
                         break
                     line, histories = one(kind, entry, seed, options.folder, d_min, options.size, settings,
-                                          options.generator, {"prior_weight": options.prior_weight})
+                                          options.generator, {"prior_weight": options.prior_weight}, options.device,
+                                          options.starts)
                     line = {"entry": entry, "seed": seed, "kind": kind, "d_min": d_min, "label": options.label, **line}
                     name = f"history_{kind}{options.label}_{d_min:g}.json"
                     if histories:
