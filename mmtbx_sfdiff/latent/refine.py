@@ -17,7 +17,7 @@ from .models import LatentModel
 from .optimise import Settings, check_settings, optimise
 
 # (scale of the encoded model, standard deviation of the noise)
-STARTS = ((1.0, 0.0), (0.4, 0.0), (0.0, 0.0), (0.7, 0.0), (0.7, 0.5), (0.4, 0.7), (0.0, 0.5), (1.0, 0.5))
+STARTS = ((1.0, 0.0), (0.7, 0.0), (0.4, 0.0), (0.0, 0.0), (0.7, 0.5), (0.4, 0.7), (0.0, 0.5), (1.0, 0.5))
 
 
 @dataclasses.dataclass(eq=False)
