@@ -140,3 +140,29 @@ def test_every_parameter_has_help_and_a_caption():
     from mmtbx_sfdiff.programs.refine import Program
     for definition in iotbx.phil.parse(Program.master_phil_str).all_definitions():
         assert definition.object.help and definition.object.short_caption, definition.path
+
+
+def test_force_field_restrains(files_1yjp, tmp_path, capsys):
+    """GNNQQNY, shaken: with the force field, bonds come back, and R-work does not fall as far."""
+    pytest.importorskip("openmm"), pytest.importorskip("pdbfixer")
+    bonds, r_work = {}, {}
+    for weight in (0, 1):
+        folder = tmp_path / str(weight)
+        assert run([*files_1yjp, "cycles=3", "steps=15", "shake=0.3", "mask=binary", "figure=False", "adp=False",
+                    f"force_field_weight={weight}", f"directory={folder}"]) == 0
+        out = capsys.readouterr().out
+        result = json.loads((folder / "1yjp_refined.json").read_text())
+        assert ("no geometry restraints" in out) == (weight == 0) == (result["geometry_restraints"] is None)
+        assert ("restraint" in result["steps"][0]) == (weight == 1)
+        atoms = FModel.from_files(folder / "1yjp_refined.pdb", files_1yjp[1]).atoms
+        original = FModel.from_files(*files_1yjp).atoms
+        pairs = (torch.cdist(original.sites_cart, original.sites_cart) < 1.7).triu(1).nonzero()
+        lengths = [(a.sites_cart[pairs[:, 0]] - a.sites_cart[pairs[:, 1]]).norm(dim=1) for a in (atoms, original)]
+        bonds[weight], r_work[weight] = float((lengths[0] - lengths[1]).square().mean().sqrt()), result["final"]["r_work"]
+    assert bonds[1] < 0.06 and bonds[1] < 0.5 * bonds[0] and r_work[1] > r_work[0] - 0.02
+
+
+def test_force_field_without_its_libraries(files_1yjp, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pdbfixer", None)
+    assert run([*files_1yjp, "force_field_weight=1", f"directory={tmp_path}"]) == 1
+    assert 'pip install "mmtbx_sfdiff[latent]"' in capsys.readouterr().err

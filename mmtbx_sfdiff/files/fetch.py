@@ -200,8 +200,11 @@ def _pair(model_folders, data_folders, entry):
 
 
 def _cached(folder, kind, entry):
+    return _cached_file(folder / _NAMES[kind][0].format(id=entry))
+
+
+def _cached_file(path):
     """The cached file if it is whole; a damaged one is as good as none and gets replaced."""
-    path = folder / _NAMES[kind][0].format(id=entry)
     try:
         with open(path, "rb") as file:
             check_gzip(file)

@@ -17,6 +17,7 @@ from ..atoms import Atoms
 from ..cctbx_backend.fmodel import map_file, model_file
 from ..files import check_writable, write_all
 from ..fmodel import FModel
+from ..latent.requirements import require
 from ..refinement import Settings, refine, state
 from ..refinement.run import MASK_UPDATES, check_settings
 from ..refinement.minimise import MINIMISERS
@@ -91,6 +92,11 @@ refine {{
     .short_caption = Tolerance
     .help = "Refinement ends when a macro-cycle lowers the target of the work set by less: natural logarithms for each \
             reflection, or a fraction of the sum of squares. The free set does not count."
+  force_field_weight = 0.0
+    .type = float
+    .short_caption = Force field weight
+    .help = "Of U / kT of a force field (ff14SB, implicit solvent) that restrains the protein; 0: no restraints. Needs the \
+            libraries of pip install mmtbx_sfdiff[latent]."
   remove_outliers = True
     .type = bool
     .short_caption = Outlier rejection
@@ -156,7 +162,13 @@ everything was computed and written.
             "steps": (1, 100000, False), "first_d_min": positive, "resolution_cycles": (1, 1000, False),
             "adp_from_cycle": (1, 1000, False), "least_squares_cycles": (-0.5, 1000, False),
             "damping": (-1e-300, math.inf, False), "learning_rate": positive, "tolerance": positive,
-            "shake": (0, 10, True)})
+            "shake": (0, 10, True), "force_field_weight": (-1e-300, math.inf, False)})
+        if params.force_field_weight:
+            try:
+                for name in ("openmm", "pdbfixer"):
+                    require(name)
+            except ImportError as error:
+                raise Sorry(str(error)) from None
         if params.d_min and params.d_max and params.d_min >= params.d_max:
             raise Sorry(f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: "
                         "d_min is the smaller.")
@@ -182,7 +194,8 @@ everything was computed and written.
 
     def run(self):
         terminal = self.on_terminal(sys.stdout)
-        print(NO_RESTRAINTS, file=self.logger)
+        if not self.inputs.force_field_weight:
+            print(NO_RESTRAINTS, file=self.logger)
         with tempfile.TemporaryDirectory() as folder, self.progress() as report:
             files = self.find_files(folder, report)
             report("reading", None)
@@ -197,7 +210,7 @@ everything was computed and written.
                     self.logger.flush()
 
             try:
-                refined, history = refine(start, self._settings, history, on_cycle, report)
+                refined, history = refine(start, self._settings, history, on_cycle, report, self._restraint(report))
                 report("writing", None)
                 self._describe(fmodel, refined, history)
                 contents = self._contents(refined)
@@ -233,11 +246,25 @@ everything was computed and written.
                         "target=maximum_likelihood and least_squares_cycles=0.")
         return fmodel
 
+    def _restraint(self, report):
+        """The force field, if it was asked for."""
+        self._messages = [NO_RESTRAINTS]
+        if not self.inputs.force_field_weight:
+            return None
+        report("force field", None)
+        from ..latent.restraint import ForceFieldRestraint
+        manager = self._entry.model.manager
+        restraint = ForceFieldRestraint(manager.get_hierarchy(), self.inputs.force_field_weight)
+        self._messages = [f"Restrained by a force field (ff14SB, implicit solvent): {restraint.n_restrained} of "
+                          f"{manager.size()} atoms; others, and contacts with symmetry mates, are not."]
+        print(self._messages[0], file=self.logger)
+        return restraint
+
     def _start(self, fmodel, files):
         """(the model to refine, history): as read, shifted at random, or as it was when it was interrupted."""
         params = self.inputs
         names = ("scattering_table", "labels", "free_flag_labels", "read_free_flags", "test_flag_value", "d_min",
-                 "d_max", "method", "accuracy", "mask", "grid_step", "dtype", "shake", "random_seed")
+                 "d_max", "method", "accuracy", "mask", "grid_step", "dtype", "shake", "random_seed", "force_field_weight")
         decisive = {name: getattr(params, name) for name in names} | dataclasses.asdict(self._settings)
         # More macro-cycles may be asked for when a refinement goes on.
         decisive.pop("cycles") if not params.least_squares_cycles else None
@@ -278,10 +305,11 @@ everything was computed and written.
         self.result = self._header(fmodel) | {
             "start": _r(first), "final": _r(refined), "cycles": history.cycles, "steps": history.steps,
             "shift_rms": float(moved.square().mean().sqrt()), "shift_max": float(moved.max()),
-            "geometry_restraints": None, "settings": settings,
+            "geometry_restraints": {"force_field_weight": self.inputs.force_field_weight}
+            if self.inputs.force_field_weight else None, "settings": settings,
             "files": {"model": self._entry.model.path.name, "data": self._entry.data.path.name,
                       "labels": self._entry.data.labels},
-            "messages": [NO_RESTRAINTS, *self._entry.messages], "versions": versions(),
+            "messages": [*self._messages, *self._entry.messages], "versions": versions(),
         }
         self._json = json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -4,7 +4,7 @@ Each macro-cycle determines scales (and, for maximum likelihood, alpha and beta)
 resolution limit, then minimises the target with them held fixed. The limit moves from low to high resolution, so
 that atoms far from their places are not caught in side minima.
 
-There are no geometry restraints. The free set feeds no gradient and does not decide when to stop. It enters, as in
+There are no geometry restraints, unless one is given. The free set feeds no gradient and does not decide when to stop. It enters, as in
 mmtbx, alpha and beta and some choices among scales (R of whole resolution bins).
 """
 from __future__ import annotations
@@ -105,7 +105,7 @@ def check_settings(settings):
         raise ValueError("Nothing is refined: set sites or adp.")
 
 
-def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None):
+def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None, restraint=None):
     """Refine a model against its data.
 
     Parameters
@@ -119,6 +119,9 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
         Called with (the FModel, History) after each macro-cycle.
     report : callable, optional
         Called with (what is being done, fraction of the macro-cycle that is done).
+    restraint : callable, optional
+        Sites (n_atoms, 3) Å -> -ln of a prior, nats, such as :class:`mmtbx_sfdiff.latent.restraint.ForceFieldRestraint`;
+        its ``update(sites_cart)`` is called as each macro-cycle begins.
 
     Returns
     -------
@@ -139,7 +142,7 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
         number = len(history.cycles) + 1
         d_min = schedule[min(number, len(schedule)) - 1]
         current = _part(fmodel, atoms, d_min)
-        atoms = _Cycle(current, settings, number, target, history, report).run()
+        atoms = _Cycle(current, settings, number, target, history, report, restraint).run()
         if on_cycle is not None:
             on_cycle(_part(fmodel, atoms, None), history)
     report("scales", None)
@@ -148,8 +151,11 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
     return result, history
 
 
-def resolution_schedule(reflections, n_atoms, settings):
-    """Resolution limits (Å) of the first macro-cycles; None stands for all data."""
+def resolution_schedule(reflections, n_atoms, settings, per_atom=_REFLECTIONS_PER_ATOM):
+    """Resolution limits (Å) of the first macro-cycles; None stands for all data.
+
+    Limits that leave fewer than ``per_atom`` reflections for each atom are skipped.
+    """
     d_min = reflections.d_min
     limits = []
     first = max(settings.first_d_min, d_min)
@@ -157,7 +163,7 @@ def resolution_schedule(reflections, n_atoms, settings):
     for i in range(n):
         # Equal steps in the number of reflections would waste cycles: equal steps in 1/d.
         limit = 1 / (1 / first + (1 / d_min - 1 / first) * i / n)
-        enough = int((reflections.d_spacings >= limit).sum()) >= _REFLECTIONS_PER_ATOM * n_atoms
+        enough = int((reflections.d_spacings >= limit).sum()) >= per_atom * n_atoms
         if limit > d_min * 1.001 and enough:
             limits.append(limit)
     return limits + [None]
@@ -196,7 +202,8 @@ def _part(fmodel, atoms, d_min):
 class _Cycle:
     """One macro-cycle."""
 
-    def __init__(self, fmodel, settings, number, target, history, report):
+    def __init__(self, fmodel, settings, number, target, history, report, restraint=None):
+        self.restraint = restraint
         self.fmodel, self.settings, self.history, self.report = fmodel, settings, history, report
         self.number, self.target = number, target
         method = fmodel.mask_options.get("method", DEFAULT_MASK)
@@ -211,6 +218,8 @@ class _Cycle:
         self.report(f"macro-cycle {self.number}: scales", None)
         scales = fmodel.update_scales(remove_outliers=settings.remove_outliers)
         self.work = scales.selection & fmodel.reflections.work
+        if self.restraint is not None:
+            self.restraint.update(fmodel.atoms.sites_cart)
         with torch.no_grad():
             self.f_mask = None if self.mask_follows else fmodel.f_mask()
             # alpha and beta belong to the model as it is now.
@@ -237,6 +246,12 @@ class _Cycle:
         fmodel.atoms = variables(vector)
         f_model = fmodel.f_model(f_mask=self.f_mask)
         value = fmodel.target(self.target, f_model=f_model)
+        held = None
+        if self.restraint is not None:
+            # The likelihood is a mean over reflections; the sum of squares is twice a sum of logarithms.
+            nats = 1 / max(1, int(self.work.sum())) if self.target == "maximum_likelihood" else 2.0
+            held = nats * self.restraint(fmodel.atoms.sites_cart)
+            value = value + held
         gradient, = torch.autograd.grad(value / unit, vector)
         value = value.detach()
         with torch.no_grad():
@@ -244,6 +259,8 @@ class _Cycle:
             gradient += gradient_of_penalty
             r_work, r_free = targets.r_factors(fmodel.reflections, f_model, **fmodel._used())
         info = {"target": float(value), "r_work": float(r_work), "r_free": self._free(r_free)}
+        if held is not None:
+            info["restraint"] = float(held.detach())
         return Evaluation(float(value) / unit + penalty, gradient, info)
 
     def _free(self, r_free):

@@ -1,0 +1,67 @@
+"""What a latent refinement has to beat: the same data, objective, schedule, B factors and number of steps, but sites.
+
+``sites``        without any prior
+``sites_ff``     with the force field's energy
+``average_ff``   the same, begun at the average of the trajectory that the generator was trained on
+"""
+from __future__ import annotations
+
+import torch
+
+from .experiment import Experiment
+from .models import CartesianModel, relax
+from .optimise import Settings
+from .placement import superposed
+from .refine import run_model
+
+BASELINES = ("sites", "sites_ff", "average_ff")
+
+
+def trajectory_average(frames, problem, energy=None):
+    """The average of superposed frames (n_frames, n_all, 3), placed on the start and relaxed; (n_all, 3) Å."""
+    frames = torch.as_tensor(frames)
+    reference = problem.sites_cart
+    heavy = problem.rows
+    average = reference
+    # Twice: superposed on the start, then on the first average.
+    for _ in range(2):
+        average = torch.stack([superposed(frame.to(torch.float64), average, heavy) for frame in frames]).mean(0)
+    average = superposed(average, reference, heavy)
+    # Averages of rotating groups are short: only a force field gives them their length back.
+    return average if energy is None else relax(average, energy, steps=200, hold=1.0)
+
+
+def run_baseline(name, problem, energy=None, frames=None, settings=Settings(), weight=1.0, report=None):
+    """One of :data:`BASELINES`.
+
+    Parameters
+    ----------
+    name : str
+    problem : Problem
+    energy : callable
+        sites (n_all, 3) Å -> kJ/mol; not for ``sites``.
+    frames : torch.Tensor
+        (n_frames, n_all, 3) Å; for ``average_ff``.
+    settings : Settings
+    weight : float
+        Of U / kT.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or what it needs is missing.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"Unknown baseline {name!r}: choose from {', '.join(BASELINES)}.")
+    if name != "sites" and energy is None:
+        raise ValueError(f"The baseline {name} needs an energy.")
+    if name == "average_ff" and frames is None:
+        raise ValueError("The baseline average_ff needs the frames of a trajectory.")
+    sites = trajectory_average(frames, problem, energy) if name == "average_ff" else problem.sites_cart
+    model = CartesianModel(sites, problem.rows, problem.residue_b(), None if name == "sites" else energy, weight)
+    experiment = Experiment(problem.fmodel, settings.objective, settings.floor)
+    return run_model(model, experiment, settings, name, report)

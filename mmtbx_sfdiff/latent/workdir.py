@@ -1,0 +1,136 @@
+"""A folder in which a refinement happens stage by stage: what was done, with which inputs, and what may be skipped.
+
+Each stage has a folder with ``stage.json``: its settings and seed, SHA-256 sums of its inputs, and, once it is finished, of its
+outputs. The outputs of one stage are inputs of the next. A stage that is finished is not repeated; one that was interrupted goes
+on; one whose settings or inputs have changed is refused until it is told to start anew.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+from ..versions import versions
+from .prepare import write_atomically
+
+STAGES = ("prep", "md", "train", "refine", "report")
+_VERSION = 1
+
+
+def sha256(path):
+    """Of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class WorkDir:
+    """See the module.
+
+    Parameters
+    ----------
+    path : path
+    """
+
+    def __init__(self, path):
+        self.path = Path(path).expanduser()
+
+    def folder(self, stage):
+        """Of a stage, made if it does not exist."""
+        folder = self.path / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def record(self, stage):
+        """What ``stage.json`` says, or None."""
+        try:
+            content = json.loads((self.path / stage / "stage.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) and content.get("version") == _VERSION else None
+
+    def need(self, stage):
+        """The record of a finished stage.
+
+        Raises
+        ------
+        ValueError
+            When it is not finished.
+        """
+        record = self.record(stage)
+        if record is None or not record.get("finished"):
+            raise ValueError(f"{self.path} has no finished stage {stage}: run mmtbx_sfdiff.latent {stage} {self.path} first.")
+        return record
+
+    def begin(self, stage, settings, inputs=None, seed=None, restart=False, resumable=()):
+        """Begin a stage, or go on with it.
+
+        Parameters
+        ----------
+        stage : str
+        settings : dict
+            What decides the result, as JSON.
+        inputs : dict of str to path, optional
+            Files; outputs of the stage before are added.
+        seed : int, optional
+        restart : bool
+            Remove what another run with other settings left.
+        resumable : sequence of str
+            Settings with which a stage may go on though they differ (a longer duration).
+
+        Returns
+        -------
+        bool
+            False when there is nothing to do.
+
+        Raises
+        ------
+        ValueError
+            Other settings or inputs than before, and no ``restart``; a stage before is missing.
+        """
+        before = STAGES.index(stage) - 1
+        sums = {name: sha256(path) for name, path in (inputs or {}).items()}
+        if before >= 0:
+            sums[STAGES[before]] = self.need(STAGES[before])["outputs"]
+        settings = json.loads(json.dumps(settings))
+        record = self.record(stage)
+        if record is not None:
+            names = sorted(set(settings) | set(record["settings"]))
+            changed = [n for n in names if settings.get(n) != record["settings"].get(n)]
+            if sums != record["inputs"] or seed != record["seed"]:
+                changed.append("inputs" if sums != record["inputs"] else "random_seed")
+            if not changed and record.get("finished"):
+                return False
+            if any(name not in resumable for name in changed):
+                if not restart:
+                    raise ValueError(f"{self.path / stage} was made with other {', '.join(changed)}: choose another folder, "
+                                     "or set restart=True, which removes it.")
+                shutil.rmtree(self.path / stage)
+        self._start = time.perf_counter()
+        self._record = {"version": _VERSION, "stage": stage, "settings": settings, "inputs": sums, "seed": seed,
+                        "finished": False, "versions": versions()}
+        self._write(stage)
+        return True
+
+    def finish(self, stage, outputs, **facts):
+        """Say that the stage is done.
+
+        Parameters
+        ----------
+        outputs : sequence of path
+            Files in the stage's folder.
+        **facts
+            To be remembered, as JSON.
+        """
+        folder = self.folder(stage)
+        self._record |= {"outputs": {str(Path(p).relative_to(folder)): sha256(p) for p in outputs}, "facts": facts,
+                         "seconds": time.perf_counter() - self._start, "finished": True}
+        self._write(stage)
+        return self._record
+
+    def _write(self, stage):
+        write_atomically(self.folder(stage) / "stage.json", json.dumps(self._record, indent=1))

@@ -1,0 +1,294 @@
+"""``mmtbx_sfdiff.latent``: from a predicted model and data to a refined model, in the latent space of a Boltzmann generator."""
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from libtbx.utils import Sorry
+
+from ..files import SCATTERING_TABLES, check_writable
+from ..latent.baselines import BASELINES
+from ..latent.objective import OBJECTIVES
+from ..latent.optimise import Settings
+from ..latent.problem import B_SOURCES
+from ..latent.workdir import STAGES, WorkDir
+from .common import COMPUTING, DOWNLOAD, INPUTS, EntryProgram, choices
+
+_DEFAULTS = Settings()
+FLOWS = ("linear", "realnvp", "spline")
+
+_PHIL = f"""
+latent {{
+  stage = {" ".join(STAGES)}
+    .type = choice
+    .short_caption = Stage
+    .help = "What to do; the first word of the command line."
+  workdir = None
+    .type = str
+    .short_caption = Working folder
+    .help = "Where everything is kept; the second word of the command line."
+  restart = False
+    .type = bool
+    .short_caption = Start anew
+    .help = "Remove what this stage left when it ran with other settings or inputs."
+  random_seed = 0
+    .type = int
+    .short_caption = Random seed
+    .help = "Of the stage: hydrogens, velocities, training, starts with noise."
+  {INPUTS}
+  prep {{
+    uniprot_id = None
+      .type = str
+      .short_caption = UniProt accession
+      .help = "Take the predicted model of this protein from the AlphaFold database; in place of a model file."
+    superpose_on = None
+      .type = path
+      .short_caption = Placed model
+      .help = "A model that is in its place in the crystal (from molecular replacement, say). The predicted model is superposed \
+              on each of its protein chains and trimmed to the residues there. Without it the model has to be in place."
+    oligomer = None
+      .type = strings
+      .short_caption = Symmetry mates
+      .help = "Symmetry operators, such as -x,-y,z, whose copies of the model take part in the dynamics."
+  }}
+  md {{
+    duration = 1000
+      .type = float
+      .short_caption = Duration
+      .help = "Of the molecular dynamics, ps. A longer one goes on from what is there."
+    frame_interval = 0.2
+      .type = float
+      .short_caption = Frame interval
+      .help = "ps between the frames that are kept."
+    temperature = 300
+      .type = float
+      .short_caption = Temperature
+      .help = "K."
+    solvent_interval = 2
+      .type = int
+      .short_caption = Solvent interval
+      .help = "Time steps between two computations of solvent forces."
+    restraint = 0.5
+      .type = float
+      .short_caption = Restraint
+      .help = "Force constant that holds CA atoms at the start, kJ/mol/Å^2; 0 for none."
+    restrain_by_plddt = False
+      .type = bool
+      .short_caption = Restrain by pLDDT
+      .help = "Hold confident residues only: the force constant grows with the pLDDT in the model's B column."
+    platform = *CPU Reference CUDA OpenCL
+      .type = choice
+      .short_caption = Platform
+      .help = "Of OpenMM."
+    threads = 1
+      .type = int
+      .short_caption = Threads
+      .help = "Of the CPU platform."
+  }}
+  train {{
+    flow = {choices(FLOWS, "linear")}
+      .type = choice
+      .short_caption = Flow
+      .help = "linear: a normal distribution with full covariance. realnvp, spline: trained on top of it."
+    shrink = 0.3
+      .type = float
+      .short_caption = Shrinkage
+      .help = "How far correlations are moved to zero, 0 to 1."
+    ml_steps = 0
+      .type = int
+      .short_caption = Steps of likelihood
+      .help = "Of training a flow that is not linear by maximum likelihood."
+    kl_steps = 400
+      .type = int
+      .short_caption = Steps with energies
+      .help = "Of training it by likelihood and energy."
+    samples = 12
+      .type = int
+      .short_caption = Samples
+      .help = "Structures whose energy is computed in each of these steps."
+    star_weight = 0.0
+      .type = float
+      .short_caption = Weight of the start
+      .help = "Of the term that makes the model's own latent vector a typical one."
+    skip = 4
+      .type = float
+      .short_caption = Equilibration
+      .help = "ps at the beginning of the dynamics that are not used."
+  }}
+  refine {{
+    d_min = None
+      .type = float
+      .short_caption = High resolution limit
+      .help = "Reflections with smaller d-spacings (Å) are left out."
+    objective = {choices(OBJECTIVES, _DEFAULTS.objective)}
+      .type = choice
+      .short_caption = Objective
+      .help = "What the data say of a model: a Gaussian of the model's own error with a floor, equation 9, or maximum likelihood."
+    starts = 4
+      .type = int
+      .short_caption = Starts
+      .help = "Latent vectors to begin with: that of the model, scaled ones, the origin, ones with noise; 1 to 8."
+    steps = {_DEFAULTS.steps}
+      .type = int
+      .short_caption = Steps
+      .help = "Of each start."
+    rigid_steps = {_DEFAULTS.rigid_steps}
+      .type = int
+      .short_caption = Rigid-body steps
+      .help = "Of each start, before the other ones."
+    first_d_min = {_DEFAULTS.first_d_min}
+      .type = float
+      .short_caption = First resolution limit
+      .help = "Where refinement begins, Å."
+    learning_rate = {_DEFAULTS.learning_rate}
+      .type = float
+      .short_caption = Learning rate
+      .help = "Of latent variables, in standard deviations a step."
+    prior_weight = 1.0
+      .type = float
+      .short_caption = Prior weight
+      .help = "Of |z|^2 / 2."
+    b_source = *auto {" ".join(B_SOURCES)}
+      .type = choice
+      .short_caption = Starting B factors
+      .help = "auto: pLDDT for a model from the AlphaFold database, else one overall B from the data."
+    polish_steps = 200
+      .type = int
+      .short_caption = Polishing steps
+      .help = "Of sites with the force field, at the end; 0 for none."
+    force_field_weight = 1.0
+      .type = float
+      .short_caption = Force field weight
+      .help = "Of U / kT while polishing and in baselines."
+    baselines = {" ".join(BASELINES)}
+      .type = choice(multi=True)
+      .short_caption = Baselines
+      .help = "Refinements of sites to compare with, each with as many steps as all starts together."
+    benchmark = None
+      .type = path
+      .short_caption = Reference model
+      .help = "A model (the deposited one) whose R factors are to be shown beside; it is used for nothing else."
+  }}
+  {COMPUTING}
+  {DOWNLOAD}
+}}
+output {{
+  figures = True
+    .type = bool
+    .short_caption = Write figures
+    .help = "As PNG, in the stage report."
+}}
+"""
+
+
+def stage_arguments(arguments):
+    """The first two words of the command line, a stage and a folder, as parameters."""
+    words = [a for a in arguments[:2] if "=" not in a and not a.startswith("-")]
+    if not words:
+        return arguments
+    if words[0] not in STAGES:
+        raise Sorry(f"{words[0]} is not a stage: the first word is one of {', '.join(STAGES)}, the second a folder.")
+    if len(words) < 2:
+        raise Sorry(f"The working folder is missing: mmtbx_sfdiff.latent {words[0]} WORKDIR.")
+    folder = words[1].replace("\\", "\\\\").replace('"', '\\"')
+    return [f"latent.stage={words[0]}", f'latent.workdir="{folder}"', *arguments[2:]]
+
+
+class Program(EntryProgram):
+    program_name = "mmtbx_sfdiff.latent"
+    input_scope = "latent"
+    description = """
+Refinement in the latent space of a Boltzmann generator, in five stages that share a folder:
+
+  mmtbx_sfdiff.latent prep   WORKDIR model.pdb data.mtz     strip, complete, protonate
+  mmtbx_sfdiff.latent md     WORKDIR duration=1000          molecular dynamics from the model
+  mmtbx_sfdiff.latent train  WORKDIR                        a generator of such structures
+  mmtbx_sfdiff.latent refine WORKDIR d_min=2                its latent vector against the data, then polishing
+  mmtbx_sfdiff.latent report WORKDIR                        tables and figures
+
+The model is a predicted one in its place in the crystal; or one of the AlphaFold database, uniprot_id=Q07157, put there with
+superpose_on=placed.pdb. A stage that was interrupted goes on when the same command is given again, one that is finished is not
+repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
+"""
+    master_phil_str = _PHIL
+    interrupted = "Interrupted: the same command goes on where it was."
+
+    def validate(self):
+        """Everything that can be wrong with the parameters, before any work."""
+        params = self.inputs
+        if not params.stage or not params.workdir:
+            raise Sorry(f"Give a stage ({', '.join(STAGES)}) and a folder: mmtbx_sfdiff.latent prep WORKDIR model.pdb data.mtz.")
+        if params.stage != "prep":
+            given = [n for n in ("entry_id", "model_file", "data_file") if getattr(params, n)] + ["demo"] * bool(params.demo)
+            if given:
+                raise Sorry(f"The stage {params.stage} takes model and data from the stage prep: leave out {given[0]}.")
+        else:
+            self._check_prep()
+        self._check_numbers()
+        self.check_computing()
+        from ..latent.requirements import require
+        try:
+            for name in ("openmm", "pdbfixer"):
+                require(name)
+        except ImportError as error:
+            raise Sorry(str(error)) from None
+        self.work = WorkDir(params.workdir)
+        if self.work.path.exists() and not self.work.path.is_dir():
+            raise Sorry(f"{self.work.path} is a file: name a folder.")
+        check_writable([self.work.path / params.stage / "stage.json"])
+
+    def _check_prep(self):
+        params = self.inputs
+        if not params.prep.uniprot_id:
+            return self.check_inputs()
+        if params.model_file or params.demo:
+            raise Sorry("Give a model file or uniprot_id, not both.")
+        if bool(params.data_file) == bool(params.entry_id):
+            raise Sorry("Give a data file, or the PDB entry whose data are to be used.")
+        if not params.prep.superpose_on:
+            raise Sorry("A model of the AlphaFold database is not in its place in the crystal: give a placed model with "
+                        "superpose_on, for example from molecular replacement.")
+
+    def _check_numbers(self):
+        positive = (0, math.inf, False)
+        limits = {"md": {"duration": positive, "frame_interval": positive, "temperature": positive,
+                         "restraint": (-1e-300, math.inf, False), "threads": (1, 1024, False), "solvent_interval": (1, 100, False)},
+                  "train": {"ml_steps": (-0.5, 10**7, False), "kl_steps": (-0.5, 10**7, False), "samples": (1, 10**5, False),
+                            "star_weight": (-1e-300, math.inf, False), "shrink": (-1e-300, 1, False), "skip": (-1e-300, math.inf, False)},
+                  "refine": {"d_min": (0, math.inf, True), "starts": (1, 8, False), "steps": (1, 10**6, False),
+                             "rigid_steps": (-0.5, 10**6, False), "first_d_min": positive, "learning_rate": positive,
+                             "prior_weight": (-1e-300, math.inf, False), "polish_steps": (-0.5, 10**6, False),
+                             "force_field_weight": (-1e-300, math.inf, False)}}
+        for scope, numbers in limits.items():
+            for name, (low, high, optional) in numbers.items():
+                value = getattr(getattr(self.inputs, scope), name)
+                if value is None and optional:
+                    continue
+                if value is None or not low <= value <= high or (low == 0 and value == 0):
+                    raise Sorry(f"{scope}.{name}={value} is not possible: see mmtbx_sfdiff.latent --show-defaults.")
+
+    def run(self):
+        from . import latent_stages
+        # The one place that may set torch's threads is the user's environment: nothing is changed here.
+        with self.progress() as report:
+            try:
+                self.result = getattr(latent_stages, self.inputs.stage)(self, report)
+            except (ValueError, IndexError, ImportError) as error:
+                raise Sorry(" ".join(str(error).split())) from None
+            except torch.cuda.OutOfMemoryError:
+                raise Sorry(f"The device {self.inputs.device} has too little free memory: use device=cpu.") from None
+        self._json = json.dumps(self.result, indent=1, ensure_ascii=False) + "\n"
+
+    def say(self, *words):
+        print(*words, file=self.logger)
+        if hasattr(self.logger, "flush"):
+            self.logger.flush()
+
+    @property
+    def verbose(self):
+        """Whether lines of progress belong into the output: not where a bar shows it."""
+        return not self.on_terminal(sys.stderr)
