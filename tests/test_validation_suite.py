@@ -386,6 +386,9 @@ def test_audit_names_what_fails(hostile, tmp_path, capsys):
     assert "1aaa: not deposited" in cases["completed"].find("failure").text
     out = capsys.readouterr().out
     assert "FAIL  memory" in out and "fail: completed, memory." in out
+    rows = {row["check"]: row for row in csv.DictReader(open(tmp_path / "audit" / "checks.csv"))}
+    assert rows["memory"]["verdict"] == "FAIL" and GOOD in rows["memory"]["misses"]
+    assert rows["one_version"]["verdict"] == "pass"
 
 
 def test_expected_failures_are_named_bounded_and_mended(hostile, tmp_path):

@@ -5,7 +5,9 @@ could not be audited.
 """
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import re
 import statistics
@@ -213,10 +215,13 @@ def _judge(name, check, records):
     for entry, value in sorted(found.items(), key=lambda item: item[1], reverse=highest):
         if not misses(value, limit):
             mended += [entry] if entry in known else []
+        elif (excused := _excused(check.get("excused"), records[entry])) is not None:
+            if excused:
+                expected[entry] = value, check["excused"]["reason"]
+            else:
+                failed[entry] = value
         elif entry in known and not misses(value, known[entry]["limit"]):
             expected[entry] = value, known[entry]["reason"]
-        elif _excused(check.get("excused"), records[entry]):
-            expected[entry] = value, check["excused"]["reason"]
         else:
             failed[entry] = value
     figure = (max if highest else min)(found.values())
@@ -225,10 +230,10 @@ def _judge(name, check, records):
 
 
 def _excused(rule, record):
-    """Whether a second number of the entry shows why it misses a limit."""
+    """Whether a second number of the entry shows why it misses a limit; None where there is no such number."""
     value = MEASURES[rule["measure"]].of(record) if rule else None
     if value is None:
-        return False
+        return None
     return value <= rule["most"] if "most" in rule else value >= rule["least"]
 
 
@@ -288,6 +293,19 @@ def as_json(verdicts, run, moved):
     return json.dumps(content, indent=1) + "\n"
 
 
+def as_csv(verdicts):
+    """The verdicts as a table."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["check", "verdict", "figure", "limit", "entries", "misses"])
+    for verdict in verdicts:
+        misses = _listed(verdict.failed | {entry: value for entry, (value, _) in verdict.expected.items()})
+        word = "FAIL" if not verdict.passed else "pass, known misses" if verdict.expected else "pass"
+        figure = "" if verdict.figure is None else f"{verdict.figure:.3g}"
+        writer.writerow([verdict.name, word, figure, verdict.limit, verdict.n, misses])
+    return text.getvalue()
+
+
 def as_junit(verdicts):
     """The verdicts as JUnit XML, which continuous integration reads."""
     n_failed = sum(not verdict.passed for verdict in verdicts)
@@ -320,7 +338,7 @@ def add_options(parser):
                         help="limits (default: validation/thresholds.toml)")
     parser.add_argument("--baseline", metavar="RUN2",
                         help="another run, whose numbers this one has to repeat")
-    parser.add_argument("--out", help="folder for audit.json and junit.xml (default: RUN/audit)")
+    parser.add_argument("--out", help="folder for audit.json, junit.xml and checks.csv (default: RUN/audit)")
     parser.set_defaults(run=run)
 
 
@@ -342,9 +360,8 @@ def run(options):
         verdicts.append(_unmoved(moved, len(set(records) | set(baseline))))
     out = Path(options.out) if options.out else audited.folder / "audit"
     out.mkdir(parents=True, exist_ok=True)
-    write_all({
-        out / "audit.json": as_json(verdicts, audited, moved).encode(), out / "junit.xml": as_junit(verdicts)
-    })
+    write_all({out / "audit.json": as_json(verdicts, audited, moved).encode(), out / "junit.xml": as_junit(verdicts),
+               out / "checks.csv": as_csv(verdicts).encode()})
     for verdict in verdicts:
         word = "pass" if verdict.passed else "FAIL"
         print(f"{word}  {verdict.name}: {verdict.sentence}")
