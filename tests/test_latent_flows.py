@@ -8,7 +8,7 @@ import torch
 from latent_systems import dipeptide, dipeptide_system, turned
 
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, RealNVP, SplineFlow,
-                                 TorchAmber, TrainingSettings, frame_features, load_frames, run_md, train)
+                                 TorchAmber, TrainingSettings, calibrate, frame_features, load_frames, run_md, train)
 from mmtbx_sfdiff.latent.flows import normal_log_density
 from mmtbx_sfdiff.latent.train import split_in_time
 
@@ -89,6 +89,18 @@ def test_shrinking_keeps_the_backbone_stiff():
         differences = (made - made[:, :1]).std(0)
         assert differences[1].item() == pytest.approx(cartesian_difference, rel=0.3)
         assert differences[2:].min() > 0.9              # torsions lose half of theirs either way
+
+
+def test_calibration_widens_what_has_not_been_seen():
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randn(1000, 5, generator=generator, dtype=torch.float64)
+    shrink, widen = calibrate(steps)                    # independent frames: nothing to widen, no correlations to keep
+    assert shrink == 0.6 and widen < 1.05
+    walk = steps.cumsum(0)
+    shrink, widen = calibrate(walk)
+    assert widen > 1.2
+    flow = LinearFlow.from_samples(walk[:800], shrink, widen=widen)
+    assert flow.encode(walk[800:])[0].square().mean().item() == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
