@@ -1,7 +1,7 @@
 """Invertible maps between features and a latent space where the prior is the standard normal distribution.
 
-All have one interface: ``encode(x) -> z, log_det``, ``decode(z) -> x, log_det``, ``n_latent``; log_det is the logarithm of the
-volume of the result for each volume of the argument.
+All have one interface: ``encode(x) -> z, log_det``, ``decode(z) -> x, log_det``, ``n_latent``; log_det is the
+logarithm of the volume of the result for each volume of the argument.
 """
 
 import math
@@ -15,9 +15,9 @@ _LOG_2PI = math.log(2 * math.pi)
 class LinearFlow(nn.Module):
     """A normal distribution with full covariance: z = w^(-1/2) Vᵀ (x - mean) / s.
 
-    s are the standard deviations of the features and V w Vᵀ is their correlation matrix, shrunk toward one without
-    correlations: with fewer frames than features it would be singular otherwise. Cartesian features of the backbone keep
-    theirs, which hold its bond lengths and angles together.
+    s are the standard deviations of the features and V w Vᵀ is their correlation matrix, shrunk toward one
+    without correlations: with fewer frames than features it would be singular otherwise. Cartesian features
+    of the backbone keep theirs, which hold its bond lengths and angles together.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class LinearFlow(nn.Module):
         shrink : float
             0 to 1: how far correlations are moved to zero; 1 is a diagonal covariance.
         kinds : torch.Tensor, optional
-            (n,), as :attr:`~mmtbx_sfdiff.latent.transform.MixedTransform.kinds`: correlations between Cartesian features
-            (kind 0) are not shrunk.
+            (n,), as :attr:`~mmtbx_sfdiff.latent.transform.MixedTransform.kinds`: correlations between
+            Cartesian features (kind 0) are not shrunk.
         floor : float
             Standard deviations are at least so large.
         ridge : float
@@ -127,7 +127,8 @@ def normal_log_density(z):
 
 
 def calibrate(x, kinds=None, shrinks=(0.1, 0.3, 0.6), validation=0.2):
-    """How far correlations must be shrunk, and the distribution widened, for the end of a trajectory to be likely by its start.
+    """How far correlations must be shrunk, and the distribution widened, for the end of a trajectory to be
+    likely by its start.
 
     Parameters
     ----------

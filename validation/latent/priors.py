@@ -1,20 +1,21 @@
-"""Priors for the study of latent refinement: wrong starts, dynamics from each, and the generators trained on it.
+"""Priors for the study of latent refinement: wrong starts, dynamics from each, and the generators trained on
+it.
 
-For every entry and seed, in FOLDER/<entry>/seed<k>: a start that is wrong by design (:mod:`.starts`), molecular dynamics from it
-with weak restraints of CA atoms to *the start*, a linear flow of its frames, and with --realnvp a RealNVP trained by likelihood
-and energy (figure 4a). The deposited coordinates are used to make the start wrong by the given amount, then no more.
+For every entry and seed, in FOLDER/<entry>/seed<k>: a start that is wrong by design (:mod:`.starts`),
+molecular dynamics from it with weak restraints of CA atoms to *the start*, a linear flow of its frames, and
+with --realnvp a RealNVP trained by likelihood and energy (figure 4a). The deposited coordinates are used to
+make the start wrong by the given amount, then no more.
 
     python -m validation.latent.priors --entries 1aie 1dtx 6jqs --seeds 0 1 2 --folder /tmp/latent
 
 Every stage that is finished is kept; run the command again to go on. What is written:
 
     prepared/     the start as a PreparedModel; its model_index counts the atoms of the entry's model file
-    start.pdb     its heavy atoms in the crystal, with the deposited B factors' mean
-    start.json    seeds, RMSD to the deposited model
-    md/           frames
-    linear.pt     BoltzmannGenerator with a LinearFlow
-    linear_wide.pt  the same, widened until the last frames are likely by the first ones; sample it at scale 1 / widen
-    realnvp.pt    BoltzmannGenerator with a RealNVP, and realnvp.json, its energies beside those of the dynamics
+    start.pdb     its heavy atoms in the crystal, with the deposited B factors' mean start.json    seeds, RMSD
+    to the deposited model md/           frames linear.pt     BoltzmannGenerator with a LinearFlow
+    linear_wide.pt  the same, widened until the last frames are likely by the first ones; sample it at scale 1
+    / widen realnvp.pt    BoltzmannGenerator with a RealNVP, and realnvp.json, its energies beside those of
+    the dynamics
 """
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
