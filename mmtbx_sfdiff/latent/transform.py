@@ -157,6 +157,32 @@ class MixedTransform(nn.Module):
         counts = torch.tensor([self._basis.shape[1], len(self._free), k, k])
         return torch.repeat_interleave(torch.arange(4), counts)
 
+    def localise(self, covariance, length=20.0):
+        """Damp the covariance of the backbone's features between atoms that are far apart.
+
+        The covariance of sites is multiplied by exp(-d²/(2 length²)), d the distance in the reference: what few
+        frames say of distant atoms is mostly chance, while bonds and angles, between near ones, stay as stiff as
+        they are. (Ensemble Kalman filters do the same: Houtekamer and Mitchell 2001.) The result has full rank.
+
+        Parameters
+        ----------
+        covariance : torch.Tensor
+            (3 m - 6, 3 m - 6), Å².
+        length : float
+            Å.
+
+        Returns
+        -------
+        torch.Tensor
+            Of the same shape, positive where the argument is.
+        """
+        if not length > 0:
+            raise ValueError(f"length must be positive, not {length}.")
+        sites = self.reference[self.cart_index]
+        damping = torch.exp(-0.5 * (torch.cdist(sites, sites) / length).square())
+        damping = damping.repeat_interleave(3, 0).repeat_interleave(3, 1)
+        return self._basis.T @ (damping * (self._basis @ covariance @ self._basis.T)) @ self._basis
+
     def to_features(self, sites_cart):
         """Features of structures superposed on the reference (see :func:`superpose`).
 

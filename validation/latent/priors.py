@@ -95,21 +95,26 @@ def dynamics(entry, start, folder, seed, duration=None):
                   progress=progress)
 
 
-def linear_prior(start, folder, shrink=0.3):
-    """A generator with a shrunk full covariance."""
+def linear_priors(entry, start, folder, shrink=0.3):
+    """Generators with shrunk full covariances."""
     system = create_system(start)
     frames, _ = load_frames(folder / "md", skip=SKIP)
     transform = MixedTransform.from_prepared(start, system, frames=frames.double())
-    generator = BoltzmannGenerator(transform, LinearFlow.from_samples(
-        frame_features(transform, frames), shrink, transform.kinds))
-    generator.save(folder / "linear.pt")
-    if not (folder / "linear_wide.json").exists():
-        x = frame_features(transform, frames)
-        chosen, widen = calibrate(x, transform.kinds)
-        BoltzmannGenerator(transform, LinearFlow.from_samples(x, chosen, transform.kinds, widen=widen)).save(
-            folder / "linear_wide.pt")
+    x, kinds = frame_features(transform, frames), transform.kinds
+
+    def save(name, **settings):
+        generator = BoltzmannGenerator(transform, LinearFlow.from_samples(x, kinds=kinds, **settings))
+        generator.save(folder / f"{name}.pt")
+        return generator
+
+    if not (folder / "linear.pt").exists():
+        report(entry, start, folder, save("linear", shrink=shrink), "linear")
+    if not (folder / "linear_local.pt").exists():
+        local = save("linear_local", shrink=shrink, localise=transform.localise)
+        report(entry, start, folder, local, "linear_local")
+        chosen, widen = calibrate(x, kinds, localise=transform.localise)
+        save("linear_wide", shrink=chosen, widen=widen, localise=transform.localise)
         write_atomically(folder / "linear_wide.json", json.dumps({"shrink": chosen, "widen": widen}))
-    return generator
 
 
 def realnvp_prior(entry, start, folder, steps, shrink=0.3):
@@ -123,7 +128,7 @@ def realnvp_prior(entry, start, folder, steps, shrink=0.3):
     settings = TrainingSettings(steps=steps, batch_size=64, learning_rate=5e-4, w_ml=0.2, w_kl=1.0, n_samples=8,
                                 e_high=(1e5, 300.0), evaluate_every=20)
     x, _ = split_in_time(frame_features(transform, frames), settings.validation)  # so that validation is one
-    linear = LinearFlow.from_samples(x, shrink, transform.kinds)
+    linear = LinearFlow.from_samples(x, shrink, transform.kinds, localise=transform.localise)
     generator = BoltzmannGenerator(transform, RealNVP(linear)).float()
     begin = time.perf_counter()
 
@@ -150,7 +155,7 @@ def realnvp_prior(entry, start, folder, steps, shrink=0.3):
     print(entry, record["median_above_md_per_atom"], flush=True)
 
 
-def report(entry, start, folder, generator, n=50):
+def report(entry, start, folder, generator, name, n=50):
     """How good the prior is: distances and energies."""
     deposited = PreparedModel.load(folder / "deposited").sites_cart
     frames, _ = load_frames(folder / "md", skip=SKIP)
@@ -162,7 +167,7 @@ def report(entry, start, folder, generator, n=50):
         e_md, e_sample = energy(frames[::max(1, len(frames) // n)]), energy(sampled)
     quantiles = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     record = {
-        "entry": entry, "n_frames": len(frames), "n_latent": generator.n_latent,
+        "entry": entry, "prior": name, "n_frames": len(frames), "n_latent": generator.n_latent,
         "rmsd_start": backbone_rmsd(start, start.sites_cart, deposited),
         "rmsd_mean": backbone_rmsd(start, mean, deposited),
         "rmsd_last_frame": backbone_rmsd(start, frames[-1].double(), deposited),
@@ -171,7 +176,7 @@ def report(entry, start, folder, generator, n=50):
         "energy_md": torch.quantile(e_md.double(), quantiles).tolist(),
         "energy_samples": torch.quantile(e_sample, quantiles).tolist(),
     }
-    write_atomically(folder / "linear.json", json.dumps(record, indent=1))
+    write_atomically(folder / f"{name}.json", json.dumps(record, indent=1))
     print(json.dumps(record), flush=True)
 
 
@@ -193,8 +198,7 @@ def main(args=None):
             print(f"{entry}, seed {seed}", flush=True)
             start = make_start(entry, folder, seed)
             dynamics(entry, start, folder, seed, options.duration)
-            generator = linear_prior(start, folder, options.shrink)
-            report(entry, start, folder, generator)
+            linear_priors(entry, start, folder, options.shrink)
             if options.realnvp:
                 realnvp_prior(entry, start, folder, options.realnvp, options.shrink)
     return 0
