@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # pip's name -> conda-forge's, where they differ
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+NOT_ON_CONDA_FORGE = ("normflows",)  # pip installs them, without their dependencies
 
 
 def split(requirement):
@@ -30,16 +31,25 @@ def split(requirement):
 
 def test_conda_environment_agrees_with_pyproject():
     yaml = pytest.importorskip("yaml")
-    environment = yaml.safe_load((ROOT / "conda-env.yml").read_text())
+    text = (ROOT / "conda-env.yml").read_text()
+    environment = yaml.safe_load(text)
     assert environment["name"] == PROJECT["name"] and environment["channels"] == ["conda-forge"]
     conda = dict(split(item) for item in environment["dependencies"])
     pip = dict(split(item) for item in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
     expected = {CONDA_NAMES.get(name, name): versions for name, versions in pip.items()}
+    for name in NOT_ON_CONDA_FORGE:
+        requirement = '"%s%s"' % (name, expected.pop(name))
+        assert requirement in next(line for line in text.splitlines() if "pip install --no-deps" in line)
     expected["python"] = PROJECT["requires-python"]
     for tool in ("pip", "setuptools"):  # what installs the package itself
         assert tool in conda
         conda.pop(tool)
     assert conda == expected
+
+
+def test_tests_need_the_optional_libraries_in_the_same_versions():
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras["latent"]) <= set(extras["test"])
 
 
 def test_documentation_repeats_the_range_of_torch():

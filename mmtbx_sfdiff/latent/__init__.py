@@ -4,7 +4,7 @@ Needs the optional libraries of ``pip install "mmtbx_sfdiff[latent]"``; each mod
 """
 from .coupling_flows import RealNVP, SplineFlow
 from .energy import OpenMMEnergy, log_clip
-from .flows import LinearFlow
+from .flows import LinearFlow, calibrate
 from .force_field import add_position_restraints, create_system, plddt_force_constants
 from .generator import BoltzmannGenerator
 from .molecular_dynamics import load_frames, minimise, run_md
@@ -14,5 +14,5 @@ from .train import TrainingSettings, frame_features, train
 from .transform import MixedTransform, superpose
 
 __all__ = ["BoltzmannGenerator", "LinearFlow", "MixedTransform", "OpenMMEnergy", "PreparedModel", "RealNVP", "SplineFlow",
-           "TorchAmber", "TrainingSettings", "add_position_restraints", "create_system", "frame_features", "load_frames",
+           "TorchAmber", "TrainingSettings", "add_position_restraints", "calibrate", "create_system", "frame_features", "load_frames",
            "log_clip", "minimise", "plddt_force_constants", "prepare_model", "run_md", "superpose", "train"]

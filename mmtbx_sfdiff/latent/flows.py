@@ -37,7 +37,7 @@ class LinearFlow(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     @classmethod
-    def from_samples(cls, x, shrink=0.1, kinds=None, floor=1e-4, ridge=0.005):
+    def from_samples(cls, x, shrink=0.1, kinds=None, floor=1e-4, ridge=0.005, widen=1.0):
         """The flow with the mean and covariance of samples.
 
         Parameters
@@ -53,6 +53,8 @@ class LinearFlow(nn.Module):
             Standard deviations are at least so large.
         ridge : float
             Independent error with this standard deviation, Å, that is added to each Cartesian feature.
+        widen : float
+            Factor on all standard deviations, for frames of a run too short to have seen the whole width.
 
         Returns
         -------
@@ -85,7 +87,10 @@ class LinearFlow(nn.Module):
         correlation.diagonal().fill_(1)
         if kinds is not None:
             correlation.diagonal().add_(torch.where(cartesian, (ridge / deviation).square(), 0))
+        if not widen > 0:
+            raise ValueError(f"widen must be positive, not {widen}.")
         variance, axes = torch.linalg.eigh(correlation)
+        deviation = widen * deviation
         return cls(*(t.to(x.dtype) for t in (mean, deviation, axes.flip(1), variance.flip(0).clamp(min=1e-10))))
 
     @property
@@ -119,3 +124,34 @@ class LinearFlow(nn.Module):
 def normal_log_density(z):
     """Logarithm of the standard normal density: (..., n) -> (...)"""
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * _LOG_2PI)
+
+
+def calibrate(x, kinds=None, shrinks=(0.1, 0.3, 0.6), validation=0.2):
+    """How far correlations must be shrunk, and the distribution widened, for the end of a trajectory to be likely by its start.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (n_samples, n), in the order of time.
+    kinds : torch.Tensor, optional
+        (n,), for :meth:`LinearFlow.from_samples`.
+    shrinks : sequence of float
+        To choose from.
+    validation : float
+        Fraction of the samples, the last ones, that is to be likely.
+
+    Returns
+    -------
+    shrink, widen : float
+        For :meth:`LinearFlow.from_samples` of all samples.
+    """
+    n_last = max(1, round(len(x) * validation))
+    first, last = x[:len(x) - n_last], x[len(x) - n_last:]
+    best = None
+    for shrink in shrinks:
+        z, log_det = LinearFlow.from_samples(first, shrink, kinds).encode(last)
+        widen = max(1.0, z.square().mean().sqrt().item())
+        log_density = (normal_log_density(z / widen) + log_det).mean().item() - z.shape[-1] * math.log(widen)
+        if best is None or log_density > best[0]:
+            best = log_density, shrink, widen
+    return best[1:]

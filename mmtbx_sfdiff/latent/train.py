@@ -168,7 +168,10 @@ def train(generator, frames, settings, energy=None, start=None, checkpoint=None,
     base = 0.0
     if settings.w_kl:
         some = frames[:: max(1, len(frames) // 32)].to(training)
-        base = energy(some).median().item() / k_t
+        found = energy(some)
+        if not torch.isfinite(found).any():
+            raise ValueError("no frame has a finite energy: is this the force field of these atoms?")
+        base = found[torch.isfinite(found)].median().item() / k_t
     run = _Run(generator.flow, parameters, settings, training)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():

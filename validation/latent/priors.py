@@ -13,6 +13,7 @@ Every stage that is finished is kept; run the command again to go on. What is wr
     start.json    seeds, RMSD to the deposited model
     md/           frames
     linear.pt     BoltzmannGenerator with a LinearFlow
+    linear_wide.pt  the same, widened until the last frames are likely by the first ones; sample it at scale 1 / widen
     realnvp.pt    BoltzmannGenerator with a RealNVP, and realnvp.json, its energies beside those of the dynamics
 """
 
@@ -28,8 +29,8 @@ import torch
 
 from mmtbx_sfdiff.files import find_entry, read_model
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel, RealNVP,
-                                 TrainingSettings, add_position_restraints, create_system, frame_features, load_frames,
-                                 prepare_model, run_md, train)
+                                 TrainingSettings, add_position_restraints, calibrate, create_system, frame_features,
+                                 load_frames, prepare_model, run_md, train)
 from mmtbx_sfdiff.latent.prepare import write_atomically
 from mmtbx_sfdiff.latent.train import split_in_time
 from validation.latent.starts import backbone_rmsd, wrong_start
@@ -101,6 +102,12 @@ def linear_prior(start, folder, shrink=0.3):
     generator = BoltzmannGenerator(transform, LinearFlow.from_samples(
         frame_features(transform, frames), shrink, transform.kinds))
     generator.save(folder / "linear.pt")
+    if not (folder / "linear_wide.json").exists():
+        x = frame_features(transform, frames)
+        chosen, widen = calibrate(x, transform.kinds)
+        BoltzmannGenerator(transform, LinearFlow.from_samples(x, chosen, transform.kinds, widen=widen)).save(
+            folder / "linear_wide.pt")
+        write_atomically(folder / "linear_wide.json", json.dumps({"shrink": chosen, "widen": widen}))
     return generator
 
 
