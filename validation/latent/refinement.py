@@ -45,7 +45,7 @@ from mmtbx_sfdiff.latent.refine import STARTS, refine_latent
 KINDS = ("benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff")
 RESOLUTION = {"1aie": 2.0, "1dtx": 2.2, "6jqs": 2.1}
 SIZES = {       # starts, steps, steps of polishing
-    "ci": (2, 80, 40), "cpu": (2, 500, 300), "gpu": (8, 1000, 400)}
+    "ci": (2, 80, 40), "cpu": (2, 350, 300), "gpu": (8, 1000, 400)}
 MASK = {"method": "probe_shrink"}
 SKIP = 3.0       # ps of the dynamics that are not used
 
