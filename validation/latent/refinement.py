@@ -16,6 +16,12 @@ and given again.
     python -m validation.latent.refinement --results latent.jsonl --summary
     python -m validation.latent.refinement --size gpu --minutes 18 ...      a slice of a longer study
 
+What limits the latent runs is tried with ``--kinds deposited_ff`` (polishing, B factors, mask), ``--starts 8``,
+``--prior-weight``, and with a prior of dynamics begun at the truth:
+
+    python -m validation.latent.refinement --truth-prior 24 ...      makes truth_prior.pt for each entry and seed
+    python -m validation.latent.refinement --kinds latent --generator truth_prior.pt --label _truth ...
+
 With ``--d-min 2.0 2.5 3.0`` it gives the convergence radius: start RMSD against final R-free at each resolution.
 """
 
@@ -34,7 +40,8 @@ import torch
 
 from mmtbx_sfdiff import Atoms, FModel, Reflections
 from mmtbx_sfdiff.files import find_entry, load_entry
-from mmtbx_sfdiff.latent import BoltzmannGenerator, OpenMMEnergy, PreparedModel, create_system, load_frames
+from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel,
+                                 add_position_restraints, create_system, frame_features, load_frames, run_md)
 from mmtbx_sfdiff.latent.baselines import run_baseline
 from mmtbx_sfdiff.latent.experiment import Experiment
 from mmtbx_sfdiff.latent.optimise import Settings
@@ -47,6 +54,7 @@ RESOLUTION = {"1aie": 2.0, "1dtx": 2.2, "6jqs": 2.1}
 SIZES = {       # starts, steps, steps of polishing
     "ci": (2, 80, 40), "cpu": (2, 350, 300), "gpu": (8, 1000, 400)}
 MASK = {"method": "probe_shrink"}
+RESTRAINT = 0.5  # kJ/mol/Å², of CA atoms in the control's dynamics, as in those of the study
 SKIP = 3.0       # ps of the dynamics that are not used
 
 
@@ -126,6 +134,20 @@ def one(kind, entry, seed, folder, d_min, size, settings, generator_name="linear
     }, histories
 
 
+def truth_prior(place, duration):
+    """Control: a generator of dynamics that began at the deposited model, made once and kept."""
+    if (place / "truth_prior.pt").exists():
+        return
+    deposited = PreparedModel.load(place / "deposited")
+    system = add_position_restraints(create_system(deposited), deposited.sites_cart, deposited.ca_index, RESTRAINT)
+    run_md(deposited, system, place / "md_truth", duration, frame_interval=0.08, solvent_interval=2, chunk_frames=50)
+    frames = load_frames(place / "md_truth", skip=SKIP)[0].double()
+    # In the frame and with the cuts of the start's generator, so that only the distribution differs.
+    transform = MixedTransform.from_prepared(PreparedModel.load(place / "prepared"), create_system(deposited), frames=frames)
+    flow = LinearFlow.from_samples(frame_features(transform, frames), 0.3, transform.kinds)
+    BoltzmannGenerator(transform, flow).save(place / "truth_prior.pt")
+
+
 def read(path):
     """Lines of a results file; an incomplete last one is left out."""
     lines = []
@@ -178,11 +200,17 @@ def main(args=None):
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--starts", type=int, help="instead of the size's")
     parser.add_argument("--label", default="", help="added to the names of these runs")
+    parser.add_argument("--truth-prior", type=float, metavar="PS", help="only make the control's generators, of so many ps")
     parser.add_argument("--minutes", type=float, help="stop beginning runs after so long")
     parser.add_argument("--summary", action="store_true", help="only print what is there")
     options = parser.parse_args(args)
     if options.summary:
         print(summary(read(options.results)))
+        return 0
+    if options.truth_prior:
+        for entry in options.entries:
+            for seed in options.seeds:
+                truth_prior(options.folder / entry / f"seed{seed}", options.truth_prior)
         return 0
     begin = time.monotonic()
     done = {key(line) for line in read(options.results)}
