@@ -1,4 +1,5 @@
-"""``mmtbx_sfdiff.latent``, end to end: alanine dipeptide in a made-up crystal, from the command line to the files."""
+"""``mmtbx_sfdiff.latent``, end to end: alanine dipeptide in a made-up crystal, from the command line to the
+files."""
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 

@@ -1,7 +1,7 @@
 """Predicted models from the AlphaFold Protein Structure Database, by UniProt accession.
 
-The same care as for entries of the PDB (:mod:`.download`, :mod:`.fetch`): only an accession becomes part of an address or of a
-path, what arrives has to be a model of that accession, and it is kept in the cache.
+The same care as for entries of the PDB (:mod:`.download`, :mod:`.fetch`): only an accession becomes part of
+an address or of a path, what arrives has to be a model of that accession, and it is kept in the cache.
 """
 import os
 import re

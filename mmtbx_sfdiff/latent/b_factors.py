@@ -1,11 +1,11 @@
-"""Isotropic B factors for a refinement whose coordinates are few variables: one for each residue's main chain and one
-for its side chain, and later one for each atom.
+"""Isotropic B factors for a refinement whose coordinates are few variables: one for each residue's main chain
+and one for its side chain, and later one for each atom.
 
     B_j = exp(b_group(j))
 
-Predicted models carry pLDDT where B factors would be; the expected error of an atom is 1.5 exp(4 (0.7 - pLDDT / 100)) Å
-(Hiranuma et al. (2021), Nature Comm. 12, 1340, as ``mmtbx.process_predicted_model`` uses it), and B = 8 pi^2 / 3 of its
-square. A trajectory gives B = 8 pi^2 / 3 <u^2>.
+Predicted models carry pLDDT where B factors would be; the expected error of an atom is 1.5 exp(4 (0.7 - pLDDT
+/ 100)) Å (Hiranuma et al. (2021), Nature Comm. 12, 1340, as ``mmtbx.process_predicted_model`` uses it), and B
+= 8 pi^2 / 3 of its square. A trajectory gives B = 8 pi^2 / 3 <u^2>.
 """
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def is_main_chain(names):
 class ResidueB(torch.nn.Module):
     """B factors of main and side chain of each residue, with a prior.
 
-    The prior is a Gaussian in ln B about the starting value (standard deviation ``sigma``), and about the next residue
-    of the same chain, in the change from the start.
+    The prior is a Gaussian in ln B about the starting value (standard deviation ``sigma``), and about the
+    next residue of the same chain, in the change from the start.
 
     Parameters
     ----------

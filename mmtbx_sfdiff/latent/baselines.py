@@ -1,4 +1,5 @@
-"""What a latent refinement has to beat: the same data, objective, schedule, B factors and number of steps, but sites.
+"""What a latent refinement has to beat: the same data, objective, schedule, B factors and number of steps,
+but sites.
 
 ``sites``        without any prior
 ``sites_ff``     with the force field's energy
@@ -18,7 +19,8 @@ BASELINES = ("sites", "sites_ff", "average_ff")
 
 
 def trajectory_average(frames, problem, energy=None):
-    """The average of superposed frames (n_frames, n_all, 3), placed on the start and relaxed; (n_all, 3) Å."""
+    """The average of superposed frames (n_frames, n_all, 3), placed on the start and relaxed; (n_all, 3)
+    Å."""
     frames = torch.as_tensor(frames)
     reference = problem.sites_cart
     heavy = problem.rows

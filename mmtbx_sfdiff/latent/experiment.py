@@ -1,7 +1,8 @@
-"""The data side of a refinement: F_model of some sites and B factors, with scales and mask that are refreshed now and then.
+"""The data side of a refinement: F_model of some sites and B factors, with scales and mask that are refreshed
+now and then.
 
-Scales, solvent mask, alpha and beta are constants of the gradient. They are determined anew for the present model every
-so many steps, and whenever the resolution limit changes, through :class:`mmtbx_sfdiff.FModel`.
+Scales, solvent mask, alpha and beta are constants of the gradient. They are determined anew for the present
+model every so many steps, and whenever the resolution limit changes, through :class:`mmtbx_sfdiff.FModel`.
 """
 from __future__ import annotations
 

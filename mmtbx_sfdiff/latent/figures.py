@@ -1,4 +1,5 @@
-"""Figures of latent refinement: energies of the prior's samples (4a), a refinement's course (4b), the convergence radius."""
+"""Figures of latent refinement: energies of the prior's samples (4a), a refinement's course (4b), the
+convergence radius."""
 from __future__ import annotations
 
 import io
@@ -49,7 +50,8 @@ def energies(samples, n_atoms, title=""):
 
 
 def course(runs, benchmark=None, title=""):
-    """Figure 4b: objective of the work set, R-work and R-free against the step, with baselines and the deposited model.
+    """Figure 4b: objective of the work set, R-work and R-free against the step, with baselines and the
+    deposited model.
 
     Parameters
     ----------

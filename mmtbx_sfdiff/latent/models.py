@@ -1,6 +1,7 @@
 """What is refined: a latent vector with a placement, or sites themselves; each with B factors and a prior.
 
-Both give sites and B factors of the atoms that the data see, and -ln of their prior, which is added to the objective:
+Both give sites and B factors of the atoms that the data see, and -ln of their prior, which is added to the
+objective:
 
     latent     |z|^2 / 2                          z -> sites by a generator, then one rigid-body movement for each chain
     Cartesian  w U(sites) / kT, or nothing        U: a force field's energy, kJ/mol
@@ -45,8 +46,8 @@ class LatentModel(torch.nn.Module):
     Parameters
     ----------
     generator : object
-        With ``n_latent``, ``encode(sites_cart) -> (z, log_det)`` and ``decode(z) -> (sites_cart, log_det)``; sites
-        (n_all, 3) Å.
+        With ``n_latent``, ``encode(sites_cart) -> (z, log_det)`` and ``decode(z) -> (sites_cart, log_det)``;
+        sites (n_all, 3) Å.
     z : torch.Tensor
         (n_latent,) where it begins.
     rows : torch.Tensor
@@ -130,7 +131,8 @@ class CartesianModel(torch.nn.Module):
         return State(self.sites[self.rows], self.b_model(), penalty, self.sites)
 
     def parameter_groups(self, rate):
-        """For an optimiser; ``rate`` / 5 is that of sites, in Å a step, as of the shifts of a latent model."""
+        """For an optimiser; ``rate`` / 5 is that of sites, in Å a step, as of the shifts of a latent
+        model."""
         return [{"params": [self.sites], "lr": rate / 5, "kind": "internal"},
                 {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"}]
 
@@ -139,7 +141,8 @@ class CartesianModel(torch.nn.Module):
 
 
 def limited(value, high=1e4):
-    """The value below ``high``, its logarithm beyond: one overlap of two atoms does not drown everything else."""
+    """The value below ``high``, its logarithm beyond: one overlap of two atoms does not drown everything
+    else."""
     return torch.where(value < high, value, high + high * (value.clamp(min=high) / high).log())
 
 

@@ -2,10 +2,11 @@
 
 ``floored_gaussian``  sum_b n_b / 2 ln( <(Fo - k_b |Fm|)^2>_b + f^2 <Fo^2>_b )
 
-    The likelihood of Gaussian errors whose variance is unknown in each resolution bin b and is replaced by its most
-    likely value, which is the model's own error, never less than a floor: f (0.15) of the bin's root mean square F_obs.
-    Without the floor the variance of a bin of few reflections can vanish; with experimental sigmas instead (equation 9)
-    the data outweigh a prior by hundreds while the model is still far from the truth. k_b by least squares.
+    The likelihood of Gaussian errors whose variance is unknown in each resolution bin b and is replaced by
+    its most likely value, which is the model's own error, never less than a floor: f (0.15) of the bin's root
+    mean square F_obs. Without the floor the variance of a bin of few reflections can vanish; with
+    experimental sigmas instead (equation 9) the data outweigh a prior by hundreds while the model is still
+    far from the truth. k_b by least squares.
 
 ``least_squares``     sum ((Fo - |Fm|) / sigma)^2                                        (equation 9)
 ``maximum_likelihood``  -ln p(Fo | Fm), with mmtbx's alpha and beta
@@ -82,7 +83,8 @@ def floored_gaussian(reflections, f_model, selection=None, f_obs_scale=1.0, floo
 
 
 def objective(name, fmodel, f_model, floor=FLOOR, bins=None):
-    """One of :data:`OBJECTIVES` for structure factors of a scaled FModel, (...,) nats, a sum over the work set.
+    """One of :data:`OBJECTIVES` for structure factors of a scaled FModel, (...,) nats, a sum over the work
+    set.
 
     Raises
     ------

@@ -1,8 +1,9 @@
-"""The loop that all refinements here share: Adam, from low to high resolution, scales and mask refreshed on the way.
+"""The loop that all refinements here share: Adam, from low to high resolution, scales and mask refreshed on
+the way.
 
-A stage is a resolution limit and a number of steps. The first, of rigid bodies alone, is at very low resolution; then
-everything moves while the limit goes to that of the data; then the rate decays. The free set feeds no gradient and
-decides nothing; its R factor is recorded.
+A stage is a resolution limit and a number of steps. The first, of rigid bodies alone, is at very low
+resolution; then everything moves while the limit goes to that of the data; then the rate decays. The free set
+feeds no gradient and decides nothing; its R factor is recorded.
 """
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def optimise(model, experiment, settings=Settings(), history=None, report=None, 
     Returns
     -------
     History
-        ``steps``: target (objective plus penalty), objective, penalty, R factors of every step; ``cycles``: stages.
+        ``steps``: target (objective plus penalty), objective, penalty, R factors of every step; ``cycles``:
+        stages.
 
     Raises
     ------

@@ -2,8 +2,8 @@
 
     x' = R(w) (R0 (x - c) + c0 - p) + p + t
 
-The base movement (R0, c0 - c) is found by superposition and stays; the rotation vector w and the shift t, about the
-chain's placed centroid p, are what is refined. Rodrigues' formula gives R(w).
+The base movement (R0, c0 - c) is found by superposition and stays; the rotation vector w and the shift t,
+about the chain's placed centroid p, are what is refined. Rodrigues' formula gives R(w).
 """
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The last stage: sites themselves with a force field's energy, and a B factor for each atom.
 
-A decoded model still has contacts that are too close. It is relaxed within springs, and then refined against the same objective
-with U / kT as the prior, once more from lower resolution to the limit of the data.
+A decoded model still has contacts that are too close. It is relaxed within springs, and then refined against
+the same objective with U / kT as the prior, once more from lower resolution to the limit of the data.
 """
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def polish(problem, all_sites_cart, b, energy=None, settings=Settings(), steps=2
         Of U / kT.
     relax_steps : int
     first_d_min : float
-        Å, where refinement of sites begins: side chains that the generator could not turn still have to find their places.
+        Å, where refinement of sites begins: side chains that the generator could not turn still have to find
+        their places.
 
     Returns
     -------

@@ -1,4 +1,5 @@
-"""A placed model as the force field sees it (all atoms) and as the data see it (those of the model, without hydrogens).
+"""A placed model as the force field sees it (all atoms) and as the data see it (those of the model, without
+hydrogens).
 """
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class Problem:
     def rmsd(self, sites_cart, reference, main_chain=True, superpose=False):
         """Distance (Å, root mean square) of (n, 3) sites to others, of the main chain or of all.
 
-        With ``superpose`` after a superposition of the same atoms: in a polar space group nothing else makes sense.
+        With ``superpose`` after a superposition of the same atoms: in a polar space group nothing else makes
+        sense.
         """
         rows = self.main_chain if main_chain else torch.ones_like(self.main_chain)
         sites, reference = sites_cart.detach().to(torch.float64)[rows], reference.to(torch.float64)[rows]
@@ -91,7 +93,8 @@ def make_problem(prepared, entry, b_source="model", dtype=torch.float32, device=
     prepared : PreparedModel
     entry : mmtbx_sfdiff.files.Entry
     b_source : {"model", "plddt", "wilson"}
-        Starting B factors: the model's, from the pLDDT that a predicted model has in their place, or one overall B.
+        Starting B factors: the model's, from the pLDDT that a predicted model has in their place, or one
+        overall B.
     dtype, device, accuracy, method, mask
         Of the FModel that computes every step.
 

@@ -1,8 +1,9 @@
 """Refinement in the latent space of a generator: several starts, the best of them by the work set.
 
-Each start is a latent vector: that of the placed model, the same scaled towards the origin (a starting model is often
-outside the typical set, which has norm sqrt(n)), the origin, and scaled ones with noise. All are optimised in the same
-way; the one with the lowest target is taken: objective of the work set plus penalty, never an R factor of the free set.
+Each start is a latent vector: that of the placed model, the same scaled towards the origin (a starting model
+is often outside the typical set, which has norm sqrt(n)), the origin, and scaled ones with noise. All are
+optimised in the same way; the one with the lowest target is taken: objective of the work set plus penalty,
+never an R factor of the free set.
 """
 from __future__ import annotations
 

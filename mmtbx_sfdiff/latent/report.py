@@ -17,7 +17,8 @@ _COLUMNS = ("run", "step", "cycle", "d_min", "function", "target", "objective", 
 
 
 def save_run(path, run):
-    """Write a run as ``path`` (NumPy, no pickled objects); its FModel is made again from its sites and B factors."""
+    """Write a run as ``path`` (NumPy, no pickled objects); its FModel is made again from its sites and B
+    factors."""
     arrays = {"sites_cart": run.sites_cart, "all_sites_cart": run.all_sites_cart, "b": run.b}
     if run.z is not None:
         arrays["z"] = run.z

@@ -1,8 +1,9 @@
-"""A force field's energy as a restraint of an ordinary refinement: U / kT of the model's protein, with hydrogens that ride.
+"""A force field's energy as a restraint of an ordinary refinement: U / kT of the model's protein, with
+hydrogens that ride.
 
-The force field's atoms that the model does not have (hydrogens, missing side-chain atoms) move with the nearest atom that it has;
-between macro-cycles they are put where the energy is lowest. Waters, ligands and other conformations are not restrained, and
-contacts with symmetry mates are not seen.
+The force field's atoms that the model does not have (hydrogens, missing side-chain atoms) move with the
+nearest atom that it has; between macro-cycles they are put where the energy is lowest. Waters, ligands and
+other conformations are not restrained, and contacts with symmetry mates are not seen.
 """
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class ForceFieldRestraint:
     ImportError
         Without the libraries of ``mmtbx_sfdiff[latent]``.
     ValueError
-        A model without protein, or with atoms that the force field does not know; a weight that is not positive.
+        A model without protein, or with atoms that the force field does not know; a weight that is not
+        positive.
     """
 
     def __init__(self, hierarchy, weight=1.0, platform="CPU"):

@@ -1,8 +1,10 @@
-"""A folder in which a refinement happens stage by stage: what was done, with which inputs, and what may be skipped.
+"""A folder in which a refinement happens stage by stage: what was done, with which inputs, and what may be
+skipped.
 
-Each stage has a folder with ``stage.json``: its settings and seed, SHA-256 sums of its inputs, and, once it is finished, of its
-outputs. The outputs of one stage are inputs of the next. A stage that is finished is not repeated; one that was interrupted goes
-on; one whose settings or inputs have changed is refused until it is told to start anew.
+Each stage has a folder with ``stage.json``: its settings and seed, SHA-256 sums of its inputs, and, once it
+is finished, of its outputs. The outputs of one stage are inputs of the next. A stage that is finished is not
+repeated; one that was interrupted goes on; one whose settings or inputs have changed is refused until it is
+told to start anew.
 """
 from __future__ import annotations
 

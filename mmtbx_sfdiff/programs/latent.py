@@ -1,4 +1,5 @@
-"""``mmtbx_sfdiff.latent``: from a predicted model and data to a refined model, in the latent space of a Boltzmann generator."""
+"""``mmtbx_sfdiff.latent``: from a predicted model and data to a refined model, in the latent space of a
+Boltzmann generator."""
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
-"""A predicted model put into the crystal: superposed, chain by chain, on a model that is in its place already."""
+"""A predicted model put into the crystal: superposed, chain by chain, on a model that is in its place
+already."""
 from __future__ import annotations
 
 import iotbx.pdb
@@ -23,8 +24,8 @@ def place_on(predicted, reference, log=None):
     Returns
     -------
     iotbx.pdb.hierarchy.root
-        For each protein chain of the reference, the best matching chain of the prediction with the reference's chain name,
-        without the residues before the first and after the last that match.
+        For each protein chain of the reference, the best matching chain of the prediction with the
+        reference's chain name, without the residues before the first and after the last that match.
 
     Raises
     ------

@@ -1,4 +1,5 @@
-"""The stages of ``mmtbx_sfdiff.latent``: each takes the program (parameters, log, folder) and returns its record."""
+"""The stages of ``mmtbx_sfdiff.latent``: each takes the program (parameters, log, folder) and returns its
+record."""
 from __future__ import annotations
 
 import dataclasses

@@ -1,6 +1,7 @@
 """The figures of docs/latent.rst, from what the studies left behind.
 
-    python -m validation.latent.figures --folder /tmp/latent --results latent.jsonl --entry 1aie --seed 0 --out docs/figures
+    python -m validation.latent.figures --folder /tmp/latent --results latent.jsonl --entry 1aie --seed 0
+    --out docs/figures
 
 ``latent_energies.png``     4a: energies of the dynamics and of samples (realnvp.json of validation.latent.priors)
 ``latent_course.png``       4b: target, R-work, R-free against the steps; baselines; the deposited model

@@ -9,20 +9,21 @@ For each entry and seed that ``python -m validation.latent.priors`` has made a s
     deposited_ff  control: the deposited model, stripped and polished in the same way
     benchmark     the deposited model, stripped as the start was, as it is; and the full deposited model
 
-One JSON line for each run is appended to RESULTS; runs that are there are not repeated, so the command can be interrupted
-and given again.
+One JSON line for each run is appended to RESULTS; runs that are there are not repeated, so the command can be
+interrupted and given again.
 
     python -m validation.latent.refinement --folder /tmp/latent --results latent.jsonl [--entries 1aie] [--seeds 0 1 2]
     python -m validation.latent.refinement --results latent.jsonl --summary
     python -m validation.latent.refinement --size gpu --minutes 18 ...      a slice of a longer study
 
-What limits the latent runs is tried with ``--kinds deposited_ff`` (polishing, B factors, mask), ``--starts 8``,
-``--prior-weight``, and with a prior of dynamics begun at the truth:
+What limits the latent runs is tried with ``--kinds deposited_ff`` (polishing, B factors, mask), ``--starts
+8``, ``--prior-weight``, and with a prior of dynamics begun at the truth:
 
     python -m validation.latent.refinement --truth-prior 24 ...      makes truth_prior.pt for each entry and seed
     python -m validation.latent.refinement --kinds latent --generator truth_prior.pt --label _truth ...
 
-With ``--d-min 2.0 2.5 3.0`` it gives the convergence radius: start RMSD against final R-free at each resolution.
+With ``--d-min 2.0 2.5 3.0`` it gives the convergence radius: start RMSD against final R-free at each
+resolution.
 """
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
