@@ -6,6 +6,7 @@ objective:
     latent     |z|^2 / 2                          z -> sites by a generator, then one rigid-body movement for each chain
     Cartesian  w U(sites) / kT, or nothing        U: a force field's energy, kJ/mol
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,7 +16,7 @@ import torch
 
 from .placement import Placement
 
-KT_300 = 8.314462618e-3 * 300.0      # kJ/mol
+KT_300 = 8.314462618e-3 * 300.0  # kJ/mol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class LatentModel(torch.nn.Module):
 
     def __init__(self, generator, z, rows, b_model, chain_index, target, prior_weight=1.0):
         super().__init__()
-        self._generator = [generator]      # in a list: its parameters are not refined
+        self._generator = [generator]  # in a list: its parameters are not refined
         self.z = torch.nn.Parameter(z.detach().clone())
         self.register_buffer("rows", rows)
         self.b_model = b_model
@@ -88,10 +89,12 @@ class LatentModel(torch.nn.Module):
 
     def parameter_groups(self, rate):
         """For an optimiser; ``rate`` is that of z, in standard deviations a step."""
-        return [{"params": [self.z], "lr": rate, "kind": "internal"},
-                {"params": [self.placement.rotations], "lr": rate / 50, "kind": "placement"},
-                {"params": [self.placement.shifts], "lr": rate / 5, "kind": "placement"},
-                {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"}]
+        return [
+            {"params": [self.z], "lr": rate, "kind": "internal"},
+            {"params": [self.placement.rotations], "lr": rate / 50, "kind": "placement"},
+            {"params": [self.placement.shifts], "lr": rate / 5, "kind": "placement"},
+            {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"},
+        ]
 
     def facts(self):
         """What is worth knowing of the present model."""
@@ -133,8 +136,10 @@ class CartesianModel(torch.nn.Module):
     def parameter_groups(self, rate):
         """For an optimiser; ``rate`` / 5 is that of sites, in Å a step, as of the shifts of a latent
         model."""
-        return [{"params": [self.sites], "lr": rate / 5, "kind": "internal"},
-                {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"}]
+        return [
+            {"params": [self.sites], "lr": rate / 5, "kind": "internal"},
+            {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"},
+        ]
 
     def facts(self):
         return {} if self._last is None else {"energy": self._last}
@@ -172,7 +177,7 @@ def relax(sites_cart, energy, steps=60, hold=20.0, k_t=KT_300):
     def evaluate(vector):
         moved = start + vector.reshape(start.shape)
         value = limited(energy(moved) / k_t) + 0.5 * hold * vector.square().sum()
-        gradient, = torch.autograd.grad(value, vector)
+        (gradient,) = torch.autograd.grad(value, vector)
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         # Curvatures of bonds are about a thousand; the minimiser expects one.
         return Evaluation(float(value.detach()) / 1000, gradient / 1000, None)

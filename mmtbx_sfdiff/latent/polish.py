@@ -3,6 +3,7 @@
 A decoded model still has contacts that are too close. It is relaxed within springs, and then refined against
 the same objective with U / kT as the prior, once more from lower resolution to the limit of the data.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,8 +18,19 @@ RELAX_STEPS = 60
 FIRST_D_MIN = 3.5
 
 
-def polish(problem, all_sites_cart, b, energy=None, settings=Settings(), steps=200, weight=1.0, relax_steps=RELAX_STEPS,
-           first_d_min=FIRST_D_MIN, report=None, label="polish"):
+def polish(
+    problem,
+    all_sites_cart,
+    b,
+    energy=None,
+    settings=Settings(),
+    steps=200,
+    weight=1.0,
+    relax_steps=RELAX_STEPS,
+    first_d_min=FIRST_D_MIN,
+    report=None,
+    label="polish",
+):
     """Polish a model.
 
     Parameters
@@ -44,8 +56,12 @@ def polish(problem, all_sites_cart, b, energy=None, settings=Settings(), steps=2
     -------
     Run
     """
-    settings = dataclasses.replace(settings, steps=steps, stages=4, first_d_min=first_d_min, annealing=0.5, rigid_steps=0)
-    sites = all_sites_cart if energy is None or not relax_steps else relax(all_sites_cart, energy, relax_steps)
+    settings = dataclasses.replace(
+        settings, steps=steps, stages=4, first_d_min=first_d_min, annealing=0.5, rigid_steps=0
+    )
+    sites = (
+        all_sites_cart if energy is None or not relax_steps else relax(all_sites_cart, energy, relax_steps)
+    )
     model = CartesianModel(sites, problem.rows, AtomB(b, sites[problem.rows]), energy, weight)
     experiment = Experiment(problem.fmodel, settings.objective, settings.floor)
     return run_model(model, experiment, settings, label, report)

@@ -41,8 +41,18 @@ import torch
 
 from mmtbx_sfdiff import Atoms, FModel, Reflections
 from mmtbx_sfdiff.files import find_entry, load_entry
-from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel,
-                                 add_position_restraints, create_system, frame_features, load_frames, run_md)
+from mmtbx_sfdiff.latent import (
+    BoltzmannGenerator,
+    LinearFlow,
+    MixedTransform,
+    OpenMMEnergy,
+    PreparedModel,
+    add_position_restraints,
+    create_system,
+    frame_features,
+    load_frames,
+    run_md,
+)
 from mmtbx_sfdiff.latent.baselines import run_baseline
 from mmtbx_sfdiff.latent.experiment import Experiment
 from mmtbx_sfdiff.latent.optimise import Settings
@@ -52,11 +62,10 @@ from mmtbx_sfdiff.latent.refine import STARTS, refine_latent
 
 KINDS = ("benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff")
 RESOLUTION = {"1aie": 2.0, "1dtx": 2.2, "6jqs": 2.1}
-SIZES = {       # starts, steps, steps of polishing
-    "ci": (2, 80, 40), "cpu": (2, 350, 300), "gpu": (8, 1000, 400)}
+SIZES = {"ci": (2, 80, 40), "cpu": (2, 350, 300), "gpu": (8, 1000, 400)}  # starts, steps, steps of polishing
 MASK = {"method": "probe_shrink"}
 RESTRAINT = 0.5  # kJ/mol/Å², of CA atoms in the control's dynamics, as in those of the study
-SKIP = 3.0       # ps of the dynamics that are not used
+SKIP = 3.0  # ps of the dynamics that are not used
 
 
 def subject(entry, seed, folder, d_min, device="cpu"):
@@ -81,12 +90,29 @@ def benchmark(entry, d_min, selection):
         fmodel = FModel(atoms, reflections, mask=MASK)
         fmodel.update_scales()
         result[name] = fmodel.r_factors()
-    return {"r_work": result["stripped"][0], "r_free": result["stripped"][1], "full": result["full"],
-            "n_reflections": len(reflections), "n_free": int((~reflections.work).sum()), "n_atoms": len(selection)}
+    return {
+        "r_work": result["stripped"][0],
+        "r_free": result["stripped"][1],
+        "full": result["full"],
+        "n_reflections": len(reflections),
+        "n_free": int((~reflections.work).sum()),
+        "n_atoms": len(selection),
+    }
 
 
-def one(kind, entry, seed, folder, d_min, size, settings, generator_name="linear.pt", options=None,
-        device="cpu", starts=None):
+def one(
+    kind,
+    entry,
+    seed,
+    folder,
+    d_min,
+    size,
+    settings,
+    generator_name="linear.pt",
+    options=None,
+    device="cpu",
+    starts=None,
+):
     """One line of the results, and the histories that belong to it."""
     start = time.perf_counter()
     problem, truth, prepared, place = subject(entry, seed, folder, d_min, device)
@@ -121,17 +147,28 @@ def one(kind, entry, seed, folder, d_min, size, settings, generator_name="linear
     reflections = problem.fmodel.reflections
 
     def distances(sites):
-        return {name: problem.rmsd(sites, truth, main, superpose=True) for name, main in (("main", True), ("all", False))}
+        return {
+            name: problem.rmsd(sites, truth, main, superpose=True)
+            for name, main in (("main", True), ("all", False))
+        }
 
     first = Experiment(problem.fmodel).finished(begin, problem.b_start)
     return {
-        "r_work": final.r_work, "r_free": final.r_free, "energy": final.facts.get("energy"), "target": final.target,
-        "before_polish": before, "start_r": first.r_factors(),
-        "rmsd_start": distances(begin), "rmsd_before": None if found is None else distances(found.sites_cart),
-        "rmsd": distances(final.sites_cart), "runs": [run.summary() for run in runs],
+        "r_work": final.r_work,
+        "r_free": final.r_free,
+        "energy": final.facts.get("energy"),
+        "target": final.target,
+        "before_polish": before,
+        "start_r": first.r_factors(),
+        "rmsd_start": distances(begin),
+        "rmsd_before": None if found is None else distances(found.sites_cart),
+        "rmsd": distances(final.sites_cart),
+        "runs": [run.summary() for run in runs],
         "rmsd_runs": [distances(run.sites_cart) for run in runs],
-        "n_reflections": len(reflections), "n_free": int((~reflections.work).sum()),
-        "settings": dataclasses.asdict(settings), "seconds": time.perf_counter() - start,
+        "n_reflections": len(reflections),
+        "n_free": int((~reflections.work).sum()),
+        "settings": dataclasses.asdict(settings),
+        "seconds": time.perf_counter() - start,
     }, histories
 
 
@@ -140,11 +177,23 @@ def truth_prior(place, duration):
     if (place / "truth_prior.pt").exists():
         return
     deposited = PreparedModel.load(place / "deposited")
-    system = add_position_restraints(create_system(deposited), deposited.sites_cart, deposited.ca_index, RESTRAINT)
-    run_md(deposited, system, place / "md_truth", duration, frame_interval=0.08, solvent_interval=2, chunk_frames=50)
+    system = add_position_restraints(
+        create_system(deposited), deposited.sites_cart, deposited.ca_index, RESTRAINT
+    )
+    run_md(
+        deposited,
+        system,
+        place / "md_truth",
+        duration,
+        frame_interval=0.08,
+        solvent_interval=2,
+        chunk_frames=50,
+    )
     frames = load_frames(place / "md_truth", skip=SKIP)[0].double()
     # In the frame and with the cuts of the start's generator, so that only the distribution differs.
-    transform = MixedTransform.from_prepared(PreparedModel.load(place / "prepared"), create_system(deposited), frames=frames)
+    transform = MixedTransform.from_prepared(
+        PreparedModel.load(place / "prepared"), create_system(deposited), frames=frames
+    )
     flow = LinearFlow.from_samples(frame_features(transform, frames), 0.3, transform.kinds)
     BoltzmannGenerator(transform, flow).save(place / "truth_prior.pt")
 
@@ -167,28 +216,45 @@ def key(line):
 
 def summary(lines):
     """Text: every run, then medians."""
-    out = ["entry seed kind          d_min  start R        before polish   final R         main-chain rmsd        s"]
+    out = [
+        "entry seed kind          d_min  start R        before polish   final R         main-chain rmsd        s"
+    ]
 
     def pair(r):
         return f"{r[0]:.3f}/{r[1]:.3f}" if r else "-          "
+
     for line in sorted(lines, key=key):
         before = line.get("before_polish")
-        moved = ("" if "rmsd" not in line else f"{line['rmsd_start']['main']:.2f} -> "
-                 + (f"{line['rmsd_before']['main']:.2f} -> " if line["rmsd_before"] else "") + f"{line['rmsd']['main']:.2f}")
-        out.append(f"{line['entry']:6s}{line['seed']:3d}  {line['kind'] + line.get('label', ''):14s}{line['d_min']:5.2f}  "
-                   f"{pair(line.get('start_r'))}  {pair(before and (before['r_work'], before['r_free']))}    "
-                   f"{pair((line['r_work'], line['r_free']))}  {moved:22s}{line.get('seconds', 0):6.0f}")
+        moved = (
+            ""
+            if "rmsd" not in line
+            else f"{line['rmsd_start']['main']:.2f} -> "
+            + (f"{line['rmsd_before']['main']:.2f} -> " if line["rmsd_before"] else "")
+            + f"{line['rmsd']['main']:.2f}"
+        )
+        out.append(
+            f"{line['entry']:6s}{line['seed']:3d}  {line['kind'] + line.get('label', ''):14s}{line['d_min']:5.2f}  "
+            f"{pair(line.get('start_r'))}  {pair(before and (before['r_work'], before['r_free']))}    "
+            f"{pair((line['r_work'], line['r_free']))}  {moved:22s}{line.get('seconds', 0):6.0f}"
+        )
     groups = {}
     for line in lines:
-        groups.setdefault((line["entry"], line["kind"] + line.get("label", ""), line["d_min"]), []).append(line["r_free"])
+        groups.setdefault((line["entry"], line["kind"] + line.get("label", ""), line["d_min"]), []).append(
+            line["r_free"]
+        )
     out.append("\nmedian R-free")
-    out += [f"{e:6s}{k:14s}{d:5.2f}  {statistics.median(v):.3f}  of {len(v)}" for (e, k, d), v in sorted(groups.items())]
+    out += [
+        f"{e:6s}{k:14s}{d:5.2f}  {statistics.median(v):.3f}  of {len(v)}"
+        for (e, k, d), v in sorted(groups.items())
+    ]
     return "\n".join(out)
 
 
 def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("latent_study"), help="of validation.latent.priors")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("latent_study"), help="of validation.latent.priors"
+    )
     parser.add_argument("--results", type=Path, default=Path("latent.jsonl"))
     parser.add_argument("--entries", nargs="+", default=list(RESOLUTION))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -201,7 +267,9 @@ def main(args=None):
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--starts", type=int, help="instead of the size's")
     parser.add_argument("--label", default="", help="added to the names of these runs")
-    parser.add_argument("--truth-prior", type=float, metavar="PS", help="only make the control's generators, of so many ps")
+    parser.add_argument(
+        "--truth-prior", type=float, metavar="PS", help="only make the control's generators, of so many ps"
+    )
     parser.add_argument("--minutes", type=float, help="stop beginning runs after so long")
     parser.add_argument("--summary", action="store_true", help="only print what is there")
     options = parser.parse_args(args)
@@ -228,10 +296,27 @@ def main(args=None):
                     if not (options.folder / entry / f"seed{seed}" / options.generator).exists():
                         print(f"{entry} seed {seed}: no {options.generator} yet", flush=True)
                         break
-                    line, histories = one(kind, entry, seed, options.folder, d_min, options.size, settings,
-                                          options.generator, {"prior_weight": options.prior_weight}, options.device,
-                                          options.starts)
-                    line = {"entry": entry, "seed": seed, "kind": kind, "d_min": d_min, "label": options.label, **line}
+                    line, histories = one(
+                        kind,
+                        entry,
+                        seed,
+                        options.folder,
+                        d_min,
+                        options.size,
+                        settings,
+                        options.generator,
+                        {"prior_weight": options.prior_weight},
+                        options.device,
+                        options.starts,
+                    )
+                    line = {
+                        "entry": entry,
+                        "seed": seed,
+                        "kind": kind,
+                        "d_min": d_min,
+                        "label": options.label,
+                        **line,
+                    }
                     name = f"history_{kind}{options.label}_{d_min:g}.json"
                     if histories:
                         (options.folder / entry / f"seed{seed}" / name).write_text(json.dumps(histories))
