@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from latent_systems import dipeptide, dipeptide_system, turned
+from latent_systems import dipeptide, dipeptide_system, protein, turned
 
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, RealNVP, SplineFlow,
                                  TorchAmber, TrainingSettings, calibrate, frame_features, load_frames, run_md, train)
@@ -89,6 +89,32 @@ def test_shrinking_keeps_the_backbone_stiff():
         differences = (made - made[:, :1]).std(0)
         assert differences[1].item() == pytest.approx(cartesian_difference, rel=0.3)
         assert differences[2:].min() > 0.9              # torsions lose half of theirs either way
+
+
+def test_localised_covariance_keeps_bonds_and_has_full_rank():
+    transform = MixedTransform.from_prepared(protein())
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(30, 3, generator=generator, dtype=torch.float64)   # three collective movements, thirty frames
+    waves = torch.stack([torch.sin(transform.reference[:, axis] / 8 + axis) for axis in range(3)])
+    sites = transform.reference + torch.einsum("fw,wa->fa", few, waves)[..., None]
+    x = frame_features(transform, sites)
+    kinds = transform.kinds
+    cartesian = x[:, kinds == 0]
+    covariance = torch.cov(cartesian.T)
+    local = transform.localise(covariance, 20.0)
+    assert torch.linalg.matrix_rank(local) > 2 * torch.linalg.matrix_rank(covariance)
+    assert torch.linalg.eigvalsh(local).min() > -1e-10
+    torch.testing.assert_close(transform.localise(covariance, 1e6), covariance)
+    bonds = [(a.index, b.index) for a, b in protein().topology.bonds()
+             if {a.index, b.index} <= set(transform.cart_index.tolist())]
+    i, j = torch.tensor(bonds).T
+    for localise in (None, transform.localise):
+        flow = LinearFlow.from_samples(x, 0.3, kinds, localise=localise)
+        made = BoltzmannGenerator(transform, flow).sample(100, generator=generator)
+        assert (made[:, i] - made[:, j]).norm(dim=-1).std(0).max() < 0.1
+        assert (made - transform.reference).norm(dim=-1)[:, transform.cart_index].mean() > 0.5
+    with pytest.raises(ValueError, match="length"):
+        transform.localise(covariance, 0.0)
 
 
 def test_calibration_widens_what_has_not_been_seen():

@@ -1,6 +1,7 @@
 """Refinement in the latent space of a Boltzmann generator: a prior of structures from molecular dynamics.
 
-Needs the optional libraries of ``pip install "mmtbx_sfdiff[latent]"``; each module says so when it meets one that is missing.
+Needs the optional libraries of ``pip install "mmtbx_sfdiff[latent]"``; each module says so when it meets one
+that is missing.
 """
 from .coupling_flows import RealNVP, SplineFlow
 from .energy import OpenMMEnergy, log_clip

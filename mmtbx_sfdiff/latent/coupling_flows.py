@@ -1,8 +1,9 @@
-"""Nonlinear flows on top of the linear one: affine couplings (RealNVP) and rational quadratic splines on lines and circles.
+"""Nonlinear flows on top of the linear one: affine couplings (RealNVP) and rational quadratic splines on
+lines and circles.
 
-Both begin as the identity on the latent variables of a :class:`~mmtbx_sfdiff.latent.flows.LinearFlow`: what training does is
-measured against that, and an untrained flow is not a bad one. RealNVP: Dinh et al. 2017; circular splines: Rezende et al. 2020
-through the library normflows.
+Both begin as the identity on the latent variables of a :class:`~mmtbx_sfdiff.latent.flows.LinearFlow`: what
+training does is measured against that, and an untrained flow is not a bad one. RealNVP: Dinh et al. 2017;
+circular splines: Rezende et al. 2020 through the library normflows.
 """
 
 import math
@@ -101,10 +102,11 @@ class RealNVP(nn.Module):
 
 
 class SplineFlow(nn.Module):
-    """Rational quadratic splines; torsions that go round are circles, all other features enter through a linear flow.
+    """Rational quadratic splines; torsions that go round are circles, all other features enter through a
+    linear flow.
 
-    On a circle the base density is uniform; its angle becomes a normal latent variable by the normal distribution function, so
-    that the prior is the standard normal for every flow alike.
+    On a circle the base density is uniform; its angle becomes a normal latent variable by the normal
+    distribution function, so that the prior is the standard normal for every flow alike.
 
     Parameters
     ----------
@@ -155,7 +157,8 @@ class SplineFlow(nn.Module):
             (n,), as :attr:`~mmtbx_sfdiff.latent.transform.MixedTransform.kinds`.
         shrink : float
         spread : float
-            A torsion is a circle when the mean of its samples on the unit circle is nearer to the centre than this.
+            A torsion is a circle when the mean of its samples on the unit circle is nearer to the centre than
+            this.
         **settings
             Of :class:`SplineFlow`.
         """

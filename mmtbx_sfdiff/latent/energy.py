@@ -80,8 +80,8 @@ class OpenMMEnergy:
         Returns
         -------
         torch.Tensor
-            (...), kJ/mol, of the dtype of `sites_cart`. Infinite, with no gradient, where sites are not finite or OpenMM
-            finds no number.
+            (...), kJ/mol, of the dtype of `sites_cart`. Infinite, with no gradient, where sites are not
+            finite or OpenMM finds no number.
 
         Raises
         ------

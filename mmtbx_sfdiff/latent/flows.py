@@ -1,7 +1,7 @@
 """Invertible maps between features and a latent space where the prior is the standard normal distribution.
 
-All have one interface: ``encode(x) -> z, log_det``, ``decode(z) -> x, log_det``, ``n_latent``; log_det is the logarithm of the
-volume of the result for each volume of the argument.
+All have one interface: ``encode(x) -> z, log_det``, ``decode(z) -> x, log_det``, ``n_latent``; log_det is the
+logarithm of the volume of the result for each volume of the argument.
 """
 
 import math
@@ -15,9 +15,9 @@ _LOG_2PI = math.log(2 * math.pi)
 class LinearFlow(nn.Module):
     """A normal distribution with full covariance: z = w^(-1/2) Vᵀ (x - mean) / s.
 
-    s are the standard deviations of the features and V w Vᵀ is their correlation matrix, shrunk toward one without
-    correlations: with fewer frames than features it would be singular otherwise. Cartesian features of the backbone keep
-    theirs, which hold its bond lengths and angles together.
+    s are the standard deviations of the features and V w Vᵀ is their correlation matrix, shrunk toward one
+    without correlations: with fewer frames than features it would be singular otherwise. Cartesian features
+    of the backbone keep theirs, which hold its bond lengths and angles together.
 
     Parameters
     ----------
@@ -37,7 +37,8 @@ class LinearFlow(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     @classmethod
-    def from_samples(cls, x, shrink=0.1, kinds=None, floor=1e-4, ridge=0.005, widen=1.0):
+    def from_samples(cls, x, shrink=0.1, kinds=None, floor=1e-4, ridge=0.005, widen=1.0,
+                     localise=None):
         """The flow with the mean and covariance of samples.
 
         Parameters
@@ -47,14 +48,18 @@ class LinearFlow(nn.Module):
         shrink : float
             0 to 1: how far correlations are moved to zero; 1 is a diagonal covariance.
         kinds : torch.Tensor, optional
-            (n,), as :attr:`~mmtbx_sfdiff.latent.transform.MixedTransform.kinds`: correlations between Cartesian features
-            (kind 0) are not shrunk.
+            (n,), as :attr:`~mmtbx_sfdiff.latent.transform.MixedTransform.kinds`: correlations between
+            Cartesian features (kind 0) are not shrunk.
         floor : float
             Standard deviations are at least so large.
         ridge : float
             Independent error with this standard deviation, Å, that is added to each Cartesian feature.
         widen : float
             Factor on all standard deviations, for frames of a run too short to have seen the whole width.
+        localise : callable, optional
+            Takes the covariance of the Cartesian features and damps its correlations over long distances, as
+            :meth:`~mmtbx_sfdiff.latent.transform.MixedTransform.localise`; applied to the extent of `shrink`.
+            Needs `kinds`.
 
         Returns
         -------
@@ -79,14 +84,17 @@ class LinearFlow(nn.Module):
         deviation = data.std(0).clamp(min=floor)
         scaled = (data - mean) / deviation
         correlation = scaled.T @ scaled / (len(data) - 1)
-        kept = torch.eye(len(mean), dtype=torch.bool, device=x.device)
+        shrunk = (1 - shrink) * correlation
+        shrunk.diagonal().fill_(1)
         if kinds is not None:
-            cartesian = (kinds == 0).to(x.device)
-            kept = kept | (cartesian[:, None] & cartesian)
-        correlation = torch.where(kept, correlation, (1 - shrink) * correlation)
-        correlation.diagonal().fill_(1)
-        if kinds is not None:
-            correlation.diagonal().add_(torch.where(cartesian, (ridge / deviation).square(), 0))
+            cartesian = torch.nonzero(kinds == 0)[:, 0].to(x.device)
+            block = cartesian[:, None], cartesian
+            units = deviation[cartesian][:, None] * deviation[cartesian]
+            own = correlation[block]
+            if localise is not None:                    # a sum of positive matrices stays one
+                own = (1 - shrink) * own + shrink * localise((own * units).to(x.dtype)).double() / units
+            shrunk[block] = own + torch.diag((ridge / deviation[cartesian]).square())
+        correlation = shrunk
         if not widen > 0:
             raise ValueError(f"widen must be positive, not {widen}.")
         variance, axes = torch.linalg.eigh(correlation)
@@ -126,8 +134,9 @@ def normal_log_density(z):
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * _LOG_2PI)
 
 
-def calibrate(x, kinds=None, shrinks=(0.1, 0.3, 0.6), validation=0.2):
-    """How far correlations must be shrunk, and the distribution widened, for the end of a trajectory to be likely by its start.
+def calibrate(x, kinds=None, shrinks=(0.1, 0.3, 0.6), validation=0.2, localise=None):
+    """How far correlations must be shrunk, and the distribution widened, for the end of a trajectory to be
+    likely by its start.
 
     Parameters
     ----------
@@ -139,6 +148,8 @@ def calibrate(x, kinds=None, shrinks=(0.1, 0.3, 0.6), validation=0.2):
         To choose from.
     validation : float
         Fraction of the samples, the last ones, that is to be likely.
+    localise : callable, optional
+        For :meth:`LinearFlow.from_samples`.
 
     Returns
     -------
@@ -149,7 +160,7 @@ def calibrate(x, kinds=None, shrinks=(0.1, 0.3, 0.6), validation=0.2):
     first, last = x[:len(x) - n_last], x[len(x) - n_last:]
     best = None
     for shrink in shrinks:
-        z, log_det = LinearFlow.from_samples(first, shrink, kinds).encode(last)
+        z, log_det = LinearFlow.from_samples(first, shrink, kinds, localise=localise).encode(last)
         widen = max(1.0, z.square().mean().sqrt().item())
         log_density = (normal_log_density(z / widen) + log_det).mean().item() - z.shape[-1] * math.log(widen)
         if best is None or log_density > best[0]:

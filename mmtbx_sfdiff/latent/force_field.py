@@ -1,7 +1,8 @@
-"""The OpenMM System: ff14SB with Onufriev, Bashford and Case's generalized Born solvent (OBC II), and restraints.
+"""The OpenMM System: ff14SB with Onufriev, Bashford and Case's generalized Born solvent (OBC II), and
+restraints.
 
-OpenMM's ``implicit/obc2.xml`` describes the solvent as a ``CustomGBForce``, which is several times slower on CPUs than
-the native ``GBSAOBCForce``; this module fills the native force with the same parameters.
+OpenMM's ``implicit/obc2.xml`` describes the solvent as a ``CustomGBForce``, which is several times slower on
+CPUs than the native ``GBSAOBCForce``; this module fills the native force with the same parameters.
 """
 
 import numpy as np
@@ -106,7 +107,8 @@ def add_position_restraints(system, sites_cart, index, k):
 
 
 def plddt_force_constants(plddt, k_max=0.5):
-    """Force constants for restraints from AlphaFold's confidence: none below a pLDDT of 50, then rising with its square.
+    """Force constants for restraints from AlphaFold's confidence: none below a pLDDT of 50, then rising with
+    its square.
 
     Parameters
     ----------

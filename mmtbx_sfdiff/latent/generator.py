@@ -19,8 +19,8 @@ _FORMAT = 1
 class BoltzmannGenerator(nn.Module):
     """A flow on the features of a transform.
 
-    Structures are compared without their place and orientation: :meth:`encode` superposes them on the transform's reference
-    first, :meth:`decode` returns them in its frame.
+    Structures are compared without their place and orientation: :meth:`encode` superposes them on the
+    transform's reference first, :meth:`decode` returns them in its frame.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Molecular dynamics in chunks, which goes on where it was interrupted.
 
-Each chunk starts from the state on disk in a new context, its random numbers seeded by the run's seed and the chunk's
-number. A run that was interrupted and continued is therefore the run that was not: bit for bit on the Reference platform and
-on the CPU platform with one thread.
+Each chunk starts from the state on disk in a new context, its random numbers seeded by the run's seed and the
+chunk's number. A run that was interrupted and continued is therefore the run that was not: bit for bit on the
+Reference platform and on the CPU platform with one thread.
 """
 
 import hashlib
@@ -69,7 +69,8 @@ def run_md(prepared, system, folder, duration, frame_interval=0.2, time_step=4.0
     prepared : PreparedModel
     system : openmm.System
     folder : str or pathlib.Path
-        Gets ``md.json``, ``frames_0000.npz`` ... and ``state_0000.xml`` ...; what is there already is not computed again.
+        Gets ``md.json``, ``frames_0000.npz`` ... and ``state_0000.xml`` ...; what is there already is not
+        computed again.
     duration : float
         ps; a longer one later continues the same trajectory.
     frame_interval : float
@@ -81,8 +82,8 @@ def run_md(prepared, system, folder, duration, frame_interval=0.2, time_step=4.0
     friction : float
         1/ps.
     solvent_interval : int
-        The solvent's forces, which take most of the time, act on every second (2) or third (3) step only, by the reversible
-        multiple-time-step scheme (Tuckerman et al. 1992); 1 is every step.
+        The solvent's forces, which take most of the time, act on every second (2) or third (3) step only, by
+        the reversible multiple-time-step scheme (Tuckerman et al. 1992); 1 is every step.
     seed : int
     minimise_first : bool
         By at most 200 iterations: what matters is that no atoms overlap.

@@ -1,8 +1,9 @@
 """From a deposited or predicted model to what a force field can use, and the map back to the model's atoms.
 
-Everything but protein is left out, one conformation of each residue is kept, modified residues become their parent
-(MSE becomes MET), chains are cut where residues are missing (nothing is invented there), side-chain atoms that the model
-lacks are added by PDBFixer, and hydrogens by OpenMM. Whatever was left out or added is listed.
+Everything but protein is left out, one conformation of each residue is kept, modified residues become their
+parent (MSE becomes MET), chains are cut where residues are missing (nothing is invented there), side-chain
+atoms that the model lacks are added by PDBFixer, and hydrogens by OpenMM. Whatever was left out or added is
+listed.
 """
 
 import io
@@ -190,7 +191,8 @@ def prepare_model(hierarchy, crystal_symmetry=None, oligomer=(), ph=7.0, seed=0)
     ImportError
         Without OpenMM or PDBFixer.
     ValueError
-        Several models, no protein, an atom that is not the element its name says, or atoms the force field does not know.
+        Several models, no protein, an atom that is not the element its name says, or atoms the force field
+        does not know.
     """
     app = require("openmm.app")
     if len(hierarchy.models()) != 1:

@@ -1,10 +1,12 @@
 """The energy of an AMBER System in torch: batched, differentiable, on any device.
 
-All numbers are read from the OpenMM System. The terms are those of the OpenMM user guide, "Standard Forces": harmonic bonds
-and angles, periodic torsions, Lennard-Jones and Coulomb with exceptions, and the generalized Born model OBC of Onufriev,
-Bashford and Case (2004) with the surface-area term of Schaefer, Bartels and Karplus (1998).
+All numbers are read from the OpenMM System. The terms are those of the OpenMM user guide, "Standard Forces":
+harmonic bonds and angles, periodic torsions, Lennard-Jones and Coulomb with exceptions, and the generalized
+Born model OBC of Onufriev, Bashford and Case (2004) with the surface-area term of Schaefer, Bartels and
+Karplus (1998).
 
-On a CPU OpenMM itself is faster (:class:`~mmtbx_sfdiff.latent.energy.OpenMMEnergy`); this is for batches on a GPU.
+On a CPU OpenMM itself is faster (:class:`~mmtbx_sfdiff.latent.energy.OpenMMEnergy`); this is for batches on a
+GPU.
 """
 
 import math

@@ -1,12 +1,13 @@
 """Training of flows: maximum likelihood of frames, then likelihood and energy together.
 
-The loss for each latent variable is w_ml · mean(-log p(frame)) + w_kl · mean(u(x) - log \\|dx/dz\\|) + w_star · (mean(z*²) - 1)²,
-where x = decode(z) of random z, u is the energy in kT with its logarithm from `e_high` on (:func:`~.energy.log_clip`), and
-z* the latent vector of the starting model, which the last term makes a typical one. The second term is the Kullback-Leibler
-divergence of the flow from the Boltzmann distribution, up to a constant.
+The loss for each latent variable is w_ml · mean(-log p(frame)) + w_kl · mean(u(x) - log \\|dx/dz\\|) + w_star
+· (mean(z*²) - 1)², where x = decode(z) of random z, u is the energy in kT with its logarithm from `e_high` on
+(:func:`~.energy.log_clip`), and z* the latent vector of the starting model, which the last term makes a
+typical one. The second term is the Kullback-Leibler divergence of the flow from the Boltzmann distribution,
+up to a constant.
 
-Frames of the end of the trajectory are kept for validation, in blocks of time: neighbouring frames are nearly the same, and a
-random choice of frames would hide that a flow has learnt them by heart.
+Frames of the end of the trajectory are kept for validation, in blocks of time: neighbouring frames are nearly
+the same, and a random choice of frames would hide that a flow has learnt them by heart.
 """
 
 import copy
@@ -39,8 +40,8 @@ class TrainingSettings:
     n_samples : int
         For the energy, in each step.
     e_high : (float, float)
-        Where energies become logarithms, kT above the median energy of the frames: in the first and in the last step,
-        geometrically in between.
+        Where energies become logarithms, kT above the median energy of the frames: in the first and in the
+        last step, geometrically in between.
     e_max : float
         Where they become constant, kT above the same.
     temperature : float
@@ -140,15 +141,17 @@ def train(generator, frames, settings, energy=None, start=None, checkpoint=None,
     start : torch.Tensor, optional
         (n_ff, 3), Å, needed where `w_star` is not 0.
     checkpoint : str or pathlib.Path, optional
-        File from which an interrupted training goes on, with the same result as if it had not been interrupted.
+        File from which an interrupted training goes on, with the same result as if it had not been
+        interrupted.
     progress : callable, optional
         Called with each row of the history.
 
     Returns
     -------
     list of dict
-        ``step``, ``loss``, ``nll`` and ``nll_validation`` for each latent variable, ``median_energy`` of the last samples in
-        kJ/mol above the frames' median, ``e_high``, ``skipped_steps`` and ``lost_samples`` that were not finite.
+        ``step``, ``loss``, ``nll`` and ``nll_validation`` for each latent variable, ``median_energy`` of the
+        last samples in kJ/mol above the frames' median, ``e_high``, ``skipped_steps`` and ``lost_samples``
+        that were not finite.
 
     Raises
     ------

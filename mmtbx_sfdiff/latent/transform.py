@@ -1,14 +1,16 @@
-"""Cartesian coordinates to features and back: backbone in the reference's frame, everything else by bond, angle and torsion.
+"""Cartesian coordinates to features and back: backbone in the reference's frame, everything else by bond,
+angle and torsion.
 
-*Backbone.* With X the atoms N, CA and C of a structure superposed on the reference R (both centred), the condition of the best
-superposition, Σ r × x = 0, is linear in X. Superposed structures therefore are exactly the points R + B y, where the
-columns of B are orthonormal and orthogonal to R's infinitesimal translations and rotations: the 3 m - 6 numbers y describe the
-shape without loss. The volume element over orientations is d³ᵐx = dT dΩ \\|det(Uᵀ [e × x])\\| dy, U being the basis of
-those rotations.
+*Backbone.* With X the atoms N, CA and C of a structure superposed on the reference R (both centred), the
+condition of the best superposition, Σ r × x = 0, is linear in X. Superposed structures therefore are exactly
+the points R + B y, where the columns of B are orthonormal and orthogonal to R's infinitesimal translations
+and rotations: the 3 m - 6 numbers y describe the shape without loss. The volume element over orientations is
+d³ᵐx = dT dΩ \\|det(Uᵀ [e × x])\\| dy, U being the basis of those rotations.
 
-*Other atoms.* Each is placed by (r, θ, φ) relative to three atoms placed before (natural extension reference frame), whole levels
-of atoms at once; d³x = r² sin θ dr dθ dφ. A second atom on a centre takes its torsion from the first ("sibling"), so that
-chirality is one number with a narrow distribution. Bonds whose length is constrained are no features.
+*Other atoms.* Each is placed by (r, θ, φ) relative to three atoms placed before (natural extension reference
+frame), whole levels of atoms at once; d³x = r² sin θ dr dθ dφ. A second atom on a centre takes its torsion
+from the first ("sibling"), so that chirality is one number with a narrow distribution. Bonds whose length is
+constrained are no features.
 """
 
 import math
@@ -24,8 +26,8 @@ CARTESIAN, BOND, ANGLE, TORSION = range(4)
 class MixedTransform(nn.Module):
     """Sites of all atoms to features and back.
 
-    Features are, in this order, the 3 m - 6 of the backbone (Å), free bonds (Å), angles and torsions (radians, from -π to π about
-    :attr:`torsion_offset`); :attr:`kinds` says which is which.
+    Features are, in this order, the 3 m - 6 of the backbone (Å), free bonds (Å), angles and torsions
+    (radians, from -π to π about :attr:`torsion_offset`); :attr:`kinds` says which is which.
 
     Parameters
     ----------
@@ -112,7 +114,8 @@ class MixedTransform(nn.Module):
         system : openmm.System, optional
             Its constrained bonds are frozen.
         frames : torch.Tensor, optional
-            (n, n_ff, 3), Å: torsions are cut where these leave the widest gap; otherwise opposite to the reference's.
+            (n, n_ff, 3), Å: torsions are cut where these leave the widest gap; otherwise opposite to the
+            reference's.
         reference : torch.Tensor, optional
             (n_ff, 3), Å; by default the sites of `prepared`.
 
@@ -154,6 +157,32 @@ class MixedTransform(nn.Module):
         counts = torch.tensor([self._basis.shape[1], len(self._free), k, k])
         return torch.repeat_interleave(torch.arange(4), counts)
 
+    def localise(self, covariance, length=20.0):
+        """Damp the covariance of the backbone's features between atoms that are far apart.
+
+        The covariance of sites is multiplied by exp(-d²/(2 length²)), d the distance in the reference: what few
+        frames say of distant atoms is mostly chance, while bonds and angles, between near ones, stay as stiff as
+        they are. (Ensemble Kalman filters do the same: Houtekamer and Mitchell 2001.) The result has full rank.
+
+        Parameters
+        ----------
+        covariance : torch.Tensor
+            (3 m - 6, 3 m - 6), Å².
+        length : float
+            Å.
+
+        Returns
+        -------
+        torch.Tensor
+            Of the same shape, positive where the argument is.
+        """
+        if not length > 0:
+            raise ValueError(f"length must be positive, not {length}.")
+        sites = self.reference[self.cart_index]
+        damping = torch.exp(-0.5 * (torch.cdist(sites, sites) / length).square())
+        damping = damping.repeat_interleave(3, 0).repeat_interleave(3, 1)
+        return self._basis.T @ (damping * (self._basis @ covariance @ self._basis.T)) @ self._basis
+
     def to_features(self, sites_cart):
         """Features of structures superposed on the reference (see :func:`superpose`).
 
@@ -167,7 +196,8 @@ class MixedTransform(nn.Module):
         x : torch.Tensor
             (..., n_features).
         log_det : torch.Tensor
-            (...), the logarithm of the volume of features for each volume of shapes, with frozen bonds at their length.
+            (...), the logarithm of the volume of features for each volume of shapes, with frozen bonds at
+            their length.
         """
         if sites_cart.shape[-2:] != (self.n_atoms, 3):
             raise ValueError(f"sites_cart has shape {tuple(sites_cart.shape)}, the transform {self.n_atoms} atoms.")

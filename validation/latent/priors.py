@@ -1,20 +1,21 @@
-"""Priors for the study of latent refinement: wrong starts, dynamics from each, and the generators trained on it.
+"""Priors for the study of latent refinement: wrong starts, dynamics from each, and the generators trained on
+it.
 
-For every entry and seed, in FOLDER/<entry>/seed<k>: a start that is wrong by design (:mod:`.starts`), molecular dynamics from it
-with weak restraints of CA atoms to *the start*, a linear flow of its frames, and with --realnvp a RealNVP trained by likelihood
-and energy (figure 4a). The deposited coordinates are used to make the start wrong by the given amount, then no more.
+For every entry and seed, in FOLDER/<entry>/seed<k>: a start that is wrong by design (:mod:`.starts`),
+molecular dynamics from it with weak restraints of CA atoms to *the start*, a linear flow of its frames, and
+with --realnvp a RealNVP trained by likelihood and energy (figure 4a). The deposited coordinates are used to
+make the start wrong by the given amount, then no more.
 
     python -m validation.latent.priors --entries 1aie 1dtx 6jqs --seeds 0 1 2 --folder /tmp/latent
 
 Every stage that is finished is kept; run the command again to go on. What is written:
 
     prepared/     the start as a PreparedModel; its model_index counts the atoms of the entry's model file
-    start.pdb     its heavy atoms in the crystal, with the deposited B factors' mean
-    start.json    seeds, RMSD to the deposited model
-    md/           frames
-    linear.pt     BoltzmannGenerator with a LinearFlow
-    linear_wide.pt  the same, widened until the last frames are likely by the first ones; sample it at scale 1 / widen
-    realnvp.pt    BoltzmannGenerator with a RealNVP, and realnvp.json, its energies beside those of the dynamics
+    start.pdb     its heavy atoms in the crystal, with the deposited B factors' mean start.json    seeds, RMSD
+    to the deposited model md/           frames linear.pt     BoltzmannGenerator with a LinearFlow
+    linear_wide.pt  the same, widened until the last frames are likely by the first ones; sample it at scale 1
+    / widen realnvp.pt    BoltzmannGenerator with a RealNVP, and realnvp.json, its energies beside those of
+    the dynamics
 """
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
@@ -94,21 +95,26 @@ def dynamics(entry, start, folder, seed, duration=None):
                   progress=progress)
 
 
-def linear_prior(start, folder, shrink=0.3):
-    """A generator with a shrunk full covariance."""
+def linear_priors(entry, start, folder, shrink=0.3):
+    """Generators with shrunk full covariances."""
     system = create_system(start)
     frames, _ = load_frames(folder / "md", skip=SKIP)
     transform = MixedTransform.from_prepared(start, system, frames=frames.double())
-    generator = BoltzmannGenerator(transform, LinearFlow.from_samples(
-        frame_features(transform, frames), shrink, transform.kinds))
-    generator.save(folder / "linear.pt")
-    if not (folder / "linear_wide.json").exists():
-        x = frame_features(transform, frames)
-        chosen, widen = calibrate(x, transform.kinds)
-        BoltzmannGenerator(transform, LinearFlow.from_samples(x, chosen, transform.kinds, widen=widen)).save(
-            folder / "linear_wide.pt")
+    x, kinds = frame_features(transform, frames), transform.kinds
+
+    def save(name, **settings):
+        generator = BoltzmannGenerator(transform, LinearFlow.from_samples(x, kinds=kinds, **settings))
+        generator.save(folder / f"{name}.pt")
+        return generator
+
+    if not (folder / "linear.pt").exists():
+        report(entry, start, folder, save("linear", shrink=shrink), "linear")
+    if not (folder / "linear_local.pt").exists():
+        local = save("linear_local", shrink=shrink, localise=transform.localise)
+        report(entry, start, folder, local, "linear_local")
+        chosen, widen = calibrate(x, kinds, localise=transform.localise)
+        save("linear_wide", shrink=chosen, widen=widen, localise=transform.localise)
         write_atomically(folder / "linear_wide.json", json.dumps({"shrink": chosen, "widen": widen}))
-    return generator
 
 
 def realnvp_prior(entry, start, folder, steps, shrink=0.3):
@@ -122,7 +128,7 @@ def realnvp_prior(entry, start, folder, steps, shrink=0.3):
     settings = TrainingSettings(steps=steps, batch_size=64, learning_rate=5e-4, w_ml=0.2, w_kl=1.0, n_samples=8,
                                 e_high=(1e5, 300.0), evaluate_every=20)
     x, _ = split_in_time(frame_features(transform, frames), settings.validation)  # so that validation is one
-    linear = LinearFlow.from_samples(x, shrink, transform.kinds)
+    linear = LinearFlow.from_samples(x, shrink, transform.kinds, localise=transform.localise)
     generator = BoltzmannGenerator(transform, RealNVP(linear)).float()
     begin = time.perf_counter()
 
@@ -149,7 +155,7 @@ def realnvp_prior(entry, start, folder, steps, shrink=0.3):
     print(entry, record["median_above_md_per_atom"], flush=True)
 
 
-def report(entry, start, folder, generator, n=50):
+def report(entry, start, folder, generator, name, n=50):
     """How good the prior is: distances and energies."""
     deposited = PreparedModel.load(folder / "deposited").sites_cart
     frames, _ = load_frames(folder / "md", skip=SKIP)
@@ -161,7 +167,7 @@ def report(entry, start, folder, generator, n=50):
         e_md, e_sample = energy(frames[::max(1, len(frames) // n)]), energy(sampled)
     quantiles = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     record = {
-        "entry": entry, "n_frames": len(frames), "n_latent": generator.n_latent,
+        "entry": entry, "prior": name, "n_frames": len(frames), "n_latent": generator.n_latent,
         "rmsd_start": backbone_rmsd(start, start.sites_cart, deposited),
         "rmsd_mean": backbone_rmsd(start, mean, deposited),
         "rmsd_last_frame": backbone_rmsd(start, frames[-1].double(), deposited),
@@ -170,7 +176,7 @@ def report(entry, start, folder, generator, n=50):
         "energy_md": torch.quantile(e_md.double(), quantiles).tolist(),
         "energy_samples": torch.quantile(e_sample, quantiles).tolist(),
     }
-    write_atomically(folder / "linear.json", json.dumps(record, indent=1))
+    write_atomically(folder / f"{name}.json", json.dumps(record, indent=1))
     print(json.dumps(record), flush=True)
 
 
@@ -192,8 +198,7 @@ def main(args=None):
             print(f"{entry}, seed {seed}", flush=True)
             start = make_start(entry, folder, seed)
             dynamics(entry, start, folder, seed, options.duration)
-            generator = linear_prior(start, folder, options.shrink)
-            report(entry, start, folder, generator)
+            linear_priors(entry, start, folder, options.shrink)
             if options.realnvp:
                 realnvp_prior(entry, start, folder, options.realnvp, options.shrink)
     return 0

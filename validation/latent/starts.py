@@ -1,7 +1,9 @@
-"""Wrong models to start from: bent along soft modes of an elastic network, some side chains turned, then minimised.
+"""Wrong models to start from: bent along soft modes of an elastic network, some side chains turned, then
+minimised.
 
-The modes are those of an anisotropic network model of the CA atoms (Atilgan et al. 2001), so that the error is large-scale, as a
-predicted model's is; the force field then makes the geometry good again. No dynamics has run from the deposited coordinates.
+The modes are those of an anisotropic network model of the CA atoms (Atilgan et al. 2001), so that the error
+is large-scale, as a predicted model's is; the force field then makes the geometry good again. No dynamics has
+run from the deposited coordinates.
 """
 
 import math
