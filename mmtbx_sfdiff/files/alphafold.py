@@ -6,7 +6,6 @@ an address or of a path, what arrives has to be a model of that accession, and i
 
 import os
 import re
-from pathlib import Path
 
 from libtbx.utils import Sorry
 

@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-from pathlib import Path
 
 import torch
 
 from libtbx.utils import Sorry
 
-from ..files import SCATTERING_TABLES, check_writable
+from ..files import check_writable
 from ..latent.baselines import BASELINES
 from ..latent.objective import OBJECTIVES
 from ..latent.optimise import Settings
@@ -308,12 +307,12 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
                     )
 
     def run(self):
-        from . import latent_stages
+        from . import latent_refining, latent_stages
 
-        # The one place that may set torch's threads is the user's environment: nothing is changed here.
+        module = latent_refining if self.inputs.stage in ("refine", "report") else latent_stages
         with self.progress() as report:
             try:
-                self.result = getattr(latent_stages, self.inputs.stage)(self, report)
+                self.result = getattr(module, self.inputs.stage)(self, report)
             except (ValueError, IndexError, ImportError) as error:
                 raise Sorry(" ".join(str(error).split())) from None
             except torch.cuda.OutOfMemoryError:

@@ -84,7 +84,8 @@ def _residues(chain):
 
 
 def _matches(source, target):
-    alignment = align("".join(s[0] for s in source), "".join(t[0] for t in target)).extract_alignment()
+    sequences = ["".join(residue[0] for residue in chain) for chain in (source, target)]
+    alignment = align(*sequences).extract_alignment()
     pairs = [
         (source[i], target[j])
         for i, j, match in zip(alignment.i_seqs_a, alignment.i_seqs_b, alignment.matches())
