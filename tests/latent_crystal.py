@@ -1,4 +1,5 @@
 """Alanine dipeptide in a made-up P21 crystal, with simulated data; and a generator that needs no training."""
+
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,18 @@ from mmtbx_sfdiff.files.demo import simulate
 
 CELL = "CRYST1   10.300    9.400   11.100  90.00  96.00  90.00 P 1 21 1      2"
 # name, residue, number, element, sites of an extended conformation
-ATOMS = (       # in cctbx's order, which is not that of most files
-    ("C", "ACE", 1, "C", 3.427, 2.641, 0.000), ("O", "ACE", 1, "O", 4.391, 1.877, 0.000),
+ATOMS = (  # in cctbx's order, which is not that of most files
+    ("C", "ACE", 1, "C", 3.427, 2.641, 0.000),
+    ("O", "ACE", 1, "O", 4.391, 1.877, 0.000),
     ("CH3", "ACE", 1, "C", 2.000, 2.090, 0.000),
-    ("N", "ALA", 2, "N", 3.555, 3.970, 0.000), ("CA", "ALA", 2, "C", 4.853, 4.614, 0.000),
-    ("C", "ALA", 2, "C", 4.713, 6.129, 0.000), ("O", "ALA", 2, "O", 3.601, 6.653, 0.000),
+    ("N", "ALA", 2, "N", 3.555, 3.970, 0.000),
+    ("CA", "ALA", 2, "C", 4.853, 4.614, 0.000),
+    ("C", "ALA", 2, "C", 4.713, 6.129, 0.000),
+    ("O", "ALA", 2, "O", 3.601, 6.653, 0.000),
     ("CB", "ALA", 2, "C", 5.661, 4.221, -1.232),
-    ("N", "NME", 3, "N", 5.846, 6.835, 0.000), ("C", "NME", 3, "C", 5.846, 8.284, 0.000))
+    ("N", "NME", 3, "N", 5.846, 6.835, 0.000),
+    ("C", "NME", 3, "C", 5.846, 8.284, 0.000),
+)
 SITES = np.array([atom[4:] for atom in ATOMS])
 
 
@@ -24,8 +30,10 @@ def pdb_text(sites, b=15.0):
     """The model as a PDB file."""
     lines = [CELL]
     for i, ((name, residue, number, element, *_), (x, y, z)) in enumerate(zip(ATOMS, sites), 1):
-        lines.append(f"ATOM  {i:5d}  {name:<3s} {residue} A{number:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00{b:6.2f}          "
-                     f"{element:>2s}")
+        lines.append(
+            f"ATOM  {i:5d}  {name:<3s} {residue} A{number:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00{b:6.2f}          "
+            f"{element:>2s}"
+        )
     return "\n".join([*lines, "END", ""])
 
 

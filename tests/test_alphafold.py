@@ -1,4 +1,5 @@
 """Predicted models, from a server of the test's own on the loopback interface."""
+
 import gzip
 
 import pytest
@@ -34,7 +35,9 @@ def test_an_older_version_of_the_database(site):
     assert site.asked == ["/AF-Q07157-F1-model_v6.cif", "/AF-Q07157-F1-model_v4.cif"]
 
 
-@pytest.mark.parametrize("text", ["", "1abc", "../etc", "Q0715", "Q07157/..", "Q07157\n1", "A0A0B4J2F01", None, "Q0715É"])
+@pytest.mark.parametrize(
+    "text", ["", "1abc", "../etc", "Q0715", "Q07157/..", "Q07157\n1", "A0A0B4J2F01", None, "Q0715É"]
+)
 def test_nothing_else_is_an_accession(site, text):
     with pytest.raises(Sorry, match="is not a UniProt accession"):
         find_predicted_model(text)
@@ -45,9 +48,16 @@ def test_accessions():
     assert [normalise_accession(t) for t in (" p04637 ", "A0A0B4J2F0")] == ["P04637", "A0A0B4J2F0"]
 
 
-@pytest.mark.parametrize("answer, said", [
-    (404, "has no model of Q07157"), (b"<html>sorry</html>", "web page"), (MODEL.replace(b"Q07157", b"P04637"), "AF-P04637-F1"),
-    (b"data_AF-Q07157-F1\n", "without atoms"), (500, "answered 500")])
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (404, "has no model of Q07157"),
+        (b"<html>sorry</html>", "web page"),
+        (MODEL.replace(b"Q07157", b"P04637"), "AF-P04637-F1"),
+        (b"data_AF-Q07157-F1\n", "without atoms"),
+        (500, "answered 500"),
+    ],
+)
 def test_bad_answers(site, answer, said, tmp_path):
     site.answers = {f"/AF-Q07157-F1-model_v{v}.cif": answer for v in (6, 4)}
     with pytest.raises(Sorry, match=said):

@@ -1,4 +1,5 @@
-"""``mmtbx_sfdiff.latent``, end to end: alanine dipeptide in a made-up crystal, from the command line to the files."""
+"""``mmtbx_sfdiff.latent``, end to end: alanine dipeptide in a made-up crystal, from the command line to the
+files."""
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
@@ -23,8 +24,15 @@ pytest.importorskip("openmm")
 pytest.importorskip("pdbfixer")
 
 MD = ["duration=10", "frame_interval=0.024"]
-REFINE = ["starts=2", "refine.steps=60", "rigid_steps=20", "first_d_min=2", "polish_steps=40", "baselines=sites_ff+average_ff",
-          "method=direct"]
+REFINE = [
+    "starts=2",
+    "refine.steps=60",
+    "rigid_steps=20",
+    "first_d_min=2",
+    "polish_steps=40",
+    "baselines=sites_ff+average_ff",
+    "method=direct",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +42,9 @@ def crystal(tmp_path_factory):
     model, data = latent_crystal.write_crystal(folder, truth)
     # Turned about CA: another conformation, so that only the dynamics know what is near.
     rng = np.random.default_rng(5)
-    (folder / "start.pdb").write_text(latent_crystal.pdb_text(truth + 0.15 * rng.standard_normal(truth.shape) + [0.3, 0, 0.2]))
+    (folder / "start.pdb").write_text(
+        latent_crystal.pdb_text(truth + 0.15 * rng.standard_normal(truth.shape) + [0.3, 0, 0.2])
+    )
     return folder
 
 
@@ -54,7 +64,9 @@ def test_every_stage_says_what_it_did(finished):
         record = json.loads((finished / stage / "stage.json").read_text())
         assert record["finished"] and record["seed"] == 0 and record["outputs"] and record["versions"]
         for text in (record["inputs"], record["outputs"]):
-            assert all(len(s) == 64 for v in text.values() for s in (v.values() if isinstance(v, dict) else [v]))
+            assert all(
+                len(s) == 64 for v in text.values() for s in (v.values() if isinstance(v, dict) else [v])
+            )
     assert json.loads((finished / "prep" / "stage.json").read_text())["facts"]["n_ff"] == 22
 
 
@@ -76,7 +88,9 @@ def test_refined_model(finished, crystal):
 def test_history(finished):
     with open(finished / "refine" / "history.csv") as file:
         steps = list(csv.DictReader(file))
-    assert len({s["run"] for s in steps}) == 5 and {"r_work", "r_free", "d_min", "z_norm", "energy"} <= set(steps[0])
+    assert len({s["run"] for s in steps}) == 5 and {"r_work", "r_free", "d_min", "z_norm", "energy"} <= set(
+        steps[0]
+    )
     latent = [s for s in steps if s["run"].startswith("start 1")]
     assert len(latent) in (60, 80) and float(latent[-1]["r_work"]) < float(latent[0]["r_work"])
 
@@ -95,8 +109,10 @@ def test_figures(finished):
 
 def test_finished_stages_are_not_repeated(finished, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
-    assert run(["md", str(finished), *MD]) == 0 and run(["refine", str(finished), *REFINE,
-                                                         f"benchmark={finished.parent / 'truth.pdb'}"]) == 0
+    assert (
+        run(["md", str(finished), *MD]) == 0
+        and run(["refine", str(finished), *REFINE, f"benchmark={finished.parent / 'truth.pdb'}"]) == 0
+    )
     assert capsys.readouterr().out.count("is finished") == 2
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
 
@@ -134,20 +150,36 @@ def test_an_interrupted_refinement_goes_on(finished, crystal, tmp_path, capsys):
     assert "polish:" in capsys.readouterr().out
     assert (work / "refine" / "start_1.npz").stat().st_mtime_ns == kept
     rows = [json.loads((folder / "refine" / "table.json").read_text())["rows"] for folder in (work, finished)]
-    assert [row[:2] for row in rows[0]] == [[name, pytest.approx(r_work, abs=1e-3)] for name, r_work, *_ in rows[1]]
+    assert [row[:2] for row in rows[0]] == [
+        [name, pytest.approx(r_work, abs=1e-3)] for name, r_work, *_ in rows[1]
+    ]
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["prep"], "working folder is missing"), (["fold", "x"], "fold is not a stage"),
-    (["md", "new"], "run mmtbx_sfdiff.latent prep"), (["prep", "new", "{start}"], "data file is missing"),
-    (["prep", "new", "{start}", "{data}", "uniprot_id=Q07157"], "not both"),
-    (["prep", "new", "{data}", "uniprot_id=Q07157"], "superpose_on"),
-    (["prep", "new", "{data}", "uniprot_id=xx", "superpose_on={start}", "download=False"], "not a UniProt accession"),
-    (["prep", "new", "{data}", "uniprot_id=Q07157", "superpose_on={start}", "download=False"], "downloading is off"),
-    (["md", "new", "{start}"], "takes model and data from the stage prep"), (["md", "new", "duration=-1"], "md.duration=-1"),
-    (["train", "new", "shrink=2"], "train.shrink=2"), (["refine", "new", "starts=9"], "refine.starts=9"),
-    (["refine", "new", "device=tpu"], "device=tpu"), (["prep", "{start}", "{start}", "{data}"], "is a file"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["prep"], "working folder is missing"),
+        (["fold", "x"], "fold is not a stage"),
+        (["md", "new"], "run mmtbx_sfdiff.latent prep"),
+        (["prep", "new", "{start}"], "data file is missing"),
+        (["prep", "new", "{start}", "{data}", "uniprot_id=Q07157"], "not both"),
+        (["prep", "new", "{data}", "uniprot_id=Q07157"], "superpose_on"),
+        (
+            ["prep", "new", "{data}", "uniprot_id=xx", "superpose_on={start}", "download=False"],
+            "not a UniProt accession",
+        ),
+        (
+            ["prep", "new", "{data}", "uniprot_id=Q07157", "superpose_on={start}", "download=False"],
+            "downloading is off",
+        ),
+        (["md", "new", "{start}"], "takes model and data from the stage prep"),
+        (["md", "new", "duration=-1"], "md.duration=-1"),
+        (["train", "new", "shrink=2"], "train.shrink=2"),
+        (["refine", "new", "starts=9"], "refine.starts=9"),
+        (["refine", "new", "device=tpu"], "device=tpu"),
+        (["prep", "{start}", "{start}", "{data}"], "is a file"),
+    ],
+)
 def test_bad_input_is_one_sentence(arguments, words, crystal, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MMTBX_SFDIFF_CACHE_DIR", str(tmp_path / "cache"))
@@ -181,6 +213,7 @@ def test_a_predicted_model_is_put_on_each_chain(pdb_dir):
     from mmtbx_sfdiff.files import read_model
     from scitbx.array_family import flex
     from scitbx.matrix import sqr
+
     reference = read_model(pdb_dir / "1g1j" / "1g1j.pdb.gz").manager.get_hierarchy()
     predicted = reference.deep_copy()
     model = predicted.models()[0]
@@ -189,15 +222,20 @@ def test_a_predicted_model_is_put_on_each_chain(pdb_dir):
     turn = sqr((0, 1, 0, 0, 0, 1, 1, 0, 0))
     predicted.atoms().set_xyz(turn.elems * predicted.atoms().extract_xyz() + (30.0, -7.0, 2.0))
     placed = place_on(predicted, reference)
-    assert [c.id for c in placed.models()[0].chains()] == [c.id for c in reference.models()[0].chains() if c.is_protein()]
+    assert [c.id for c in placed.models()[0].chains()] == [
+        c.id for c in reference.models()[0].chains() if c.is_protein()
+    ]
     first, target = placed.models()[0].chains()[0], reference.models()[0].chains()[0]
-    ca = [flex.vec3_double([a.xyz for a in c.atoms() if a.name == " CA " and a.parent().altloc in ("", "A")])
-          for c in (first, target)]
+    ca = [
+        flex.vec3_double([a.xyz for a in c.atoms() if a.name == " CA " and a.parent().altloc in ("", "A")])
+        for c in (first, target)
+    ]
     assert len(ca[0]) > 30 and ca[0].rms_difference(ca[1]) < 0.01
 
 
 def test_every_parameter_has_help_and_a_caption():
     import iotbx.phil
     from mmtbx_sfdiff.programs.latent import Program
+
     for definition in iotbx.phil.parse(Program.master_phil_str).all_definitions():
         assert definition.object.help and definition.object.short_caption, definition.path

@@ -15,7 +15,17 @@ import latent_crystal
 from latent_crystal import ToyGenerator
 
 from mmtbx_sfdiff.files import load_entry
-from mmtbx_sfdiff.latent import b_factors, baselines, models, objective, optimise, placement, polish, problem, refine
+from mmtbx_sfdiff.latent import (
+    b_factors,
+    baselines,
+    models,
+    objective,
+    optimise,
+    placement,
+    polish,
+    problem,
+    refine,
+)
 from mmtbx_sfdiff.latent.experiment import Experiment
 
 QUICK = optimise.Settings(steps=60, stages=2, first_d_min=2.0, rigid_d_min=2.2, rigid_steps=20, refresh=20)
@@ -32,6 +42,7 @@ def some_sites(n=12, seed=0):
 
 # Placement
 
+
 def test_superposition_finds_the_movement_and_never_a_mirror_image():
     sites, turn, shift = some_sites(), rotation(1), torch.tensor([3.0, -20.0, 7.0], dtype=torch.float64)
     moved = sites @ turn.T + shift
@@ -43,7 +54,9 @@ def test_superposition_finds_the_movement_and_never_a_mirror_image():
 
 
 def test_rotations_are_those_of_the_matrix_exponential_and_differentiable_at_zero():
-    vectors = torch.cat([torch.zeros(1, 3), torch.full((1, 3), 1e-6), torch.tensor([[0.3, -1.0, 2.0]])]).to(torch.float64)
+    vectors = torch.cat([torch.zeros(1, 3), torch.full((1, 3), 1e-6), torch.tensor([[0.3, -1.0, 2.0]])]).to(
+        torch.float64
+    )
     vectors.requires_grad_(True)
     zero = torch.zeros_like(vectors[:, 0])
     x, y, z = vectors.unbind(-1)
@@ -65,11 +78,14 @@ def test_each_chain_has_its_own_movement():
     with torch.no_grad():
         placed.rotations[0] += 0.4
     torch.testing.assert_close(placed(sites)[:6].mean(0), target[:6].mean(0), rtol=0, atol=1e-10)
-    assert torch.autograd.gradcheck(lambda s, r, t: torch.func.functional_call(
-        placed, {"rotations": r, "shifts": t}, (s,)), (sites.clone().requires_grad_(True), placed.rotations, placed.shifts))
+    assert torch.autograd.gradcheck(
+        lambda s, r, t: torch.func.functional_call(placed, {"rotations": r, "shifts": t}, (s,)),
+        (sites.clone().requires_grad_(True), placed.rotations, placed.shifts),
+    )
 
 
 # B factors
+
 
 def test_b_from_plddt_and_fluctuations():
     b = b_factors.b_from_plddt([95.0, 90.0, 70.0, 20.0])
@@ -92,7 +108,9 @@ def test_residue_b_has_two_groups_a_residue_and_holds_neighbours():
     with torch.no_grad():
         b.log_b += 1.0
     assert float(b.penalty().detach()) == pytest.approx(4 * 0.5 / b.sigma**2)
-    assert torch.autograd.gradcheck(lambda log_b: torch.func.functional_call(b, {"log_b": log_b}, ()), b.log_b)
+    assert torch.autograd.gradcheck(
+        lambda log_b: torch.func.functional_call(b, {"log_b": log_b}, ()), b.log_b
+    )
 
 
 def test_atom_b_restrains_bonded_atoms_and_stays_in_its_limits():
@@ -104,6 +122,7 @@ def test_atom_b_restrains_bonded_atoms_and_stays_in_its_limits():
 
 # The crystal
 
+
 @pytest.fixture(scope="module")
 def crystal(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crystal")
@@ -114,9 +133,15 @@ def crystal(tmp_path_factory):
     (folder / "start.pdb").write_text(latent_crystal.pdb_text(start))
     entry = load_entry(folder / "start.pdb", data)
     prepared = SimpleNamespace(
-        sites_cart=torch.tensor(start), heavy_index=torch.arange(10), model_index=torch.arange(10),
-        chain_index=torch.zeros(10, dtype=torch.int64), residue_index=torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 2, 2]))
-    task = problem.make_problem(prepared, entry, dtype=torch.float64, method="direct", mask={"method": "binary"})
+        sites_cart=torch.tensor(start),
+        heavy_index=torch.arange(10),
+        model_index=torch.arange(10),
+        chain_index=torch.zeros(10, dtype=torch.int64),
+        residue_index=torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 2, 2]),
+    )
+    task = problem.make_problem(
+        prepared, entry, dtype=torch.float64, method="direct", mask={"method": "binary"}
+    )
     return SimpleNamespace(truth=torch.tensor(truth), problem=task, prepared=prepared, entry=entry)
 
 
@@ -127,6 +152,7 @@ def springs(crystal):
     def energy(sites):
         distances = torch.stack([torch.pdist(s) for s in sites.reshape(-1, *sites.shape[-2:])])
         return (200 * (distances - wanted).square()).sum(-1).reshape(sites.shape[:-2])
+
     return energy
 
 
@@ -153,8 +179,14 @@ def test_wilson_b_is_that_of_the_model(crystal):
 
 def test_floored_gaussian_by_hand(crystal):
     reflections = crystal.problem.fmodel.reflections
-    model = reflections.f_obs * torch.exp(0.3 * torch.randn(len(reflections), generator=torch.Generator().manual_seed(0),
-                                                            dtype=torch.float64)) + 0j
+    model = (
+        reflections.f_obs
+        * torch.exp(
+            0.3
+            * torch.randn(len(reflections), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        )
+        + 0j
+    )
     rows, bins = objective.work_bins(reflections, per_bin=40)
     assert set(rows.tolist()) == set(reflections.work.nonzero()[:, 0].tolist()) and int(bins.max()) >= 2
     d = reflections.d_spacings[rows]
@@ -212,6 +244,7 @@ def distance(sites, truth):
 
 # Stages
 
+
 def test_stages(crystal):
     reflections = crystal.problem.fmodel.reflections
     plan = optimise.stages(reflections, QUICK)
@@ -220,9 +253,17 @@ def test_stages(crystal):
     assert optimise.stages(reflections, dataclasses.replace(QUICK, stages=1)) == [(None, 60)]
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"steps": 0}, "steps"), ({"objective": "r1"}, "objective"), ({"learning_rate": 0.0}, "learning_rate"),
-    ({"annealing": 2.0}, "annealing"), ({"refresh": 0}, "refresh"), ({"floor": math.nan}, "floor")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"steps": 0}, "steps"),
+        ({"objective": "r1"}, "objective"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"annealing": 2.0}, "annealing"),
+        ({"refresh": 0}, "refresh"),
+        ({"floor": math.nan}, "floor"),
+    ],
+)
 def test_bad_settings(crystal, change, words):
     task = crystal.problem
     with pytest.raises(ValueError, match=words):
@@ -231,12 +272,18 @@ def test_bad_settings(crystal, change, words):
 
 # Refinement
 
+
 @pytest.fixture(scope="module")
 def runs(crystal):
     task = crystal.problem
     seen = []
-    found = refine.refine_latent(task, ToyGenerator(task.sites_cart + 0.05, 0.4), QUICK, starts=((1.0, 0.0), (0.0, 0.0), (0.5, 0.5)),
-                                 on_run=seen.append)
+    found = refine.refine_latent(
+        task,
+        ToyGenerator(task.sites_cart + 0.05, 0.4),
+        QUICK,
+        starts=((1.0, 0.0), (0.0, 0.0), (0.5, 0.5)),
+        on_run=seen.append,
+    )
     return found, seen
 
 
@@ -266,10 +313,15 @@ def test_free_reflections_decide_nothing(crystal):
     random = torch.rand(len(reflections), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     factor = torch.where(reflections.work, 1.0, 0.3 + 1.4 * random)
     other = dataclasses.replace(reflections, f_obs=reflections.f_obs * factor)
-    model = type(task.fmodel)(task.fmodel.atoms, other, task.fmodel.method, task.fmodel.accuracy, task.fmodel.mask_options)
+    model = type(task.fmodel)(
+        task.fmodel.atoms, other, task.fmodel.method, task.fmodel.accuracy, task.fmodel.mask_options
+    )
     changed = dataclasses.replace(task, fmodel=model)
     settings = dataclasses.replace(QUICK, steps=8, stages=1, rigid_steps=0)
-    a, b = (refine.refine_latent(t, ToyGenerator(t.sites_cart, 0.4), settings, starts=((0.0, 0.0),))[0] for t in (task, changed))
+    a, b = (
+        refine.refine_latent(t, ToyGenerator(t.sites_cart, 0.4), settings, starts=((0.0, 0.0),))[0]
+        for t in (task, changed)
+    )
     assert a.r_free != pytest.approx(b.r_free, abs=0.05)
     # Scaling in mmtbx's way looks at whole bins, so that scales may differ a little; without refreshing they do not.
     targets = [[s["target"] for s in run.history.steps] for run in (a, b)]
@@ -289,12 +341,20 @@ def test_history_and_schedule(crystal, runs):
 def test_rigid_body_stage_moves_only_the_placement(crystal):
     task = crystal.problem
     generator = ToyGenerator(task.sites_cart, 0.4)
-    model = models.LatentModel(generator, torch.zeros(30, dtype=torch.float64), task.rows, task.residue_b(), task.chain_index,
-                               task.sites_cart)
+    model = models.LatentModel(
+        generator,
+        torch.zeros(30, dtype=torch.float64),
+        task.rows,
+        task.residue_b(),
+        task.chain_index,
+        task.sites_cart,
+    )
     experiment = Experiment(task.fmodel)
     loop = optimise._Loop(model, experiment, QUICK, optimise.History(), None, "x", 10)
     loop.stage(2.2, 10, True, False)
-    assert float(model.z.detach().abs().max()) == 0 and float(model.placement.shifts.detach().abs().max()) > 1e-3
+    assert (
+        float(model.z.detach().abs().max()) == 0 and float(model.placement.shifts.detach().abs().max()) > 1e-3
+    )
     distances = torch.pdist(model().sites_cart.detach())
     torch.testing.assert_close(distances, torch.pdist(task.sites_cart), rtol=0, atol=1e-9)
 
@@ -323,9 +383,15 @@ def test_polish_and_baselines(crystal, runs):
     torch.testing.assert_close(task.sites_cart, crystal.prepared.sites_cart, rtol=0, atol=0)
     free = baselines.run_baseline("sites", task, settings=QUICK)
     held = baselines.run_baseline("sites_ff", task, energy, settings=QUICK)
-    assert "energy" not in free.facts and float(energy(held.all_sites_cart)) < float(energy(free.all_sites_cart))
+    assert "energy" not in free.facts and float(energy(held.all_sites_cart)) < float(
+        energy(free.all_sites_cart)
+    )
     assert held.r_work < 0.3 and len(held.history.steps) == QUICK.steps
-    frames = crystal.truth + 0.1 * torch.randn(40, 10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 30
+    frames = (
+        crystal.truth
+        + 0.1 * torch.randn(40, 10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        + 30
+    )
     average = baselines.trajectory_average(frames, task, energy)
     placed = placement.superposed(crystal.truth, task.sites_cart)
     assert task.rmsd(average, placed, main_chain=False) < 0.15

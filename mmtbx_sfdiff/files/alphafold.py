@@ -1,11 +1,11 @@
 """Predicted models from the AlphaFold Protein Structure Database, by UniProt accession.
 
-The same care as for entries of the PDB (:mod:`.download`, :mod:`.fetch`): only an accession becomes part of an address or of a
-path, what arrives has to be a model of that accession, and it is kept in the cache.
+The same care as for entries of the PDB (:mod:`.download`, :mod:`.fetch`): only an accession becomes part of
+an address or of a path, what arrives has to be a model of that accession, and it is kept in the cache.
 """
+
 import os
 import re
-from pathlib import Path
 
 from libtbx.utils import Sorry
 
@@ -14,7 +14,7 @@ from .fetch import _cached_file, _progress, cache_folder
 
 URL = "https://alphafold.ebi.ac.uk/files"
 VARIABLE = "MMTBX_SFDIFF_ALPHAFOLD_URL"
-VERSIONS = (6, 4)     # of the database, the newest first
+VERSIONS = (6, 4)  # of the database, the newest first
 # https://www.uniprot.org/help/accession_numbers
 _ACCESSION = re.compile(r"[OPQ][0-9][A-Z0-9]{3}[0-9]|[A-NR-Z][0-9]([A-Z][A-Z0-9]{2}[0-9]){1,2}", re.ASCII)
 
@@ -29,12 +29,16 @@ def normalise_accession(text):
     """
     name = text.strip().upper() if isinstance(text, str) else ""
     if not _ACCESSION.fullmatch(name):
-        raise Sorry(f"{text!r} is not a UniProt accession: give six or ten characters such as Q07157, or the name of a "
-                    "model file.")
+        raise Sorry(
+            f"{text!r} is not a UniProt accession: give six or ten characters such as Q07157, or the name of a "
+            "model file."
+        )
     return name
 
 
-def find_predicted_model(accession, download_allowed=True, cache_dir=None, progress=None, log=None, timeouts=None):
+def find_predicted_model(
+    accession, download_allowed=True, cache_dir=None, progress=None, log=None, timeouts=None
+):
     """The predicted model of a protein: from the cache, or downloaded.
 
     Parameters
@@ -63,8 +67,10 @@ def find_predicted_model(accession, download_allowed=True, cache_dir=None, progr
     if _cached_file(path):
         return path
     if not download_allowed:
-        raise Sorry(f"The predicted model of {name} is not on this machine and downloading is off: allow it, or give the "
-                    "name of a model file.")
+        raise Sorry(
+            f"The predicted model of {name} is not on this machine and downloading is off: allow it, or give the "
+            "name of a model file."
+        )
     make_folder(folder)
     base = (os.environ.get(VARIABLE) or URL).rstrip("/")
     answers = []
@@ -84,8 +90,10 @@ def find_predicted_model(accession, download_allowed=True, cache_dir=None, progr
             return path
     said = "; ".join(f"{version} {error}" for version, error in answers)
     if all(isinstance(error, NotThere) for _, error in answers):
-        raise Sorry(f"The AlphaFold database has no model of {name} ({said}): check the accession, or give the name of a "
-                    "model file.")
+        raise Sorry(
+            f"The AlphaFold database has no model of {name} ({said}): check the accession, or give the name of a "
+            "model file."
+        )
     raise Sorry(f"Cannot download the predicted model of {name} ({said}): give the name of a model file.")
 
 
@@ -98,4 +106,5 @@ def _checker(name):
         if f"AF-{name}-F1".upper() != match.group(1).upper():
             return f"sent a file of {match.group(1)}"
         return None if "_atom_site." in text else "sent a file without atoms"
+
     return check

@@ -1,20 +1,21 @@
-"""Isotropic B factors for a refinement whose coordinates are few variables: one for each residue's main chain and one
-for its side chain, and later one for each atom.
+"""Isotropic B factors for a refinement whose coordinates are few variables: one for each residue's main chain
+and one for its side chain, and later one for each atom.
 
     B_j = exp(b_group(j))
 
-Predicted models carry pLDDT where B factors would be; the expected error of an atom is 1.5 exp(4 (0.7 - pLDDT / 100)) Å
-(Hiranuma et al. (2021), Nature Comm. 12, 1340, as ``mmtbx.process_predicted_model`` uses it), and B = 8 pi^2 / 3 of its
-square. A trajectory gives B = 8 pi^2 / 3 <u^2>.
+Predicted models carry pLDDT where B factors would be; the expected error of an atom is 1.5 exp(4 (0.7 - pLDDT
+/ 100)) Å (Hiranuma et al. (2021), Nature Comm. 12, 1340, as ``mmtbx.process_predicted_model`` uses it), and B
+= 8 pi^2 / 3 of its square. A trajectory gives B = 8 pi^2 / 3 <u^2>.
 """
+
 from __future__ import annotations
 
 import math
 
 import torch
 
-LEAST_B, MOST_B = 5.0, 80.0      # Å², of starting values
-B_LIMITS = (1.0, 300.0)          # Å², of refined values
+LEAST_B, MOST_B = 5.0, 80.0  # Å², of starting values
+B_LIMITS = (1.0, 300.0)  # Å², of refined values
 EIGHT_PI_SQ = 8 * math.pi**2
 _MAIN_CHAIN = ("N", "CA", "C", "O", "OXT")
 _PER_BIN = 60
@@ -52,7 +53,10 @@ def wilson_b(atoms, reflections):
     s_sq, f_obs = s_sq[chosen].to(torch.float64), reflections.f_obs[chosen].to(torch.float64)
     epsilons = reflections.crystal.epsilons(reflections.miller_indices[chosen]).to(torch.float64)
     order = s_sq.argsort()
-    means = [(s_sq[part].mean(), (f_obs[part].square() / epsilons[part]).mean()) for part in order.tensor_split(n_bins)]
+    means = [
+        (s_sq[part].mean(), (f_obs[part].square() / epsilons[part]).mean())
+        for part in order.tensor_split(n_bins)
+    ]
     x = torch.stack([a for a, _ in means])
     observed = torch.stack([b for _, b in means])
     f = atoms.form_factors(x)[atoms.type_index].to(torch.float64)
@@ -71,8 +75,8 @@ def is_main_chain(names):
 class ResidueB(torch.nn.Module):
     """B factors of main and side chain of each residue, with a prior.
 
-    The prior is a Gaussian in ln B about the starting value (standard deviation ``sigma``), and about the next residue
-    of the same chain, in the change from the start.
+    The prior is a Gaussian in ln B about the starting value (standard deviation ``sigma``), and about the
+    next residue of the same chain, in the change from the start.
 
     Parameters
     ----------
@@ -96,10 +100,16 @@ class ResidueB(torch.nn.Module):
         groups, group = torch.unique(key, dim=0, return_inverse=True)
         count = torch.bincount(group).to(torch.float64)
         start = torch.zeros_like(count).index_add(0, group, b_start.log()) / count
-        follows = ((groups[None, :, 0] == groups[:, None, 0]) & (groups[None, :, 2] == groups[:, None, 2])
-                   & (groups[None, :, 1] == groups[:, None, 1] + 1))
-        same = ((groups[None, :, 0] == groups[:, None, 0]) & (groups[None, :, 1] == groups[:, None, 1])
-                & (groups[:, None, 2] < groups[None, :, 2]))
+        follows = (
+            (groups[None, :, 0] == groups[:, None, 0])
+            & (groups[None, :, 2] == groups[:, None, 2])
+            & (groups[None, :, 1] == groups[:, None, 1] + 1)
+        )
+        same = (
+            (groups[None, :, 0] == groups[:, None, 0])
+            & (groups[None, :, 1] == groups[:, None, 1])
+            & (groups[:, None, 2] < groups[None, :, 2])
+        )
         self.register_buffer("group", group)
         self.register_buffer("start", start)
         self.register_buffer("pairs", (follows | same).nonzero())
@@ -114,8 +124,10 @@ class ResidueB(torch.nn.Module):
         """-ln prior, up to a constant."""
         change = self.log_b - self.start
         i, j = self.pairs.unbind(1)
-        return (0.5 * (change / self.sigma).square().sum()
-                + 0.5 * ((change[i] - change[j]) / self.sigma_neighbour).square().sum())
+        return (
+            0.5 * (change / self.sigma).square().sum()
+            + 0.5 * ((change[i] - change[j]) / self.sigma_neighbour).square().sum()
+        )
 
 
 class AtomB(torch.nn.Module):
@@ -136,7 +148,9 @@ class AtomB(torch.nn.Module):
     def __init__(self, b_start, sites_cart, sigma_neighbour=0.15, reach=1.8):
         super().__init__()
         self.log_b = torch.nn.Parameter(b_start.detach().to(torch.float64).clamp(*B_LIMITS).log())
-        near = torch.cdist(sites_cart.detach().to(torch.float64), sites_cart.detach().to(torch.float64)) < reach
+        near = (
+            torch.cdist(sites_cart.detach().to(torch.float64), sites_cart.detach().to(torch.float64)) < reach
+        )
         self.register_buffer("pairs", near.triu(1).nonzero())
         self.sigma_neighbour = sigma_neighbour
 

@@ -1,9 +1,11 @@
-"""What a latent refinement has to beat: the same data, objective, schedule, B factors and number of steps, but sites.
+"""What a latent refinement has to beat: the same data, objective, schedule, B factors and number of steps,
+but sites.
 
 ``sites``        without any prior
 ``sites_ff``     with the force field's energy
 ``average_ff``   the same, begun at the average of the trajectory that the generator was trained on
 """
+
 from __future__ import annotations
 
 import torch
@@ -18,14 +20,17 @@ BASELINES = ("sites", "sites_ff", "average_ff")
 
 
 def trajectory_average(frames, problem, energy=None):
-    """The average of superposed frames (n_frames, n_all, 3), placed on the start and relaxed; (n_all, 3) Å."""
+    """The average of superposed frames (n_frames, n_all, 3), placed on the start and relaxed; (n_all, 3)
+    Å."""
     frames = torch.as_tensor(frames)
     reference = problem.sites_cart
     heavy = problem.rows
     average = reference
     # Twice: superposed on the start, then on the first average.
     for _ in range(2):
-        average = torch.stack([superposed(frame.to(torch.float64), average, heavy) for frame in frames]).mean(0)
+        average = torch.stack([superposed(frame.to(torch.float64), average, heavy) for frame in frames]).mean(
+            0
+        )
     average = superposed(average, reference, heavy)
     # Averages of rotating groups are short: only a force field gives them their length back.
     return average if energy is None else relax(average, energy, steps=200, hold=1.0)
@@ -62,6 +67,8 @@ def run_baseline(name, problem, energy=None, frames=None, settings=Settings(), w
     if name == "average_ff" and frames is None:
         raise ValueError("The baseline average_ff needs the frames of a trajectory.")
     sites = trajectory_average(frames, problem, energy) if name == "average_ff" else problem.sites_cart
-    model = CartesianModel(sites, problem.rows, problem.residue_b(), None if name == "sites" else energy, weight)
+    model = CartesianModel(
+        sites, problem.rows, problem.residue_b(), None if name == "sites" else energy, weight
+    )
     experiment = Experiment(problem.fmodel, settings.objective, settings.floor)
     return run_model(model, experiment, settings, name, report)

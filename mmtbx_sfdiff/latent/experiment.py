@@ -1,8 +1,10 @@
-"""The data side of a refinement: F_model of some sites and B factors, with scales and mask that are refreshed now and then.
+"""The data side of a refinement: F_model of some sites and B factors, with scales and mask that are refreshed
+now and then.
 
-Scales, solvent mask, alpha and beta are constants of the gradient. They are determined anew for the present model every
-so many steps, and whenever the resolution limit changes, through :class:`mmtbx_sfdiff.FModel`.
+Scales, solvent mask, alpha and beta are constants of the gradient. They are determined anew for the present
+model every so many steps, and whenever the resolution limit changes, through :class:`mmtbx_sfdiff.FModel`.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -44,10 +46,14 @@ class Experiment:
 
     def __init__(self, fmodel, name="floored_gaussian", floor=FLOOR):
         if bool(fmodel.atoms.use_u_aniso.any()):
-            raise ValueError("Anisotropic displacement parameters are not refined here: make the atoms isotropic first.")
+            raise ValueError(
+                "Anisotropic displacement parameters are not refined here: make the atoms isotropic first."
+            )
         if name == "least_squares" and fmodel.reflections.sigmas is None:
-            raise ValueError("The least-squares objective needs the standard deviations of f_obs, and there are none: "
-                             "use floored_gaussian.")
+            raise ValueError(
+                "The least-squares objective needs the standard deviations of f_obs, and there are none: "
+                "use floored_gaussian."
+            )
         self.whole, self.name, self.floor = fmodel, name, floor
         self.d_min = None
         self._part = self._bins = self._f_mask = None
@@ -65,8 +71,13 @@ class Experiment:
             if d_min is not None:
                 reflections = reflections.select(reflections.d_spacings >= d_min)
             self._limited[d_min] = reflections
-        self._part = FModel(self.whole.atoms, self._limited[d_min], self.whole.method, self.whole.accuracy,
-                            self.whole.mask_options)
+        self._part = FModel(
+            self.whole.atoms,
+            self._limited[d_min],
+            self.whole.method,
+            self.whole.accuracy,
+            self.whole.mask_options,
+        )
         self._part._source = self.whole._source
 
     def refresh(self, sites_cart, b, remove_outliers=False):
@@ -93,8 +104,13 @@ class Experiment:
 
     def finished(self, sites_cart, b):
         """An FModel of this model against all data, with scales and outliers determined."""
-        result = FModel(self._atoms(sites_cart.detach(), b.detach()), self.whole.reflections, self.whole.method,
-                        self.whole.accuracy, self.whole.mask_options)
+        result = FModel(
+            self._atoms(sites_cart.detach(), b.detach()),
+            self.whole.reflections,
+            self.whole.method,
+            self.whole.accuracy,
+            self.whole.mask_options,
+        )
         result._source = self.whole._source
         result.update_scales()
         return result

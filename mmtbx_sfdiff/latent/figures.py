@@ -1,4 +1,6 @@
-"""Figures of latent refinement: energies of the prior's samples (4a), a refinement's course (4b), the convergence radius."""
+"""Figures of latent refinement: energies of the prior's samples (4a), a refinement's course (4b), the
+convergence radius."""
+
 from __future__ import annotations
 
 import io
@@ -8,7 +10,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind people tell apart; lines differ in style too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MOST = 1e4       # kJ/mol per atom
+_MOST = 1e4  # kJ/mol per atom
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
@@ -36,9 +38,17 @@ def energies(samples, n_atoms, title=""):
     high = min(high, _MOST)
     edges = np.concatenate([np.linspace(low, 1.0, 30), np.geomspace(1.0, high, 40)[1:]])
     for i, (name, v) in enumerate(values.items()):
-        axes.hist(v.clip(edges[0], edges[-1]), bins=edges, density=False, weights=np.full(len(v), 1 / len(v)), histtype="step",
-                  color=COLOURS[i % 7], linestyle=_STYLES[i % 7], linewidth=1.4,
-                  label=f"{name}: median {np.median(v):+.2f} kJ/mol per atom")
+        axes.hist(
+            v.clip(edges[0], edges[-1]),
+            bins=edges,
+            density=False,
+            weights=np.full(len(v), 1 / len(v)),
+            histtype="step",
+            color=COLOURS[i % 7],
+            linestyle=_STYLES[i % 7],
+            linewidth=1.4,
+            label=f"{name}: median {np.median(v):+.2f} kJ/mol per atom",
+        )
     axes.set_xscale("symlog", linthresh=1.0)
     axes.set_xlabel("(U - median U of dynamics) / number of atoms, kJ/mol; the last bin holds all beyond")
     axes.set_ylabel("fraction of structures")
@@ -49,7 +59,8 @@ def energies(samples, n_atoms, title=""):
 
 
 def course(runs, benchmark=None, title=""):
-    """Figure 4b: objective of the work set, R-work and R-free against the step, with baselines and the deposited model.
+    """Figure 4b: objective of the work set, R-work and R-free against the step, with baselines and the
+    deposited model.
 
     Parameters
     ----------
@@ -65,7 +76,12 @@ def course(runs, benchmark=None, title=""):
     figure = Figure(figsize=(7.2, 6.4), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 3))
     for i, (name, steps) in enumerate(runs.items()):
-        style = {"color": COLOURS[i % 7], "linestyle": _STYLES[i % 7], "linewidth": 1.6 if i == 0 else 1.1, "label": name}
+        style = {
+            "color": COLOURS[i % 7],
+            "linestyle": _STYLES[i % 7],
+            "linewidth": 1.6 if i == 0 else 1.1,
+            "label": name,
+        }
         # As a fraction of the steps: baselines take as many as all starts of the latent refinement together.
         x = np.linspace(0, 1, len(steps))
         panels[0].plot(x, [s["objective"] for s in steps], **style)
@@ -105,9 +121,19 @@ def convergence(points, title=""):
     panels = figure.subplots(1, len(limits), sharey=True, squeeze=False)[0]
     for panel, limit in zip(panels, limits):
         for i, name in enumerate(names):
-            mine = sorted((p for p in points if p["d_min"] == limit and p["name"] == name), key=lambda p: p["rmsd"])
-            panel.plot([p["rmsd"] for p in mine], [p["r_free"] for p in mine], marker="osv^Dx+"[i % 7], markersize=4,
-                       color=COLOURS[i % 7], linestyle=_STYLES[i % 7], linewidth=1, label=name)
+            mine = sorted(
+                (p for p in points if p["d_min"] == limit and p["name"] == name), key=lambda p: p["rmsd"]
+            )
+            panel.plot(
+                [p["rmsd"] for p in mine],
+                [p["r_free"] for p in mine],
+                marker="osv^Dx+"[i % 7],
+                markersize=4,
+                color=COLOURS[i % 7],
+                linestyle=_STYLES[i % 7],
+                linewidth=1,
+                label=name,
+            )
         panel.set_title(f"to {limit:.1f} Å", fontsize=9)
         panel.set_xlabel("start RMSD, Å")
         panel.spines[["top", "right"]].set_visible(False)

@@ -1,10 +1,12 @@
 """What is refined: a latent vector with a placement, or sites themselves; each with B factors and a prior.
 
-Both give sites and B factors of the atoms that the data see, and -ln of their prior, which is added to the objective:
+Both give sites and B factors of the atoms that the data see, and -ln of their prior, which is added to the
+objective:
 
     latent     |z|^2 / 2                          z -> sites by a generator, then one rigid-body movement for each chain
     Cartesian  w U(sites) / kT, or nothing        U: a force field's energy, kJ/mol
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,7 +16,7 @@ import torch
 
 from .placement import Placement
 
-KT_300 = 8.314462618e-3 * 300.0      # kJ/mol
+KT_300 = 8.314462618e-3 * 300.0  # kJ/mol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,8 @@ class LatentModel(torch.nn.Module):
     Parameters
     ----------
     generator : object
-        With ``n_latent``, ``encode(sites_cart) -> (z, log_det)`` and ``decode(z) -> (sites_cart, log_det)``; sites
-        (n_all, 3) Å.
+        With ``n_latent``, ``encode(sites_cart) -> (z, log_det)`` and ``decode(z) -> (sites_cart, log_det)``;
+        sites (n_all, 3) Å.
     z : torch.Tensor
         (n_latent,) where it begins.
     rows : torch.Tensor
@@ -62,7 +64,7 @@ class LatentModel(torch.nn.Module):
 
     def __init__(self, generator, z, rows, b_model, chain_index, target, prior_weight=1.0):
         super().__init__()
-        self._generator = [generator]      # in a list: its parameters are not refined
+        self._generator = [generator]  # in a list: its parameters are not refined
         self.z = torch.nn.Parameter(z.detach().clone())
         self.register_buffer("rows", rows)
         self.b_model = b_model
@@ -87,10 +89,12 @@ class LatentModel(torch.nn.Module):
 
     def parameter_groups(self, rate):
         """For an optimiser; ``rate`` is that of z, in standard deviations a step."""
-        return [{"params": [self.z], "lr": rate, "kind": "internal"},
-                {"params": [self.placement.rotations], "lr": rate / 50, "kind": "placement"},
-                {"params": [self.placement.shifts], "lr": rate / 5, "kind": "placement"},
-                {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"}]
+        return [
+            {"params": [self.z], "lr": rate, "kind": "internal"},
+            {"params": [self.placement.rotations], "lr": rate / 50, "kind": "placement"},
+            {"params": [self.placement.shifts], "lr": rate / 5, "kind": "placement"},
+            {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"},
+        ]
 
     def facts(self):
         """What is worth knowing of the present model."""
@@ -130,16 +134,20 @@ class CartesianModel(torch.nn.Module):
         return State(self.sites[self.rows], self.b_model(), penalty, self.sites)
 
     def parameter_groups(self, rate):
-        """For an optimiser; ``rate`` / 5 is that of sites, in Å a step, as of the shifts of a latent model."""
-        return [{"params": [self.sites], "lr": rate / 5, "kind": "internal"},
-                {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"}]
+        """For an optimiser; ``rate`` / 5 is that of sites, in Å a step, as of the shifts of a latent
+        model."""
+        return [
+            {"params": [self.sites], "lr": rate / 5, "kind": "internal"},
+            {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"},
+        ]
 
     def facts(self):
         return {} if self._last is None else {"energy": self._last}
 
 
 def limited(value, high=1e4):
-    """The value below ``high``, its logarithm beyond: one overlap of two atoms does not drown everything else."""
+    """The value below ``high``, its logarithm beyond: one overlap of two atoms does not drown everything
+    else."""
     return torch.where(value < high, value, high + high * (value.clamp(min=high) / high).log())
 
 
@@ -169,7 +177,7 @@ def relax(sites_cart, energy, steps=60, hold=20.0, k_t=KT_300):
     def evaluate(vector):
         moved = start + vector.reshape(start.shape)
         value = limited(energy(moved) / k_t) + 0.5 * hold * vector.square().sum()
-        gradient, = torch.autograd.grad(value, vector)
+        (gradient,) = torch.autograd.grad(value, vector)
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         # Curvatures of bonds are about a thousand; the minimiser expects one.
         return Evaluation(float(value.detach()) / 1000, gradient / 1000, None)

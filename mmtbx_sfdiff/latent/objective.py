@@ -2,14 +2,16 @@
 
 ``floored_gaussian``  sum_b n_b / 2 ln( <(Fo - k_b |Fm|)^2>_b + f^2 <Fo^2>_b )
 
-    The likelihood of Gaussian errors whose variance is unknown in each resolution bin b and is replaced by its most
-    likely value, which is the model's own error, never less than a floor: f (0.15) of the bin's root mean square F_obs.
-    Without the floor the variance of a bin of few reflections can vanish; with experimental sigmas instead (equation 9)
-    the data outweigh a prior by hundreds while the model is still far from the truth. k_b by least squares.
+    The likelihood of Gaussian errors whose variance is unknown in each resolution bin b and is replaced by
+    its most likely value, which is the model's own error, never less than a floor: f (0.15) of the bin's root
+    mean square F_obs. Without the floor the variance of a bin of few reflections can vanish; with
+    experimental sigmas instead (equation 9) the data outweigh a prior by hundreds while the model is still
+    far from the truth. k_b by least squares.
 
 ``least_squares``     sum ((Fo - |Fm|) / sigma)^2                                        (equation 9)
 ``maximum_likelihood``  -ln p(Fo | Fm), with mmtbx's alpha and beta
 """
+
 from __future__ import annotations
 
 import torch
@@ -44,7 +46,9 @@ def work_bins(reflections, selection=None, per_bin=_PER_BIN):
     s_sq = reflections.crystal.d_star_sq(reflections.miller_indices[rows])
     n_bins = max(1, len(rows) // per_bin)
     bins = torch.empty_like(rows)
-    bins[s_sq.argsort(stable=True)] = torch.arange(len(rows), device=rows.device) * n_bins // max(1, len(rows))
+    bins[s_sq.argsort(stable=True)] = (
+        torch.arange(len(rows), device=rows.device) * n_bins // max(1, len(rows))
+    )
     return rows, bins
 
 
@@ -82,7 +86,8 @@ def floored_gaussian(reflections, f_model, selection=None, f_obs_scale=1.0, floo
 
 
 def objective(name, fmodel, f_model, floor=FLOOR, bins=None):
-    """One of :data:`OBJECTIVES` for structure factors of a scaled FModel, (...,) nats, a sum over the work set.
+    """One of :data:`OBJECTIVES` for structure factors of a scaled FModel, (...,) nats, a sum over the work
+    set.
 
     Raises
     ------

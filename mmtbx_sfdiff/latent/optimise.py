@@ -1,9 +1,11 @@
-"""The loop that all refinements here share: Adam, from low to high resolution, scales and mask refreshed on the way.
+"""The loop that all refinements here share: Adam, from low to high resolution, scales and mask refreshed on
+the way.
 
-A stage is a resolution limit and a number of steps. The first, of rigid bodies alone, is at very low resolution; then
-everything moves while the limit goes to that of the data; then the rate decays. The free set feeds no gradient and
-decides nothing; its R factor is recorded.
+A stage is a resolution limit and a number of steps. The first, of rigid bodies alone, is at very low
+resolution; then everything moves while the limit goes to that of the data; then the rate decays. The free set
+feeds no gradient and decides nothing; its R factor is recorded.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -78,8 +80,12 @@ def check_settings(settings):
 def stages(reflections, settings):
     """[(limit in Å or None, steps)] of the stages in which everything moves."""
     # The schedule of the coordinate refinement; a prior makes the number of reflections for each atom of no concern.
-    limits = resolution_schedule(reflections, 1, CoordinateSettings(
-        first_d_min=settings.first_d_min, resolution_cycles=settings.stages), per_atom=_LEAST_REFLECTIONS)
+    limits = resolution_schedule(
+        reflections,
+        1,
+        CoordinateSettings(first_d_min=settings.first_d_min, resolution_cycles=settings.stages),
+        per_atom=_LEAST_REFLECTIONS,
+    )
     before = round(settings.annealing * settings.steps) if len(limits) > 1 else 0
     n = len(limits) - 1
     parts = [before * (i + 1) // n - before * i // n for i in range(n)] if n else []
@@ -105,7 +111,8 @@ def optimise(model, experiment, settings=Settings(), history=None, report=None, 
     Returns
     -------
     History
-        ``steps``: target (objective plus penalty), objective, penalty, R factors of every step; ``cycles``: stages.
+        ``steps``: target (objective plus penalty), objective, penalty, R factors of every step; ``cycles``:
+        stages.
 
     Raises
     ------
@@ -147,15 +154,33 @@ class _Loop:
             self._set_rates(rigid, self.settings.last_rate + (1 - self.settings.last_rate) * decay)
             info = self._step()
             first = first or info
-            self.history.steps.append({"step": len(self.history.steps), "cycle": cycle, "run": self.label,
-                                       "function": self.settings.objective, **info})
+            self.history.steps.append(
+                {
+                    "step": len(self.history.steps),
+                    "cycle": cycle,
+                    "run": self.label,
+                    "function": self.settings.objective,
+                    **info,
+                }
+            )
             self.taken += 1
             self.report(f"{self.label}: R-work {info['r_work']:.4f}", self.taken / self.total)
         part = self.experiment._part.reflections
-        self.history.cycles.append({
-            "cycle": cycle, "run": self.label, "d_min": part.d_min, "n_reflections": len(part), "steps": steps,
-            "rigid": rigid, "target": self.settings.objective, "r_work_start": first["r_work"],
-            "r_work": info["r_work"], "r_free": info["r_free"], "seconds": time.perf_counter() - start})
+        self.history.cycles.append(
+            {
+                "cycle": cycle,
+                "run": self.label,
+                "d_min": part.d_min,
+                "n_reflections": len(part),
+                "steps": steps,
+                "rigid": rigid,
+                "target": self.settings.objective,
+                "r_work_start": first["r_work"],
+                "r_work": info["r_work"],
+                "r_free": info["r_free"],
+                "seconds": time.perf_counter() - start,
+            }
+        )
 
     def _set_rates(self, rigid, factor):
         for group, rate in zip(self.optimiser.param_groups, self.rates):
@@ -167,10 +192,17 @@ class _Loop:
         value = self.experiment(state.sites_cart, state.b)
         total = value.objective + state.penalty
         total.backward()
-        gradients = [p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None
+        ]
         # A step with an infinite energy would poison Adam's memory for good.
         if all(bool(torch.isfinite(g).all()) for g in gradients):
             self.optimiser.step()
-        return {"target": float(total.detach()), "objective": float(value.objective.detach()),
-                "penalty": float(state.penalty.detach()), "r_work": value.r_work, "r_free": value.r_free,
-                **self.model.facts()}
+        return {
+            "target": float(total.detach()),
+            "objective": float(value.objective.detach()),
+            "penalty": float(state.penalty.detach()),
+            "r_work": value.r_work,
+            "r_free": value.r_free,
+            **self.model.facts(),
+        }

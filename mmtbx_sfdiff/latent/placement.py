@@ -2,9 +2,10 @@
 
     x' = R(w) (R0 (x - c) + c0 - p) + p + t
 
-The base movement (R0, c0 - c) is found by superposition and stays; the rotation vector w and the shift t, about the
-chain's placed centroid p, are what is refined. Rodrigues' formula gives R(w).
+The base movement (R0, c0 - c) is found by superposition and stays; the rotation vector w and the shift t,
+about the chain's placed centroid p, are what is refined. Rodrigues' formula gives R(w).
 """
+
 from __future__ import annotations
 
 import torch
@@ -31,8 +32,10 @@ def superposition(mobile, target):
         Fewer than three sites, or sets of different size.
     """
     if mobile.shape != target.shape or mobile.ndim != 2 or mobile.shape[1] != 3 or len(mobile) < 3:
-        raise ValueError(f"Superposition needs two sets of the same three or more sites, not {tuple(mobile.shape)} "
-                         f"and {tuple(target.shape)}.")
+        raise ValueError(
+            f"Superposition needs two sets of the same three or more sites, not {tuple(mobile.shape)} "
+            f"and {tuple(target.shape)}."
+        )
     mobile, target = mobile.detach().to(torch.float64), target.detach().to(torch.float64)
     centre, new_centre = mobile.mean(0), target.mean(0)
     u, _, vt = torch.linalg.svd((mobile - centre).T @ (target - new_centre))

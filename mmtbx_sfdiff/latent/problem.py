@@ -1,5 +1,7 @@
-"""A placed model as the force field sees it (all atoms) and as the data see it (those of the model, without hydrogens).
+"""A placed model as the force field sees it (all atoms) and as the data see it (those of the model, without
+hydrogens).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -50,13 +52,18 @@ class Problem:
 
     def residue_b(self, b_start=None):
         """B factors of main and side chains."""
-        return ResidueB(self.b_start if b_start is None else b_start, self.residue_index[self.rows], self.main_chain,
-                        self.chain_index[self.rows])
+        return ResidueB(
+            self.b_start if b_start is None else b_start,
+            self.residue_index[self.rows],
+            self.main_chain,
+            self.chain_index[self.rows],
+        )
 
     def rmsd(self, sites_cart, reference, main_chain=True, superpose=False):
         """Distance (Å, root mean square) of (n, 3) sites to others, of the main chain or of all.
 
-        With ``superpose`` after a superposition of the same atoms: in a polar space group nothing else makes sense.
+        With ``superpose`` after a superposition of the same atoms: in a polar space group nothing else makes
+        sense.
         """
         rows = self.main_chain if main_chain else torch.ones_like(self.main_chain)
         sites, reference = sites_cart.detach().to(torch.float64)[rows], reference.to(torch.float64)[rows]
@@ -82,8 +89,16 @@ def stripped(xray_structure, selection, dtype=torch.float64, device="cpu", isotr
     return atoms.replace(occupancies=torch.ones_like(atoms.occupancies)) if isotropic else atoms
 
 
-def make_problem(prepared, entry, b_source="model", dtype=torch.float32, device="cpu", accuracy=1e-3, method="auto",
-                 mask=None):
+def make_problem(
+    prepared,
+    entry,
+    b_source="model",
+    dtype=torch.float32,
+    device="cpu",
+    accuracy=1e-3,
+    method="auto",
+    mask=None,
+):
     """The problem of a prepared model and the entry (model and data) that it was prepared from.
 
     Parameters
@@ -91,7 +106,8 @@ def make_problem(prepared, entry, b_source="model", dtype=torch.float32, device=
     prepared : PreparedModel
     entry : mmtbx_sfdiff.files.Entry
     b_source : {"model", "plddt", "wilson"}
-        Starting B factors: the model's, from the pLDDT that a predicted model has in their place, or one overall B.
+        Starting B factors: the model's, from the pLDDT that a predicted model has in their place, or one
+        overall B.
     dtype, device, accuracy, method, mask
         Of the FModel that computes every step.
 
@@ -110,11 +126,15 @@ def make_problem(prepared, entry, b_source="model", dtype=torch.float32, device=
     # In the model's order, so that the refined atoms can be written back.
     selection, order = torch.as_tensor(prepared.model_index, dtype=torch.int64).sort()
     if len(selection) and int(selection[-1]) >= structure.scatterers().size():
-        raise ValueError(f"The prepared model is of {int(selection[-1]) + 1} or more atoms, but {entry.model.path} "
-                         f"has {structure.scatterers().size()}: prepare this model again.")
+        raise ValueError(
+            f"The prepared model is of {int(selection[-1]) + 1} or more atoms, but {entry.model.path} "
+            f"has {structure.scatterers().size()}: prepare this model again."
+        )
     names = [atom.name for atom in entry.model.manager.get_hierarchy().atoms()]
     atoms = stripped(structure, selection, dtype, device)
-    reflections = Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device)
+    reflections = Reflections.from_cctbx(
+        entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device
+    )
     b = (atoms.u_iso * 8 * torch.pi**2).to(torch.float64)
     overall = wilson_b(atoms, reflections)
     if b_source == "plddt":
@@ -125,11 +145,17 @@ def make_problem(prepared, entry, b_source="model", dtype=torch.float32, device=
         b = (b * overall / b.mean()).clamp(2.0, 150.0)
     fmodel = FModel(atoms, reflections, method=method, accuracy=accuracy, mask=mask or {})
     fmodel._source = entry
+
     def tensor(values, dtype=torch.int64):
         return torch.as_tensor(values, dtype=dtype, device=device)
 
     return Problem(
-        sites_cart=tensor(prepared.sites_cart, torch.float64), rows=tensor(prepared.heavy_index)[order.to(device)],
-        chain_index=tensor(prepared.chain_index), residue_index=tensor(prepared.residue_index),
-        main_chain=is_main_chain([names[i] for i in selection.tolist()]).to(device), b_start=b, fmodel=fmodel,
-        selection=selection)
+        sites_cart=tensor(prepared.sites_cart, torch.float64),
+        rows=tensor(prepared.heavy_index)[order.to(device)],
+        chain_index=tensor(prepared.chain_index),
+        residue_index=tensor(prepared.residue_index),
+        main_chain=is_main_chain([names[i] for i in selection.tolist()]).to(device),
+        b_start=b,
+        fmodel=fmodel,
+        selection=selection,
+    )

@@ -1,9 +1,11 @@
 """Refinement in the latent space of a generator: several starts, the best of them by the work set.
 
-Each start is a latent vector: that of the placed model, the same scaled towards the origin (a starting model is often
-outside the typical set, which has norm sqrt(n)), the origin, and scaled ones with noise. All are optimised in the same
-way; the one with the lowest target is taken: objective of the work set plus penalty, never an R factor of the free set.
+Each start is a latent vector: that of the placed model, the same scaled towards the origin (a starting model
+is often outside the typical set, which has norm sqrt(n)), the origin, and scaled ones with noise. All are
+optimised in the same way; the one with the lowest target is taken: objective of the work set plus penalty,
+never an R factor of the free set.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -83,9 +85,22 @@ def run_model(model, experiment, settings, label, report=None, history=None):
     r_work, r_free = fmodel.r_factors()
     objective, penalty = float(value.objective), float(state.penalty)
     z = getattr(model, "z", None)
-    return Run(label, state.sites_cart.detach(), state.all_sites_cart.detach(), state.b.detach(), objective + penalty,
-               objective, penalty, r_work, r_free if experiment.has_free else None, history, model.facts(),
-               time.perf_counter() - start, fmodel, None if z is None else z.detach().clone())
+    return Run(
+        label,
+        state.sites_cart.detach(),
+        state.all_sites_cart.detach(),
+        state.b.detach(),
+        objective + penalty,
+        objective,
+        penalty,
+        r_work,
+        r_free if experiment.has_free else None,
+        history,
+        model.facts(),
+        time.perf_counter() - start,
+        fmodel,
+        None if z is None else z.detach().clone(),
+    )
 
 
 def encode_start(problem, generator):
@@ -93,13 +108,23 @@ def encode_start(problem, generator):
     with torch.no_grad():
         z, _ = generator.encode(problem.sites_cart[None])
     if not bool(torch.isfinite(z).all()):
-        raise ValueError("The starting model has no finite latent vector: it lies outside of what the generator was "
-                         "trained on.")
+        raise ValueError(
+            "The starting model has no finite latent vector: it lies outside of what the generator was "
+            "trained on."
+        )
     return z[0]
 
 
-def refine_latent(problem, generator, settings=Settings(), starts=STARTS[:4], seed=0, prior_weight=1.0, report=None,
-                  on_run=None):
+def refine_latent(
+    problem,
+    generator,
+    settings=Settings(),
+    starts=STARTS[:4],
+    seed=0,
+    prior_weight=1.0,
+    report=None,
+    on_run=None,
+):
     """Refine from several starts.
 
     Parameters
@@ -139,10 +164,22 @@ def refine_latent(problem, generator, settings=Settings(), starts=STARTS[:4], se
         z = scale * z0
         if noise:
             z = z + noise * torch.randn(z.shape, generator=random, dtype=torch.float64).to(z)
-        model = LatentModel(generator, z, problem.rows, problem.residue_b(), problem.chain_index, problem.sites_cart,
-                            prior_weight)
-        run = run_model(model, experiment, settings, f"start {number + 1}: {scale:g} z" + (f", noise {noise:g}" if noise
-                                                                                       else ""), report)
+        model = LatentModel(
+            generator,
+            z,
+            problem.rows,
+            problem.residue_b(),
+            problem.chain_index,
+            problem.sites_cart,
+            prior_weight,
+        )
+        run = run_model(
+            model,
+            experiment,
+            settings,
+            f"start {number + 1}: {scale:g} z" + (f", noise {noise:g}" if noise else ""),
+            report,
+        )
         run.facts["z_norm_start"] = float(z.norm()) / z.numel() ** 0.5
         runs.append(run)
         if on_run is not None:

@@ -1,4 +1,5 @@
 """What a latent refinement leaves behind: runs on disk to go on from, a history, a table."""
+
 from __future__ import annotations
 
 import csv
@@ -13,17 +14,35 @@ from ..refinement.run import History
 from .prepare import write_atomically
 from .refine import Run
 
-_COLUMNS = ("run", "step", "cycle", "d_min", "function", "target", "objective", "penalty", "r_work", "r_free", "z_norm", "energy")
+_COLUMNS = (
+    "run",
+    "step",
+    "cycle",
+    "d_min",
+    "function",
+    "target",
+    "objective",
+    "penalty",
+    "r_work",
+    "r_free",
+    "z_norm",
+    "energy",
+)
 
 
 def save_run(path, run):
-    """Write a run as ``path`` (NumPy, no pickled objects); its FModel is made again from its sites and B factors."""
+    """Write a run as ``path`` (NumPy, no pickled objects); its FModel is made again from its sites and B
+    factors."""
     arrays = {"sites_cart": run.sites_cart, "all_sites_cart": run.all_sites_cart, "b": run.b}
     if run.z is not None:
         arrays["z"] = run.z
     text = json.dumps({"summary": run.summary(), "steps": run.history.steps, "cycles": run.history.cycles})
     buffer = io.BytesIO()
-    np.savez(buffer, text=np.array(text), **{name: value.detach().cpu().double().numpy() for name, value in arrays.items()})
+    np.savez(
+        buffer,
+        text=np.array(text),
+        **{name: value.detach().cpu().double().numpy() for name, value in arrays.items()},
+    )
     write_atomically(Path(path), buffer.getvalue())
 
 
@@ -32,9 +51,18 @@ def load_run(path, device="cpu"):
     try:
         with np.load(path, allow_pickle=False) as archive:
             content = json.loads(str(archive["text"]))
-            arrays = {name: torch.from_numpy(archive[name]).to(device) for name in archive.files if name != "text"}
-        return Run(**content["summary"], history=History(cycles=content["cycles"], steps=content["steps"]), fmodel=None,
-                   sites_cart=arrays["sites_cart"], all_sites_cart=arrays["all_sites_cart"], b=arrays["b"], z=arrays.get("z"))
+            arrays = {
+                name: torch.from_numpy(archive[name]).to(device) for name in archive.files if name != "text"
+            }
+        return Run(
+            **content["summary"],
+            history=History(cycles=content["cycles"], steps=content["steps"]),
+            fmodel=None,
+            sites_cart=arrays["sites_cart"],
+            all_sites_cart=arrays["all_sites_cart"],
+            b=arrays["b"],
+            z=arrays.get("z"),
+        )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
@@ -56,5 +84,7 @@ def table(rows):
     width = max(len(row[0]) for row in rows)
     lines = [f"{'':{width}s}  R-work  R-free"]
     for name, r_work, r_free, note in rows:
-        lines.append(f"{name:{width}s}  {r_work:.4f}  {'-     ' if r_free is None else f'{r_free:.4f}'}  {note}".rstrip())
+        lines.append(
+            f"{name:{width}s}  {r_work:.4f}  {'-     ' if r_free is None else f'{r_free:.4f}'}  {note}".rstrip()
+        )
     return "\n".join(lines)

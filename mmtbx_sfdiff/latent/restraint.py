@@ -1,9 +1,11 @@
-"""A force field's energy as a restraint of an ordinary refinement: U / kT of the model's protein, with hydrogens that ride.
+"""A force field's energy as a restraint of an ordinary refinement: U / kT of the model's protein, with
+hydrogens that ride.
 
-The force field's atoms that the model does not have (hydrogens, missing side-chain atoms) move with the nearest atom that it has;
-between macro-cycles they are put where the energy is lowest. Waters, ligands and other conformations are not restrained, and
-contacts with symmetry mates are not seen.
+The force field's atoms that the model does not have (hydrogens, missing side-chain atoms) move with the
+nearest atom that it has; between macro-cycles they are put where the energy is lowest. Waters, ligands and
+other conformations are not restrained, and contacts with symmetry mates are not seen.
 """
+
 from __future__ import annotations
 
 import torch
@@ -38,7 +40,8 @@ class ForceFieldRestraint:
     ImportError
         Without the libraries of ``mmtbx_sfdiff[latent]``.
     ValueError
-        A model without protein, or with atoms that the force field does not know; a weight that is not positive.
+        A model without protein, or with atoms that the force field does not know; a weight that is not
+        positive.
     """
 
     def __init__(self, hierarchy, weight=1.0, platform="CPU"):
@@ -66,13 +69,16 @@ class ForceFieldRestraint:
     def update(self, sites_cart):
         """Take sites as the ones that riding atoms belong to, and let these settle."""
         from ..refinement.minimise import Evaluation, minimise
+
         with torch.no_grad():
             base = self.sites(sites_cart.detach())
         shift = torch.zeros(3 * len(self.riding), dtype=torch.float64, requires_grad=True)
 
         def evaluate(vector):
-            value = limited(self.energy(base.index_add(0, self.riding, vector.reshape(-1, 3))) / KT_300) / 1000
-            gradient, = torch.autograd.grad(value, vector)
+            value = (
+                limited(self.energy(base.index_add(0, self.riding, vector.reshape(-1, 3))) / KT_300) / 1000
+            )
+            (gradient,) = torch.autograd.grad(value, vector)
             return Evaluation(float(value.detach()), gradient.nan_to_num(0.0, 0.0, 0.0), None)
 
         if len(self.riding):

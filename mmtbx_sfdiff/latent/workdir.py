@@ -1,9 +1,12 @@
-"""A folder in which a refinement happens stage by stage: what was done, with which inputs, and what may be skipped.
+"""A folder in which a refinement happens stage by stage: what was done, with which inputs, and what may be
+skipped.
 
-Each stage has a folder with ``stage.json``: its settings and seed, SHA-256 sums of its inputs, and, once it is finished, of its
-outputs. The outputs of one stage are inputs of the next. A stage that is finished is not repeated; one that was interrupted goes
-on; one whose settings or inputs have changed is refused until it is told to start anew.
+Each stage has a folder with ``stage.json``: its settings and seed, SHA-256 sums of its inputs, and, once it
+is finished, of its outputs. The outputs of one stage are inputs of the next. A stage that is finished is not
+repeated; one that was interrupted goes on; one whose settings or inputs have changed is refused until it is
+told to start anew.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -63,7 +66,9 @@ class WorkDir:
         """
         record = self.record(stage)
         if record is None or not record.get("finished"):
-            raise ValueError(f"{self.path} has no finished stage {stage}: run mmtbx_sfdiff.latent {stage} {self.path} first.")
+            raise ValueError(
+                f"{self.path} has no finished stage {stage}: run mmtbx_sfdiff.latent {stage} {self.path} first."
+            )
         return record
 
     def begin(self, stage, settings, inputs=None, seed=None, restart=False, resumable=()):
@@ -107,12 +112,21 @@ class WorkDir:
                 return False
             if any(name not in resumable for name in changed):
                 if not restart:
-                    raise ValueError(f"{self.path / stage} was made with other {', '.join(changed)}: choose another folder, "
-                                     "or set restart=True, which removes it.")
+                    raise ValueError(
+                        f"{self.path / stage} was made with other {', '.join(changed)}: choose another folder, "
+                        "or set restart=True, which removes it."
+                    )
                 shutil.rmtree(self.path / stage)
         self._start = time.perf_counter()
-        self._record = {"version": _VERSION, "stage": stage, "settings": settings, "inputs": sums, "seed": seed,
-                        "finished": False, "versions": versions()}
+        self._record = {
+            "version": _VERSION,
+            "stage": stage,
+            "settings": settings,
+            "inputs": sums,
+            "seed": seed,
+            "finished": False,
+            "versions": versions(),
+        }
         self._write(stage)
         return True
 
@@ -127,8 +141,12 @@ class WorkDir:
             To be remembered, as JSON.
         """
         folder = self.folder(stage)
-        self._record |= {"outputs": {str(Path(p).relative_to(folder)): sha256(p) for p in outputs}, "facts": facts,
-                         "seconds": time.perf_counter() - self._start, "finished": True}
+        self._record |= {
+            "outputs": {str(Path(p).relative_to(folder)): sha256(p) for p in outputs},
+            "facts": facts,
+            "seconds": time.perf_counter() - self._start,
+            "finished": True,
+        }
         self._write(stage)
         return self._record
 

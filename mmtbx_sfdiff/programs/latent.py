@@ -1,16 +1,17 @@
-"""``mmtbx_sfdiff.latent``: from a predicted model and data to a refined model, in the latent space of a Boltzmann generator."""
+"""``mmtbx_sfdiff.latent``: from a predicted model and data to a refined model, in the latent space of a
+Boltzmann generator."""
+
 from __future__ import annotations
 
 import json
 import math
 import sys
-from pathlib import Path
 
 import torch
 
 from libtbx.utils import Sorry
 
-from ..files import SCATTERING_TABLES, check_writable
+from ..files import check_writable
 from ..latent.baselines import BASELINES
 from ..latent.objective import OBJECTIVES
 from ..latent.optimise import Settings
@@ -191,7 +192,9 @@ def stage_arguments(arguments):
     if not words:
         return arguments
     if words[0] not in STAGES:
-        raise Sorry(f"{words[0]} is not a stage: the first word is one of {', '.join(STAGES)}, the second a folder.")
+        raise Sorry(
+            f"{words[0]} is not a stage: the first word is one of {', '.join(STAGES)}, the second a folder."
+        )
     if len(words) < 2:
         raise Sorry(f"The working folder is missing: mmtbx_sfdiff.latent {words[0]} WORKDIR.")
     folder = words[1].replace("\\", "\\\\").replace('"', '\\"')
@@ -221,16 +224,23 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
         """Everything that can be wrong with the parameters, before any work."""
         params = self.inputs
         if not params.stage or not params.workdir:
-            raise Sorry(f"Give a stage ({', '.join(STAGES)}) and a folder: mmtbx_sfdiff.latent prep WORKDIR model.pdb data.mtz.")
+            raise Sorry(
+                f"Give a stage ({', '.join(STAGES)}) and a folder: mmtbx_sfdiff.latent prep WORKDIR model.pdb data.mtz."
+            )
         if params.stage != "prep":
-            given = [n for n in ("entry_id", "model_file", "data_file") if getattr(params, n)] + ["demo"] * bool(params.demo)
+            given = [n for n in ("entry_id", "model_file", "data_file") if getattr(params, n)] + [
+                "demo"
+            ] * bool(params.demo)
             if given:
-                raise Sorry(f"The stage {params.stage} takes model and data from the stage prep: leave out {given[0]}.")
+                raise Sorry(
+                    f"The stage {params.stage} takes model and data from the stage prep: leave out {given[0]}."
+                )
         else:
             self._check_prep()
         self._check_numbers()
         self.check_computing()
         from ..latent.requirements import require
+
         try:
             for name in ("openmm", "pdbfixer"):
                 require(name)
@@ -250,37 +260,65 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
         if bool(params.data_file) == bool(params.entry_id):
             raise Sorry("Give a data file, or the PDB entry whose data are to be used.")
         if not params.prep.superpose_on:
-            raise Sorry("A model of the AlphaFold database is not in its place in the crystal: give a placed model with "
-                        "superpose_on, for example from molecular replacement.")
+            raise Sorry(
+                "A model of the AlphaFold database is not in its place in the crystal: give a placed model with "
+                "superpose_on, for example from molecular replacement."
+            )
 
     def _check_numbers(self):
         positive = (0, math.inf, False)
-        limits = {"md": {"duration": positive, "frame_interval": positive, "temperature": positive,
-                         "restraint": (-1e-300, math.inf, False), "threads": (1, 1024, False), "solvent_interval": (1, 100, False)},
-                  "train": {"ml_steps": (-0.5, 10**7, False), "kl_steps": (-0.5, 10**7, False), "samples": (1, 10**5, False),
-                            "star_weight": (-1e-300, math.inf, False), "shrink": (-1e-300, 1, False), "skip": (-1e-300, math.inf, False)},
-                  "refine": {"d_min": (0, math.inf, True), "starts": (1, 8, False), "steps": (1, 10**6, False),
-                             "rigid_steps": (-0.5, 10**6, False), "first_d_min": positive, "learning_rate": positive,
-                             "prior_weight": (-1e-300, math.inf, False), "polish_steps": (-0.5, 10**6, False),
-                             "force_field_weight": (-1e-300, math.inf, False)}}
+        limits = {
+            "md": {
+                "duration": positive,
+                "frame_interval": positive,
+                "temperature": positive,
+                "restraint": (-1e-300, math.inf, False),
+                "threads": (1, 1024, False),
+                "solvent_interval": (1, 100, False),
+            },
+            "train": {
+                "ml_steps": (-0.5, 10**7, False),
+                "kl_steps": (-0.5, 10**7, False),
+                "samples": (1, 10**5, False),
+                "star_weight": (-1e-300, math.inf, False),
+                "shrink": (-1e-300, 1, False),
+                "skip": (-1e-300, math.inf, False),
+            },
+            "refine": {
+                "d_min": (0, math.inf, True),
+                "starts": (1, 8, False),
+                "steps": (1, 10**6, False),
+                "rigid_steps": (-0.5, 10**6, False),
+                "first_d_min": positive,
+                "learning_rate": positive,
+                "prior_weight": (-1e-300, math.inf, False),
+                "polish_steps": (-0.5, 10**6, False),
+                "force_field_weight": (-1e-300, math.inf, False),
+            },
+        }
         for scope, numbers in limits.items():
             for name, (low, high, optional) in numbers.items():
                 value = getattr(getattr(self.inputs, scope), name)
                 if value is None and optional:
                     continue
                 if value is None or not low <= value <= high or (low == 0 and value == 0):
-                    raise Sorry(f"{scope}.{name}={value} is not possible: see mmtbx_sfdiff.latent --show-defaults.")
+                    raise Sorry(
+                        f"{scope}.{name}={value} is not possible: see mmtbx_sfdiff.latent --show-defaults."
+                    )
 
     def run(self):
-        from . import latent_stages
-        # The one place that may set torch's threads is the user's environment: nothing is changed here.
+        from . import latent_refining, latent_stages
+
+        module = latent_refining if self.inputs.stage in ("refine", "report") else latent_stages
         with self.progress() as report:
             try:
-                self.result = getattr(latent_stages, self.inputs.stage)(self, report)
+                self.result = getattr(module, self.inputs.stage)(self, report)
             except (ValueError, IndexError, ImportError) as error:
                 raise Sorry(" ".join(str(error).split())) from None
             except torch.cuda.OutOfMemoryError:
-                raise Sorry(f"The device {self.inputs.device} has too little free memory: use device=cpu.") from None
+                raise Sorry(
+                    f"The device {self.inputs.device} has too little free memory: use device=cpu."
+                ) from None
         self._json = json.dumps(self.result, indent=1, ensure_ascii=False) + "\n"
 
     def say(self, *words):

@@ -1,4 +1,6 @@
-"""A predicted model put into the crystal: superposed, chain by chain, on a model that is in its place already."""
+"""A predicted model put into the crystal: superposed, chain by chain, on a model that is in its place
+already."""
+
 from __future__ import annotations
 
 import iotbx.pdb
@@ -23,8 +25,8 @@ def place_on(predicted, reference, log=None):
     Returns
     -------
     iotbx.pdb.hierarchy.root
-        For each protein chain of the reference, the best matching chain of the prediction with the reference's chain name,
-        without the residues before the first and after the last that match.
+        For each protein chain of the reference, the best matching chain of the prediction with the
+        reference's chain name, without the residues before the first and after the last that match.
 
     Raises
     ------
@@ -55,10 +57,15 @@ def place_on(predicted, reference, log=None):
         model.append_chain(copy)
         if log is not None:
             rms = fixed.rms_difference(fit.other_sites_best_fit())
-            print(f"Chain {chain.id}: {len(pairs)} of {len(target)} residues match, CA atoms within {rms:.2f} Å (root mean "
-                  "square)", file=log)
+            print(
+                f"Chain {chain.id}: {len(pairs)} of {len(target)} residues match, CA atoms within {rms:.2f} Å (root mean "
+                "square)",
+                file=log,
+            )
     if not model.chains():
-        raise Sorry("No chain of the model to be placed has the sequence of a chain of superpose_on: check both files.")
+        raise Sorry(
+            "No chain of the model to be placed has the sequence of a chain of superpose_on: check both files."
+        )
     result.atoms().reset_i_seq()
     result.atoms().reset_serial()
     return result
@@ -67,6 +74,7 @@ def place_on(predicted, reference, log=None):
 def _residues(chain):
     """[(one-letter code, CA, residue group)] of the protein residues of a chain."""
     from iotbx.pdb.amino_acid_codes import one_letter_given_three_letter as codes
+
     found = []
     for group in chain.residue_groups():
         atoms = [a for a in group.atoms() if a.name == " CA " and a.parent().resname in codes]
@@ -76,7 +84,11 @@ def _residues(chain):
 
 
 def _matches(source, target):
-    alignment = align("".join(s[0] for s in source), "".join(t[0] for t in target)).extract_alignment()
-    pairs = [(source[i], target[j]) for i, j, match in zip(alignment.i_seqs_a, alignment.i_seqs_b, alignment.matches())
-             if i is not None and j is not None and match == "|"]
+    sequences = ["".join(residue[0] for residue in chain) for chain in (source, target)]
+    alignment = align(*sequences).extract_alignment()
+    pairs = [
+        (source[i], target[j])
+        for i, j, match in zip(alignment.i_seqs_a, alignment.i_seqs_b, alignment.matches())
+        if i is not None and j is not None and match == "|"
+    ]
     return pairs

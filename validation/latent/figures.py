@@ -1,6 +1,7 @@
 """The figures of docs/latent.rst, from what the studies left behind.
 
-    python -m validation.latent.figures --folder /tmp/latent --results latent.jsonl --entry 1aie --seed 0 --out docs/figures
+    python -m validation.latent.figures --folder /tmp/latent --results latent.jsonl --entry 1aie --seed 0
+    --out docs/figures
 
 ``latent_energies.png``     4a: energies of the dynamics and of samples (realnvp.json of validation.latent.priors)
 ``latent_course.png``       4b: target, R-work, R-free against the steps; baselines; the deposited model
@@ -21,23 +22,56 @@ from mmtbx_sfdiff.files import write_all
 from mmtbx_sfdiff.latent import figures
 from validation.latent.refinement import key, read
 
-NAMES = {"latent": "latent", "sites_ff": "sites + force field", "average_ff": "MD average, sites + force field", "sites": "sites alone"}
-COLUMNS = ("entry", "seed", "kind", "label", "d_min", "rmsd_start_main", "rmsd_start_all", "r_work_start", "r_free_start",
-           "r_work_before_polish", "r_free_before_polish", "r_work", "r_free", "rmsd_main", "rmsd_all", "energy", "seconds")
+NAMES = {
+    "latent": "latent",
+    "sites_ff": "sites + force field",
+    "average_ff": "MD average, sites + force field",
+    "sites": "sites alone",
+}
+COLUMNS = (
+    "entry",
+    "seed",
+    "kind",
+    "label",
+    "d_min",
+    "rmsd_start_main",
+    "rmsd_start_all",
+    "r_work_start",
+    "r_free_start",
+    "r_work_before_polish",
+    "r_free_before_polish",
+    "r_work",
+    "r_free",
+    "rmsd_main",
+    "rmsd_all",
+    "energy",
+    "seconds",
+)
 
 
 def energies(folder, entry, seed):
     """Figure 4a."""
     record = json.loads((folder / entry / f"seed{seed}" / "realnvp.json").read_text())
-    names = {"md": "dynamics", "realnvp": "RealNVP, likelihood and energy", "linear": "linear", "linear_half": "linear, z x 0.5",
-             "diagonal": "diagonal"}
+    names = {
+        "md": "dynamics",
+        "realnvp": "RealNVP, likelihood and energy",
+        "linear": "linear",
+        "linear_half": "linear, z x 0.5",
+        "diagonal": "diagonal",
+    }
     samples = {names[name]: record["energies"][name] for name in names if name in record["energies"]}
-    return figures.energies(samples, record["n_atoms"], f"{entry}: energies of dynamics and of the priors' samples")
+    return figures.energies(
+        samples, record["n_atoms"], f"{entry}: energies of dynamics and of the priors' samples"
+    )
 
 
 def course(folder, lines, entry, seed, d_min):
     """Figure 4b."""
-    mine = {line["kind"]: line for line in lines if key(line) in [(entry, seed, k, d_min, "") for k in (*NAMES, "benchmark")]}
+    mine = {
+        line["kind"]: line
+        for line in lines
+        if key(line) in [(entry, seed, k, d_min, "") for k in (*NAMES, "benchmark")]
+    }
     runs = {}
     for kind, name in NAMES.items():
         path = folder / entry / f"seed{seed}" / f"history_{kind}_{d_min:g}.json"
@@ -46,15 +80,28 @@ def course(folder, lines, entry, seed, d_min):
             runs[name] = histories["before"][0] + histories["polish"][0]
     benchmark = mine["benchmark"]
     start = mine["latent"]["rmsd_start"]["main"]
-    return figures.course(runs, {"deposited, stripped": (benchmark["r_work"], benchmark["r_free"]),
-                                 "deposited": tuple(benchmark["full"])},
-                          f"{entry} to {d_min:g} Å, from {start:.2f} Å (main chain); the last part of each curve is polishing")
+    return figures.course(
+        runs,
+        {
+            "deposited, stripped": (benchmark["r_work"], benchmark["r_free"]),
+            "deposited": tuple(benchmark["full"]),
+        },
+        f"{entry} to {d_min:g} Å, from {start:.2f} Å (main chain); the last part of each curve is polishing",
+    )
 
 
 def convergence(lines, entry):
     """Start RMSD against final R-free."""
-    points = [{"rmsd": line["rmsd_start"]["main"], "r_free": line["r_free"], "d_min": line["d_min"], "name": NAMES[line["kind"]]}
-              for line in sorted(lines, key=key) if line["entry"] == entry and line["kind"] in NAMES and not line["label"]]
+    points = [
+        {
+            "rmsd": line["rmsd_start"]["main"],
+            "r_free": line["r_free"],
+            "d_min": line["d_min"],
+            "name": NAMES[line["kind"]],
+        }
+        for line in sorted(lines, key=key)
+        if line["entry"] == entry and line["kind"] in NAMES and not line["label"]
+    ]
     return figures.convergence(points, f"{entry}: where refinement ends")
 
 
@@ -88,7 +135,9 @@ def main(args=None):
     files = {"latent_refinement.csv": table(lines).encode()}
     if (options.folder / options.entry / f"seed{options.seed}" / "realnvp.json").exists():
         files["latent_energies.png"] = figures.png(energies(options.folder, options.entry, options.seed))
-    files["latent_course.png"] = figures.png(course(options.folder, lines, options.entry, options.seed, options.d_min))
+    files["latent_course.png"] = figures.png(
+        course(options.folder, lines, options.entry, options.seed, options.d_min)
+    )
     files["latent_convergence.png"] = figures.png(convergence(lines, options.entry))
     write_all({options.out / name: content for name, content in files.items()})
     print("Written: " + ", ".join(files))

@@ -1,0 +1,316 @@
+"""The last stages of ``mmtbx_sfdiff.latent``: refinement and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import torch
+
+from cctbx.array_family import flex
+
+from ..cctbx_backend.fmodel import map_file, model_file
+from ..files import read_model
+from ..fmodel import FModel
+from ..latent import BoltzmannGenerator, OpenMMEnergy, create_system, figures, prepare_model
+from ..latent import report as reporting
+from ..latent.baselines import run_baseline
+from ..latent.experiment import Experiment
+from ..latent.optimise import Settings
+from ..latent.polish import polish
+from ..latent.prepare import write_atomically
+from ..latent.problem import make_problem, stripped
+from ..latent.refine import STARTS, refine_latent
+from ..reflections import Reflections
+from .latent_stages import already, one_copy, prepared_entry
+
+_SAMPLES = 100
+
+
+def refine(program, report):
+    """The latent vector against the data, polishing, baselines; the model, maps and table."""
+    params, work = program.inputs.refine, program.work
+    names = (
+        "d_min",
+        "objective",
+        "starts",
+        "steps",
+        "rigid_steps",
+        "first_d_min",
+        "learning_rate",
+        "prior_weight",
+        "polish_steps",
+        "force_field_weight",
+    )
+    settings = {name: getattr(params, name) for name in names} | {"baselines": list(params.baselines)}
+    settings |= {name: getattr(program.inputs, name) for name in ("method", "mask", "grid_step")}
+    facts = work.need("prep")["facts"]
+    settings["b_source"] = (
+        params.b_source if params.b_source != "auto" else "plddt" if facts["predicted"] else "wilson"
+    )
+    inputs = {"benchmark": params.benchmark} if params.benchmark else {}
+    if not work.begin(
+        "refine", settings, inputs, program.inputs.random_seed, program.inputs.restart, resumable=("starts",)
+    ):
+        return already(program, "refine")
+    entry = prepared_entry(program, params.d_min)
+    prepared, frames = one_copy(work, work.need("train")["settings"]["skip"])
+    problem = make_problem(
+        prepared,
+        entry,
+        settings["b_source"],
+        device=program.inputs.device,
+        method=settings["method"],
+        mask={"method": settings["mask"], "grid_step": settings["grid_step"]},
+    )
+    how = Settings(
+        objective=params.objective,
+        steps=params.steps,
+        rigid_steps=params.rigid_steps,
+        first_d_min=params.first_d_min,
+        learning_rate=params.learning_rate,
+    )
+    energy = OpenMMEnergy(create_system(prepared, constraints=None, hydrogen_mass=None))
+    folder = work.folder("refine")
+    runs = _starts(program, problem, how, folder, report)
+    best = runs[0]
+    final = (
+        _kept(
+            program,
+            folder / "polished.npz",
+            lambda: polish(
+                problem,
+                best.all_sites_cart,
+                best.b,
+                energy,
+                how,
+                params.polish_steps,
+                params.force_field_weight,
+                report=report,
+            ),
+        )
+        if params.polish_steps
+        else best
+    )
+    others, budget = [], params.starts * (params.steps + params.rigid_steps)
+    for name in params.baselines:
+
+        def compute(name=name):
+            found = run_baseline(
+                name,
+                problem,
+                energy,
+                frames,
+                dataclasses.replace(how, steps=budget),
+                params.force_field_weight,
+                report,
+            )
+            if not params.polish_steps:
+                return found
+            end = polish(
+                problem,
+                found.all_sites_cart,
+                found.b,
+                energy,
+                how,
+                params.polish_steps,
+                params.force_field_weight,
+                report=report,
+            )
+            end.history.steps[:0] = found.history.steps
+            end.history.cycles[:0] = found.history.cycles
+            end.label = name
+            return end
+
+        others.append(_kept(program, folder / f"baseline_{name}.npz", compute))
+    return _write_refined(program, problem, entry, runs, final, others, report)
+
+
+def _kept(program, path, compute):
+    """A run read from its file, or computed and written there."""
+    run = reporting.load_run(path, program.inputs.device)
+    if run is None:
+        run = compute()
+        reporting.save_run(path, run)
+        program.say(
+            f"{run.label}: target {run.target:.0f}, {_r(run.r_work, run.r_free)}, {run.seconds:.0f} s"
+        )
+    return run
+
+
+def _starts(program, problem, how, folder, report):
+    params = program.inputs.refine
+    generator = BoltzmannGenerator.load(program.work.folder("train") / "generator.pt", program.inputs.device)
+    runs = [
+        _kept(
+            program,
+            folder / f"start_{number}.npz",
+            lambda n=number: refine_latent(
+                problem,
+                generator,
+                how,
+                STARTS[n : n + 1],
+                program.inputs.random_seed * 100 + n,
+                params.prior_weight,
+                report,
+            )[0],
+        )
+        for number in range(params.starts)
+    ]
+    for number, run in enumerate(runs, 1):
+        run.label = run.label.replace("start 1:", f"start {number}:")
+    runs.sort(key=lambda run: run.target)
+    program.say(f"Taken by the target of the work set: {runs[0].label}")
+    return runs
+
+
+def _write_refined(program, problem, entry, runs, final, others, report):
+    work, params = program.work, program.inputs.refine
+    folder = work.folder("refine")
+    report("writing", None)
+    experiment = Experiment(problem.fmodel)
+    kept = _stripped_entry(entry, problem)
+    start = experiment.finished(problem.sites_cart[problem.rows], problem.b_start)
+    finished = experiment.finished(final.sites_cart, final.b).to(dtype=torch.float64, device="cpu")
+    finished._source = kept
+    finished.update_scales()
+    r_work, r_free = finished.r_factors()
+    flags = entry.data.r_free_flags is not None
+    rows = [("start", *start.r_factors(), "")]
+    rows += [
+        (
+            run.label,
+            run.r_work,
+            run.r_free,
+            f"target {run.target:.0f}" + (", taken" if run is runs[0] else ""),
+        )
+        for run in sorted(runs, key=lambda run: run.label)
+    ]
+    rows += [("refined", r_work, r_free, "polished" if params.polish_steps else "")]
+    rows += [(f"baseline {run.label}", run.r_work, run.r_free, "") for run in others]
+    if params.benchmark:
+        rows += _benchmark(params.benchmark, entry, problem)
+    rows = [(name, a, b if flags else None, note) for name, a, b, note in rows]
+    program.say(reporting.table(rows))
+    content = {
+        "name": work.need("prep")["facts"]["name"],
+        "rows": rows,
+        "runs": [run.summary() for run in runs],
+        "final": {"r_work": r_work, "r_free": r_free if flags else None, "facts": final.facts},
+        "baselines": [run.summary() for run in others],
+        "n_reflections": len(finished.reflections),
+    }
+    everything = [*runs, *([final] if final is not runs[0] else []), *others]
+    files = {
+        "refined.cif": model_file(finished, ".cif"),
+        "refined.mtz": map_file(finished),
+        "history.csv": reporting.history_csv(everything),
+        "table.json": json.dumps(content, indent=1),
+    }
+    for name, text in files.items():
+        write_atomically(folder / name, text)
+    program.say("Written: " + ", ".join(str(folder / name) for name in files))
+    return work.finish("refine", [folder / name for name in files], final=content["final"])
+
+
+def _stripped_entry(entry, problem):
+    """The entry with the atoms that were refined."""
+    flags = flex.bool(entry.model.xray_structure.scatterers().size(), False)
+    flags.set_selected(flex.size_t(problem.selection.tolist()), True)
+    manager = entry.model.manager.select(flags)
+    for group in manager.get_hierarchy().atom_groups():
+        group.altloc = ""
+    model = dataclasses.replace(entry.model, manager=manager, xray_structure=manager.get_xray_structure())
+    return dataclasses.replace(entry, model=model)
+
+
+def _benchmark(path, entry, problem):
+    """Rows of a reference model: as it is, and without what the force field does not have."""
+    model = read_model(
+        path,
+        crystal_symmetry=entry.data.f_obs.crystal_symmetry(),
+        scattering_table=entry.model.scattering_table,
+        d_min=entry.data.f_obs.d_min(),
+    )
+    kept = prepare_model(model.manager.get_hierarchy()).model_index.sort().values
+    everything = torch.arange(model.xray_structure.scatterers().size())
+    rows = []
+    for name, selection, isotropic in (
+        ("reference, in full", everything, False),
+        ("reference, stripped", kept, True),
+    ):
+        atoms = stripped(model.xray_structure, selection, isotropic=isotropic)
+        fmodel = FModel(
+            atoms,
+            Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags),
+            mask=problem.fmodel.mask_options,
+        )
+        fmodel.update_scales()
+        rows.append((name, *fmodel.r_factors(), f"{atoms.n_atoms} atoms"))
+    return rows
+
+
+def _r(r_work, r_free):
+    return f"R-work {r_work:.4f}" + ("" if r_free is None else f", R-free {r_free:.4f}")
+
+
+# report
+
+
+def report(program, progress):
+    """Figures 4a and 4b, and the table once more."""
+    work = program.work
+    settings = {"figures": bool(program.params.output.figures)}
+    if not work.begin("report", settings, None, program.inputs.random_seed, program.inputs.restart):
+        return already(program, "report")
+    folder, refined = work.folder("report"), work.folder("refine")
+    content = json.loads((refined / "table.json").read_text())
+    program.say(reporting.table([tuple(row) for row in content["rows"]]))
+    write_atomically(folder / "report.txt", reporting.table([tuple(row) for row in content["rows"]]) + "\n")
+    outputs = [folder / "report.txt"]
+    if settings["figures"]:
+        progress("energies of samples", None)
+        outputs += [_energies(program, folder), _course(folder, refined, content)]
+    program.say("Written: " + ", ".join(map(str, outputs)))
+    return work.finish("report", outputs)
+
+
+def _energies(program, folder):
+    work = program.work
+    prepared, frames = one_copy(work, work.need("train")["settings"]["skip"])
+    energy = OpenMMEnergy(create_system(prepared))
+    random = torch.Generator().manual_seed(program.inputs.random_seed)
+    flow = work.need("train")["settings"]["flow"]
+    with torch.no_grad():
+        chosen = frames[torch.linspace(0, len(frames) - 1, min(_SAMPLES, len(frames))).long()]
+        values = {"dynamics": energy(chosen)}
+        for name in dict.fromkeys(("linear", flow)):
+            file = "linear.pt" if name == "linear" else "generator.pt"
+            generator = BoltzmannGenerator.load(work.folder("train") / file)
+            values[name] = energy(generator.sample(_SAMPLES, 1.0, random))
+        values[f"{flow}, z x 0.5"] = energy(generator.sample(_SAMPLES, 0.5, random))
+    picture = figures.energies(
+        {k: v.numpy() for k, v in values.items()}, prepared.n_ff, "Energies of structures"
+    )
+    path = folder / "energies.png"
+    write_atomically(path, figures.png(picture))
+    return path
+
+
+def _course(folder, refined, content):
+    best = content["runs"][0]["label"]
+    found = {}
+    for path in sorted(refined.glob("*.npz")):
+        run = reporting.load_run(path)
+        if path.name.startswith("start") and run.target == content["runs"][0]["target"]:
+            found = {f"latent ({best})": list(run.history.steps), **found}
+        elif path.name.startswith("baseline"):
+            found[run.label] = run.history.steps
+    polished = reporting.load_run(refined / "polished.npz")
+    if polished is not None and found:
+        first = next(iter(found))
+        found[first] = found[first] + polished.history.steps
+    lines = {row[0]: (row[1], row[2]) for row in content["rows"] if row[0].startswith("reference")}
+    path = folder / "course.png"
+    write_atomically(path, figures.png(figures.course(found, lines, content["name"])))
+    return path
