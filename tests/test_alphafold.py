@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 from libtbx.utils import Sorry
-from test_fetch import QUICK, Site
+from server import Site
+from test_fetch import QUICK
 
 from mmtbx_sfdiff.files import find_predicted_model, normalise_accession
 
