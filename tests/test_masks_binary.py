@@ -259,3 +259,21 @@ def test_real_entries(pdb_dir, entry):
     path = next(pdb_dir.joinpath(entry).glob(f"{entry}.[pc][di][bf].gz"))
     xrs = iotbx.pdb.input(file_name=str(path)).xray_structure_simple()
     check(xrs, bound=1e-12)
+
+
+@pytest.mark.parametrize("limits", [(0, 0, 0), (2, 0, 1), (2, 3, 3)])
+def test_few_frequencies_are_those_of_the_whole_transform(limits):
+    atoms = sfdiff.Atoms.from_cctbx(random_structure.xray_structure(
+        space_group_info=sgtbx.space_group_info("P 1"), elements=["C"], unit_cell=(9, 10, 11, 80, 95, 100)))
+    mask = torch.rand(2, 5, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    h = torch.cartesian_prod(*(torch.arange(-n, n + 1) for n in limits))
+    grid = torch.cartesian_prod(*(torch.arange(n) for n in mask.shape[1:])).to(torch.float64)
+    phases = torch.exp(2j * torch.pi * (h.to(torch.float64) @ (grid / torch.tensor(mask.shape[1:])).T))
+    expected = mask.detach().flatten(1).to(phases.dtype) @ phases.T * atoms.crystal.volume / mask[0].numel()
+    f_mask = sfdiff.mask_structure_factors(mask, atoms.crystal, h, d_min=None)
+    assert torch.allclose(f_mask.detach(), expected, rtol=1e-12, atol=1e-12)
+    gradient, = torch.autograd.grad(torch.view_as_real(f_mask).square().sum(), mask, create_graph=True)
+    # A quadratic form: its gradient is linear, and the gradient of half its own product with the map is itself.
+    again, = torch.autograd.grad((gradient * mask).sum() / 2, mask)
+    assert torch.allclose(again, gradient, rtol=1e-12, atol=1e-12)
+    assert float((gradient * mask).sum().detach()) == pytest.approx(2 * float(expected.abs().square().sum()), rel=1e-12)
