@@ -7,6 +7,7 @@ For each entry and seed that ``python -m validation.latent.priors`` has made a s
     sites_ff      sites with the force field       } of the latent refinement together, then polished in the same way
     average_ff    the same from the trajectory's average
     deposited_ff  control: the deposited model, stripped and polished in the same way
+    latent_side_chains  control: latent, its side chains replaced by the deposited ones, then polished
     benchmark     the deposited model, stripped as the start was, as it is; and the full deposited model
 
 One JSON line for each run is appended to RESULTS; runs that are there are not repeated, so the command can be
@@ -56,11 +57,14 @@ from mmtbx_sfdiff.latent import (
 from mmtbx_sfdiff.latent.baselines import run_baseline
 from mmtbx_sfdiff.latent.experiment import Experiment
 from mmtbx_sfdiff.latent.optimise import Settings
+from mmtbx_sfdiff.latent.placement import superposition
 from mmtbx_sfdiff.latent.polish import polish
 from mmtbx_sfdiff.latent.problem import make_problem, stripped
 from mmtbx_sfdiff.latent.refine import STARTS, refine_latent
 
-KINDS = ("benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff")
+KINDS = (
+    "benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff", "latent_side_chains"
+)
 RESOLUTION = {"1aie": 2.0, "1dtx": 2.2, "6jqs": 2.1}
 SIZES = {"ci": (2, 80, 40), "cpu": (2, 350, 300), "gpu": (8, 1000, 400)}  # starts, steps, steps of polishing
 MASK = {"method": "probe_shrink"}
@@ -125,7 +129,7 @@ def one(
     energy = OpenMMEnergy(system, platform="CPU" if device == "cpu" else "CUDA")
     runs, histories = [], {}
     begin = problem.sites_cart[problem.rows]
-    if kind == "latent":
+    if kind.startswith("latent"):
         generator = BoltzmannGenerator.load(place / generator_name, device)
         runs = refine_latent(problem, generator, settings, STARTS[:n_starts], seed=seed, **(options or {}))
         found = runs[0]
@@ -140,7 +144,10 @@ def one(
         final = polish(problem, deposited, problem.residue_b()().detach(), energy, settings, polish_steps)
         before = None
     else:
-        final = polish(problem, found.all_sites_cart, found.b, energy, settings, polish_steps)
+        sites = found.all_sites_cart
+        if kind == "latent_side_chains":
+            sites = with_side_chains(prepared, sites, PreparedModel.load(place / "deposited").sites_cart)
+        final = polish(problem, sites, found.b, energy, settings, polish_steps)
         before = found.summary()
         histories = {"before": [found.history.steps, found.history.cycles]}
     histories["polish"] = [final.history.steps, final.history.cycles]
@@ -170,6 +177,22 @@ def one(
         "settings": dataclasses.asdict(settings),
         "seconds": time.perf_counter() - start,
     }, histories
+
+
+def with_side_chains(prepared, sites_cart, other):
+    """Sites whose side chains are those of another model of the same atoms, moved with N, CA and C of their residues."""
+    result = sites_cart.detach().clone()
+    names = prepared.names
+    for residue in range(len(prepared.residue_names)):
+        atoms = (prepared.residue_index == residue).nonzero()[:, 0]
+        frame = torch.tensor([i for i in atoms.tolist() if names[i] in ("N", "CA", "C")])
+        if len(frame) < 3:
+            continue
+        kept = ("N", "H", "CA", "C", "O", "OXT", "H1", "H2", "H3")
+        side = torch.tensor([i for i in atoms.tolist() if names[i] not in kept], dtype=torch.int64)
+        rotation, centre, new_centre = superposition(other[frame], sites_cart[frame])
+        result[side] = ((other[side] - centre) @ rotation.T + new_centre).to(result)
+    return result
 
 
 def truth_prior(place, duration):
