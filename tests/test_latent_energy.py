@@ -158,3 +158,11 @@ def test_wrong_input():
     odd.addForce(openmm.CustomBondForce("r"))
     with pytest.raises(ValueError, match="does not know: CustomBondForce"):
         TorchAmber(odd)
+
+
+@pytest.mark.gpu
+def test_torch_energy_on_a_gpu():
+    sites = random_sites(protein(), 4, 0.03)
+    energy = TorchAmber(protein_system())
+    expected = energy(sites)
+    torch.testing.assert_close(energy.cuda()(sites.cuda()).cpu(), expected, rtol=0, atol=1e-6)
