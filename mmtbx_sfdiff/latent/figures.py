@@ -117,7 +117,7 @@ def convergence(points, title=""):
     """
     limits = sorted({p["d_min"] for p in points})
     names = list(dict.fromkeys(p["name"] for p in points))
-    figure = Figure(figsize=(2.7 * len(limits) + 0.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(2.7 * len(limits) + 0.6, 3.7), layout="constrained")
     panels = figure.subplots(1, len(limits), sharey=True, squeeze=False)[0]
     for panel, limit in zip(panels, limits):
         for i, name in enumerate(names):
@@ -138,7 +138,8 @@ def convergence(points, title=""):
         panel.set_xlabel("start RMSD, Å")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("final R-free")
-    panels[-1].legend(frameon=False, fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     figure.suptitle(title, fontsize=10)
     return figure
 

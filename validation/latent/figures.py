@@ -99,7 +99,7 @@ def convergence(lines, entry):
             "d_min": line["d_min"],
             "name": NAMES[line["kind"]],
         }
-        for line in sorted(lines, key=key)
+        for line in sorted(lines, key=lambda line: [*NAMES, line["kind"]].index(line["kind"]))
         if line["entry"] == entry and line["kind"] in NAMES and not line["label"]
     ]
     return figures.convergence(points, f"{entry}: where refinement ends")
