@@ -47,7 +47,7 @@ def energies(samples, n_atoms, title=""):
             color=COLOURS[i % 7],
             linestyle=_STYLES[i % 7],
             linewidth=1.4,
-            label=f"{name}: median {np.median(v):+.2f} kJ/mol per atom",
+            label=f"{name}: median {np.median(v):+.3g} kJ/mol per atom",
         )
     axes.set_xscale("symlog", linthresh=1.0)
     axes.set_xlabel("(U - median U of dynamics) / number of atoms, kJ/mol; the last bin holds all beyond")
