@@ -65,7 +65,8 @@ def test_riding_hydrogens(remove_outliers):
 
 @pytest.mark.parametrize("entry", ["1yjp", "1aie", "1bdw", "1dur", "5wkd", "2okz"])
 @pytest.mark.parametrize("remove_outliers", [True, False])
-def test_real_entries(pdb_dir, entry, remove_outliers):
+def test_real_entries(pdb_dir, monkeypatch, entry, remove_outliers):
+    monkeypatch.setenv("MMTBX_SFDIFF_PDB_DIR", str(pdb_dir))
     files = find_entry(entry, download=False)
     loaded = load_entry(files.model, files.data)
     fmodel = mmtbx.f_model.manager(f_obs=loaded.data.f_obs, r_free_flags=loaded.data.r_free_flags,
