@@ -187,6 +187,7 @@ def test_bad_input_is_one_sentence(arguments, words, crystal, tmp_path, monkeypa
     assert run([word.format(**names) for word in arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("Sorry: ") and words in error and "Traceback" not in error
+    assert arguments[0] == "prep" or not (tmp_path / "new").exists()
 
 
 def test_work_folder_notices_changed_inputs(tmp_path):

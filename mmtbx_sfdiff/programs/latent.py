@@ -249,6 +249,12 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
         self.work = WorkDir(params.workdir)
         if self.work.path.exists() and not self.work.path.is_dir():
             raise Sorry(f"{self.work.path} is a file: name a folder.")
+        before = STAGES.index(params.stage) - 1
+        if before >= 0:
+            try:
+                self.work.need(STAGES[before])
+            except ValueError as error:
+                raise Sorry(str(error)) from None
         check_writable([self.work.path / params.stage / "stage.json"])
 
     def _check_prep(self):
