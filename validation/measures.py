@@ -26,26 +26,23 @@ class Measure:
     best: str = "low"
 
 
-def _result(*path):
+def _number(part, *path):
     def of(record):
-        value = record["result"]
+        value = record[part]
         for name in path:
             if value is None:
                 return None
             value = value[name]
         return value
     return of
+
+
+def _result(*path):
+    return _number("result", *path)
 
 
 def _contract(*path):
-    def of(record):
-        value = record["contracts"]
-        for name in path:
-            if value is None:
-                return None
-            value = value[name]
-        return value
-    return of
+    return _number("contracts", *path)
 
 
 def _difference(one, other):

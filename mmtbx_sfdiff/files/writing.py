@@ -78,6 +78,21 @@ def write_all(contents):
                 os.unlink(part)
 
 
+def write_atomically(path, content):
+    """Write one file, text or bytes, as :func:`write_all` does.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    content : str or bytes
+
+    Raises
+    ------
+    libtbx.utils.Sorry
+    """
+    write_all({path: content.encode() if isinstance(content, str) else content})
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..files.writing import write_atomically
 from .coupling_flows import RealNVP, SplineFlow
 from .flows import LinearFlow, normal_log_density
-from .prepare import write_atomically
 from .transform import MixedTransform, superpose
 
 FLOWS = {"linear": LinearFlow, "realnvp": RealNVP, "spline": SplineFlow}

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files.writing import write_atomically
 from .energy import NM_PER_ANGSTROM, make_context
-from .prepare import write_atomically
 from .requirements import require
 
 _FORMAT = 1

@@ -8,7 +8,6 @@ listed.
 
 import io
 import json
-import os
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files.writing import write_atomically
 from .requirements import require
 
 CAPS = ("ACE", "NME")
@@ -468,19 +468,3 @@ def _first_atoms(topology, n):
         "atoms": description["atoms"][:n],
         "bonds": [pair for pair in description["bonds"] if max(pair) < n],
     })
-
-
-def write_atomically(path, content):
-    """Write text or bytes so that the file is either the old or the new one.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-    content : str or bytes
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files.writing import write_atomically
 from ..refinement.run import History
-from .prepare import write_atomically
 from .refine import Run
 
 _COLUMNS = (

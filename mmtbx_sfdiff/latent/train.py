@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
+from ..files.writing import write_atomically
 from .energy import GAS_CONSTANT, log_clip
 from .flows import normal_log_density
-from .prepare import write_atomically
 from .transform import superpose
 
 

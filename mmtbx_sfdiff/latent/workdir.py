@@ -15,8 +15,8 @@ import shutil
 import time
 from pathlib import Path
 
+from ..files.writing import write_atomically
 from ..versions import versions
-from .prepare import write_atomically
 
 STAGES = ("prep", "md", "train", "refine", "report")
 _VERSION = 1

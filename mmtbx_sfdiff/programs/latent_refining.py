@@ -9,6 +9,7 @@ import torch
 
 from cctbx.array_family import flex
 
+from ..files.writing import write_atomically
 from ..cctbx_backend.fmodel import map_file, model_file
 from ..files import read_model
 from ..fmodel import FModel
@@ -18,7 +19,6 @@ from ..latent.baselines import run_baseline
 from ..latent.experiment import Experiment
 from ..latent.optimise import Settings
 from ..latent.polish import polish
-from ..latent.prepare import write_atomically
 from ..latent.problem import make_problem, stripped
 from ..latent.refine import STARTS, refine_latent
 from ..reflections import Reflections

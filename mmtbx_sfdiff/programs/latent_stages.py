@@ -11,6 +11,7 @@ import torch
 
 from libtbx.utils import Sorry
 
+from ..files.writing import write_atomically
 from ..files import data_symmetry, find_entry, find_predicted_model, load_entry, read_model
 from ..latent import (
     BoltzmannGenerator,
@@ -29,7 +30,6 @@ from ..latent import (
     prepare_model,
     run_md,
 )
-from ..latent.prepare import write_atomically
 from ..latent.train import train as fit
 from .latent_placing import place_on
 

@@ -32,7 +32,7 @@ from mmtbx_sfdiff.files import find_entry, read_model
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel, RealNVP,
                                  TrainingSettings, add_position_restraints, calibrate, create_system, frame_features,
                                  load_frames, prepare_model, run_md, train)
-from mmtbx_sfdiff.latent.prepare import write_atomically
+from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.latent.train import split_in_time
 from validation.latent.starts import backbone_rmsd, wrong_start
 
