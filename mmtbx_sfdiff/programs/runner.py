@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 
 from iotbx.cli_parser import CCTBXParser, run_program
 from libtbx.utils import Sorry
@@ -120,8 +121,9 @@ def guarded(run, interrupted="Interrupted."):
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        run()
-        sys.stdout.flush()
+        with _no_interrupt_lost():
+            run()
+            sys.stdout.flush()
     except Sorry as error:
         _say("Sorry: " + str(error).strip())
         return 1
@@ -142,6 +144,27 @@ def guarded(run, interrupted="Interrupted."):
             _say(end.code)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+@contextlib.contextmanager
+def _no_interrupt_lost():
+    """Ctrl-C that arrives in a finaliser or a weak reference's callback, where Python drops it, comes again."""
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        # A moment later and from another thread: raised in here it would be dropped as well.
+        again = threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _say(text):

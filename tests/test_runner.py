@@ -1,0 +1,49 @@
+"""What every program's command line does with an interrupt."""
+import os
+import signal
+import subprocess
+import sys
+import weakref
+
+from mmtbx_sfdiff.programs.runner import guarded
+
+PROGRAM = """
+import mmtbx_sfdiff, os, signal, sys, time
+from mmtbx_sfdiff.programs.runner import guarded
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def run():
+    Finalised()
+    time.sleep(20)
+    print("not interrupted")
+
+sys.exit(guarded(run))
+"""
+
+
+def test_ctrl_c_during_a_finaliser_is_not_lost(tmp_path):
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"},
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert done.stderr.strip() == "Interrupted."
+
+
+def test_other_errors_of_finalisers_are_reported_as_ever(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_type))
+    hook = sys.unraisablehook
+
+    def run():
+        target = type("Target", (), {})()
+        reference = weakref.ref(target, lambda _: 1 / 0)
+        del target
+        assert reference() is None
+
+    assert guarded(run) == 0
+    assert seen == [ZeroDivisionError] and sys.unraisablehook is hook
