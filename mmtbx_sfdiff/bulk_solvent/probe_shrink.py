@@ -165,7 +165,7 @@ def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memor
     if engine == "cpu":
         from .probe_shrink_cpu import SoftMask
         engine = SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory,
-                          torch.get_num_threads(), kept)
+                          kept)
     else:
         engine = probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
     volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, width, engine).to(torch.float64)
@@ -244,7 +244,7 @@ def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memor
     reach = Reach(_TOP - low)
     if engine == "cpu":
         from .probe_shrink_hard import HardMask
-        engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory, torch.get_num_threads())
+        engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory)
     else:
         engine = probe_shrink_torch.HardMask(crystal, n_real, fine, reach, dtype, memory)
     t = ((_Psi.apply(sites, radii, low, engine) + r_shrink.to(dtype)) / step + 0.5).clamp(0, 1)
