@@ -16,7 +16,7 @@ from ..structure_factors.workers import n_workers, run
 from .grid_symmetry import operators_on_grid
 
 jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-_NEVER = 2**30
+NEVER = 2**30
 # Planes and rows of the fine grid.
 _TILE = 16
 
@@ -249,7 +249,7 @@ def _orbits(rotations, translations, n_real, low, high):
 @jit
 def _windows(places, shape):
     windows = np.empty((shape[0], shape[1], 2), dtype=np.int64)
-    windows[:, :, 0] = _NEVER
+    windows[:, :, 0] = NEVER
     windows[:, :, 1] = 0
     for n in range(len(places)):
         i, j, k = places[n]
@@ -260,7 +260,7 @@ def _windows(places, shape):
 
 @jit
 def _fine_windows(coarse, first, after, fine, margin, low, windows):
-    windows[0] = _NEVER
+    windows[0] = NEVER
     windows[1] = 0
     for i in range(first, after):
         for j in range(coarse.shape[1]):

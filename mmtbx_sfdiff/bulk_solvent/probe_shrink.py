@@ -26,6 +26,7 @@ The integral is a sum over a grid ``fine`` times finer than the mask's, at most 
 """
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 
@@ -89,6 +90,61 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     ValueError
         A negative radius or softness; an unknown engine, or the compiled one where it cannot run.
     """
+    prepared = _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy,
+                        engine, precision)
+    lengths = prepared.r_shrink, prepared.softness
+    one_mask = _soft if float(lengths[1].detach()) > 0 else _hard
+    masks = [one_mask(*model, *lengths, crystal, n_real, atoms.dtype, memory, prepared.engine, precision,
+                      memory // len(prepared.models)) for model in prepared.models]
+    return (torch.stack(masks) if len(masks) != 1 else masks[0]).reshape(*prepared.batch, *n_real)
+
+
+def probe_shrink_structure_factors(atoms, crystal, n_real, miller_indices, memory=256 * 2**20, precision="single", engine=None,
+                                   r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
+                                   include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY):
+    """Structure factors of the soft mask without the map of the whole cell, or None where that cannot be had.
+
+    Parameters
+    ----------
+    miller_indices : torch.Tensor
+        (n, 3) int64, within the limits of the grid.
+    atoms, crystal, n_real, **options
+        As of :func:`probe_shrink`.
+
+    Returns
+    -------
+    torch.Tensor or None
+        (..., n) complex in the atoms' precision.  Differentiable in sites, occupancies, ``radii`` and ``r_probe``; None
+        where a gradient in ``r_shrink`` or ``softness`` is wanted, for the hard mask, or without the compiled kernels.
+    """
+    prepared = _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy,
+                        engine, precision)
+    lengths = prepared.r_shrink, prepared.softness
+    if prepared.engine != "cpu" or any(x.requires_grad for x in lengths) or not float(lengths[1]) > 0:
+        return None
+    from .unit_transform import unit_transform
+    found = []
+    for model in prepared.models:
+        soft = _soft_engine(*lengths, crystal, n_real, atoms.dtype, memory, "cpu", precision, memory // len(prepared.models))
+        transform = unit_transform(soft.unit, crystal, miller_indices, soft.dtype)
+        found.append(_StructureFactors.apply(*model, *map(float, lengths), soft, transform))
+    dtype = torch.complex64 if atoms.dtype == torch.float32 else torch.complex128
+    return (torch.stack(found) if len(found) != 1 else found[0]).to(dtype).reshape(*prepared.batch, -1)
+
+
+@dataclasses.dataclass
+class _Prepared:
+    """What a mask is made of: (sites, radii with the probe's, cover) of each model's atoms, and the lengths."""
+
+    models: list
+    batch: tuple
+    r_shrink: torch.Tensor
+    softness: torch.Tensor
+    engine: str
+
+
+def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy, engine,
+             precision):
     given = {"r_probe": (r_probe, R_PROBE), "r_shrink": (r_shrink, R_SHRINK), "softness": (softness, SOFTNESS)}
     lengths = {}
     for name, (value, default) in given.items():
@@ -117,11 +173,8 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     sites = sites.expand(*batch, len(rows), 3).reshape(n_models, len(rows), 3)
     radii, cover, taking_part = (
         values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
-    one_mask = _soft if float(lengths["softness"].detach()) > 0 else _hard
-    masks = [one_mask(s[part], r[part] + lengths["r_probe"], c[part], lengths["r_shrink"], lengths["softness"], crystal,
-                      n_real, atoms.dtype, memory, engine, precision, memory // n_models)
-             for s, r, c, part in zip(sites, radii, cover, taking_part)]
-    return (torch.stack(masks) if n_models != 1 else masks[0]).reshape(*batch, *n_real)
+    models = [(s[part], r[part] + lengths["r_probe"], c[part]) for s, r, c, part in zip(sites, radii, cover, taking_part)]
+    return _Prepared(models, batch, lengths["r_shrink"], lengths["softness"], engine)
 
 
 def probe_shrink_defaults():
@@ -158,20 +211,64 @@ class Ball:
         return -6 * t * (1 - t) * (t - 0.5) / self.edge
 
 
-def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
-    width, edge, volume = softness, EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
-    ball = Ball(float(r_shrink.detach()), float(edge.detach()))
+def _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
+    ball = Ball(float(r_shrink.detach()), EDGE_RATIO * float(softness.detach()))
     fine = fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
         from .probe_shrink_cpu import SoftMask
-        engine = SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory,
-                          kept)
-    else:
-        engine = probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
-    volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, width, engine).to(torch.float64)
+        return SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory, kept)
+    return probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
+
+
+def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
+    engine = _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept)
+    edge, volume = EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
+    volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, softness, engine).to(torch.float64)
     free = _Free.apply(r_shrink, edge, engine)
     mask = torch.expm1(-volumes / volume) / torch.expm1(-free / volume)
     return _ToCell.apply(mask.to(dtype), engine)
+
+
+class _StructureFactors(torch.autograd.Function):
+    """F of the mask, with the representatives' values only."""
+
+    @staticmethod
+    def forward(ctx, sites, radii, cover, r_shrink, softness, engine, transform):
+        from ..structure_factors.workers import own_threads
+        from .asymmetric_unit import over
+        ctx.save_for_backward(sites, radii, cover)
+        ctx.engine, ctx.transform, ctx.softness = engine, transform, softness
+        with own_threads():
+            weights = engine.weights(engine.kernel.value)
+            ctx.exponents = engine.forward(sites, radii, cover, softness, [weights], any(ctx.needs_input_grad))[0]
+            volume = (VOLUME_RATIO * softness)**3
+            ctx.most = -math.expm1(-float(weights.sum(dtype=np.float64)) / volume)
+            mask = torch.empty_like(ctx.exponents)
+
+            def part(first, after):
+                torch.div(ctx.exponents[first:after], -volume, out=ctx.exponents[first:after])
+                torch.expm1(ctx.exponents[first:after], out=mask[first:after]).div_(-ctx.most)
+
+            over(len(mask), part)
+            return torch.from_numpy(transform.forward(mask.numpy()))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        from ..structure_factors.workers import own_threads
+        from .asymmetric_unit import over
+        engine, volume = ctx.engine, (VOLUME_RATIO * ctx.softness)**3
+        with own_threads():
+            by_volume = torch.from_numpy(ctx.transform.backward(gradient.resolve_conj().numpy()))
+
+            def part(first, after):
+                by_volume[first:after] *= ctx.exponents[first:after].exp().div_(volume * ctx.most)
+
+            over(len(by_volume), part)
+            sites_only = not any(ctx.needs_input_grad[1:3])
+            found = engine.backward(by_volume, *ctx.saved_tensors, ctx.softness, engine.weights(engine.kernel.value),
+                                    sites_only)
+        return *found[:3], None, None, None, None
 
 
 class _Volume(torch.autograd.Function):

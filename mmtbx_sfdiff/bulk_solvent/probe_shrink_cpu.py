@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .asymmetric_unit import Box, jit, over, spread_to_cell, sum_over_orbits, unit_of
+from .asymmetric_unit import NEVER, Box, jit, over, spread_to_cell, sum_over_orbits, unit_of
 from .vector_code import LANES, SUMS, TOGETHER, attribute_blocks, multiply_blocks, weighted_sums
 
 # Field, its split copy and the gradient.
 _ARRAYS = 3
 # Elements behind the last row that whole blocks may read.
 _BEYOND = LANES * TOGETHER
+_SHIFT = LANES.bit_length() - 1
 
 
 class SoftMask:
@@ -108,7 +109,7 @@ class SoftMask:
         return *(torch.from_numpy(values) for values in total[:3]), torch.tensor(total[3], dtype=torch.float64)
 
     def _by_field(self, box, planes, gradient, weights):
-        """Turn E into E dT/dE where 0 < E < 1 and 0 elsewhere; windows of each row that hold all of it."""
+        """Turn E into E dT/dE where 0 < E < 1 and 0 elsewhere; windows of the rows that hold all of it."""
         unit, fine = self.unit, self.fine
         # The gradient by V on the planes, with zeros around it as far as a step from the box's edge leads.
         pad = 2 * -(-self.margin // fine) + 1
@@ -118,7 +119,8 @@ class SoftMask:
         part = slice(*np.searchsorted(unit.places[:, 0], planes))
         strides = np.array([shape[1] * shape[2], shape[2], 1])
         origin = pad - np.array([planes[0], 0, 0])
-        dense[(unit.places[part] + origin) @ strides] = gradient[part]
+        places, values = unit.places[part], gradient[part]
+        over(len(places), lambda first, after: _lay_out(places, values, first, after, origin, strides, dense))
         # Of a fine point of parity r, the coarse point at minus the step d is (d - r) / fine away, for d of that parity.
         parity = self.steps % fine
         group = (parity[:, 0] * fine + parity[:, 1]) * fine + parity[:, 2]
@@ -152,6 +154,12 @@ class SoftMask:
 
 
 @jit
+def _blocks(n):
+    """Blocks of LANES points that hold n."""
+    return (n + LANES - 1) >> _SHIFT
+
+
+@jit
 def _sphere(position, radius, width, extent, gram, first_plane, after_plane, m1):
     """The planes and rows that a sphere of influence may touch, and t = offset + scale d^2, as (..., gram[2] scale)."""
     real = gram.dtype.type
@@ -166,7 +174,7 @@ def _sphere(position, radius, width, extent, gram, first_plane, after_plane, m1)
 
 
 @jit
-def _chords(position, radius, width, scale, offset, plane, j_low, j_high, gram, begins, ends, first, after, constant, linear):
+def _chords(position, radius, width, scale, offset, plane, j_low, j_high, gram, windows, first, after, constant, linear):
     """For the rows of a plane, the points [first, after) within the sphere and the row's window, and t as
     constant + linear d + gram[2] scale d^2 along the row; d in steps from the centre.
     """
@@ -178,6 +186,7 @@ def _chords(position, radius, width, scale, offset, plane, j_low, j_high, gram, 
     cell = integer(np.floor(position[2]))
     origin = real(position[2] - np.floor(position[2])) + up
     d0, start = real(plane - position[0]), real(j_low - position[1])
+    begins, ends = windows[0, plane, j_low:j_high], windows[1, plane, j_low:j_high]
     for n in range(j_high - j_low):
         d1 = start + real(n)
         along = gram[4] * d0 + gram[5] * d1
@@ -186,8 +195,8 @@ def _chords(position, radius, width, scale, offset, plane, j_low, j_high, gram, 
         left = (outer_sq - (square - along * shift)) * per_c
         # A sphere that is not reached ends before it begins.
         length = np.sqrt(max(left, real(0))) if left > real(0) else real(-1)
-        first[n] = max(begins[plane, j_low + n], cell + integer(origin - shift - length) - down)
-        after[n] = min(ends[plane, j_low + n], cell + integer(origin - shift + length) - down)
+        first[n] = max(begins[n], cell + integer(origin - shift - length) - down)
+        after[n] = min(ends[n], cell + integer(origin - shift + length) - down)
         constant[n] = square * scale + offset
         linear[n] = (scale + scale) * along
 
@@ -200,7 +209,6 @@ def _accessibility(field, windows, first_plane, after_plane, positions, radii, c
     real = gram.dtype.type
     first, after = np.empty(m1, dtype=np.int32), np.empty(m1, dtype=np.int32)
     constant, linear = np.empty(m1, dtype=field.dtype), np.empty(m1, dtype=field.dtype)
-    begins, ends = windows[0], windows[1]
     for image in range(len(positions)):
         position, radius, share = positions[image], radii[image], cover[image]
         if radius <= 0:
@@ -208,12 +216,11 @@ def _accessibility(field, windows, first_plane, after_plane, positions, radii, c
         low, high, j_low, j_high, scale, offset, a2 = _sphere(
             position, radius, width, extent, gram, first_plane, after_plane, m1)
         for i in range(low, high):
-            _chords(position, radius, width, scale, offset, i, j_low, j_high, gram, begins, ends, first, after, constant,
-                    linear)
+            _chords(position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear)
             for n in range(j_high - j_low):
                 if first[n] < after[n]:
                     begin = first[n] & -LANES
-                    multiply_blocks(flat, (i * m1 + j_low + n) * m2 + begin, (after[n] - begin + LANES - 1) // LANES,
+                    multiply_blocks(flat, (i * m1 + j_low + n) * m2 + begin, _blocks(after[n] - begin),
                                     constant[n], linear[n], a2, real(begin - position[2]), share)
 
 
@@ -239,18 +246,48 @@ def _gather(split, m1, m2, windows, first_plane, after_plane, fine, low, offsets
             if begin >= end:
                 continue
             index = ((i * fine - low[0]) * m1 + j * fine - low[1]) * m2 + begin - low[2] // fine
-            weighted_sums(acc, split, index, (end - begin + LANES - 1) // LANES, offsets, weights, 0, len(offsets))
+            weighted_sums(acc, split, index, _blocks(end - begin), offsets, weights, 0, len(offsets))
             while number < starts[i + 1] and places[number, 1] == j:
                 out[number] = acc[places[number, 2] - begin]
                 number += 1
 
 
 @jit
-def _active(row, first, after):
-    found = 0
-    for k in range(first, after):
-        found += (row[k] > 0) & (row[k] < 1)
-    return found > 0
+def _lay_out(places, values, first, after, origin, strides, out):
+    for n in range(first, after):
+        at = 0
+        for a in range(3):
+            at += (places[n, a] + origin[a]) * strides[a]
+        out[at] = values[n]
+
+
+@jit
+def _find_active(row, first, after, active):
+    """Which blocks have points with 0 < E < 1 among [first, after)."""
+    active[:] = False
+    for block in range(first >> _SHIFT, _blocks(after)):
+        found = 0
+        for k in range(max(first, block << _SHIFT), min(after, (block + 1) << _SHIFT)):
+            found += (row[k] > 0) & (row[k] < 1)
+        active[block] = found > 0
+
+
+@jit
+def _weigh(row, total, fine):
+    """Multiply points with 0 < E < 1 by total[parity, k], others by 0."""
+    zero, one = row.dtype.type(0), row.dtype.type(1)
+    if fine == 2:
+        # The numbers are written out for the compiler to see.
+        even, odd = total[0], total[1]
+        for k in range(len(row) // 2):
+            x, y = row[2 * k], row[2 * k + 1]
+            row[2 * k] = x * even[k] if (x > zero) & (x < one) else zero
+            row[2 * k + 1] = y * odd[k] if (y > zero) & (y < one) else zero
+        return
+    for k in range(len(row) // fine):
+        for parity in range(fine):
+            e = row[k * fine + parity]
+            row[k * fine + parity] = e * total[parity, k] if (e > zero) & (e < one) else zero
 
 
 @jit
@@ -260,9 +297,8 @@ def _spread(field, windows, active, first_plane, after_plane, dense, origin, str
     ``active``: windows of the rows that hold all of it.
     """
     m2 = field.shape[2]
-    size = LANES * fine
     total = np.empty((fine, m2 // fine + _BEYOND), dtype=field.dtype)
-    zero, one = field.dtype.type(0), field.dtype.type(1)
+    blocks = np.empty(m2 // LANES, dtype=np.bool_)
     for a in range(first_plane, after_plane):
         u = a + low[0]
         for b in range(field.shape[1]):
@@ -271,32 +307,29 @@ def _spread(field, windows, active, first_plane, after_plane, dense, origin, str
             if w0 >= w1:
                 continue
             # E is complete within the window only.
-            row[:w0] = zero
-            row[w1:] = zero
+            row[:w0] = 0
+            row[w1:] = 0
+            _find_active(row, w0, w1, blocks)
+            active[0, a, b], active[1, a, b] = NEVER, 0
             v = b + low[1]
             index = (u // fine + origin[0]) * strides[0] + (v // fine + origin[1]) * strides[1] + low[2] // fine + origin[2]
             group = ((u % fine) * fine + v % fine) * fine
-            block, n_blocks = w0 // size, (w1 + size - 1) // size
-            row[:block * size] = zero
-            while block < n_blocks:
-                if not _active(row, block * size, (block + 1) * size):
-                    row[block * size:(block + 1) * size] = zero
-                    block += 1
+            block = 0
+            while block < len(blocks):
+                if not blocks[block:block + fine].any():
+                    row[block * LANES:(block + fine) * LANES] = 0
+                    block += fine
                     continue
-                if active[1, a, b] == 0:
-                    active[0, a, b] = block * size
                 begin = block
-                while block < n_blocks and _active(row, block * size, (block + 1) * size):
-                    block += 1
-                active[1, a, b] = block * size
+                while block < len(blocks) and blocks[block:block + fine].any():
+                    block += fine
+                active[0, a, b] = min(active[0, a, b], begin * LANES)
+                active[1, a, b] = block * LANES
+                n = (block - begin) // fine
                 for parity in range(fine):
-                    weighted_sums(total[parity], dense, index + begin * LANES, block - begin, offsets, weights,
+                    weighted_sums(total[parity], dense, index + begin // fine * LANES, n, offsets, weights,
                                   starts[group + parity], starts[group + parity + 1])
-                for k in range((block - begin) * LANES):
-                    for parity in range(fine):
-                        c = begin * size + k * fine + parity
-                        e = row[c]
-                        row[c] = e * total[parity, k] if (e > zero) & (e < one) else zero
+                _weigh(row[begin * LANES:block * LANES], total, fine)
 
 
 @jit
@@ -309,7 +342,6 @@ def _attribute(by_field, windows, first_plane, after_plane, positions, radii, co
     first, after = np.empty(m1, dtype=np.int32), np.empty(m1, dtype=np.int32)
     constant, linear = np.empty(m1, dtype=by_field.dtype), np.empty(m1, dtype=by_field.dtype)
     lanes, sums = np.empty(LANES * SUMS, dtype=by_field.dtype), np.empty(SUMS, dtype=by_field.dtype)
-    begins, ends = windows[0], windows[1]
     for image in range(len(positions)):
         position, radius, share = positions[image], radii[image], cover[image]
         if radius <= 0:
@@ -319,12 +351,11 @@ def _attribute(by_field, windows, first_plane, after_plane, positions, radii, co
         lanes[:] = 0
         for i in range(low, high):
             d0 = real(i - position[0])
-            _chords(position, radius, width, scale, offset, i, j_low, j_high, gram, begins, ends, first, after, constant,
-                    linear)
+            _chords(position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear)
             for n in range(j_high - j_low):
                 if first[n] < after[n]:
                     begin = first[n] & -LANES
-                    attribute_blocks(flat, (i * m1 + j_low + n) * m2 + begin, (after[n] - begin + LANES - 1) // LANES,
+                    attribute_blocks(flat, (i * m1 + j_low + n) * m2 + begin, _blocks(after[n] - begin),
                                      constant[n], linear[n], a2, real(begin - position[2]), share, d0,
                                      real(j_low + n - position[1]), all_sums, lanes)
         for k in range(SUMS):

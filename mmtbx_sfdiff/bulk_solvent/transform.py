@@ -11,6 +11,7 @@ Reference: ``mmtbx.masks.manager.compute_f_mask``.
 from __future__ import annotations
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..crystal import as_miller_tensor
 
@@ -18,6 +19,7 @@ from ..crystal import as_miller_tensor
 F_MASK_D_MIN = 3.0
 # Grid points.
 _PORTION = 2**16
+_CHECKED = WeakIdKeyDictionary()
 
 
 def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
@@ -49,21 +51,7 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
         raise TypeError("mask must be a tensor of real floating-point numbers; convert it with .to(torch.float64).")
     if mask.ndim < 3:
         raise ValueError(f"mask must have the shape (..., n1, n2, n3), not {tuple(mask.shape)}.")
-    indices = as_miller_tensor(miller_indices, device=mask.device)
-    grid = mask.shape[-3:]
-    # The margin keeps a reflection exactly at the limit, whose d is rounded.
-    kept = None
-    if d_min is not None:
-        inside = crystal.to(mask.device).d_star_sq(indices) <= (1 + 1e-10) / float(d_min) ** 2
-        if not bool(inside.all()):
-            kept = inside.nonzero()[:, 0]
-            indices = indices[kept]
-    n = torch.tensor(grid, device=mask.device)
-    too_fine = (2 * indices.abs() >= n).any(-1)
-    if bool(too_fine.any()):
-        worst = tuple(indices[too_fine][0].tolist())
-        raise ValueError(f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {tuple(grid)}: "
-                         "use a smaller grid_step, or a d_min that leaves it out.")
+    indices, kept, n = checked_indices(miller_indices, crystal, mask.shape[-3:], d_min, mask.device)
     # Only l >= 0 is kept of the transform of a real map; the sign in the exponent is the opposite of torch's.
     flip = indices[:, 2] < 0
     half = torch.where(flip[:, None], -indices, indices)
@@ -75,10 +63,51 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
     scale = crystal.volume / mask[(0,) * (mask.ndim - 3)].numel()
     sign = (2 * flip.to(mask.dtype) - 1) * scale
     f = torch.view_as_complex(torch.stack([f[..., 0] * scale, f[..., 1] * sign], -1))
-    if kept is None:
-        return f
-    result = f.new_zeros((*f.shape[:-1], len(inside)))
-    return result.index_copy(-1, kept, f)
+    return scattered(f, kept, n)
+
+
+def checked_indices(miller_indices, crystal, grid, d_min, device):
+    """The indices within the limit of resolution, (n, 3); their numbers, or None for all; and the number of all.
+
+    Kept while the tensor that was given lives and is not changed.
+
+    Raises
+    ------
+    ValueError
+        An index that the grid cannot resolve.
+    """
+    given = as_miller_tensor(miller_indices, device=device)
+    known = _CHECKED.setdefault(given, {})
+    key = crystal.unit_cell, tuple(grid), d_min
+    version, result = known.get(key, (None, None))
+    if version != given._version:
+        inside, kept = _check_indices(given, crystal, grid, d_min)
+        # The key itself must not be kept alive by its value.
+        result = (None if kept is None else inside), kept
+        known[key] = given._version, result
+    inside, kept = result
+    return (given if inside is None else inside), kept, len(given)
+
+
+def _check_indices(indices, crystal, grid, d_min):
+    # The margin keeps a reflection exactly at the limit, whose d is rounded.
+    kept = None
+    if d_min is not None:
+        inside = crystal.to(indices.device).d_star_sq(indices) <= (1 + 1e-10) / float(d_min) ** 2
+        if not bool(inside.all()):
+            kept = inside.nonzero()[:, 0]
+            indices = indices[kept]
+    too_fine = (2 * indices.abs() >= torch.tensor(grid, device=indices.device)).any(-1)
+    if bool(too_fine.any()):
+        worst = tuple(indices[too_fine][0].tolist())
+        raise ValueError(f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {tuple(grid)}: "
+                         "use a smaller grid_step, or a d_min that leaves it out.")
+    return indices, kept
+
+
+def scattered(f, kept, n):
+    """Structure factors (..., m) at their places among n, zeros elsewhere."""
+    return f if kept is None else f.new_zeros((*f.shape[:-1], n)).index_copy(-1, kept, f)
 
 
 def _cut(x, dim, limit):
