@@ -9,6 +9,7 @@ Reference: ``cctbx.xray.structure``, ``cctbx.xray.scatterer``.
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 
 import numpy as np
@@ -187,7 +188,8 @@ class Atoms:
     @property
     def scattering_types(self):
         """Scattering types of the scatterers, tuple of str."""
-        return tuple(self._structure.scatterers().extract_scattering_types())
+        return _of_structure(self._structure, "types", lambda structure: tuple(
+            structure.scatterers().extract_scattering_types()))
 
     @property
     def elements(self):
@@ -195,21 +197,30 @@ class Atoms:
         by_type = {t: xray_scattering.get_element_and_charge_symbols(t, exact=False)[0] for t in set(self.scattering_types)}
         return tuple(by_type[t] for t in self.scattering_types)
 
-    def vdw_radii(self):
-        """Van der Waals radii (n_atoms,) in Å, float64, from cctbx's table, as mmtbx's mask uses them.
+    def vdw_radii(self, selection=None):
+        """Van der Waals radii (n,) in Å, float64, from cctbx's table, as mmtbx's mask uses them.
+
+        Parameters
+        ----------
+        selection : torch.Tensor, optional
+            (n,) int64, of which atoms; by default of all.
 
         Raises
         ------
         ValueError
             When the table has no radius for an element.
         """
-        table = van_der_waals_radii.vdw.table
-        elements = self.elements
-        unknown = sorted(set(elements) - set(table))
-        if unknown:
+        def all_radii(_):
+            return torch.tensor([van_der_waals_radii.vdw.table.get(e, math.nan) for e in self.elements], dtype=torch.float64)
+
+        radii = _of_structure(self._structure, "radii", all_radii).to(self.device)
+        selection = torch.arange(self.n_atoms, device=self.device) if selection is None else selection
+        radii = radii[selection]
+        if bool(radii.isnan().any()):
+            unknown = sorted({self.elements[i] for i in selection[radii.isnan()].tolist()})
             raise ValueError(f"No van der Waals radius is known for element {', '.join(map(repr, unknown))}: "
                              "give those atoms another scattering type, or leave them out of the mask.")
-        return torch.tensor([table[element] for element in elements], dtype=torch.float64, device=self.device)
+        return radii
 
     def replace(self, **parameters):
         """A copy with some parameters replaced; what is given carries its own gradient.
@@ -301,6 +312,17 @@ def _numpy(values):
 # Structures found free of anharmonic terms, which smtbx sets when it makes one: asking every scatterer is what takes
 # time when the same structure is read at each step of a refinement.
 _HARMONIC = weakref.WeakKeyDictionary()
+
+
+# What is read off a structure that no one changes, atom by atom, and wanted again at every step.
+_READ = weakref.WeakKeyDictionary()
+
+
+def _of_structure(structure, name, read):
+    known = _READ.setdefault(structure, {})
+    if name not in known:
+        known[name] = read(structure)
+    return known[name]
 
 
 def _has_anharmonic(xray_structure):

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import inspect
 
+from ..structure_factors.splatting import own_threads
 from .binary import binary
 from .density_cutoff import density_cutoff
 from .probe_shrink import probe_shrink, probe_shrink_defaults, probe_shrink_structure_factors
-from .transform import F_MASK_D_MIN, checked_indices, mask_structure_factors, scattered
+from .transform import F_MASK_D_MIN, mask_structure_factors
 
 MASKS = {"probe_shrink": probe_shrink, "density_cutoff": density_cutoff, "binary": binary}
 
@@ -76,10 +77,10 @@ def solvent_structure_factors(atoms, crystal, miller_indices, d_min=F_MASK_D_MIN
     """
     function, n_real, options = _arguments(atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, options)
     if function is probe_shrink:
-        indices, kept, n = checked_indices(miller_indices, atoms.crystal, n_real, d_min, atoms.device)
-        found = probe_shrink_structure_factors(atoms, atoms.crystal, n_real, indices, **options)
+        with own_threads(atoms.device):
+            found = probe_shrink_structure_factors(atoms, atoms.crystal, n_real, miller_indices, d_min, **options)
         if found is not None:
-            return scattered(found, kept, n)
+            return found
     return mask_structure_factors(function(atoms, atoms.crystal, n_real, **options), atoms.crystal, miller_indices, d_min)
 
 

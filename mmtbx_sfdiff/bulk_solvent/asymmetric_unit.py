@@ -55,10 +55,17 @@ class Unit:
         self.extent = np.sqrt(np.diag(crystal.reciprocal_metric.cpu().numpy()))
         self.rotations = rotations / self.n_real[:, None] * self.n_real[None, :]
         self.translations = translations / self.n_real
-        self._frames = {}
+        self._frames, self._offsets = {}, {}
 
     def offsets(self, reach, fine):
-        """Steps of the fine grid not longer than ``reach`` Å, (n, 3), and their lengths; by rows along c."""
+        """Steps of the fine grid not longer than ``reach`` Å, (n, 3), and their lengths; by rows along c; remembered."""
+        if (reach, fine) not in self._offsets:
+            if len(self._offsets) > 64:
+                self._offsets.clear()
+            self._offsets[reach, fine] = self._find_offsets(reach, fine)
+        return self._offsets[reach, fine]
+
+    def _find_offsets(self, reach, fine):
         half = np.ceil(reach * self.extent * self.n_real * fine).astype(np.int64)
         steps = np.stack(np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij"), -1).reshape(-1, 3)
         lengths = np.sqrt(((steps @ (self.metric_basis / fine).T) ** 2).sum(-1))

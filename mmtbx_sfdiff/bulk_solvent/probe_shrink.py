@@ -33,8 +33,10 @@ import math
 import numpy as np
 import torch
 
+from ..structure_factors.splatting import own_threads
 from . import probe_shrink_torch
 from .mask_atoms import mask_atoms
+from .transform import checked_indices, scattered
 
 R_PROBE = 1.1
 R_SHRINK = 0.9
@@ -99,15 +101,15 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     return (torch.stack(masks) if len(masks) != 1 else masks[0]).reshape(*prepared.batch, *n_real)
 
 
-def probe_shrink_structure_factors(atoms, crystal, n_real, miller_indices, memory=256 * 2**20, precision="single", engine=None,
+def probe_shrink_structure_factors(atoms, crystal, n_real, miller_indices, d_min, memory=256 * 2**20, precision="single", engine=None,
                                    r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
                                    include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY):
     """Structure factors of the soft mask without the map of the whole cell, or None where that cannot be had.
 
     Parameters
     ----------
-    miller_indices : torch.Tensor
-        (n, 3) int64, within the limits of the grid.
+    miller_indices, d_min
+        See :func:`~.transform.mask_structure_factors`.
     atoms, crystal, n_real, **options
         As of :func:`probe_shrink`.
 
@@ -123,13 +125,14 @@ def probe_shrink_structure_factors(atoms, crystal, n_real, miller_indices, memor
     if prepared.engine != "cpu" or any(x.requires_grad for x in lengths) or not float(lengths[1]) > 0:
         return None
     from .unit_transform import unit_transform
+    indices, kept, n = checked_indices(miller_indices, crystal, n_real, d_min, atoms.device)
+    dtype = torch.complex64 if atoms.dtype == torch.float32 else torch.complex128
     found = []
     for model in prepared.models:
         soft = _soft_engine(*lengths, crystal, n_real, atoms.dtype, memory, "cpu", precision, memory // len(prepared.models))
-        transform = unit_transform(soft.unit, crystal, miller_indices, soft.dtype)
-        found.append(_StructureFactors.apply(*model, *map(float, lengths), soft, transform))
-    dtype = torch.complex64 if atoms.dtype == torch.float32 else torch.complex128
-    return (torch.stack(found) if len(found) != 1 else found[0]).to(dtype).reshape(*prepared.batch, -1)
+        transform = unit_transform(soft.unit, crystal, indices, soft.dtype)
+        found.append(_StructureFactors.apply(*model, *map(float, lengths), soft, transform, kept, n, dtype))
+    return (torch.stack(found) if len(found) != 1 else found[0]).reshape(*prepared.batch, n)
 
 
 @dataclasses.dataclass
@@ -160,7 +163,8 @@ def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, inclu
     if precision not in ("single", "double"):
         raise ValueError(f"precision must be 'single' or 'double', not {precision!r}.")
     rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
-    sites = atoms.sites_frac.index_select(-2, rows)
+    sites = _Fractional.apply(atoms.sites_cart, atoms)
+    sites = sites if len(rows) == atoms.n_atoms else sites.index_select(-2, rows)
     occupancies = atoms.occupancies.index_select(-1, rows).to(torch.float64)
     cover = torch.ones_like(occupancies)
     if full_occupancy > 0:
@@ -173,7 +177,8 @@ def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, inclu
     sites = sites.expand(*batch, len(rows), 3).reshape(n_models, len(rows), 3)
     radii, cover, taking_part = (
         values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
-    models = [(s[part], r[part] + lengths["r_probe"], c[part]) for s, r, c, part in zip(sites, radii, cover, taking_part)]
+    models = [(s, r + lengths["r_probe"], c) if bool(part.all()) else (s[part], r[part] + lengths["r_probe"], c[part])
+              for s, r, c, part in zip(sites, radii, cover, taking_part)]
     return _Prepared(models, batch, lengths["r_shrink"], lengths["softness"], engine)
 
 
@@ -229,16 +234,31 @@ def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memor
     return _ToCell.apply(mask.to(dtype), engine)
 
 
-class _StructureFactors(torch.autograd.Function):
-    """F of the mask, with the representatives' values only."""
+class _Fractional(torch.autograd.Function):
+    """Fractional sites, without waking torch's threads for a product of matrices."""
 
     @staticmethod
-    def forward(ctx, sites, radii, cover, r_shrink, softness, engine, transform):
-        from ..structure_factors.workers import own_threads
+    def forward(ctx, sites_cart, atoms):
+        ctx.dtype, ctx.matrix = sites_cart.dtype, atoms.crystal.fractionalization
+        with own_threads(sites_cart.device):
+            return atoms.sites_frac.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        with own_threads(gradient.device):
+            return (gradient @ ctx.matrix).to(ctx.dtype), None
+
+
+class _StructureFactors(torch.autograd.Function):
+    """F of the mask, with the representatives' values only; (n,) with zeros where reflections are not among ``kept``."""
+
+    @staticmethod
+    def forward(ctx, sites, radii, cover, r_shrink, softness, engine, transform, kept, n, dtype):
         from .asymmetric_unit import over
         ctx.save_for_backward(sites, radii, cover)
         ctx.engine, ctx.transform, ctx.softness = engine, transform, softness
-        with own_threads():
+        with own_threads(sites.device):
             weights = engine.weights(engine.kernel.value)
             ctx.exponents = engine.forward(sites, radii, cover, softness, [weights], any(ctx.needs_input_grad))[0]
             volume = (VOLUME_RATIO * softness)**3
@@ -250,15 +270,16 @@ class _StructureFactors(torch.autograd.Function):
                 torch.expm1(ctx.exponents[first:after], out=mask[first:after]).div_(-ctx.most)
 
             over(len(mask), part)
-            return torch.from_numpy(transform.forward(mask.numpy()))
+            ctx.kept, f = kept, torch.from_numpy(transform.forward(mask.numpy())).to(dtype)
+            return scattered(f, kept, n)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        from ..structure_factors.workers import own_threads
         from .asymmetric_unit import over
         engine, volume = ctx.engine, (VOLUME_RATIO * ctx.softness)**3
-        with own_threads():
+        with own_threads(gradient.device):
+            gradient = gradient if ctx.kept is None else gradient[ctx.kept]
             by_volume = torch.from_numpy(ctx.transform.backward(gradient.resolve_conj().numpy()))
 
             def part(first, after):
@@ -268,7 +289,7 @@ class _StructureFactors(torch.autograd.Function):
             sites_only = not any(ctx.needs_input_grad[1:3])
             found = engine.backward(by_volume, *ctx.saved_tensors, ctx.softness, engine.weights(engine.kernel.value),
                                     sites_only)
-        return *found[:3], None, None, None, None
+        return *found[:3], *[None] * 7
 
 
 class _Volume(torch.autograd.Function):
@@ -280,21 +301,22 @@ class _Volume(torch.autograd.Function):
         ctx.engine = engine
         weights = [engine.weights(engine.kernel.value)]
         keep = any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5]))
-        return engine.forward(sites, radii, cover, float(width), weights, keep)[0]
+        with own_threads(sites.device):
+            return engine.forward(sites, radii, cover, float(width), weights, keep)[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         sites, radii, cover, width = ctx.saved_tensors
         engine, kernel = ctx.engine, ctx.engine.kernel
-        by_ball = [None, None]
-        if any(ctx.needs_input_grad[3:5]):
-            changes = engine.forward(sites, radii, cover, float(width),
-                                     [engine.weights(kernel.by_radius), engine.weights(kernel.by_edge)])
-            by_ball = [(gradient.to(torch.float64) * change).sum() for change in changes]
-        found = [None, None, None, None]
-        if any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])):
-            found = engine.backward(gradient, sites, radii, cover, float(width), engine.weights(kernel.value))
+        by_ball, found = [None, None], [None, None, None, None]
+        with own_threads(sites.device):
+            if any(ctx.needs_input_grad[3:5]):
+                changes = engine.forward(sites, radii, cover, float(width),
+                                         [engine.weights(kernel.by_radius), engine.weights(kernel.by_edge)])
+                by_ball = [(gradient.to(torch.float64) * change).sum() for change in changes]
+            if any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])):
+                found = engine.backward(gradient, sites, radii, cover, float(width), engine.weights(kernel.value))
         return *found[:3], *by_ball, found[3], None
 
 
@@ -319,12 +341,14 @@ class _ToCell(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, engine):
         ctx.engine = engine
-        return engine.to_cell(values)
+        with own_threads(values.device):
+            return engine.to_cell(values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return ctx.engine.from_cell(gradient), None
+        with own_threads(gradient.device):
+            return ctx.engine.from_cell(gradient), None
 
 
 class Reach:
@@ -353,7 +377,8 @@ class _Psi(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, sites, radii, low, engine):
-        psi, ctx.source = engine.psi(sites, radii, low, _TOP)
+        with own_threads(sites.device):
+            psi, ctx.source = engine.psi(sites, radii, low, _TOP)
         ctx.save_for_backward(sites, radii)
         ctx.engine = engine
         return psi
@@ -361,4 +386,5 @@ class _Psi(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *ctx.engine.pull_back(gradient, ctx.source, *ctx.saved_tensors, _TOP), None, None
+        with own_threads(gradient.device):
+            return *ctx.engine.pull_back(gradient, ctx.source, *ctx.saved_tensors, _TOP), None, None
