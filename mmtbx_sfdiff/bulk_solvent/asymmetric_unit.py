@@ -156,7 +156,7 @@ class Box:
         return sites, *(np.bincount(self.atoms, values, n_atoms) for values in others)
 
 
-def over(n, function, per_thread=3):
+def over(n, function, per_thread=5):
     """function(first, after) on consecutive ranges that cover 0..n, in a few threads; results in order."""
     n_threads = n_workers()
     if n_threads == 1 or n < 2:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .asymmetric_unit import NEVER, Box, jit, over, spread_to_cell, sum_over_orbits, unit_of
-from .vector_code import LANES, SUMS, TOGETHER, attribute_blocks, multiply_blocks, weighted_sums
+from .vector_code import LANES, SUMS, TOGETHER, attribute_blocks, mark_blocks, multiply_blocks, weighted_sums
 
 # Field, its split copy and the gradient.
 _ARRAYS = 3
@@ -262,14 +262,11 @@ def _lay_out(places, values, first, after, origin, strides, out):
 
 
 @jit
-def _find_active(row, first, after, active):
-    """Which blocks have points with 0 < E < 1 among [first, after)."""
-    active[:] = False
-    for block in range(first >> _SHIFT, _blocks(after)):
-        found = 0
-        for k in range(max(first, block << _SHIFT), min(after, (block + 1) << _SHIFT)):
-            found += (row[k] > 0) & (row[k] < 1)
-        active[block] = found > 0
+def _any(marks, first, n):
+    found = 0
+    for k in range(first, first + n):
+        found |= marks[k]
+    return found != 0
 
 
 @jit
@@ -298,7 +295,8 @@ def _spread(field, windows, active, first_plane, after_plane, dense, origin, str
     """
     m2 = field.shape[2]
     total = np.empty((fine, m2 // fine + _BEYOND), dtype=field.dtype)
-    blocks = np.empty(m2 // LANES, dtype=np.bool_)
+    marks = np.empty(m2 // LANES, dtype=np.uint8)
+    flat = field.reshape(-1)
     for a in range(first_plane, after_plane):
         u = a + low[0]
         for b in range(field.shape[1]):
@@ -309,19 +307,19 @@ def _spread(field, windows, active, first_plane, after_plane, dense, origin, str
             # E is complete within the window only.
             row[:w0] = 0
             row[w1:] = 0
-            _find_active(row, w0, w1, blocks)
+            mark_blocks(flat, (a * field.shape[1] + b) * m2, len(marks), marks)
             active[0, a, b], active[1, a, b] = NEVER, 0
             v = b + low[1]
             index = (u // fine + origin[0]) * strides[0] + (v // fine + origin[1]) * strides[1] + low[2] // fine + origin[2]
             group = ((u % fine) * fine + v % fine) * fine
             block = 0
-            while block < len(blocks):
-                if not blocks[block:block + fine].any():
+            while block < len(marks):
+                if not _any(marks, block, fine):
                     row[block * LANES:(block + fine) * LANES] = 0
                     block += fine
                     continue
                 begin = block
-                while block < len(blocks) and blocks[block:block + fine].any():
+                while block < len(marks) and _any(marks, block, fine):
                     block += fine
                 active[0, a, b] = min(active[0, a, b], begin * LANES)
                 active[1, a, b] = block * LANES

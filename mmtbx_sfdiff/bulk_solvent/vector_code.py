@@ -106,6 +106,26 @@ def attribute_blocks(typing, field, index, n_blocks, a0, a1, a2, start, share, d
 
 
 @intrinsic
+def mark_blocks(typing, field, index, n_blocks, marks):
+    """marks[n] = 1 where any of field[index + LANES n + i] is neither 0 nor 1 but between, else 0."""
+    dtype = field.dtype
+    signature = types.void(field, types.int64, types.int64, marks)
+
+    def generate(context, builder, signature, args):
+        v = VectorBuilder(context, builder, dtype, LANES)
+        data, marks = v.data(signature.args[0], args[0]), v.data(signature.args[3], args[3])
+        with cgutils.for_range(builder, args[2]) as loop:
+            value = v.load(data, builder.add(args[1], builder.mul(loop.index, _i64(LANES))))
+            some = builder.fcmp_ordered(">", value, v.constant(0)), builder.fcmp_ordered("<", value, v.constant(1))
+            bits = builder.bitcast(builder.and_(*some), ir.IntType(LANES))
+            found = builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+            builder.store(builder.zext(found, ir.IntType(8)), builder.gep(marks, [loop.index]))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
 def weighted_sums(typing, out, data, index, n_blocks, offsets, weights, first, after):
     """out[i] = sum over s from first to after of weights[s] data[index + offsets[s] + i], for LANES n_blocks values of i."""
     dtype = data.dtype
