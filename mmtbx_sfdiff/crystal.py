@@ -130,8 +130,8 @@ class Crystal:
     def is_same_as(self, other):
         """True when cell (to 1e-6 relative) and space-group operators agree."""
         return self is other or (
-            np.allclose(self.unit_cell, other.unit_cell, rtol=1e-6, atol=0)
-            and self.hall_symbol == other.hall_symbol)
+            self.hall_symbol == other.hall_symbol
+            and (self.unit_cell == other.unit_cell or np.allclose(self.unit_cell, other.unit_cell, rtol=1e-6, atol=0)))
 
     def d_star_sq(self, miller_indices):
         """d*^2 = (2 sin(theta) / lambda)^2 of Miller indices (..., 3), in Å^-2, float64."""
