@@ -255,6 +255,22 @@ class Atoms:
                 name, value, (self.n_atoms, *_PARAMETERS[name]), self.dtype, self.device)
         return dataclasses.replace(self, **changes)
 
+    def state(self):
+        """The parameters by name, detached, with what rounding took from the sites; see :meth:`with_state`."""
+        return {name: getattr(self, name).detach() for name in (*_PARAMETERS, "_frac_residual")}
+
+    def with_state(self, state):
+        """A copy with the parameters that :meth:`state` gave, in this dtype and on this device.
+
+        Raises
+        ------
+        ValueError
+            Of another number of atoms.
+        """
+        here = {name: value.to(dtype=self.dtype, device=self.device) for name, value in state.items() if name in _PARAMETERS}
+        residual = state["_frac_residual"].to(self._frac_residual)
+        return dataclasses.replace(self.replace(**here), _frac_residual=residual)
+
     def to(self, dtype=None, device=None):
         """The same atoms in another dtype (float32 or float64) or on another device."""
         dtype, device = dtype or self.dtype, device or self.device
