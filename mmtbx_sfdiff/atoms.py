@@ -192,6 +192,12 @@ class Atoms:
             structure.scatterers().extract_scattering_types()))
 
     @property
+    def hydrogens(self):
+        """(n_atoms,) bool: scattering type H or D."""
+        return _of_structure(self._structure, "hydrogens", lambda _: torch.tensor(
+            [t.strip() in ("H", "D") for t in self.scattering_types])).to(self.device)
+
+    @property
     def elements(self):
         """Element symbols of the scatterers as mmtbx reads them for masks, tuple of str ("C", "Fe", "H", "D")."""
         by_type = {t: xray_scattering.get_element_and_charge_symbols(t, exact=False)[0] for t in set(self.scattering_types)}

@@ -15,7 +15,7 @@ from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
 from ..atoms import Atoms
-from ..bulk_solvent import mask_structure_factors, solvent_mask
+from ..bulk_solvent import solvent_structure_factors
 from ..cctbx_backend.fmodel import fmodel_to_cctbx, map_coefficients
 from ..cctbx_backend.mtz import MTZ, miller_array
 from ..files import check_writable, read_model, write_all
@@ -281,8 +281,8 @@ The exit code is 0 only if everything was computed and written.
                                        accuracy=params.accuracy)
             f_mask = torch.zeros_like(f_calc)
             if params.k_sol or self.params.output.components:
-                mask = solvent_mask(self._atoms, crystal, method=params.mask, grid_step=params.grid_step)
-                f_mask = mask_structure_factors(mask, crystal, indices).to(f_calc.dtype)
+                f_mask = solvent_structure_factors(self._atoms, crystal, indices, method=params.mask,
+                                                   grid_step=params.grid_step).to(f_calc.dtype)
         f_model = k_total.to(f_calc.real) * (f_calc + k_mask.to(f_calc.real) * f_mask)
         return _Parts(self._reflections, f_calc, f_mask, k_total, k_mask, f_model)
 
