@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 _PLUGIN = ("register", "takeover", "unregister")
 
-__all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "register", "solvent_mask", "solvent_structure_factors",
-           "structure_factors", "takeover", "unregister", "update_all_scales"]
+__all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "register", "solvent_mask",
+           "solvent_structure_factors", "structure_factors", "takeover", "unregister", "update_all_scales"]
 
 
 def __getattr__(name):
