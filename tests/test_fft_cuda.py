@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from test_fft import PARAMETERS, errors, make_atoms
+
 SCRIPT = """
 import importlib, sys
 sys.path.insert(0, {tests!r})
@@ -32,3 +34,13 @@ def test_triton_kernels_by_interpretation():
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(tests=str(tests))],
                           env=environment, cwd=tests.parent, capture_output=True, text=True)
     assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("accuracy", [1e-3, 1e-5])
+@pytest.mark.parametrize("symbol", ["P 1", "P 31 2 1", "C 1 2 1", "P 43 21 2"])
+def test_gpu_meets_the_accuracy(symbol, accuracy):
+    atoms = make_atoms(symbol, n=40, aniso=True, dispersion=True, d_min=2.0).to(device="cuda")
+    indices = atoms.crystal.build_miller_indices(2.0, anomalous=True)
+    found = errors(atoms, indices, accuracy, names=PARAMETERS)
+    assert found[0] <= accuracy and max(found) <= 2 * accuracy, found

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ HARD_STEP = 0.151
 _TOP = 0.3
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
+_HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
@@ -73,8 +75,9 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
         Occupancy from which on an atom counts in full; 0: all positive ones, as in mmtbx.
     memory : int
         Bound in bytes on working storage beyond a few numbers a grid point.
-    engine : {"cpu", "torch"}, optional
-        Compiled kernels, or PyTorch alone (any device); by default what the device and the installation allow.
+    engine : {"cpu", "triton", "torch"}, optional
+        Kernels compiled by numba, or for a GPU by Triton (the soft mask), or PyTorch alone (any device); by default
+        what the device and the installation allow.
     precision : {"single", "double"}
         Of E and V in the compiled kernels, which the mask repeats to some 1e-6; "double" is for tests.
 
@@ -97,10 +100,10 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
             raise ValueError(f"{name} must be one number that is not negative, not {value.tolist()}.")
         lengths[name] = value
     if engine is None:
-        engine = "cpu" if atoms.device.type == "cpu" and _HAVE_NUMBA else "torch"
-    if engine not in ("cpu", "torch") or (engine == "cpu" and not (atoms.device.type == "cpu" and _HAVE_NUMBA)):
-        raise ValueError(f"engine={engine!r} cannot be used here: choose 'torch', or 'cpu' for tensors on the CPU with numba "
-                         "installed.")
+        engine = next(name for name, usable in _engines(atoms.device).items() if usable)
+    if not _engines(atoms.device).get(engine, False):
+        raise ValueError(f"engine={engine!r} cannot be used here: choose 'torch', 'cpu' for tensors on the CPU with numba "
+                         "installed, or 'triton' for tensors on a GPU with Triton installed.")
     if precision not in ("single", "double"):
         raise ValueError(f"precision must be 'single' or 'double', not {precision!r}.")
     rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
@@ -117,7 +120,11 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     sites = sites.expand(*batch, len(rows), 3).reshape(n_models, len(rows), 3)
     radii, cover, taking_part = (
         values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
-    one_mask = _soft if float(lengths["softness"].detach()) > 0 else _hard
+    soft = float(lengths["softness"].detach()) > 0
+    if soft and engine == "triton":
+        return _soft_together(sites, radii + lengths["r_probe"], cover, taking_part, lengths["r_shrink"], lengths["softness"],
+                              crystal, n_real, precision, memory).to(atoms.dtype).reshape(*batch, *n_real)
+    one_mask = _soft if soft else _hard
     masks = [one_mask(s[part], r[part] + lengths["r_probe"], c[part], lengths["r_shrink"], lengths["softness"], crystal,
                       n_real, atoms.dtype, memory, engine, precision, memory // n_models)
              for s, r, c, part in zip(sites, radii, cover, taking_part)]
@@ -158,20 +165,51 @@ class Ball:
         return -6 * t * (1 - t) * (t - 0.5) / self.edge
 
 
+def _engines(device):
+    """Engines in order of speed, and whether they can be used on a device."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return {"cpu": device.type == "cpu" and _HAVE_NUMBA, "triton": (device.type == "cuda" or interpreted) and _HAVE_TRITON,
+            "torch": True}
+
+
 def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
-    width, edge, volume = softness, EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
-    ball = Ball(float(r_shrink.detach()), float(edge.detach()))
-    fine = fineness(crystal, n_real, FINE_STEP)
+    ball, fine = _ball(r_shrink, softness), fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
         from .probe_shrink_cpu import SoftMask
         engine = SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory,
                           torch.get_num_threads(), kept)
     else:
         engine = probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
-    volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, width, engine).to(torch.float64)
+    return _ToCell.apply(_from_volume(sites, radii, cover, r_shrink, softness, engine).to(dtype), engine)
+
+
+def _soft_together(sites, radii, cover, taking_part, r_shrink, softness, crystal, n_real, precision, memory):
+    """Masks of a batch (n_models, ...) by kernels that many models share."""
+    from .probe_shrink_cuda import LARGEST, SoftMask
+    ball, fine = _ball(r_shrink, softness), fineness(crystal, n_real, FINE_STEP)
+    dtype = torch.float32 if precision == "single" else torch.float64
+    points = math.prod(n_real) * fine**3
+    size = max(1, min(memory // (points * dtype.itemsize), LARGEST // points))
+    masks = []
+    for first in range(0, len(sites), size):
+        part = taking_part[first:first + size]
+        models = part.nonzero()[:, 0]
+        engine = SoftMask(crystal, n_real, fine, ball, dtype, memory, models, len(part))
+        chosen = (values[first:first + size][part] for values in (sites, radii, cover))
+        masks.append(_ToCell.apply(_from_volume(*chosen, r_shrink, softness, engine), engine))
+    return torch.cat(masks)
+
+
+def _ball(r_shrink, softness):
+    return Ball(float(r_shrink.detach()), EDGE_RATIO * float(softness.detach()))
+
+
+def _from_volume(sites, radii, cover, r_shrink, softness, engine):
+    """The soft mask where the engine gives V, in double precision."""
+    edge, volume = EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
+    volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, softness, engine).to(torch.float64)
     free = _Free.apply(r_shrink, edge, engine)
-    mask = torch.expm1(-volumes / volume) / torch.expm1(-free / volume)
-    return _ToCell.apply(mask.to(dtype), engine)
+    return torch.expm1(-volumes / volume) / torch.expm1(-free / volume)
 
 
 class _Volume(torch.autograd.Function):
