@@ -20,6 +20,10 @@ from cctbx.eltbx import van_der_waals_radii, xray_scattering
 from .crystal import Crystal
 from .form_factors import FormFactors
 
+def _element(scattering_type):
+    return xray_scattering.get_element_and_charge_symbols(scattering_type, exact=False)[0]
+
+
 # Fields that a user may replace, with the number of trailing dimensions beyond the atoms.
 _PARAMETERS = {"sites_cart": (3,), "u_iso": (), "u_star": (6,), "occupancies": (), "fp": (), "fdp": ()}
 
@@ -187,29 +191,58 @@ class Atoms:
     @property
     def scattering_types(self):
         """Scattering types of the scatterers, tuple of str."""
-        return tuple(self._structure.scatterers().extract_scattering_types())
+        types = self.form_factors.types
+        return tuple(types[i] for i in self.type_index.tolist())
 
     @property
     def elements(self):
         """Element symbols of the scatterers as mmtbx reads them for masks, tuple of str ("C", "Fe", "H", "D")."""
-        by_type = {t: xray_scattering.get_element_and_charge_symbols(t, exact=False)[0] for t in set(self.scattering_types)}
-        return tuple(by_type[t] for t in self.scattering_types)
+        elements = [_element(t) for t in self.form_factors.types]
+        return tuple(elements[i] for i in self.type_index.tolist())
 
-    def vdw_radii(self):
-        """Van der Waals radii (n_atoms,) in Å, float64, from cctbx's table, as mmtbx's mask uses them.
+    def from_types(self, function, dtype):
+        """A property that scattering types have, of each atom.
+
+        Parameters
+        ----------
+        function : callable
+            Scattering type (str) -> number.
+        dtype : torch.dtype
+
+        Returns
+        -------
+        torch.Tensor
+            (n_atoms,).
+        """
+        return torch.tensor([function(t) for t in self.form_factors.types], dtype=dtype, device=self.device)[self.type_index]
+
+    def vdw_radii(self, rows=None):
+        """Van der Waals radii in Å, float64, from cctbx's table, as mmtbx's mask uses them.
+
+        Parameters
+        ----------
+        rows : torch.Tensor, optional
+            (n,) int64, which atoms; by default all.
+
+        Returns
+        -------
+        torch.Tensor
+            (n_atoms,) or (n,).
 
         Raises
         ------
         ValueError
-            When the table has no radius for an element.
+            When the table has no radius for the element of one of them.
         """
         table = van_der_waals_radii.vdw.table
-        elements = self.elements
-        unknown = sorted(set(elements) - set(table))
-        if unknown:
+        radii = self.from_types(lambda t: table.get(_element(t), float("nan")), torch.float64)
+        radii = radii if rows is None else radii[rows]
+        if bool(radii.isnan().any()):
+            chosen = self.elements if rows is None else (self.elements[i] for i in rows.tolist())
+            unknown = sorted(set(chosen) - set(table))
             raise ValueError(f"No van der Waals radius is known for element {', '.join(map(repr, unknown))}: "
                              "give those atoms another scattering type, or leave them out of the mask.")
-        return torch.tensor([table[element] for element in elements], dtype=torch.float64, device=self.device)
+        return radii
 
     def replace(self, **parameters):
         """A copy with some parameters replaced; what is given carries its own gradient.

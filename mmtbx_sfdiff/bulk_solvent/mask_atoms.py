@@ -12,7 +12,7 @@ import torch
 
 def hydrogens(atoms):
     """(n_atoms,) bool: scattering type H or D."""
-    return torch.tensor([t.strip() in ("H", "D") for t in atoms.scattering_types], device=atoms.device)
+    return atoms.from_types(lambda t: t.strip() in ("H", "D"), torch.bool)
 
 
 def mask_atoms(atoms, radii=None, include_hydrogens=False, include_zero_occupancy=False):
@@ -48,7 +48,7 @@ def mask_atoms(atoms, radii=None, include_hydrogens=False, include_zero_occupanc
         kept = taking_part.reshape(-1, atoms.n_atoms).any(0)
     rows = kept.nonzero()[:, 0]
     if radii is None:
-        radii = atoms.select(rows).vdw_radii() if len(rows) else torch.zeros(0, dtype=torch.float64, device=atoms.device)
+        radii = atoms.vdw_radii(rows)
     else:
         if not isinstance(radii, torch.Tensor) or radii.shape[-1:] != (atoms.n_atoms,):
             raise ValueError(f"radii must be a tensor of the shape (..., {atoms.n_atoms}), one radius an atom.")

@@ -244,14 +244,14 @@ class _Free(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, r_shrink, edge, engine):
-        kernel = engine.kernel
-        ctx.changes = [float(engine.weights(f).sum()) for f in (kernel.by_radius, kernel.by_edge)]
-        return r_shrink.new_tensor(float(engine.weights(kernel.value).sum()))
+        ctx.engine = engine
+        return r_shrink.new_tensor(float(engine.weights(engine.kernel.value).sum()))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *(gradient * change for change in ctx.changes), None
+        engine = ctx.engine
+        return *(gradient * float(engine.weights(f).sum()) for f in (engine.kernel.by_radius, engine.kernel.by_edge)), None
 
 
 class _ToCell(torch.autograd.Function):

@@ -18,8 +18,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ..structure_factors.bins_cuda import bin_numbers, bin_range, period, periods_within, sort_into_bins
+
 # Points of a tile of the fine grid, and of a coarse block or a box, that one program takes at a time.
-_TILE = (4, 4, 16)
+_TILE = (8, 8, 8)
 _BLOCK = 256
 # Width of the bins that images are sorted into, Å.
 _BIN = 2.5
@@ -32,12 +34,6 @@ def _step(distance_sq, radius, half_inverse_width):
     """t of S(t)."""
     t = 0.5 + (distance_sq / radius - radius) * half_inverse_width
     return tl.minimum(tl.maximum(t, 0.0), 1.0)
-
-
-@triton.jit
-def _floor_division(a, b, far):
-    """a // b for a >= -far b."""
-    return (a + far * b) // b - far
 
 
 @triton.jit
@@ -54,18 +50,16 @@ def _accessibility(field, starts, position, radius, cover, geometry, reach, n_x,
     g_xy, g_xz, g_yz = tl.load(geometry + 3), tl.load(geometry + 4), tl.load(geometry + 5)
     half_inverse_width = tl.load(geometry + 6)
     e_x, e_y, e_z = tl.load(reach), tl.load(reach + 1), tl.load(reach + 2)
-    # Bins from the one that holds the lowest centre within reach to that of the highest; beyond the cell they repeat.
-    lo_x, hi_x = tl.floor((x0 - e_x) * bins_x / n_x).to(tl.int32), tl.floor((x0 + TX - 1 + e_x) * bins_x / n_x).to(tl.int32)
-    lo_y, hi_y = tl.floor((y0 - e_y) * bins_y / n_y).to(tl.int32), tl.floor((y0 + TY - 1 + e_y) * bins_y / n_y).to(tl.int32)
-    lo_z, hi_z = tl.floor((z0 - e_z) * bins_z / n_z).to(tl.int32), tl.floor((z0 + TZ - 1 + e_z) * bins_z / n_z).to(tl.int32)
+    lo_x, hi_x = bin_range(x0, TX, e_x, bins_x, n_x)
+    lo_y, hi_y = bin_range(y0, TY, e_y, bins_y, n_y)
+    lo_z, hi_z = bin_range(z0, TZ, e_z, bins_z, n_z)
     total = tl.full((TX * TY * TZ,), 1.0, dtype=field.dtype.element_ty)
     for b_x in range(lo_x, hi_x + 1):
-        cell_x = _floor_division(b_x, bins_x, far)
+        cell_x = period(b_x, bins_x, far)
         for b_y in range(lo_y, hi_y + 1):
-            cell_y = _floor_division(b_y, bins_y, far)
+            cell_y = period(b_y, bins_y, far)
             row = ((model * bins_x + b_x - cell_x * bins_x) * bins_y + b_y - cell_y * bins_y) * bins_z
-            for cell_z in range(_floor_division(lo_z, bins_z, far), _floor_division(hi_z, bins_z, far) + 1):
-                # The bins of a row follow one another, and so do their images.
+            for cell_z in range(period(lo_z, bins_z, far), period(hi_z, bins_z, far) + 1):
                 first = tl.load(starts + row + tl.maximum(lo_z - cell_z * bins_z, 0))
                 last = tl.load(starts + row + tl.minimum(hi_z - cell_z * bins_z, bins_z - 1) + 1)
                 for i in range(first, last):
@@ -73,11 +67,13 @@ def _accessibility(field, starts, position, radius, cover, geometry, reach, n_x,
                     c_x = (tl.load(position + 3 * i) + (cell_x * n_x - x0)).to(total.dtype)
                     c_y = (tl.load(position + 3 * i + 1) + (cell_y * n_y - y0)).to(total.dtype)
                     c_z = (tl.load(position + 3 * i + 2) + (cell_z * n_z - z0)).to(total.dtype)
-                    u, v, w = l_x - c_x, l_y - c_y, l_z - c_z
-                    d = (g_xx * u * u + g_yy * v * v + g_zz * w * w
-                         + 2 * (g_xy * u * v + g_xz * u * w + g_yz * v * w))
-                    t = _step(d, r, half_inverse_width)
-                    total *= 1 - tl.load(cover + i) * (1 - t * t * (3 - 2 * t))
+                    if ((r > 0) & (c_x > -e_x) & (c_x < TX - 1 + e_x) & (c_y > -e_y) & (c_y < TY - 1 + e_y)
+                            & (c_z > -e_z) & (c_z < TZ - 1 + e_z)):
+                        u, v, w = l_x - c_x, l_y - c_y, l_z - c_z
+                        d = (g_xx * u * u + g_yy * v * v + g_zz * w * w
+                             + 2 * (g_xy * u * v + g_xz * u * w + g_yz * v * w))
+                        t = _step(d, r, half_inverse_width)
+                        total *= 1 - tl.load(cover + i) * (1 - t * t * (3 - 2 * t))
     x, y, z = x0 + l_x, y0 + l_y, z0 + l_z
     place = ((model * n_x + x) * n_y + y) * n_z + z
     tl.store(field + place, total, mask=(x < n_x) & (y < n_y) & (z < n_z))
@@ -123,33 +119,36 @@ def _ball_spread(gradient, field, out, starts, steps, weights, total, m_x, m_y, 
 
 
 @triton.jit
-def _attribute(by_field, out, models, first_point, box, position, radius, cover, geometry, n_x, n_y, n_z,
-               BLOCK: tl.constexpr):
-    """Of one image: sums that make its gradients by position, radius, cover and width."""
+def _attribute(by_field, out, models, position, radius, cover, geometry, extent, width, n_x, n_y, n_z, LY: tl.constexpr,
+               LZ: tl.constexpr):
+    """Of one image: sums that make its gradients by position, radius, cover and width.  A box has at most LY LZ rows."""
     i = tl.program_id(0)
     model = tl.load(models + i)
-    x0, y0, z0 = tl.load(first_point + 3 * i), tl.load(first_point + 3 * i + 1), tl.load(first_point + 3 * i + 2)
-    b_x, b_y, b_z = tl.load(box + 3 * i), tl.load(box + 3 * i + 1), tl.load(box + 3 * i + 2)
     g_xx, g_yy, g_zz = tl.load(geometry), tl.load(geometry + 1), tl.load(geometry + 2)
     g_xy, g_xz, g_yz = tl.load(geometry + 3), tl.load(geometry + 4), tl.load(geometry + 5)
     half_inverse_width = tl.load(geometry + 6)
     r, cover_i = tl.load(radius + i), tl.load(cover + i)
-    zero = tl.zeros((BLOCK,), dtype=by_field.dtype.element_ty)
-    c_x = (tl.load(position + 3 * i) - x0).to(zero.dtype)
-    c_y = (tl.load(position + 3 * i + 1) - y0).to(zero.dtype)
-    c_z = (tl.load(position + 3 * i + 2) - z0).to(zero.dtype)
+    c_x, c_y, c_z = tl.load(position + 3 * i), tl.load(position + 3 * i + 1), tl.load(position + 3 * i + 2)
+    reach = tl.sqrt((r * (r + tl.load(width))).to(tl.float64)) * 1.000001
+    h_x, h_y, h_z = reach * tl.load(extent), reach * tl.load(extent + 1), reach * tl.load(extent + 2)
+    x0, y0, z0 = tl.ceil(c_x - h_x).to(tl.int32), tl.ceil(c_y - h_y).to(tl.int32), tl.ceil(c_z - h_z).to(tl.int32)
+    x1, y1, z1 = tl.floor(c_x + h_x).to(tl.int32), tl.floor(c_y + h_y).to(tl.int32), tl.floor(c_z + h_z).to(tl.int32)
+    lane = tl.arange(0, LY * LZ)
+    y, z = y0 + lane // LZ, z0 + lane % LZ
+    inside = (y <= y1) & (z <= z1)
+    zero = tl.zeros((LY * LZ,), dtype=by_field.dtype.element_ty)
+    v, w = (y - c_y).to(zero.dtype), (z - c_z).to(zero.dtype)
+    # The box may begin below the origin, and in a small cell it laps over itself.
+    row = model * n_x
+    y, z = (y % n_y + n_y) % n_y, (z % n_z + n_z) % n_z
     s_u, s_v, s_w, s_r, s_c, s_width = zero, zero, zero, zero, zero, zero
-    for start in range(0, b_x * b_y * b_z, BLOCK):
-        lane = start + tl.arange(0, BLOCK)
-        inside = lane < b_x * b_y * b_z
-        l_x, l_y, l_z = lane // (b_y * b_z), lane // b_z % b_y, lane % b_z
-        u, v, w = l_x - c_x, l_y - c_y, l_z - c_z
+    # An atom without a radius counts for nothing.
+    for x in range(x0, tl.where(r > 0, x1 + 1, x0)):
+        u = (x - c_x).to(zero.dtype)
         d = g_xx * u * u + g_yy * v * v + g_zz * w * w + 2 * (g_xy * u * v + g_xz * u * w + g_yz * v * w)
         t = _step(d, r, half_inverse_width)
         near = inside & (t < 1)
-        # The box may begin below the origin, and in a small cell it laps over itself.
-        x, y, z = ((x0 + l_x) % n_x + n_x) % n_x, ((y0 + l_y) % n_y + n_y) % n_y, ((z0 + l_z) % n_z + n_z) % n_z
-        value = tl.load(by_field + ((model * n_x + x) * n_y + y) * n_z + z, mask=near, other=0.0)
+        value = tl.load(by_field + ((row + (x % n_x + n_x) % n_x) * n_y + y) * n_z + z, mask=near, other=0.0)
         below = 1 - t * t * (3 - 2 * t)
         factor = 1 - cover_i * below
         # Where the factor is 0, so is E, and with it this.
@@ -183,9 +182,8 @@ class _Grid:
         spacing = crystal.reciprocal_metric.cpu().diagonal().sqrt()
         #: Half the extent of a sphere of radius 1 Å, fine grid steps.
         self.extent = spacing * n
-        self.bins = tuple(max(1, int(1 / (float(s) * _BIN))) for s in spacing)
+        self.bins = bin_numbers(spacing, _BIN)
         self.n, self.extent_there = n.to(device), self.extent.to(device)
-        self.bins_there = torch.tensor(self.bins, device=device)
         self.rotations = crystal.rotations.to(torch.float64).repeat_interleave(len(crystal.centring), 0)
         self.translations = (crystal.translations[:, None] + crystal.centring[None]).reshape(-1, 3)
         self.voxel = crystal.volume / math.prod(self.n_real)
@@ -201,8 +199,8 @@ class _Grid:
         back = ((parity - steps) // fine)[order] % torch.tensor(self.n_coarse)
         starts = torch.zeros(fine**3 + 1, dtype=torch.int32)
         starts[1:] = torch.bincount(number, minlength=fine**3).cumsum(0)
-        self.back, self.back_starts, self.back_order = (
-            x.to(device).contiguous() for x in (back.to(torch.int32), starts, order))
+        self.back, self.back_starts = back.to(device, torch.int32).contiguous(), starts.to(device)
+        self.back_order = order
 
 
 @functools.lru_cache(maxsize=16)
@@ -226,7 +224,10 @@ class _Key:
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-    """Images of the atoms, sorted by bins: where each came from, positions in fine grid steps, what kernels need of each."""
+    """Images of the atoms, sorted by bins: where each came from, positions in fine grid steps, what kernels need of each.
+
+    ``reach`` is the largest distance at which an atom matters, Å.
+    """
 
     order: torch.Tensor
     atom: torch.Tensor
@@ -236,6 +237,7 @@ class _Images:
     radius: torch.Tensor
     cover: torch.Tensor
     geometry: torch.Tensor
+    reach: float
 
 
 class SoftMask:
@@ -259,32 +261,29 @@ class SoftMask:
 
     def weights(self, function):
         """A function of the distance at the fine grid's steps, times the volume of a step."""
-        return torch.from_numpy(function(self.grid.lengths) * self.grid.voxel).to(self.device, self.dtype)
+        return torch.from_numpy(function(self.grid.lengths) * self.grid.voxel)
 
     def _images(self, sites, radii, cover, width):
         """Images of the atoms in the cell, sorted by bins; where each bin begins."""
         grid, n_atoms = self.grid, max(1, len(sites))
         position = torch.einsum("gij,nj->gni", grid.rotations, sites) + grid.translations[:, None]
         position = position - position.floor()
-        bins = grid.bins
-        cell = torch.minimum((position * grid.bins_there).to(torch.int64), grid.bins_there - 1)
-        key = ((self.models * bins[0] + cell[..., 0]) * bins[1] + cell[..., 1]) * bins[2] + cell[..., 2]
-        key, order = torch.sort(key.flatten(), stable=True)
-        edges = torch.arange(self.n_models * math.prod(bins) + 1, device=self.device)
+        order, starts = sort_into_bins(position.flatten(0, 1), self.models.repeat(len(position)), self.n_models, grid.bins)
         atom = order % n_atoms
+        reach = float((radii * (radii + width)).max().sqrt()) + 1e-6 if len(radii) else 0.0
         geometry = torch.cat([grid.form, grid.form.new_tensor([0.5 / width])]).to(self.dtype)
-        return _Images(order, atom, torch.searchsorted(key, edges).to(torch.int32),
-                       (position.flatten(0, 1)[order] * grid.n).contiguous(), self.models[atom].to(torch.int32),
-                       radii[atom].to(self.dtype), cover[atom].to(self.dtype), geometry)
+        return _Images(order, atom, starts, (position.flatten(0, 1)[order] * grid.n).contiguous(),
+                       self.models[atom].to(torch.int32), radii[atom].to(self.dtype), cover[atom].to(self.dtype), geometry,
+                       reach)
 
-    def _accessibility(self, images, radii, width):
+    def _accessibility(self, images):
         grid = self.grid
         field = torch.empty(self.n_models * math.prod(grid.n_real), dtype=self.dtype, device=self.device)
-        reach = float((radii * (radii + width)).max().sqrt()) + 1e-6 if len(radii) else 0.0
-        far = 2 + max(math.ceil((float(e) * reach + t) / n) for e, t, n in zip(grid.extent, _TILE, grid.n_real))
+        extent = grid.extent * images.reach
+        far = periods_within(extent, _TILE, grid.n_real)
         tiles = [-(-n // t) for n, t in zip(grid.n_real, _TILE)]
         _accessibility[(self.n_models * math.prod(tiles),)](
-            field, images.starts, images.position, images.radius, images.cover, images.geometry, grid.extent_there * reach,
+            field, images.starts, images.position, images.radius, images.cover, images.geometry, extent.to(self.device),
             *grid.n_real, *grid.bins, *tiles, far, TX=_TILE[0], TY=_TILE[1], TZ=_TILE[2])
         return field
 
@@ -293,12 +292,13 @@ class SoftMask:
         """Weighted sums of E around each coarse point, for each array of weights."""
         grid = self.grid
         images = self._images(sites, radii, cover, width)
-        field = self._accessibility(images, radii, width)
+        field = self._accessibility(images)
         results = []
         for array in weights:
             out = torch.empty(self.n_points, dtype=self.dtype, device=self.device)
-            _ball_sum[(triton.cdiv(self.n_points, _BLOCK),)](field, out, grid.steps, array, len(grid.steps), self.n_points,
-                                                             *grid.n_coarse, self.fine, BLOCK=_BLOCK)
+            _ball_sum[(triton.cdiv(self.n_points, _BLOCK),)](
+                field, out, grid.steps, array.to(self.device, self.dtype), len(grid.steps), self.n_points, *grid.n_coarse,
+                self.fine, BLOCK=_BLOCK)
             results.append(out)
         if keep and field.nbytes <= self.kept:
             self._field = images, field
@@ -312,19 +312,18 @@ class SoftMask:
             return [torch.zeros_like(x) for x in (sites, radii, cover)] + [sites.new_zeros(())]
         if self._field is None:
             images = self._images(sites, radii, cover, width)
-            field = self._accessibility(images, radii, width)
+            field = self._accessibility(images)
         else:
             images, field = self._field
         by_field = torch.empty_like(field)
         _ball_spread[(triton.cdiv(self.n_points, _BLOCK), self.fine**3)](
-            gradient.to(self.dtype).contiguous(), field, by_field, grid.back_starts, grid.back, weights[grid.back_order],
-            self.n_points, *grid.n_coarse, self.fine, BLOCK=_BLOCK)
-        half = (radii * (radii + width)).sqrt()[images.atom, None] * grid.extent_there
-        first = torch.ceil(images.position - half).to(torch.int32)
-        box = torch.floor(images.position + half).to(torch.int32) - first + 1
+            gradient.to(self.dtype).contiguous(), field, by_field, grid.back_starts, grid.back,
+            weights[grid.back_order].to(self.device, self.dtype), self.n_points, *grid.n_coarse, self.fine, BLOCK=_BLOCK)
         sums = torch.empty((len(images.order), 6), dtype=self.dtype, device=self.device)
-        _attribute[(len(images.order),)](by_field, sums, images.model, first, box, images.position, images.radius,
-                                         images.cover, images.geometry, *grid.n_real, BLOCK=_BLOCK)
+        lanes = [triton.next_power_of_2(2 * math.ceil(float(e) * images.reach) + 1) for e in grid.extent[1:]]
+        _attribute[(len(images.order),)](
+            by_field, sums, images.model, images.position, images.radius, images.cover, images.geometry, grid.extent_there,
+            images.geometry.new_tensor([width]), *grid.n_real, LY=lanes[0], LZ=lanes[1])
         by_image = torch.empty_like(sums, dtype=torch.float64)
         by_image[images.order] = sums.to(torch.float64)
         by_image = by_image.reshape(-1, n_atoms, 6)

@@ -10,9 +10,13 @@ Reference: ``mmtbx.masks.manager.compute_f_mask``.
 """
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import torch
 
 from ..crystal import as_miller_tensor
+from ..tensor_cache import TensorCache
 
 # mmtbx's Fmask_res_high.
 F_MASK_D_MIN = 3.0
@@ -50,19 +54,55 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
     if mask.ndim < 3:
         raise ValueError(f"mask must have the shape (..., n1, n2, n3), not {tuple(mask.shape)}.")
     indices = as_miller_tensor(miller_indices, device=mask.device)
-    grid = mask.shape[-3:]
+    grid = tuple(mask.shape[-3:])
+    plan = _CACHE.get(indices, (crystal.unit_cell, grid, d_min), lambda: _make_plan(indices, crystal, grid, d_min))
+    transform = _LowFrequencies.apply(mask, plan.limits).flatten(-3)
+    f = torch.view_as_real(transform.index_select(-1, plan.rows)) * plan.scale.to(mask.dtype)
+    f = torch.view_as_complex(f)
+    if plan.kept is None:
+        return f
+    result = f.new_zeros((*f.shape[:-1], len(indices)))
+    return result.index_copy(-1, plan.kept, f)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """Where the structure factors are in the transform of a grid.
+
+    Attributes
+    ----------
+    limits : tuple of int
+        Largest |h|, |k| and |l|.
+    rows : torch.Tensor
+        (n_kept,) int64, places in the transform to these limits, flat.
+    scale : torch.Tensor
+        (n_kept, 2) float64, what makes real and imaginary parts of F of those of the transform.
+    kept : torch.Tensor or None
+        (n_kept,) int64, which reflections these are; None: all.
+    """
+
+    limits: tuple
+    rows: torch.Tensor
+    scale: torch.Tensor
+    kept: torch.Tensor | None
+
+
+_CACHE = TensorCache()
+
+
+def _make_plan(indices, crystal, grid, d_min):
     # The margin keeps a reflection exactly at the limit, whose d is rounded.
     kept = None
     if d_min is not None:
-        inside = crystal.to(mask.device).d_star_sq(indices) <= (1 + 1e-10) / float(d_min) ** 2
+        inside = crystal.to(indices.device).d_star_sq(indices) <= (1 + 1e-10) / float(d_min) ** 2
         if not bool(inside.all()):
             kept = inside.nonzero()[:, 0]
             indices = indices[kept]
-    n = torch.tensor(grid, device=mask.device)
+    n = torch.tensor(grid, device=indices.device)
     too_fine = (2 * indices.abs() >= n).any(-1)
     if bool(too_fine.any()):
         worst = tuple(indices[too_fine][0].tolist())
-        raise ValueError(f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {tuple(grid)}: "
+        raise ValueError(f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {grid}: "
                          "use a smaller grid_step, or a d_min that leaves it out.")
     # Only l >= 0 is kept of the transform of a real map; the sign in the exponent is the opposite of torch's.
     flip = indices[:, 2] < 0
@@ -70,15 +110,9 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
     limits = half.abs().amax(0).tolist() if len(half) else [0, 0, 0]
     shape = [2 * limits[0] + 1, 2 * limits[1] + 1, limits[2] + 1]
     rows = ((half[:, 0] % shape[0]) * shape[1] + half[:, 1] % shape[1]) * shape[2] + half[:, 2]
-    transform = _LowFrequencies.apply(mask, tuple(limits)).flatten(-3)
-    f = torch.view_as_real(transform.index_select(-1, rows))
-    scale = crystal.volume / mask[(0,) * (mask.ndim - 3)].numel()
-    sign = (2 * flip.to(mask.dtype) - 1) * scale
-    f = torch.view_as_complex(torch.stack([f[..., 0] * scale, f[..., 1] * sign], -1))
-    if kept is None:
-        return f
-    result = f.new_zeros((*f.shape[:-1], len(inside)))
-    return result.index_copy(-1, kept, f)
+    scale = crystal.volume / math.prod(grid)
+    sign = 2 * flip.to(torch.float64) - 1
+    return _Plan(tuple(limits), rows, torch.stack([torch.ones_like(sign), sign], -1) * scale, kept)
 
 
 def _cut(x, dim, limit):
