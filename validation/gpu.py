@@ -10,7 +10,8 @@ For every entry, medians of calls taken in turns in one process, each with what 
   relative L2 of both F against direct summation in double precision, which is timed as well;
 - *step*: one step of a refinement as in ``validation/refinement_step.py``, with the mask made anew and held fixed.
 
-Writes <output>.csv and <output>.json (with the machine and versions).
+Writes <output>.csv, <output>.json (with the machine and versions) and <output>.png, also after each entry; ``--draw FILE``
+draws the picture of an earlier <output>.json alone.
 """
 from __future__ import annotations
 
@@ -143,6 +144,41 @@ def measure(entry, device, batch, repeat):
     return row
 
 
+RATIOS = (("mask, one of a batch", "mask_mmtbx", "mask_batch_forward"), ("mask", "mask_mmtbx", "mask_forward"),
+          ("mask and gradient, against the mask", "mask_mmtbx", "mask_gradient"), ("F", "f_cctbx", "f_fft"),
+          ("F and gradients", "f_cctbx_gradient", "f_fft_gradient"), ("step", "step_mmtbx", "step_sfdiff"),
+          ("step, mask held fixed", "step_mask_fixed_mmtbx", "step_mask_fixed_sfdiff"))
+
+
+def draw(record):
+    """PNG: how many times faster than one core, against the number of atoms."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = sorted(record["rows"], key=lambda row: row["atoms"])
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    # Okabe and Ito's colours; markers differ too.
+    colours = ("#0072B2", "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7")
+    for (label, theirs, ours), colour, marker, line in zip(RATIOS, colours, "os^Dv*P", ("--", *["-"] * 6)):
+        axes.plot([row["atoms"] for row in rows], [row[theirs] / row[ours] for row in rows], color=colour, marker=marker,
+                  markersize=5, linestyle=line, linewidth=1.2, label=label)
+    axes.axhline(1, color="0.4", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="Atoms in the model", ylabel="Time of cctbx on one core / time here")
+    axes.set_title(f"{record['device']}, {record['date']}", fontsize=9)
+    axes.grid(which="major", color="0.9")
+    for axis, places in ((axes.xaxis, (500, 1000, 2000, 4000, 8000, 16000)), (axes.yaxis, (1, 3, 10, 30, 100, 300))):
+        low, high = axis.get_view_interval()
+        axis.set_ticks([place for place in places if low <= place <= high])
+        axis.set_ticks([], minor=True)
+        axis.set_major_formatter("{x:g}")
+    figure.legend(frameon=False, fontsize=8, ncols=2, loc="outside lower center")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", nargs="*", default=ENTRIES)
@@ -150,19 +186,19 @@ def main(arguments=None):
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("gpu"))
+    parser.add_argument("--draw", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
+    if options.draw:
+        write_all({options.output.with_suffix(".png"): draw(json.loads(options.draw.read_text()))})
+        return 0
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is here: run it on a machine with one, or with --device cpu")
     name = torch.cuda.get_device_name(0) if torch.device(options.device).type == "cuda" else options.device
     rows = []
     for entry in options.entries:
         rows.append(row := measure(entry, options.device, options.batch, options.repeat))
-        print(entry, row["atoms"], "atoms:", ", ".join(
-            f"{what} {row[theirs] / row[ours]:.1f}x" for what, theirs, ours in (
-                ("mask", "mask_mmtbx", "mask_forward"), ("with gradient", "mask_mmtbx", "mask_gradient"),
-                ("one of a batch", "mask_mmtbx", "mask_batch_forward"), ("F", "f_cctbx", "f_fft"),
-                ("with gradients", "f_cctbx_gradient", "f_fft_gradient"), ("step", "step_mmtbx", "step_sfdiff"),
-                ("mask fixed", "step_mask_fixed_mmtbx", "step_mask_fixed_sfdiff"))), flush=True)
+        print(entry, row["atoms"], "atoms:", ", ".join(f"{what} {row[theirs] / row[ours]:.1f}x" for what, theirs, ours in RATIOS),
+              flush=True)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(row), lineterminator="\n")
         writer.writeheader()
@@ -170,7 +206,8 @@ def main(arguments=None):
         record = {"device": name, "date": datetime.date.today().isoformat(), "versions": versions(), "accuracy": ACCURACY,
                   "batch": options.batch, "repeat": options.repeat, "rows": rows}
         write_all({options.output.with_suffix(".csv"): table.getvalue().encode(),
-                   options.output.with_suffix(".json"): json.dumps(record, indent=1).encode()})
+                   options.output.with_suffix(".json"): json.dumps(record, indent=1).encode(),
+                   options.output.with_suffix(".png"): draw(record)})
     return 0
 
 
