@@ -598,3 +598,16 @@ def test_bounded_u_iso_follows_cctbxs_chain_rule():
     expected = factory(algorithm="direct", **arguments).d_target_d_u_iso()
     found = factory(algorithm="sfdiff", extra_params=extra, **arguments).d_target_d_u_iso()
     assert relative(found, expected) < 1e-9
+
+
+@pytest.mark.gpu
+def test_gpu_inside_f_model(demo):
+    mmtbx_sfdiff.register()
+    found = []
+    for device in ("cpu", "cuda"):
+        manager = with_solvent(make_manager(demo, mask="probe_shrink", method="fft", device=device))
+        xray.set_scatterer_grad_flags(scatterers=manager.xray_structure.scatterers(), site=True)
+        functor = manager.target_functor()(compute_gradients=True)
+        found.append((manager.f_model().data(), functor.gradients_wrt_atomic_parameters().packed()))
+    for here, there in zip(*found):
+        assert relative(there, here) < 1e-2

@@ -84,3 +84,11 @@ def test_gpu_cell_without_atoms():
     with pytest.raises(ValueError, match="engine"):
         sfdiff.solvent_mask(one_atom((9, 10, 11, 90, 90, 90)).to(device="cuda"), one_atom((9, 10, 11, 90, 90, 90)).crystal,
                             engine="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("symbol", ["P 1", "P 31 2 1"])
+def test_gpu_hard_mask(symbol):
+    atoms = atoms_of(symbol, n_atoms=3, volume_per_atom=40)
+    found, expected = (mask(here, softness=0) for here in (atoms.to(device="cuda"), atoms))
+    assert found.device.type == "cuda" and float((found.cpu() - expected).abs().max()) < 1e-10
