@@ -30,7 +30,7 @@ import mmtbx_sfdiff  # noqa: F401  (first)
 import cctbx
 import mmtbx
 
-from mmtbx_sfdiff.files.writing import write_all
+from mmtbx_sfdiff.files.writing import write_atomically
 
 _SUBJECT = re.compile(r"f_?model|structure_factors|mask|xray\.minimization|sampled_model_density|gradients_direct")
 # Others follow: these are about structure factors and masks themselves.
@@ -132,9 +132,9 @@ def main():
         rows[name] = {"file": name, "timeout": options.timeout, **measure(path, options.timeout)}
         print(describe(rows[name]), flush=True)
         record = {"cctbx": cctbx.__version__, "mmtbx_sfdiff": mmtbx_sfdiff.__version__, "files": list(rows.values())}
-        write_all({options.output: json.dumps(record, indent=1).encode()})
+        write_atomically(options.output, json.dumps(record, indent=1))
     if options.csv:
-        write_all({options.csv: as_csv(rows.values()).encode()})
+        write_atomically(options.csv, as_csv(rows.values()))
     by_verdict = {}
     for row in rows.values():
         by_verdict.setdefault(verdict(row), []).append(row["file"])

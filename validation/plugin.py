@@ -38,7 +38,7 @@ from mmtbx.refinement import minimization
 
 from mmtbx_sfdiff.crystal import as_miller_tensor
 from mmtbx_sfdiff.files import find_entry, load_entry
-from mmtbx_sfdiff.files.writing import write_all
+from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.structure_factors import structure_factor_gradients
 
 # Å, root mean square.  Least squares on amplitudes has a cusp wherever an |F| goes through 0; large steps cross many.
@@ -256,7 +256,7 @@ def main():
     rows = json.loads(options.output.read_text()) if options.output.exists() else []
     for entry in options.entries or default:
         rows = [row for row in rows if (row["part"], row["entry"]) != (options.part, entry)] + function(entry)
-        write_all({options.output: json.dumps(rows, indent=1).encode()})
+        write_atomically(options.output, json.dumps(rows, indent=1))
     return 0
 
 

@@ -31,8 +31,8 @@ def splat(job):
 def gather(grid, job):
     """Gradients (sites, u_iso, u_star, weights, f' or f'') of sum(grid * density)."""
     setting = job.setting
-    leaves = [x.detach().to(torch.float64).requires_grad_(True)
-                       for x in (job.u_iso, job.u_star, job.weights, job.fp)]
+    parameters = job.u_iso, job.u_star, job.weights, job.fp
+    leaves = [x.detach().to(torch.float64).requires_grad_(True) for x in parameters]
     with torch.enable_grad():
         atom, form, amplitude, cut = gaussians(job, *leaves, keep_zero=True)
     sites = _grid_sites(job)[atom]
@@ -51,8 +51,8 @@ def gather(grid, job):
         along = torch.zeros_like(job.sites).index_add_(0, atom, by_site)
         grad_sites = torch.empty_like(along)
         grad_sites[:, list(setting.grid.axes)] = along
-    grads = torch.autograd.grad([amplitude, form], leaves, [
-                                total, -amplitude.detach()[:, None, None] * second], allow_unused=True)
+    seeds = [total, -amplitude.detach()[:, None, None] * second]
+    grads = torch.autograd.grad([amplitude, form], leaves, seeds, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads)]
     return grad_sites, *grads
 
