@@ -73,7 +73,7 @@ class Atoms:
     _structure: object = dataclasses.field(repr=False)
 
     @classmethod
-    def from_cctbx(cls, xray_structure, dtype=torch.float64, device="cpu", crystal=None):
+    def from_cctbx(cls, xray_structure, dtype=torch.float64, device="cpu", crystal=None, lasting=True):
         """Read a ``cctbx.xray.structure``.
 
         The form factors are those of ``xray_structure.scattering_type_registry()`` as it stands.
@@ -86,6 +86,9 @@ class Atoms:
         device : torch.device or str
         crystal : Crystal, optional
             The structure's crystal on that device, where it is known already.
+        lasting : bool
+            Without it only what a calculation reads is read, to the rounding of float64, and no copy of the structure is
+            kept: such atoms are good until somebody changes it, and have no way back to cctbx.
 
         Raises
         ------
@@ -102,14 +105,25 @@ class Atoms:
             raise ValueError("Anharmonic displacement parameters (Gram-Charlier terms) are not supported: "
                              "use cctbx's own direct summation for this structure.")
         registry = xray_structure.scattering_type_registry()
-        structure = xray_structure.deep_copy_scatterers()
+        structure = xray_structure.deep_copy_scatterers() if lasting else xray_structure
         crystal = Crystal.from_cctbx(xray_structure, device=device) if crystal is None else crystal
 
         def tensor(values, dtype=dtype):
-            return torch.tensor(np.asarray(values), dtype=dtype, device=device)
+            return torch.from_numpy(values).to(dtype=dtype, device=device)
 
-        sites_frac = tensor(_numpy(scatterers.extract_sites()), torch.float64)
-        sites_cart = (sites_frac @ crystal.orthogonalization.T).to(dtype)
+        use_u_aniso = _numpy(scatterers.extract_use_u_aniso())
+        if lasting or use_u_aniso.any():
+            u_star = _numpy(scatterers.extract_u_star())
+        else:
+            u_star = np.zeros((len(use_u_aniso), 6))
+        sites_frac = _numpy(scatterers.extract_sites())
+        # numpy's product takes a fifth of torch's time for matrices as slim as these.
+        to_cart = np.ascontiguousarray(crystal.orthogonalization.cpu().numpy().T)
+        sites_cart, sites_frac = tensor(sites_frac @ to_cart), tensor(sites_frac, torch.float64)
+        if lasting or dtype != torch.float64:
+            frac_residual = sites_frac - sites_cart.to(torch.float64) @ crystal.fractionalization.T
+        else:
+            frac_residual = torch.zeros_like(sites_frac)
         order_z = xray_structure.space_group().order_z()
         site_weights = np.ones(scatterers.size())
         table = xray_structure.site_symmetry_table()
@@ -119,16 +133,16 @@ class Atoms:
             crystal=crystal,
             sites_cart=sites_cart,
             u_iso=tensor(_numpy(scatterers.extract_u_iso())),
-            u_star=tensor(_numpy(scatterers.extract_u_star())),
+            u_star=tensor(u_star),
             occupancies=tensor(_numpy(scatterers.extract_occupancies())),
             fp=tensor(_numpy(scatterers.extract_fps())),
             fdp=tensor(_numpy(scatterers.extract_fdps())),
             use_u_iso=tensor(_numpy(scatterers.extract_use_u_iso()), torch.bool),
-            use_u_aniso=tensor(_numpy(scatterers.extract_use_u_aniso()), torch.bool),
+            use_u_aniso=tensor(use_u_aniso, torch.bool),
             site_weights=tensor(site_weights, torch.float64),
             type_index=tensor(_numpy(registry.unique_indices(scatterers)).astype(np.int64), torch.int64),
             form_factors=FormFactors.from_registry(registry, device=device),
-            _frac_residual=sites_frac - sites_cart.to(torch.float64) @ crystal.fractionalization.T,
+            _frac_residual=frac_residual,
             _structure=structure,
         )
 

@@ -8,7 +8,7 @@ from .direct import DEFAULT_MEMORY, direct
 from .fft import fft
 from .fft_setting import LEAST_ACCURACY, estimated_time
 from .miller_plan import miller_plan
-from .splatting import FFTUnsuitable
+from .splatting import FFTUnsuitable, own_threads
 from .values import without_values
 
 METHODS = {"direct": direct, "fft": fft}
@@ -116,6 +116,7 @@ def _fft_is_faster(atoms, indices, accuracy, memory):
     if direct_time < _SMALL:
         return False
     try:
-        return _GAIN * (estimated_time(atoms, plan, accuracy, memory) + _FFT_START) < direct_time
+        with own_threads(atoms.device):
+            return _GAIN * (estimated_time(atoms, plan, accuracy, memory) + _FFT_START) < direct_time
     except FFTUnsuitable:
         return False

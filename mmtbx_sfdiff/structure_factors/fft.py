@@ -10,8 +10,6 @@ Ten Eyck (1977) Acta Cryst. A33, 486; the gradient is the transpose of the calcu
 """
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -65,20 +63,14 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY):
         own = value.shape[value.ndim - tail:]
         return value.expand(*batch, *own).reshape(-1, *own)
 
-    u_iso = torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)
-    u_star = torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0)
-    weights = atoms.occupancies * atoms.site_weights.to(atoms.dtype)
-    result = _Transform.apply(
-        flat(atoms.sites_cart, 2), flat(u_iso, 1), flat(u_star, 2), flat(weights, 1), flat(atoms.fp, 1),
-        flat(atoms.fdp, 1), flat(atoms._frac_residual, 2), atoms, plan, accuracy, memory)
-    return result.reshape(*batch, n)
-
-
-def _own_threads(device):
-    if splatting.HAVE_NUMBA and device.type == "cpu":
-        from .workers import own_threads
-        return own_threads()
-    return contextlib.nullcontext()
+    with splatting.own_threads(atoms.device):
+        u_iso = torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)
+        u_star = torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0)
+        weights = atoms.occupancies * atoms.site_weights.to(atoms.dtype)
+        result = _Transform.apply(
+            flat(atoms.sites_cart, 2), flat(u_iso, 1), flat(u_star, 2), flat(weights, 1), flat(atoms.fp, 1),
+            flat(atoms.fdp, 1), flat(atoms._frac_residual, 2), atoms, plan, accuracy, memory)
+        return result.reshape(*batch, n)
 
 
 class _Transform(torch.autograd.Function):
@@ -86,30 +78,29 @@ class _Transform(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, sites_cart, u_iso, u_star, weights, fp, fdp, residual, atoms, plan, accuracy, memory):
-        with _own_threads(sites_cart.device):
-            sites = sites_cart.to(torch.float64) @ atoms.crystal.fractionalization.T + residual
-            values = sites, u_iso, u_star, weights, fp, fdp
-            ctx.save_for_backward(*values)
-            ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
-            ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory)
-            engine = splatting.engine(sites.device)
-            dispersion = bool((fdp != 0).any())
-            dtype = complex_of(weights.dtype)
-            if not values_wanted():
-                return torch.zeros((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
-            result = torch.empty((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
-            for part in _parts(engine, setting, len(sites), memory):
-                result[part] = engine.values(_job(atoms, setting, values, part, False, False))
-                if dispersion:
-                    found = engine.values(_job(atoms, setting, values, part, True, False))
-                    result[part] += 1j * found.to(dtype)
-            return result
+        sites = sites_cart.to(torch.float64) @ atoms.crystal.fractionalization.T + residual
+        values = sites, u_iso, u_star, weights, fp, fdp
+        ctx.save_for_backward(*values)
+        ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
+        ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory)
+        engine = splatting.engine(sites.device)
+        dispersion = bool((fdp != 0).any())
+        dtype = complex_of(weights.dtype)
+        if not values_wanted():
+            return torch.zeros((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
+        result = torch.empty((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
+        for part in _parts(engine, setting, len(sites), memory):
+            result[part] = engine.values(_job(atoms, setting, values, part, False, False))
+            if dispersion:
+                found = engine.values(_job(atoms, setting, values, part, True, False))
+                result[part] += 1j * found.to(dtype)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         values, atoms, wanted = ctx.saved_tensors, ctx.atoms, ctx.needs_input_grad[:6]
-        with _own_threads(grad.device):
+        with splatting.own_threads(grad.device):
             # A wish for gradients in f' and f'' makes another population of the same atoms.
             known = None if wanted[4] or wanted[5] else ctx.population
             _, setting = choose_setting(values, atoms, ctx.plan, ctx.accuracy, ctx.memory, wanted, known)

@@ -7,6 +7,7 @@ may hold several models, of ``LARGEST`` grid points in all.
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -58,6 +59,15 @@ def engine(device):
         return splat_cuda
     from . import splat_torch
     return splat_torch
+
+
+def own_threads(device):
+    """A context in which torch keeps out of its own pool where the compiled engine has threads: see
+    :mod:`.workers`."""
+    if HAVE_NUMBA and torch.device(device).type == "cpu":
+        from .workers import own_threads
+        return own_threads()
+    return contextlib.nullcontext()
 
 
 # Measured, ns on one core, for values and for gradients: a block of eight points under a pair of Gaussians, a
