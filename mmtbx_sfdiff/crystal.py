@@ -9,6 +9,7 @@ Reference: ``cctbx.crystal.symmetry``, ``cctbx.sgtbx.space_group``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -99,9 +100,7 @@ class Crystal:
 
     def to_cctbx(self):
         """The same symmetry as a ``cctbx.crystal.symmetry``."""
-        return cctbx_crystal.symmetry(
-            unit_cell=self.unit_cell, force_compatible_unit_cell=False,
-            space_group_info=sgtbx.space_group_info(group=sgtbx.space_group(self.hall_symbol)))
+        return _symmetry(self.unit_cell, self.hall_symbol)
 
     def to(self, device):
         """The same crystal with its tensors on another device."""
@@ -131,8 +130,8 @@ class Crystal:
     def is_same_as(self, other):
         """True when cell (to 1e-6 relative) and space-group operators agree."""
         return self is other or (
-            np.allclose(self.unit_cell, other.unit_cell, rtol=1e-6, atol=0)
-            and self.hall_symbol == other.hall_symbol)
+            self.hall_symbol == other.hall_symbol
+            and (self.unit_cell == other.unit_cell or np.allclose(self.unit_cell, other.unit_cell, rtol=1e-6, atol=0)))
 
     def d_star_sq(self, miller_indices):
         """d*^2 = (2 sin(theta) / lambda)^2 of Miller indices (..., 3), in Å^-2, float64."""
@@ -194,11 +193,7 @@ class Crystal:
         The same grid as ``mmtbx.masks`` makes for a given ``step`` (Å): ``maptbx.crystal_gridding`` with
         ``use_space_group_symmetry``, prime factors up to 5.
         """
-        symmetry = self.to_cctbx()
-        gridding = maptbx.crystal_gridding(
-            unit_cell=symmetry.unit_cell(), space_group_info=symmetry.space_group_info(),
-            symmetry_flags=maptbx.use_space_group_symmetry, step=float(step))
-        return tuple(gridding.n_real())
+        return _grid(self.unit_cell, self.hall_symbol, float(step))
 
     def asymmetric_box(self):
         """Two corners, in fractional coordinates, of a box that holds cctbx's asymmetric unit of space."""
@@ -213,6 +208,21 @@ class Crystal:
     def __repr__(self):
         cell = " ".join(f"{value:g}" for value in self.unit_cell)
         return f"Crystal({self.space_group_symbol!r}, cell {cell})"
+
+
+def _symmetry(unit_cell, hall_symbol):
+    return cctbx_crystal.symmetry(
+        unit_cell=unit_cell, force_compatible_unit_cell=False,
+        space_group_info=sgtbx.space_group_info(group=sgtbx.space_group(hall_symbol)))
+
+
+@functools.lru_cache(maxsize=64)
+def _grid(unit_cell, hall_symbol, step):
+    symmetry = _symmetry(unit_cell, hall_symbol)
+    gridding = maptbx.crystal_gridding(
+        unit_cell=symmetry.unit_cell(), space_group_info=symmetry.space_group_info(),
+        symmetry_flags=maptbx.use_space_group_symmetry, step=step)
+    return tuple(gridding.n_real())
 
 
 def as_miller_tensor(miller_indices, device=None):

@@ -15,7 +15,7 @@ import torch
 
 from . import targets
 from .alpha_beta import estimate_alpha_beta
-from .bulk_solvent import mask_structure_factors, solvent_mask
+from .bulk_solvent import solvent_structure_factors
 from .scaling import update_all_scales
 from .structure_factors import structure_factors
 
@@ -148,8 +148,8 @@ class FModel(torch.nn.Module):
 
     def f_mask(self, sites_cart=None):
         """F of the solvent mask, (..., n) complex, unscaled."""
-        mask = solvent_mask(self._atoms(sites_cart), self.reflections.crystal, **self.mask_options)
-        return mask_structure_factors(mask, self.reflections.crystal, self.reflections.miller_indices)
+        return solvent_structure_factors(self._atoms(sites_cart), self.reflections.crystal, self.reflections.miller_indices,
+                                         **self.mask_options)
 
     def f_model(self, sites_cart=None, f_mask=None):
         """Scaled structure factors of all reflections.

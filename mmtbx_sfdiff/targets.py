@@ -48,8 +48,9 @@ def least_squares(reflections, f_model, selection=None, f_obs_scale=1.0):
             "normalized_least_squares with weights='unit', or the maximum-likelihood target."
         )
     work = _used(reflections, selection) & reflections.work & (reflections.sigmas > 0)
-    f_obs, sigmas = reflections.f_obs[work] / f_obs_scale, reflections.sigmas[work] / f_obs_scale
-    return ((f_obs - f_model[..., work].abs()) / sigmas).square().sum(-1)
+    # Weights of zero leave reflections out sooner than a selection does.
+    w = torch.where(work, reflections.sigmas / f_obs_scale, math.inf) ** -2
+    return (w * (reflections.f_obs / f_obs_scale - f_model.abs()).square()).sum(-1)
 
 
 def normalized_least_squares(
@@ -80,8 +81,10 @@ def normalized_least_squares(
             "Weights from standard deviations need sigmas, and there are none; use weights='unit'."
         )
     work = _used(reflections, selection) & reflections.work
-    f_obs, model = reflections.f_obs[work] / f_obs_scale, f_model[..., work].abs()
-    w = torch.ones_like(f_obs) if weights == "unit" else (reflections.sigmas[work] / f_obs_scale) ** -2
+    f_obs, model = reflections.f_obs / f_obs_scale, f_model.abs()
+    w = work.to(f_obs.dtype)
+    if weights == "sigma":
+        w = torch.where(work, reflections.sigmas / f_obs_scale, math.inf) ** -2
     # The derivative with respect to k vanishes at the least-squares k, so that k counts as a constant.
     k = _scale(w * f_obs, f_obs, model, w).detach() if scale == "k1" else 1.0
     return (w * (f_obs - k * model).square()).sum(-1) / (w * f_obs.square()).sum()
@@ -110,13 +113,10 @@ def maximum_likelihood(reflections, f_model, alpha_beta, selection=None, f_obs_s
     n_work = int(work.sum())
     # What the reference leaves at 0 is left out here; it still counts in the mean.
     work = work & (alpha_beta.alpha > 0) & (alpha_beta.beta > _LEAST_BETA) & (reflections.f_obs > 0)
-    f_obs = reflections.f_obs[work] / f_obs_scale
-    a, eb, centric = (
-        alpha_beta.alpha[work],
-        (alpha_beta.epsilons * alpha_beta.beta)[work],
-        alpha_beta.centric[work],
-    )
-    model = f_model[..., work].abs()
+    rows = work.nonzero()[:, 0]
+    f_obs, a, eb, centric = (x.index_select(0, rows) for x in (
+        reflections.f_obs / f_obs_scale, alpha_beta.alpha, alpha_beta.epsilons * alpha_beta.beta, alpha_beta.centric))
+    model = f_model.index_select(-1, rows).abs()
     x = a * f_obs * model / eb
     squares = (f_obs.square() + (a * model).square()) / eb
     acentric = -(2 * f_obs / eb).log() + squares - _LogI0.apply(2 * x)

@@ -5,6 +5,9 @@ For every entry, ``FModel`` (structure factors by FFT to the accuracy given, and
 
     python validation/end_to_end.py [--entries 1yjp ...] [--mask probe_shrink] [--json end.json] [--csv end.csv]
 
+R-free of a small free set depends on which reflections happen to be free.  ``standard_error`` says by how much: that of the
+change of R-free when the free reflections are drawn anew from themselves (bootstrap, 2,000 times, both sides the same).
+
 The exit status is 1 when the median change of R-free is positive, or when one is above 0.003 in an entry that is not
 twinned.
 """
@@ -20,7 +23,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from cctbx import miller
 
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.bulk_solvent import DEFAULT_MASK
@@ -30,9 +36,31 @@ from scaling import all_entries
 
 LIMIT = 0.003
 COLUMNS = ("entry", "n_reflections", "d_min", "r_work_sfdiff", "r_work_mmtbx", "r_free_sfdiff", "r_free_mmtbx",
-           "delta_r_work", "delta_r_free")
+           "delta_r_work", "delta_r_free", "n_free", "standard_error")
 # Of the manifest: data of twinned crystals, for which neither side's model holds.
 TWINNED = ("1l2h", "4tql")
+
+
+def standard_error(fmodel, manager, repeat=2000):
+    """Number of free reflections that either side uses, and the standard error of the difference of R-free."""
+    def deviations(f_obs, f_model):
+        scale = (f_obs @ f_model) / (f_model @ f_model)
+        return np.stack([np.abs(f_obs - scale * f_model), f_obs])
+
+    reflections, free = fmodel.reflections, ~fmodel.reflections.work
+    sides = np.zeros((2, 2, len(reflections)))
+    used = (free & fmodel.scales.selection).numpy()
+    sides[0][:, used] = deviations(reflections.f_obs.numpy()[used], fmodel.f_model().abs().numpy()[used])
+    f_obs = manager.f_obs_free()
+    pairs = miller.match_indices(reflections.miller_set().indices(), f_obs.indices()).pairs()
+    rows, columns = (pairs.column(i).as_numpy_array() for i in (0, 1))
+    found = deviations(f_obs.data().as_numpy_array(), np.abs(manager.f_model_free().data().as_numpy_array()))
+    sides[1][:, rows] = found[:, columns]
+    sides = sides[:, :, (sides[:, 1] > 0).any(0)]
+    n = sides.shape[2]
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), repeat)
+    r = [(counts @ deviation) / (counts @ f) for deviation, f in sides]
+    return n, float(np.std(r[0] - r[1]))
 
 
 def compare(entry, mask, accuracy):
@@ -52,6 +80,7 @@ def compare(entry, mask, accuracy):
               "seconds": seconds, "mask": mask, "accuracy": accuracy}
     result["delta_r_work"] = result["r_work_sfdiff"] - result["r_work_mmtbx"]
     result["delta_r_free"] = result["r_free_sfdiff"] - result["r_free_mmtbx"] if has_free else None
+    result["n_free"], result["standard_error"] = standard_error(fmodel, manager) if has_free else (0, None)
     return result
 
 
@@ -79,7 +108,9 @@ def main(arguments=None):
             continue
         with torch.no_grad():
             r = results[entry] = compare(entry, options.mask, options.accuracy)
-        free = "" if r["delta_r_free"] is None else f"  R-free {r['r_free_sfdiff']:.4f} {r['r_free_mmtbx']:.4f} ({r['delta_r_free']:+.4f})"
+        free = "" if r["delta_r_free"] is None else (
+            f"  R-free {r['r_free_sfdiff']:.4f} {r['r_free_mmtbx']:.4f} ({r['delta_r_free']:+.4f} "
+            f"+- {r['standard_error']:.4f}, {r['n_free']} free)")
         print(f"{entry:6s} R-work {r['r_work_sfdiff']:.4f} {r['r_work_mmtbx']:.4f} ({r['delta_r_work']:+.4f}){free}",
               flush=True)
         if options.json:

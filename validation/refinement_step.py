@@ -1,4 +1,4 @@
-"""Time of one step of a refinement, beside mmtbx's, in one process, interleaved.
+"""Time of one step of a refinement, beside mmtbx's, in one process, in turns of a few steps each.
 
 For every entry, medians over the repeats:
 
@@ -8,8 +8,10 @@ For every entry, medians over the repeats:
   the atoms have moved by 0.1 Å in the mean;
 - *mask held fixed*: the same without the mask.
 
-Both start from atoms that have moved since the last step. Structure factors are by FFT on both sides, mmtbx's at its
-default accuracy, ours at the accuracy given; how far each is from direct summation is in ``validation/timing.py``.
+Both start from atoms that have moved since the last step.  In a refinement steps follow one another, so each side has a
+turn of three, of which the first, which finds the other's data in the caches, does not count.  Structure factors are by FFT
+on both sides, mmtbx's at its default accuracy, ours at the accuracy given; how far each is from direct summation is in
+``validation/timing.py``.
 
     python validation/refinement_step.py [--entries 1cbs ...] [--mask probe_shrink] [--repeat 5] [--threads 2]
 """
@@ -34,7 +36,8 @@ from mmtbx_sfdiff import FModel, targets
 from mmtbx_sfdiff.bulk_solvent import DEFAULT_MASK
 from mmtbx_sfdiff.files import find_entry, load_entry, write_all
 
-ENTRIES = ("1cbs", "1bff", "5orl", "4cjl", "3mpq", "4ek1")
+ENTRIES = ("1bff", "1cbs", "4cjl", "2uui", "2xiu", "5edl", "1ehz", "1nsf", "5orl", "6n87", "3mpq", "2q9e")
+_STEPS = 3
 
 
 class Ours:

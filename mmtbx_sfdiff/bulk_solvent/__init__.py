@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import inspect
 
+from ..structure_factors.splatting import own_threads
 from .binary import binary
 from .density_cutoff import density_cutoff
-from .probe_shrink import probe_shrink, probe_shrink_defaults
+from .probe_shrink import probe_shrink, probe_shrink_defaults, probe_shrink_structure_factors
 from .transform import F_MASK_D_MIN, mask_structure_factors
 
 MASKS = {"probe_shrink": probe_shrink, "density_cutoff": density_cutoff, "binary": binary}
 
 __all__ = ["DEFAULT_MASK", "MASKS", "F_MASK_D_MIN", "mask_structure_factors", "probe_shrink_defaults", "solvent_fraction",
-           "solvent_mask"]
+           "solvent_mask", "solvent_structure_factors"]
 
 
 def solvent_mask(atoms, crystal, method="probe_shrink", grid_step=0.6, r_probe=None, r_shrink=None, softness=None,
@@ -49,6 +50,42 @@ def solvent_mask(atoms, crystal, method="probe_shrink", grid_step=0.6, r_probe=N
     TypeError
         An option that the method does not have.
     """
+    function, n_real, options = _arguments(atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, options)
+    return function(atoms, atoms.crystal, n_real, **options)
+
+
+def solvent_structure_factors(atoms, crystal, miller_indices, d_min=F_MASK_D_MIN, method="probe_shrink", grid_step=0.6,
+                              r_probe=None, r_shrink=None, softness=None, n_real=None, **options):
+    """Structure factors of the bulk-solvent mask of a model: those of :func:`solvent_mask`, by a shorter way if there is one.
+
+    Parameters
+    ----------
+    miller_indices, d_min
+        See :func:`mask_structure_factors`.
+    atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, **options
+        See :func:`solvent_mask`.
+
+    Returns
+    -------
+    torch.Tensor
+        (..., n) complex in the atoms' precision and on their device.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`solvent_mask` and :func:`mask_structure_factors`.
+    """
+    function, n_real, options = _arguments(atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, options)
+    if function is probe_shrink:
+        with own_threads(atoms.device):
+            found = probe_shrink_structure_factors(atoms, atoms.crystal, n_real, miller_indices, d_min, **options)
+        if found is not None:
+            return found
+    return mask_structure_factors(function(atoms, atoms.crystal, n_real, **options), atoms.crystal, miller_indices, d_min)
+
+
+def _arguments(atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, options):
+    """The function of a method, its grid and its options, checked."""
     if method not in MASKS:
         raise ValueError(f"Unknown method {method!r}: choose from {', '.join(MASKS)}.")
     if not atoms.crystal.is_same_as(crystal):
@@ -66,7 +103,7 @@ def solvent_mask(atoms, crystal, method="probe_shrink", grid_step=0.6, r_probe=N
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise TypeError(f"The {method} mask has no option {', '.join(unknown)}; it has {', '.join(known)}.")
-    return function(atoms, atoms.crystal, tuple(int(n) for n in n_real), **options)
+    return function, tuple(int(n) for n in n_real), options
 
 
 def solvent_fraction(mask):

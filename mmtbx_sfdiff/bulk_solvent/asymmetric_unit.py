@@ -7,16 +7,18 @@ images of the atoms reach into it.
 """
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 
 import numba
 import numpy as np
 
+from ..structure_factors.workers import n_workers, run
 from .grid_symmetry import operators_on_grid
 
 jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-_NEVER = 2**30
+NEVER = 2**30
+# Planes and rows of the fine grid.
+_TILE = 16
 
 
 class Unit:
@@ -53,10 +55,17 @@ class Unit:
         self.extent = np.sqrt(np.diag(crystal.reciprocal_metric.cpu().numpy()))
         self.rotations = rotations / self.n_real[:, None] * self.n_real[None, :]
         self.translations = translations / self.n_real
-        self._frames = {}
+        self._frames, self._offsets = {}, {}
 
     def offsets(self, reach, fine):
-        """Steps of the fine grid not longer than ``reach`` Å, (n, 3), and their lengths; by rows along c."""
+        """Steps of the fine grid not longer than ``reach`` Å, (n, 3), and their lengths; by rows along c; remembered."""
+        if (reach, fine) not in self._offsets:
+            if len(self._offsets) > 64:
+                self._offsets.clear()
+            self._offsets[reach, fine] = self._find_offsets(reach, fine)
+        return self._offsets[reach, fine]
+
+    def _find_offsets(self, reach, fine):
         half = np.ceil(reach * self.extent * self.n_real * fine).astype(np.int64)
         steps = np.stack(np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij"), -1).reshape(-1, 3)
         lengths = np.sqrt(((steps @ (self.metric_basis / fine).T) ** 2).sum(-1))
@@ -79,9 +88,9 @@ class Unit:
             low[2] -= low[2] % fine
             high = np.array([after - 1, *(self.shape[1:] - 1)]) * fine + margin + 1
             shape = high - low
-            # Kernels take eight points of a row at a time.
-            shape[2] += -shape[2] % (8 * fine)
-            windows = np.empty((shape[0], shape[1], 2), dtype=np.int64)
+            # Kernels take sixteen points of a row at a time.
+            shape[2] += -shape[2] % (16 * fine)
+            windows = np.empty((2, shape[0], shape[1]), dtype=np.int32)
             _fine_windows(self.windows, first, after, fine, margin, low, windows)
             self._frames[key] = low, shape, windows
         return self._frames[key]
@@ -130,6 +139,10 @@ class Box:
         positions, self.atoms, self.operators = _images(
             sites, unit.rotations, unit.translations, reach, corner / steps, (corner + self.shape - 1) / steps, unit.extent)
         self.positions = positions * steps - corner
+        # Images that share rows of the grid follow one another, so that these stay in the cache.
+        tiles = (self.positions[:, :2] // _TILE).astype(np.int64)
+        order = np.argsort(tiles[:, 0] * (int(self.shape[1]) + 1) + tiles[:, 1], kind="stable")
+        self.positions, self.atoms, self.operators = self.positions[order], self.atoms[order], self.operators[order]
         self.extent = unit.extent * steps
         basis = unit.metric_basis / fine
         gram = basis.T @ basis
@@ -143,38 +156,22 @@ class Box:
         return sites, *(np.bincount(self.atoms, values, n_atoms) for values in others)
 
 
-class Workers:
-    """Runs a kernel over ranges in a few threads; each call has its own, so that no thread outlives a fork."""
+def over(n, function, per_thread=5):
+    """function(first, after) on consecutive ranges that cover 0..n, in a few threads; results in order."""
+    n_threads = n_workers()
+    if n_threads == 1 or n < 2:
+        return [function(0, n)]
+    edges = np.linspace(0, n, min(n, per_thread * n_threads) + 1).astype(np.int64).tolist()
+    ranges = list(zip(edges[:-1], edges[1:]))
+    queue = iter(range(len(ranges)))
+    results = [None] * len(ranges)
 
-    def __init__(self, n_threads):
-        self.n_threads = n_threads
-        self.pool = concurrent.futures.ThreadPoolExecutor(n_threads - 1) if n_threads > 1 else None
+    def work():
+        for number in queue:
+            results[number] = function(*ranges[number])
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.pool:
-            self.pool.shutdown()
-
-    def over(self, n, function, per_thread=3):
-        """function(first, after) on consecutive ranges that cover 0..n; results in order."""
-        if self.pool is None or n < 2:
-            return [function(0, n)]
-        edges = np.linspace(0, n, min(n, per_thread * self.n_threads) + 1).astype(np.int64).tolist()
-        ranges = list(zip(edges[:-1], edges[1:]))
-        queue = iter(range(len(ranges)))
-        results = [None] * len(ranges)
-
-        def work():
-            for number in queue:
-                results[number] = function(*ranges[number])
-
-        futures = [self.pool.submit(work) for _ in range(self.n_threads - 1)]
-        work()
-        for future in futures:
-            future.result()
-        return results
+    run([work] * n_threads)
+    return results
 
 
 @jit
@@ -259,7 +256,7 @@ def _orbits(rotations, translations, n_real, low, high):
 @jit
 def _windows(places, shape):
     windows = np.empty((shape[0], shape[1], 2), dtype=np.int64)
-    windows[:, :, 0] = _NEVER
+    windows[:, :, 0] = NEVER
     windows[:, :, 1] = 0
     for n in range(len(places)):
         i, j, k = places[n]
@@ -270,8 +267,8 @@ def _windows(places, shape):
 
 @jit
 def _fine_windows(coarse, first, after, fine, margin, low, windows):
-    windows[:, :, 0] = _NEVER
-    windows[:, :, 1] = 0
+    windows[0] = NEVER
+    windows[1] = 0
     for i in range(first, after):
         for j in range(coarse.shape[1]):
             if coarse[i, j, 0] >= coarse[i, j, 1]:
@@ -280,5 +277,5 @@ def _fine_windows(coarse, first, after, fine, margin, low, windows):
             end = (coarse[i, j, 1] - 1) * fine + margin[2] + 1 - low[2]
             for a in range(i * fine - margin[0] - low[0], i * fine + margin[0] - low[0] + 1):
                 for b in range(j * fine - margin[1] - low[1], j * fine + margin[1] - low[1] + 1):
-                    windows[a, b, 0] = min(windows[a, b, 0], begin)
-                    windows[a, b, 1] = max(windows[a, b, 1], end)
+                    windows[0, a, b] = min(windows[0, a, b], begin)
+                    windows[1, a, b] = max(windows[1, a, b], end)

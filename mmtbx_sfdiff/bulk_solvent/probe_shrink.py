@@ -26,6 +26,7 @@ The integral is a sum over a grid ``fine`` times finer than the mask's, at most 
 """
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -33,8 +34,10 @@ import os
 import numpy as np
 import torch
 
+from ..structure_factors.splatting import own_threads
 from . import probe_shrink_torch
 from .mask_atoms import mask_atoms
+from .transform import checked_indices, scattered
 
 R_PROBE = 1.1
 R_SHRINK = 0.9
@@ -92,6 +95,75 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     ValueError
         A negative radius or softness; an unknown engine, or the compiled one where it cannot run.
     """
+    prepared = _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy,
+                        engine, precision)
+    lengths = prepared.r_shrink, prepared.softness
+    soft = float(lengths[1].detach()) > 0
+    if soft and prepared.engine == "triton":
+        masks = _soft_together(prepared, crystal, n_real, precision, memory)
+        return masks.to(atoms.dtype).reshape(*prepared.batch, *n_real)
+    one_mask = _soft if soft else _hard
+    masks = [one_mask(*model, *lengths, crystal, n_real, atoms.dtype, memory, prepared.engine, precision,
+                      memory // len(prepared.sites)) for model in prepared.models]
+    return (torch.stack(masks) if len(masks) != 1 else masks[0]).reshape(*prepared.batch, *n_real)
+
+
+def probe_shrink_structure_factors(atoms, crystal, n_real, miller_indices, d_min, memory=256 * 2**20, precision="single", engine=None,
+                                   r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
+                                   include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY):
+    """Structure factors of the soft mask without the map of the whole cell, or None where that cannot be had.
+
+    Parameters
+    ----------
+    miller_indices, d_min
+        See :func:`~.transform.mask_structure_factors`.
+    atoms, crystal, n_real, **options
+        As of :func:`probe_shrink`.
+
+    Returns
+    -------
+    torch.Tensor or None
+        (..., n) complex in the atoms' precision.  Differentiable in sites, occupancies, ``radii`` and ``r_probe``; None
+        where a gradient in ``r_shrink`` or ``softness`` is wanted, for the hard mask, or without the compiled kernels.
+    """
+    prepared = _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy,
+                        engine, precision)
+    lengths = prepared.r_shrink, prepared.softness
+    if prepared.engine != "cpu" or any(x.requires_grad for x in lengths) or not float(lengths[1]) > 0:
+        return None
+    from .unit_transform import unit_transform
+    indices, kept, n = checked_indices(miller_indices, crystal, n_real, d_min, atoms.device)
+    dtype = torch.complex64 if atoms.dtype == torch.float32 else torch.complex128
+    found = []
+    for model in prepared.models:
+        soft = _soft_engine(*lengths, crystal, n_real, atoms.dtype, memory, "cpu", precision, memory // len(prepared.sites))
+        transform = unit_transform(soft.unit, crystal, indices, soft.dtype)
+        found.append(_StructureFactors.apply(*model, *map(float, lengths), soft, transform, kept, n, dtype))
+    return (torch.stack(found) if len(found) != 1 else found[0]).reshape(*prepared.batch, n)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """What a mask is made of: the atoms of n_models models (n_models, n_atoms, ...), radii with the probe's, and the lengths."""
+
+    sites: torch.Tensor
+    radii: torch.Tensor
+    cover: torch.Tensor
+    taking_part: torch.Tensor
+    batch: tuple
+    r_shrink: torch.Tensor
+    softness: torch.Tensor
+    engine: str
+
+    @property
+    def models(self):
+        """(sites, radii, cover) of the atoms that take part in each model."""
+        return [values if bool(part.all()) else [value[part] for value in values]
+                for *values, part in zip(self.sites, self.radii, self.cover, self.taking_part)]
+
+
+def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy, engine,
+             precision):
     given = {"r_probe": (r_probe, R_PROBE), "r_shrink": (r_shrink, R_SHRINK), "softness": (softness, SOFTNESS)}
     lengths = {}
     for name, (value, default) in given.items():
@@ -107,7 +179,8 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     if precision not in ("single", "double"):
         raise ValueError(f"precision must be 'single' or 'double', not {precision!r}.")
     rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
-    sites = atoms.sites_frac.index_select(-2, rows)
+    sites = _Fractional.apply(atoms.sites_cart, atoms)
+    sites = sites if len(rows) == atoms.n_atoms else sites.index_select(-2, rows)
     occupancies = atoms.occupancies.index_select(-1, rows).to(torch.float64)
     cover = torch.ones_like(occupancies)
     if full_occupancy > 0:
@@ -120,15 +193,8 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     sites = sites.expand(*batch, len(rows), 3).reshape(n_models, len(rows), 3)
     radii, cover, taking_part = (
         values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
-    soft = float(lengths["softness"].detach()) > 0
-    if soft and engine == "triton":
-        return _soft_together(sites, radii + lengths["r_probe"], cover, taking_part, lengths["r_shrink"], lengths["softness"],
-                              crystal, n_real, precision, memory).to(atoms.dtype).reshape(*batch, *n_real)
-    one_mask = _soft if soft else _hard
-    masks = [one_mask(s[part], r[part] + lengths["r_probe"], c[part], lengths["r_shrink"], lengths["softness"], crystal,
-                      n_real, atoms.dtype, memory, engine, precision, memory // n_models)
-             for s, r, c, part in zip(sites, radii, cover, taking_part)]
-    return (torch.stack(masks) if n_models != 1 else masks[0]).reshape(*batch, *n_real)
+    return _Prepared(sites, radii + lengths["r_probe"], cover, taking_part, batch, lengths["r_shrink"], lengths["softness"],
+                     engine)
 
 
 def probe_shrink_defaults():
@@ -172,36 +238,39 @@ def _engines(device):
             "torch": True}
 
 
-def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
+def _ball(r_shrink, softness):
+    return Ball(float(r_shrink.detach()), EDGE_RATIO * float(softness.detach()))
+
+
+def _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
     ball, fine = _ball(r_shrink, softness), fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
         from .probe_shrink_cpu import SoftMask
-        engine = SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory,
-                          torch.get_num_threads(), kept)
-    else:
-        engine = probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
+        return SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory, kept)
+    return probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
+
+
+def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
+    engine = _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept)
     return _ToCell.apply(_from_volume(sites, radii, cover, r_shrink, softness, engine).to(dtype), engine)
 
 
-def _soft_together(sites, radii, cover, taking_part, r_shrink, softness, crystal, n_real, precision, memory):
+def _soft_together(prepared, crystal, n_real, precision, memory):
     """Masks of a batch (n_models, ...) by kernels that many models share."""
     from .probe_shrink_cuda import LARGEST, SoftMask
-    ball, fine = _ball(r_shrink, softness), fineness(crystal, n_real, FINE_STEP)
+    lengths = prepared.r_shrink, prepared.softness
+    ball, fine = _ball(*lengths), fineness(crystal, n_real, FINE_STEP)
     dtype = torch.float32 if precision == "single" else torch.float64
     points = math.prod(n_real) * fine**3
     size = max(1, min(memory // (points * dtype.itemsize), LARGEST // points))
     masks = []
-    for first in range(0, len(sites), size):
-        part = taking_part[first:first + size]
-        models = part.nonzero()[:, 0]
-        engine = SoftMask(crystal, n_real, fine, ball, dtype, memory, models, len(part))
-        chosen = (values[first:first + size][part] for values in (sites, radii, cover))
-        masks.append(_ToCell.apply(_from_volume(*chosen, r_shrink, softness, engine), engine))
+    for first in range(0, len(prepared.sites), size):
+        models = slice(first, first + size)
+        part = prepared.taking_part[models]
+        engine = SoftMask(crystal, n_real, fine, ball, dtype, memory, part.nonzero()[:, 0], len(part))
+        chosen = (values[models][part] for values in (prepared.sites, prepared.radii, prepared.cover))
+        masks.append(_ToCell.apply(_from_volume(*chosen, *lengths, engine), engine))
     return torch.cat(masks)
-
-
-def _ball(r_shrink, softness):
-    return Ball(float(r_shrink.detach()), EDGE_RATIO * float(softness.detach()))
 
 
 def _from_volume(sites, radii, cover, r_shrink, softness, engine):
@@ -210,6 +279,64 @@ def _from_volume(sites, radii, cover, r_shrink, softness, engine):
     volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, softness, engine).to(torch.float64)
     free = _Free.apply(r_shrink, edge, engine)
     return torch.expm1(-volumes / volume) / torch.expm1(-free / volume)
+
+
+class _Fractional(torch.autograd.Function):
+    """Fractional sites, without waking torch's threads for a product of matrices."""
+
+    @staticmethod
+    def forward(ctx, sites_cart, atoms):
+        ctx.dtype, ctx.matrix = sites_cart.dtype, atoms.crystal.fractionalization
+        with own_threads(sites_cart.device):
+            return atoms.sites_frac.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        with own_threads(gradient.device):
+            return (gradient @ ctx.matrix).to(ctx.dtype), None
+
+
+class _StructureFactors(torch.autograd.Function):
+    """F of the mask, with the representatives' values only; (n,) with zeros where reflections are not among ``kept``."""
+
+    @staticmethod
+    def forward(ctx, sites, radii, cover, r_shrink, softness, engine, transform, kept, n, dtype):
+        from .asymmetric_unit import over
+        ctx.save_for_backward(sites, radii, cover)
+        ctx.engine, ctx.transform, ctx.softness = engine, transform, softness
+        with own_threads(sites.device):
+            weights = engine.weights(engine.kernel.value)
+            ctx.exponents = engine.forward(sites, radii, cover, softness, [weights], any(ctx.needs_input_grad))[0]
+            volume = (VOLUME_RATIO * softness)**3
+            ctx.most = -math.expm1(-float(weights.sum(dtype=np.float64)) / volume)
+            mask = torch.empty_like(ctx.exponents)
+
+            def part(first, after):
+                torch.div(ctx.exponents[first:after], -volume, out=ctx.exponents[first:after])
+                torch.expm1(ctx.exponents[first:after], out=mask[first:after]).div_(-ctx.most)
+
+            over(len(mask), part)
+            ctx.kept, f = kept, torch.from_numpy(transform.forward(mask.numpy())).to(dtype)
+            return scattered(f, kept, n)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        from .asymmetric_unit import over
+        engine, volume = ctx.engine, (VOLUME_RATIO * ctx.softness)**3
+        with own_threads(gradient.device):
+            gradient = gradient if ctx.kept is None else gradient[ctx.kept]
+            by_volume = torch.from_numpy(ctx.transform.backward(gradient.resolve_conj().numpy()))
+
+            def part(first, after):
+                by_volume[first:after] *= ctx.exponents[first:after].exp().div_(volume * ctx.most)
+
+            over(len(by_volume), part)
+            sites_only = not any(ctx.needs_input_grad[1:3])
+            found = engine.backward(by_volume, *ctx.saved_tensors, ctx.softness, engine.weights(engine.kernel.value),
+                                    sites_only)
+        return *found[:3], *[None] * 7
 
 
 class _Volume(torch.autograd.Function):
@@ -221,21 +348,22 @@ class _Volume(torch.autograd.Function):
         ctx.engine = engine
         weights = [engine.weights(engine.kernel.value)]
         keep = any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5]))
-        return engine.forward(sites, radii, cover, float(width), weights, keep)[0]
+        with own_threads(sites.device):
+            return engine.forward(sites, radii, cover, float(width), weights, keep)[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         sites, radii, cover, width = ctx.saved_tensors
         engine, kernel = ctx.engine, ctx.engine.kernel
-        by_ball = [None, None]
-        if any(ctx.needs_input_grad[3:5]):
-            changes = engine.forward(sites, radii, cover, float(width),
-                                     [engine.weights(kernel.by_radius), engine.weights(kernel.by_edge)])
-            by_ball = [(gradient.to(torch.float64) * change).sum() for change in changes]
-        found = [None, None, None, None]
-        if any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])):
-            found = engine.backward(gradient, sites, radii, cover, float(width), engine.weights(kernel.value))
+        by_ball, found = [None, None], [None, None, None, None]
+        with own_threads(sites.device):
+            if any(ctx.needs_input_grad[3:5]):
+                changes = engine.forward(sites, radii, cover, float(width),
+                                         [engine.weights(kernel.by_radius), engine.weights(kernel.by_edge)])
+                by_ball = [(gradient.to(torch.float64) * change).sum() for change in changes]
+            if any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])):
+                found = engine.backward(gradient, sites, radii, cover, float(width), engine.weights(kernel.value))
         return *found[:3], *by_ball, found[3], None
 
 
@@ -260,12 +388,14 @@ class _ToCell(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, engine):
         ctx.engine = engine
-        return engine.to_cell(values)
+        with own_threads(values.device):
+            return engine.to_cell(values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return ctx.engine.from_cell(gradient), None
+        with own_threads(gradient.device):
+            return ctx.engine.from_cell(gradient), None
 
 
 class Reach:
@@ -282,7 +412,7 @@ def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memor
     reach = Reach(_TOP - low)
     if engine == "cpu":
         from .probe_shrink_hard import HardMask
-        engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory, torch.get_num_threads())
+        engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory)
     else:
         engine = probe_shrink_torch.HardMask(crystal, n_real, fine, reach, dtype, memory)
     t = ((_Psi.apply(sites, radii, low, engine) + r_shrink.to(dtype)) / step + 0.5).clamp(0, 1)
@@ -294,7 +424,8 @@ class _Psi(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, sites, radii, low, engine):
-        psi, ctx.source = engine.psi(sites, radii, low, _TOP)
+        with own_threads(sites.device):
+            psi, ctx.source = engine.psi(sites, radii, low, _TOP)
         ctx.save_for_backward(sites, radii)
         ctx.engine = engine
         return psi
@@ -302,4 +433,5 @@ class _Psi(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *ctx.engine.pull_back(gradient, ctx.source, *ctx.saved_tensors, _TOP), None, None
+        with own_threads(gradient.device):
+            return *ctx.engine.pull_back(gradient, ctx.source, *ctx.saved_tensors, _TOP), None, None

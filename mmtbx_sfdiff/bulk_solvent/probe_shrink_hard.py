@@ -17,19 +17,19 @@ import math
 import numpy as np
 import torch
 
-from .asymmetric_unit import Box, Workers, jit
+from .asymmetric_unit import Box, jit, over
 from .probe_shrink_cpu import SoftMask
 
 
 class HardMask(SoftMask):
     """psi at the representatives, and its gradient."""
 
-    def __init__(self, crystal, n_real, fine, kernel, dtype, memory, n_threads):
-        super().__init__(crystal, n_real, fine, kernel, dtype, memory, n_threads)
+    def __init__(self, crystal, n_real, fine, kernel, dtype, memory):
+        super().__init__(crystal, n_real, fine, kernel, dtype, memory)
         order = np.argsort(self.lengths, kind="stable")
         self.steps, self.lengths = self.steps[order], self.lengths[order].astype(self.dtype)
 
-    def _field(self, planes, sites, radii, top, workers):
+    def _field(self, planes, sites, radii, top):
         box = Box(self.unit, planes, self.fine, self.margin, sites, radii + top)
         box.radii = radii[box.atoms]
         m0, m1, m2 = (int(n) for n in box.shape)
@@ -41,7 +41,7 @@ class HardMask(SoftMask):
             _distances(box.field, box.windows, first, after, box.positions, box.radii.astype(self.dtype), top, box.gram32,
                        box.extent)
 
-        workers.over(m0, fill)
+        over(m0, fill)
         first, after = np.searchsorted(self.unit.places[:, 0], planes)
         box.part = slice(int(first), int(after))
         strides = np.array([m1 * m2, m2, 1])
@@ -53,13 +53,12 @@ class HardMask(SoftMask):
         """psi at the representatives, where it may be above ``low``, and the fine place that decides it."""
         best, source = np.empty(len(self.unit.places), dtype=self.dtype), np.empty(len(self.unit.places), dtype=np.int64)
         sites, radii = sites.detach().numpy(), radii.detach().numpy()
-        with Workers(self.n_threads) as workers:
-            for planes in self._slabs():
-                box = self._field(planes, sites, radii, top, workers)
-                b, s = best[box.part], source[box.part]
-                workers.over(len(b), lambda first, after: _dilate(
-                    box.field.reshape(-1), box.targets, first, after, box.linear_steps, self.lengths,
-                    np.array([top, low], dtype=self.dtype), b, s))
+        for planes in self._slabs():
+            box = self._field(planes, sites, radii, top)
+            b, s = best[box.part], source[box.part]
+            over(len(b), lambda first, after: _dilate(
+                box.field.reshape(-1), box.targets, first, after, box.linear_steps, self.lengths,
+                np.array([top, low], dtype=self.dtype), b, s))
         return torch.from_numpy(best), source
 
     def pull_back(self, gradient, source, sites, radii, top):
@@ -68,17 +67,16 @@ class HardMask(SoftMask):
         gradient = gradient.numpy().astype(np.float64)
         n = len(radii)
         by_sites, by_radii = np.zeros((n, 3)), np.zeros(n)
-        with Workers(self.n_threads) as workers:
-            for planes in self._slabs():
-                box = self._field(planes, sites, radii, top, workers)
-                places = source[box.part]
-                weights = np.bincount(places, gradient[box.part], box.field.size).reshape(box.field.shape)
-                out = np.zeros((len(box.positions), 4))
-                _nearest(weights, box.field, box.positions, box.radii, top, box.gram, box.extent,
-                         1e-5 if self.dtype == np.float32 else 1e-10, out)
-                found = box.to_atoms(out[:, :3], n, out[:, 3])
-                by_sites += found[0]
-                by_radii += found[1]
+        for planes in self._slabs():
+            box = self._field(planes, sites, radii, top)
+            places = source[box.part]
+            weights = np.bincount(places, gradient[box.part], box.field.size).reshape(box.field.shape)
+            out = np.zeros((len(box.positions), 4))
+            _nearest(weights, box.field, box.positions, box.radii, top, box.gram, box.extent,
+                     1e-5 if self.dtype == np.float32 else 1e-10, out)
+            found = box.to_atoms(out[:, :3], n, out[:, 3])
+            by_sites += found[0]
+            by_radii += found[1]
         return torch.from_numpy(by_sites), torch.from_numpy(by_radii)
 
 
@@ -109,7 +107,7 @@ def _distances(field, windows, first_plane, after_plane, positions, radii, top, 
             d0 = real(i - p0)
             for j in range(max(0, int(np.ceil(p1 - reach * extent[1]))), min(m1, int(np.floor(p1 + reach * extent[1])) + 1)):
                 quadratic, linear, first, after = _span(
-                    gram, reach * reach, d0, real(j - p1), p2, windows[i, j, 0], windows[i, j, 1])
+                    gram, reach * reach, d0, real(j - p1), p2, windows[0, i, j], windows[1, i, j])
                 twice = linear + linear
                 row = field[i, j]
                 for k in range(first, after):

@@ -59,10 +59,7 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
     transform = _LowFrequencies.apply(mask, plan.limits).flatten(-3)
     f = torch.view_as_real(transform.index_select(-1, plan.rows)) * plan.scale.to(mask.dtype)
     f = torch.view_as_complex(f)
-    if plan.kept is None:
-        return f
-    result = f.new_zeros((*f.shape[:-1], len(indices)))
-    return result.index_copy(-1, plan.kept, f)
+    return scattered(f, plan.kept, len(indices))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +87,20 @@ class _Plan:
 _CACHE = TensorCache()
 
 
-def _make_plan(indices, crystal, grid, d_min):
+def checked_indices(miller_indices, crystal, grid, d_min, device):
+    """The indices within the limit of resolution, (n, 3); their numbers, or None for all; and the number of all.
+
+    Raises
+    ------
+    ValueError
+        An index that the grid cannot resolve.
+    """
+    given = as_miller_tensor(miller_indices, device=device)
+    kept = _CACHE.get(given, ("kept", crystal.unit_cell, tuple(grid), d_min), lambda: _kept(given, crystal, grid, d_min))
+    return (given if kept is None else given[kept]), kept, len(given)
+
+
+def _kept(indices, crystal, grid, d_min):
     # The margin keeps a reflection exactly at the limit, whose d is rounded.
     kept = None
     if d_min is not None:
@@ -98,12 +108,21 @@ def _make_plan(indices, crystal, grid, d_min):
         if not bool(inside.all()):
             kept = inside.nonzero()[:, 0]
             indices = indices[kept]
-    n = torch.tensor(grid, device=indices.device)
-    too_fine = (2 * indices.abs() >= n).any(-1)
+    too_fine = (2 * indices.abs() >= torch.tensor(grid, device=indices.device)).any(-1)
     if bool(too_fine.any()):
         worst = tuple(indices[too_fine][0].tolist())
-        raise ValueError(f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {grid}: "
+        raise ValueError(f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {tuple(grid)}: "
                          "use a smaller grid_step, or a d_min that leaves it out.")
+    return kept
+
+
+def scattered(f, kept, n):
+    """Structure factors (..., m) at their places among n, zeros elsewhere."""
+    return f if kept is None else f.new_zeros((*f.shape[:-1], n)).index_copy(-1, kept, f)
+
+
+def _make_plan(indices, crystal, grid, d_min):
+    indices, kept, _ = checked_indices(indices, crystal, grid, d_min, indices.device)
     # Only l >= 0 is kept of the transform of a real map; the sign in the exponent is the opposite of torch's.
     flip = indices[:, 2] < 0
     half = torch.where(flip[:, None], -indices, indices)

@@ -63,9 +63,10 @@ def structure_factors(atoms, crystal, miller_indices, method="auto", accuracy=1e
         raise ValueError(f"The atoms belong to {atoms.crystal!r}, not to {crystal!r}.")
     indices = as_miller_tensor(miller_indices, device=atoms.device)
     if method == "auto":
-        if _fft_is_faster(atoms, indices, accuracy, memory):
+        faster, population = _fft_is_faster(atoms, indices, accuracy, memory)
+        if faster:
             try:
-                return fft(atoms, atoms.crystal, indices, accuracy=accuracy, memory=memory)
+                return fft(atoms, atoms.crystal, indices, accuracy=accuracy, memory=memory, population=population)
             except FFTUnsuitable:
                 pass
         method = "direct"
@@ -105,8 +106,9 @@ def structure_factor_gradients(atoms, crystal, miller_indices, d_target_d_f, par
 
 
 def _fft_is_faster(atoms, indices, accuracy, memory):
+    """Whether it is, and what was found out about the atoms on the way."""
     if accuracy < LEAST_ACCURACY or len(indices) == 0:
-        return False
+        return False, None
     plan = miller_plan(atoms.crystal, indices)
     n_aniso = int(atoms.use_u_aniso.sum())
     n_iso = atoms.n_atoms - n_aniso
@@ -114,9 +116,10 @@ def _fft_is_faster(atoms, indices, accuracy, memory):
     n_models = atoms.batch_shape.numel()
     direct_time = _DIRECT_START + n_models * len(plan.indices) * (n_iso * term + n_aniso * _EXPONENTIAL_TERM)
     if direct_time < _SMALL:
-        return False
+        return False, None
     try:
         with own_threads(atoms.device):
-            return _GAIN * (estimated_time(atoms, plan, accuracy, memory) + _FFT_START) < direct_time
+            time, population = estimated_time(atoms, plan, accuracy, memory)
     except FFTUnsuitable:
-        return False
+        return False, None
+    return _GAIN * (time + _FFT_START) < direct_time, population

@@ -20,7 +20,7 @@ from .miller_plan import miller_plan
 from .values import values_wanted
 
 
-def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY):
+def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY, population=None):
     """Structure factors with a relative error of at most ``accuracy``, at a cost linear in atoms and
     reflections.
 
@@ -36,6 +36,8 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY):
         Values and gradients are calculated on grids of their own, each as coarse as its own error allows.
     memory : int
         Bound on working storage in bytes; models of a batch share it, and a grid is made coarser to meet it.
+    population : Population, optional
+        What :func:`~.fft_setting.estimated_time` found out about these atoms.
 
     Returns
     -------
@@ -69,7 +71,7 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY):
         weights = atoms.occupancies * atoms.site_weights.to(atoms.dtype)
         result = _Transform.apply(
             flat(atoms.sites_cart, 2), flat(u_iso, 1), flat(u_star, 2), flat(weights, 1), flat(atoms.fp, 1),
-            flat(atoms.fdp, 1), flat(atoms._frac_residual, 2), atoms, plan, accuracy, memory)
+            flat(atoms.fdp, 1), flat(atoms._frac_residual, 2), atoms, plan, accuracy, memory, population)
         return result.reshape(*batch, n)
 
 
@@ -77,12 +79,12 @@ class _Transform(torch.autograd.Function):
     """F of all reflections, from parameters with one batch dimension."""
 
     @staticmethod
-    def forward(ctx, sites_cart, u_iso, u_star, weights, fp, fdp, residual, atoms, plan, accuracy, memory):
+    def forward(ctx, sites_cart, u_iso, u_star, weights, fp, fdp, residual, atoms, plan, accuracy, memory, population):
         sites = sites_cart.to(torch.float64) @ atoms.crystal.fractionalization.T + residual
         values = sites, u_iso, u_star, weights, fp, fdp
         ctx.save_for_backward(*values)
         ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
-        ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory)
+        ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory, population=population)
         engine = splatting.engine(sites.device)
         dispersion = bool((fdp != 0).any())
         dtype = complex_of(weights.dtype)
@@ -117,7 +119,7 @@ class _Transform(torch.autograd.Function):
                             target[part] += value.to(target.dtype)
             if wanted[0]:
                 grads[0] = (grads[0] @ atoms.crystal.fractionalization).to(atoms.dtype)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 def _parts(engine, setting, n_models, memory):

@@ -417,7 +417,7 @@ def _choose(cache, plan, histogram, n_atoms, accuracy, memory, orders):
 
 
 def estimated_time(atoms, plan, accuracy, memory):
-    """Estimated time of one forward calculation with these atoms, ns on one core.
+    """Estimated time of one forward calculation with these atoms, ns on one core, and their :class:`Population`.
 
     Raises
     ------
@@ -440,4 +440,4 @@ def estimated_time(atoms, plan, accuracy, memory):
     found = _population(values, atoms, cache)
     n_models = len(values[1])
     key = _choose(cache, plan, found.histogram, found.n_atoms / n_models, accuracy, memory, (0,))
-    return n_models * cache.costs[key] * (2 if found.histogram[-1].any() else 1)
+    return n_models * cache.costs[key] * (2 if found.histogram[-1].any() else 1), found

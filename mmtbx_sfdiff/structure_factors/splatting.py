@@ -62,11 +62,10 @@ def engine(device):
 
 
 def own_threads(device):
-    """A context in which torch keeps out of its own pool where the compiled engine has threads: see
-    :mod:`.workers`."""
+    """For compiled kernels on the CPU: keep torch's pool out of their way, see :mod:`.workers`."""
     if HAVE_NUMBA and torch.device(device).type == "cpu":
-        from .workers import own_threads
-        return own_threads()
+        from . import workers
+        return workers.own_threads()
     return contextlib.nullcontext()
 
 

@@ -21,11 +21,11 @@ _I32, _I64 = ir.IntType(32), ir.IntType(64)
 class VectorBuilder:
     """The few vector instructions used here, for one dtype."""
 
-    def __init__(self, context, builder, dtype):
-        self.context, self.b, self.dtype = context, builder, dtype
+    def __init__(self, context, builder, dtype, lanes=LANES):
+        self.context, self.b, self.dtype, self.n_lanes = context, builder, dtype, lanes
         self.single = dtype.bitwidth == 32
         self.scalar = ir.FloatType() if self.single else ir.DoubleType()
-        self.vector = ir.VectorType(self.scalar, LANES)
+        self.vector = ir.VectorType(self.scalar, lanes)
 
     def data(self, array_type, array):
         return self.context.make_array(array_type)(self.context, self.b, array).data
@@ -48,13 +48,13 @@ class VectorBuilder:
     def fill(self, value):
         undefined = ir.Constant(self.vector, ir.Undefined)
         one = self.b.insert_element(undefined, value, ir.Constant(_I32, 0))
-        return self.b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+        return self.b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, self.n_lanes), [0] * self.n_lanes))
 
     def constant(self, value):
-        return ir.Constant(self.vector, [float(value)] * LANES)
+        return ir.Constant(self.vector, [float(value)] * self.n_lanes)
 
     def lanes(self):
-        return ir.Constant(self.vector, [float(i) for i in range(LANES)])
+        return ir.Constant(self.vector, [float(i) for i in range(self.n_lanes)])
 
     def add(self, x, y):
         return self.b.fadd(x, y, flags=_CONTRACT)
@@ -76,18 +76,18 @@ class VectorBuilder:
         value = self.constant(math.log(2) ** degree / math.factorial(degree))
         for k in range(degree - 1, -1, -1):
             value = self.add(self.mul(value, fraction), self.constant(math.log(2) ** k / math.factorial(k)))
-        integers = ir.VectorType(integer, LANES)
-        shift = ir.Constant(integers, [mantissa] * LANES)
+        integers = ir.VectorType(integer, self.n_lanes)
+        shift = ir.Constant(integers, [mantissa] * self.n_lanes)
         exponent = self.b.shl(self.b.bitcast(shifted, integers), shift)
         return self.b.bitcast(self.b.add(self.b.bitcast(value, integers), exponent), self.vector)
 
     def sum(self, x):
-        width = LANES
+        width = self.n_lanes
         while width > 1:
             width //= 2
-            mask = [i + width if i < width else i for i in range(LANES)]
+            mask = [i + width if i < width else i for i in range(self.n_lanes)]
             undefined = ir.Constant(self.vector, ir.Undefined)
-            lanes = ir.Constant(ir.VectorType(_I32, LANES), mask)
+            lanes = ir.Constant(ir.VectorType(_I32, self.n_lanes), mask)
             x = self.add(x, self.b.shuffle_vector(x, undefined, lanes))
         return self.b.extract_element(x, ir.Constant(_I32, 0))
 
