@@ -21,17 +21,19 @@ Every stage that is finished is kept; run the command again to go on. What is wr
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
 import argparse
+import copy
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from mmtbx_sfdiff.files import find_entry, read_model
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel, RealNVP,
-                                 TrainingSettings, add_position_restraints, calibrate, create_system, frame_features,
-                                 load_frames, prepare_model, run_md, train)
+                                 TrainingSettings, add_position_restraints, calibrate, create_system, energy_on,
+                                 frame_features, load_frames, prepare_model, run_md, train)
 from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.latent.train import split_in_time
 from validation.latent.starts import backbone_rmsd, wrong_start
@@ -50,11 +52,12 @@ def make_start(entry, folder, seed):
         return PreparedModel.load(folder / "prepared")
     model = read_model(find_entry(entry, download=False).model)
     hierarchy = model.manager.get_hierarchy()
-    deposited = prepare_model(hierarchy)
+    prepared = folder / "deposited"             # afterwards for the report's RMSD only
+    deposited = PreparedModel.load(prepared) if prepared.exists() else prepare_model(hierarchy)
+    deposited.save(prepared)
     sites, record = wrong_start(deposited, TARGETS[seed % len(TARGETS)], seed)
     start = deposited.replace(sites_cart=sites)
     start.save(folder / "prepared")
-    deposited.save(folder / "deposited")        # for the report's RMSD only
     wrong = hierarchy.deep_copy()
     atoms = wrong.atoms()
     for ff, i in zip(start.heavy_index.tolist(), start.model_index.tolist()):
@@ -95,8 +98,8 @@ def dynamics(entry, start, folder, seed, duration=None):
                   progress=progress)
 
 
-def linear_priors(entry, start, folder, shrink=0.3):
-    """Generators with shrunk full covariances."""
+def linear_priors(entry, start, folder, shrink=0.3, others=True):
+    """Generators with shrunk full covariances; others: localised, and with the width that fits the last frames."""
     system = create_system(start)
     frames, _ = load_frames(folder / "md", skip=SKIP)
     transform = MixedTransform.from_prepared(start, system, frames=frames.double())
@@ -109,7 +112,7 @@ def linear_priors(entry, start, folder, shrink=0.3):
 
     if not (folder / "linear.pt").exists():
         report(entry, start, folder, save("linear", shrink=shrink), "linear")
-    if not (folder / "linear_local.pt").exists():
+    if others and not (folder / "linear_local.pt").exists():
         local = save("linear_local", shrink=shrink, localise=transform.localise)
         report(entry, start, folder, local, "linear_local")
         chosen, widen = calibrate(x, kinds, localise=transform.localise)
@@ -117,38 +120,55 @@ def linear_priors(entry, start, folder, shrink=0.3):
         write_atomically(folder / "linear_wide.json", json.dumps({"shrink": chosen, "widen": widen}))
 
 
-def realnvp_prior(entry, start, folder, steps, shrink=0.3):
-    """A generator trained by likelihood and energy, and what its samples' energies are beside the linear flow's."""
+def realnvp_prior(entry, start, folder, steps, shrink=0.3, device="cpu", samples=8, seconds=None):
+    """A generator trained by likelihood and energy, and what its samples' energies are beside the linear flow's.
+
+    Without ``steps`` there are as many as ``seconds`` allow.
+    """
     if (folder / "realnvp.json").exists():
         return
     system = create_system(start)
-    energy = OpenMMEnergy(system)
     frames, _ = load_frames(folder / "md", skip=SKIP)
     transform = MixedTransform.from_prepared(start, system, frames=frames.double())
-    settings = TrainingSettings(steps=steps, batch_size=64, learning_rate=5e-4, w_ml=0.2, w_kl=1.0, n_samples=8,
-                                e_high=(1e5, 300.0), evaluate_every=20)
+    settings = TrainingSettings(steps=steps or 5, batch_size=64, learning_rate=5e-4, w_ml=0.2, w_kl=1.0,
+                                n_samples=samples, e_high=(1e5, 300.0), evaluate_every=20)
     x, _ = split_in_time(frame_features(transform, frames), settings.validation)  # so that validation is one
     linear = LinearFlow.from_samples(x, shrink, transform.kinds, localise=transform.localise)
-    generator = BoltzmannGenerator(transform, RealNVP(linear)).float()
+    energy = energy_on(system, device, torch.float32)
+
+    def untrained():
+        return BoltzmannGenerator(copy.deepcopy(transform), RealNVP(copy.deepcopy(linear))).float().to(device)
+
+    if steps is None:
+        for _ in range(2):                      # the first time is longer
+            begin = time.perf_counter()
+            train(untrained(), frames.to(device), settings, energy=energy)
+            a_step = (time.perf_counter() - begin) / settings.steps
+        settings = replace(settings, steps=max(20, int(0.8 * seconds / a_step)))
+    generator = untrained()
     begin = time.perf_counter()
 
     def progress(row):
-        print(f"  {entry}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        if row["step"] % 100 == 0:
+            print(f"  {entry}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
 
-    history = train(generator, frames, settings, energy=energy, checkpoint=folder / "realnvp.checkpoint",
+    history = train(generator, frames.to(device), settings, energy=energy, checkpoint=folder / "realnvp.checkpoint",
                     progress=progress)
-    generator.save(folder / "realnvp.pt")
     seconds = time.perf_counter() - begin
-    energies = {"md": energy(frames[::max(1, len(frames) // 200)])}
+    copy.deepcopy(generator).cpu().save(folder / "realnvp.pt")
+    energy = energy_on(system, device, chunk=16)
+    energies = {"md": energy(frames[::max(1, len(frames) // 200)].double().to(device))}
     with torch.no_grad():
         for name, flow, scale in (("realnvp", generator.flow, 1.0), ("linear", linear, 1.0),
                                   ("linear_half", linear, 0.5),
                                   ("diagonal", LinearFlow.from_samples(x, 1.0), 1.0)):
-            sampler = BoltzmannGenerator(transform.double(), flow.double())
+            sampler = BoltzmannGenerator(transform, flow).double().to(device)
             energies[name] = energy(sampler.sample(200, scale, torch.Generator().manual_seed(1)))
-    median = energies["md"].double().median()
-    record = {"entry": entry, "n_atoms": start.n_ff, "seconds": seconds, "history": history,
-              "median_above_md_per_atom": {name: ((e.double().median() - median) / start.n_ff).item()
+    energies = {name: value.double().cpu() for name, value in energies.items()}
+    median = energies["md"].median()
+    record = {"entry": entry, "n_atoms": start.n_ff, "device": str(device), "samples": samples,
+              "steps": settings.steps, "seconds": seconds, "history": history,
+              "median_above_md_per_atom": {name: ((e.median() - median) / start.n_ff).item()
                                            for name, e in energies.items()},
               "energies": {name: e.tolist() for name, e in energies.items()}}
     write_atomically(folder / "realnvp.json", json.dumps(record))
