@@ -167,6 +167,7 @@ class SideChainSearch:
         row_of = torch.full((int(problem.sites_cart.shape[0]),), -1, dtype=torch.int64, device=rows.device)
         row_of[rows] = torch.arange(len(rows), device=rows.device)
         self.row_of = row_of
+        self.form_factors = _RememberedFormFactors(problem.fmodel.atoms.form_factors)
 
     def run(self, sites_cart, b, passes=1, report=None):
         """One or more passes over all residues.
@@ -225,7 +226,7 @@ class SideChainSearch:
         others = torch.ones(len(b), dtype=torch.bool, device=b.device)
         others[moving] = False
         rest = self._f_calc(atoms.select(others), part)
-        mine = atoms.select(moving)
+        mine = dataclasses.replace(atoms.select(moving), form_factors=self.form_factors)
         new_b = b.clone()
         # A side chain in the wrong place has been given a large B, with which nothing can be seen anywhere.
         chain = self.problem.main_chain & (self.problem.residue_index[self.problem.rows] == rotor.residue)
@@ -248,6 +249,21 @@ class SideChainSearch:
         return structure_factors(
             atoms, part.reflections.crystal, part.reflections.miller_indices, method=part.method, accuracy=part.accuracy
         )
+
+
+class _RememberedFormFactors:
+    """Form factors of the reflections that were asked for last; one side chain after another asks for the same."""
+
+    def __init__(self, form_factors):
+        self._form_factors, self._last = form_factors, (None, None)
+
+    def __call__(self, d_star_sq):
+        if self._last[0] is not d_star_sq:
+            self._last = d_star_sq, self._form_factors(d_star_sq)
+        return self._last[1]
+
+    def __getattr__(self, name):
+        return getattr(self._form_factors, name)
 
 
 class _Score:

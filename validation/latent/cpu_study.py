@@ -38,14 +38,15 @@ def prior(folder, entry, seed, duration=None):
 
 
 def tasks(entry, seed, first_seed):
-    """[(kind, d_min)] in the order in which they matter."""
+    """(what is compared, what comes after that): [(kind, d_min)] each."""
     own = RESOLUTION.get(entry, 2.0)
-    found = [(kind, own) for kind in ("benchmark", *COMPARED)]
+    first = [(kind, own) for kind in ("benchmark", *COMPARED[:3])]
+    later = [(COMPARED[3], own)]
     if seed == first_seed:
-        found += [(kind, own) for kind in LIMITS_OF_METHOD]
+        later += [(kind, own) for kind in LIMITS_OF_METHOD]
     if entry == CONVERGENCE_ENTRY:
-        found += [(kind, d_min) for d_min in CONVERGENCE for kind in ("benchmark", *COMPARED[:3])]
-    return found
+        later += [(kind, d_min) for d_min in CONVERGENCE for kind in ("benchmark", *COMPARED[:3])]
+    return first, later
 
 
 def main(args=None):
@@ -62,7 +63,7 @@ def main(args=None):
     protocol = Protocol(options.folder, size=options.size)
     results = options.folder / "latent.jsonl"
     done = {key(line) for line in read(results)}
-    code = 0
+    code, later = 0, []
     # Not by fork: a process that has used threads does not survive it.
     with concurrent.futures.ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
         waiting = {
@@ -70,6 +71,13 @@ def main(args=None):
             for seed in options.seeds
             for entry in options.entries
         }
+
+        def submit(entry, seed, found):
+            for kind, d_min in found:
+                task = entry, seed, kind, d_min, protocol.label
+                if task not in done:
+                    waiting[pool.submit(_job, (task, protocol, end))] = task
+
         while waiting:
             ended, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in ended:
@@ -78,10 +86,13 @@ def main(args=None):
                     code = max(code, _keep(task, future.result(), protocol, results))
                     continue
                 entry, seed = future.result()
-                for kind, d_min in tasks(entry, seed, options.seeds[0]):
-                    task = entry, seed, kind, d_min, protocol.label
-                    if task not in done:
-                        waiting[pool.submit(_job, (task, protocol, end))] = task
+                first, after = tasks(entry, seed, options.seeds[0])
+                submit(entry, seed, first)
+                later.append((entry, seed, after))
+            if later and None not in waiting.values():
+                for entry, seed, after in sorted(later, key=lambda item: item[1]):
+                    submit(entry, seed, after)
+                later = []
     return code
 
 

@@ -108,13 +108,10 @@ def main(args=None):
 
 def study(options, end):
     """The part on the GPU."""
-    folder, device = options.folder, options.device
+    folder, device, code = options.folder, options.device, 0
     torch.set_num_threads(1)
     for entry in options.entries:
         place = folder / entry / f"seed{options.seed}"
-        if not (place / "md" / "md.json").exists():
-            print(f"{entry} seed {options.seed}: no dynamics yet", flush=True)
-            continue
         prior(folder, entry, options.seed)
         path = place / "gpu_speed.json"
         if not path.exists():
@@ -133,9 +130,10 @@ def study(options, end):
             if task in done:
                 continue
             protocol = Protocol(folder, size=options.size, generator=generator, device=device, label=label)
-            if run_tasks([task], protocol, folder / "gpu.jsonl", minutes=(end - time.monotonic()) / 60):
-                return 3
-    return 0
+            code = max(code, run_tasks([task], protocol, folder / "gpu.jsonl", minutes=(end - time.monotonic()) / 60))
+            if code == 3:
+                return code
+    return code
 
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ def _flags(n, chosen):
 
 
 def dynamics(entry, start, folder, seed, duration=None):
-    """Frames of restrained dynamics from the start."""
+    """Frames of restrained dynamics from the start; those that were brought without their states are complete."""
+    if list((folder / "md").glob("frames_*.npz")) and not list((folder / "md").glob("state_*.xml")):
+        return
     system = add_position_restraints(create_system(start), start.sites_cart, start.ca_index, RESTRAINT)
     default, interval = DYNAMICS.get(entry, (40.0, 0.08))
     duration = duration or default
@@ -93,9 +95,9 @@ def dynamics(entry, start, folder, seed, duration=None):
             print(f"  {entry} seed {seed}: frame {done} of {total}, {energy:.0f} kJ/mol, "
                   f"{time.perf_counter() - begin:.0f} s", flush=True)
 
-    return run_md(start, system, folder / "md", duration, frame_interval=interval, solvent_interval=2, seed=seed,
+    run_md(start, system, folder / "md", duration, frame_interval=interval, solvent_interval=2, seed=seed,
                   chunk_frames=50,
-                  progress=progress)
+           progress=progress)
 
 
 def linear_priors(entry, start, folder, shrink=0.3, others=True):

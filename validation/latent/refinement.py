@@ -44,6 +44,7 @@ import os
 import statistics
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -370,7 +371,7 @@ def main(args=None):
 
 
 def run_tasks(wanted, protocol, results, workers=1, minutes=None):
-    """Make runs and keep each as it ends; 3 when time was up before all had begun, else 0."""
+    """Make runs and keep each as it ends; 3 when time was up before all had begun, 1 when one failed, else 0."""
     end = None if minutes is None else time.monotonic() + 60 * minutes
     jobs = [(task, protocol, end) for task in wanted]
     if workers == 1:
@@ -390,13 +391,19 @@ def _job(job):
     if end is not None and time.monotonic() > end:
         return None
     torch.set_num_threads(1)
-    return one(kind, entry, seed, d_min, protocol)
+    try:
+        return one(kind, entry, seed, d_min, protocol)
+    except Exception:  # one run that fails does not end a study of hours
+        return traceback.format_exc()
 
 
 def _keep(task, found, protocol, results):
     if found is None:
         print(f"{task[0]} seed {task[1]} {task[2]}: time is up, give the same command again", flush=True)
         return 3
+    if isinstance(found, str):
+        print(f"{task[0]} seed {task[1]} {task[2]} failed:\n{found}", flush=True)
+        return 1
     entry, seed, kind, d_min, label = task
     line, histories = found
     line = {"entry": entry, "seed": seed, "kind": kind, "d_min": d_min, "label": label, **line}
