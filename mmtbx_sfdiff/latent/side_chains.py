@@ -6,8 +6,10 @@ mask, scales) stays. The best ones slide to the nearest minimum of
 
     T_data + soft repulsion of other atoms
 
-by their torsions, and the winner replaces the present side chain only if, after both were relaxed in the force
-field, T_data + w U / kT is lower by :data:`LEAST_GAIN`. The free set takes no part.
+by their torsions. Everything around has adapted to the side chain that is there, so the best candidates of the whole
+chain, though they may be a little worse at first, are relaxed and refined for some steps with all other atoms, as the
+present model is. One replaces it if T_data + w U / kT + B restraints is lower by :data:`LEAST_GAIN` in the end. The free
+set takes no part.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import math
 import torch
 
 from ..structure_factors import structure_factors
-from .models import KT_300, limited, relax
+from .b_factors import AtomB
+from .models import CartesianModel, relax
 from .placement import rotation_matrices
 
 LEAST_GAIN = 3.0  # nats
@@ -37,7 +40,9 @@ _PLANAR_STEP, _WIDE = 30.0, 20.0
 _SLIDING = 12  # steps
 _SLIDING_RATE = 0.08  # radians
 _TAKEN = 4  # of the grid, to slide
-_RELAX_STEPS = 20
+_MARGIN, _CANDIDATES = 15.0, 12  # nats that a candidate may be worse before it is refined; of the whole chain
+_RELAX_STEPS, _REFINE_STEPS, _RATE = 15, 30, 0.05
+_OTHER = math.radians(30)  # a conformation that differs by less is the same
 _REPULSION = 20.0  # nats Å^-2
 _CONTACT, _POLAR_CONTACT = 3.3, 2.7  # Å
 
@@ -186,39 +191,65 @@ class SideChainSearch:
             ``residue``, ``name``, ``gain`` (nats) of each side chain that was replaced.
         """
         sites, b, moves = sites_cart.detach().to(torch.float64), b.detach().clone(), []
+        report = report or (lambda step, fraction=None: None)
         for number in range(passes):
             self.experiment.refresh(sites[self.problem.rows], b)
-            present = self._total(sites, b)
-            before = len(moves)
+            sites, b, present = self._refined(sites, b)
+            candidates = []
             for place, rotor in enumerate(self.rotors):
-                trial = self._best(rotor, sites, b)
-                if trial is not None:
-                    new_sites, new_b = trial
-                    new_sites = relax(new_sites, self.energy, _RELAX_STEPS)
-                    total = self._total(new_sites, new_b)
-                    if total < present - LEAST_GAIN:
-                        # The one that is there has the same right to be relaxed.
-                        relaxed = relax(sites, self.energy, _RELAX_STEPS)
-                        old = min(present, self._total(relaxed, b))
-                        if total < old - LEAST_GAIN:
-                            moves.append({"residue": rotor.residue, "name": rotor.name, "gain": old - total})
-                            sites, b, present = new_sites, new_b, total
-                if report is not None:
-                    report(f"side chains: {len(moves)} turned", (number + (place + 1) / len(self.rotors)) / passes)
+                report(f"side chains: {len(moves)} turned", (number + 0.5 * place / len(self.rotors)) / passes)
+                found = self._best(rotor, sites, b)
+                if found is not None:
+                    candidates.append((found[0], rotor, found[1]))
+            before = len(moves)
+            for worse, rotor, torsions in sorted(candidates, key=lambda item: item[0])[:_CANDIDATES]:
+                trial = relax(rotor.sites(sites, torsions[None])[0], self.energy, _RELAX_STEPS)
+                trial, trial_b, total = self._refined(trial, self._lower_b(rotor, b))
+                if total < present - LEAST_GAIN:
+                    moves.append({"residue": rotor.residue, "name": rotor.name, "gain": present - total})
+                    sites, b, present = trial, trial_b, total
             if len(moves) == before:
                 break
         return sites, b, moves
 
-    def _total(self, sites, b):
+    def _refined(self, sites, b):
+        """(sites, b, total) after some steps of all atoms."""
+        model = CartesianModel(sites, self.problem.rows, AtomB(b, sites[self.problem.rows]), self.energy, self.weight)
+        optimiser = torch.optim.Adam(model.parameter_groups(_RATE))
+
+        def total():
+            state = model()
+            return self.experiment(state.sites_cart, state.b).objective + state.penalty
+
+        for step in range(_REFINE_STEPS):
+            optimiser.zero_grad(set_to_none=True)
+            value = total()
+            value.backward()
+            if all(bool(torch.isfinite(p.grad).all()) for p in model.parameters()):
+                optimiser.step()
         with torch.no_grad():
-            data = self.experiment(sites[self.problem.rows], b).objective
-            return float(data) + self.weight * float(limited(self.energy(sites) / KT_300))
+            return model.sites.detach(), model.b_model().detach(), float(total())
+
+    def _lower_b(self, rotor, b):
+        """B factors; those of a side chain not far above its main chain's.
+
+        A side chain in the wrong place has been given a large B, with which nothing can be seen anywhere.
+        """
+        moving = self._moving(rotor)
+        chain = self.problem.main_chain & (self.problem.residue_index[self.problem.rows] == rotor.residue)
+        b = b.clone()
+        if bool(chain.any()):
+            b[moving] = torch.minimum(b[moving], 1.3 * b[chain].mean())
+        return b
+
+    def _moving(self, rotor):
+        rows = self.row_of[rotor.turned[0]]
+        return rows[rows >= 0]
 
     @torch.no_grad()
     def _best(self, rotor, sites, b):
-        """(sites, b) with this residue's most promising other conformation, or None."""
-        moving = self.row_of[rotor.turned[0]]
-        moving = moving[moving >= 0]
+        """(how much worse it is, nats; torsions) of this residue's most promising other conformation, or None."""
+        moving = self._moving(rotor)
         if not len(moving):
             return None
         part = self.experiment._part
@@ -227,22 +258,17 @@ class SideChainSearch:
         others[moving] = False
         rest = self._f_calc(atoms.select(others), part)
         mine = dataclasses.replace(atoms.select(moving), form_factors=self.form_factors)
-        new_b = b.clone()
-        # A side chain in the wrong place has been given a large B, with which nothing can be seen anywhere.
-        chain = self.problem.main_chain & (self.problem.residue_index[self.problem.rows] == rotor.residue)
-        new_b[moving] = torch.minimum(b[moving], 1.3 * b[chain].mean()) if bool(chain.any()) else b[moving]
-        score = _Score(self, part, rest, mine.replace(u_iso=_u(new_b[moving], mine)), moving, rotor, sites)
-        present = _Score(self, part, rest, mine, moving, rotor, sites)
+        lower = mine.replace(u_iso=_u(self._lower_b(rotor, b)[moving], mine))
+        score = _Score(self, part, rest, lower, moving, rotor, sites)
         now = rotor.angles(sites)[None]
-        here = min(float(score(now)), float(present(now)))
+        here = min(float(score(now)), float(_Score(self, part, rest, mine, moving, rotor, sites)(now)))
         values = torch.cat([score(chunk) for chunk in rotor.grid.split(32)])
-        chosen = values.argsort()[:_TAKEN]
-        torsions, values = score.slide(rotor.grid[chosen])
+        torsions, values = score.slide(rotor.grid[values.argsort()[:_TAKEN]])
+        far = torch.tensor([rotor.turn(t - now[0]) > _OTHER for t in torsions], device=values.device)
+        values = torch.where(far, values, torch.inf)
         k = int(values.argmin())
-        far = rotor.turn(torsions[k] - now[0]) > math.radians(30)
-        if not far or not float(values[k]) < here - LEAST_GAIN:
-            return None
-        return rotor.sites(sites, torsions[k : k + 1])[0], new_b
+        worse = float(values[k]) - here
+        return None if not worse < _MARGIN else (worse, torsions[k])
 
     @staticmethod
     def _f_calc(atoms, part):
