@@ -35,6 +35,7 @@ from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform,
                                  TrainingSettings, add_position_restraints, calibrate, create_system, energy_on,
                                  frame_features, load_frames, prepare_model, run_md, train)
 from mmtbx_sfdiff.files.writing import write_atomically
+from mmtbx_sfdiff.latent.chirality import chiral_centres, handedness
 from mmtbx_sfdiff.latent.train import split_in_time
 from validation.latent.starts import backbone_rmsd, wrong_start
 
@@ -160,21 +161,26 @@ def realnvp_prior(entry, start, folder, steps, shrink=0.3, device="cpu", samples
     copy.deepcopy(generator).cpu().save(folder / "realnvp.pt")
     energy = energy_on(system, device, chunk=16)
     energies = {"md": energy(frames[::max(1, len(frames) // 200)].double().to(device))}
+    centres, lost = chiral_centres(start), {}
+    hand = handedness(start.sites_cart, centres).to(device)
     with torch.no_grad():
         for name, flow, scale in (("realnvp", generator.flow, 1.0), ("linear", linear, 1.0),
                                   ("linear_half", linear, 0.5),
                                   ("diagonal", LinearFlow.from_samples(x, 1.0), 1.0)):
             sampler = BoltzmannGenerator(transform, flow).double().to(device)
-            energies[name] = energy(sampler.sample(200, scale, torch.Generator().manual_seed(1)))
+            made = sampler.sample(1000, scale, torch.Generator().manual_seed(1))
+            energies[name] = energy(made[:200])
+            lost[name] = int((handedness(made, centres) != hand).any(-1).sum())
     energies = {name: value.double().cpu() for name, value in energies.items()}
     median = energies["md"].median()
     record = {"entry": entry, "n_atoms": start.n_ff, "device": str(device), "samples": samples,
+              "chiral_centres": len(centres), "of_1000_samples_with_a_centre_inverted": lost,
               "steps": settings.steps, "seconds": seconds, "history": history,
               "median_above_md_per_atom": {name: ((e.median() - median) / start.n_ff).item()
                                            for name, e in energies.items()},
               "energies": {name: e.tolist() for name, e in energies.items()}}
     write_atomically(folder / "realnvp.json", json.dumps(record))
-    print(entry, record["median_above_md_per_atom"], flush=True)
+    print(entry, record["median_above_md_per_atom"], "inverted", lost, flush=True)
 
 
 def report(entry, start, folder, generator, name, n=50):
