@@ -33,6 +33,7 @@ from validation.latent.priors import SKIP, realnvp_prior
 from validation.latent.refinement import RESOLUTION, Protocol, key, read, run_tasks
 
 BATCHES = (1, 16, 64)
+LAST_RUNS = 1.5  # minutes before the end in which the CPU begins no run, so that those that run can finish
 
 
 def speed(folder, entry, seed, device):
@@ -92,7 +93,7 @@ def main(args=None):
         log = open(options.folder / "cpu_study.log", "a")
         beside = subprocess.Popen(
             [sys.executable, "-m", "validation.latent.cpu_study", str(options.folder), "--workers", str(options.workers),
-             "--minutes", str(options.minutes), "--entries", *options.study_entries,
+             "--minutes", str(max(0.5, options.minutes - LAST_RUNS)), "--entries", *options.study_entries,
              "--seeds", *map(str, options.study_seeds)], stdout=log, stderr=log)
     try:
         code = study(options, end)
