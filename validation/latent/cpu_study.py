@@ -56,6 +56,7 @@ def main(args=None):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--size", choices=tuple(SIZES), default="cpu")
     parser.add_argument("--duration", type=float, help="of the dynamics, ps, instead of each entry's own")
+    parser.add_argument("--only-made", action="store_true", help="only starts whose dynamics are there")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="stop beginning anything after so long")
     options = parser.parse_args(args)
@@ -70,6 +71,7 @@ def main(args=None):
             pool.submit(prior, options.folder, entry, seed, options.duration): None
             for seed in options.seeds
             for entry in options.entries
+            if not options.only_made or (options.folder / entry / f"seed{seed}" / "md").exists()
         }
 
         def submit(entry, seed, found):

@@ -9,8 +9,8 @@ In FOLDER are starts and dynamics of ``python -m validation.latent.priors``. For
 
     python -m validation.latent.gpu_study FOLDER --minutes 5 [--device cuda] [--entries 1aie 1dtx] [--seed 0]
 
-Give the same command again to go on where it was; exit code 3: time was up. With ``--workers 14`` priors and runs of
-``validation.latent.refinement`` are made by so many processes on the CPU at the same time; they never touch the GPU.
+Give the same command again to go on where it was; exit code 3: time was up. With ``--workers 14`` the runs of
+``validation.latent.cpu_study`` are made by so many processes on the CPU at the same time; they never touch the GPU.
 Results: FOLDER/gpu.jsonl (runs), FOLDER/<entry>/seed<k>/realnvp.{pt,json} and gpu_speed.json; FOLDER/latent.jsonl (runs
 on the CPU).
 """
@@ -94,7 +94,7 @@ def main(args=None):
         beside = subprocess.Popen(
             [sys.executable, "-m", "validation.latent.cpu_study", str(options.folder), "--workers", str(options.workers),
              "--minutes", str(max(0.5, options.minutes - LAST_RUNS)), "--entries", *options.study_entries,
-             "--seeds", *map(str, options.study_seeds)], stdout=log, stderr=log)
+             "--seeds", *map(str, options.study_seeds), "--only-made"], stdout=log, stderr=log)
     try:
         code = study(options, end)
     finally:
