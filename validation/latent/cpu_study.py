@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from validation.latent.priors import DYNAMICS, dynamics, linear_priors, make_start
-from validation.latent.refinement import RESOLUTION, SIZES, Protocol, _job, _keep, key, read
+from validation.latent.refinement import RESOLUTION, SIZES, Protocol, one
+from validation.latent.runs import job, keep, key, read
 
 CONVERGENCE = (2.5, 3.0)  # Å, beside the entry's own limit
 CONVERGENCE_ENTRY = "1aie"
@@ -78,14 +79,14 @@ def main(args=None):
             for kind, d_min in found:
                 task = entry, seed, kind, d_min, protocol.label
                 if task not in done:
-                    waiting[pool.submit(_job, (task, protocol, end))] = task
+                    waiting[pool.submit(job, (one, task, protocol, end))] = task
 
         while waiting:
             ended, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in ended:
                 task = waiting.pop(future)
                 if task is not None:
-                    code = max(code, _keep(task, future.result(), protocol, results))
+                    code = max(code, keep(task, future.result(), protocol, results))
                     continue
                 entry, seed = future.result()
                 first, after = tasks(entry, seed, options.seeds[0])

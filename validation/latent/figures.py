@@ -21,7 +21,8 @@ from pathlib import Path
 
 from mmtbx_sfdiff.files import write_all
 from mmtbx_sfdiff.latent import figures
-from validation.latent.refinement import RESOLUTION, key, read
+from validation.latent.refinement import RESOLUTION
+from validation.latent.runs import key, read
 
 NAMES = {
     "latent": "latent",

@@ -30,7 +30,8 @@ from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.latent import OpenMMEnergy, PreparedModel, create_system, energy_on, load_frames
 from validation.latent.cpu_study import prior
 from validation.latent.priors import SKIP, realnvp_prior
-from validation.latent.refinement import RESOLUTION, Protocol, key, read, run_tasks
+from validation.latent.refinement import RESOLUTION, Protocol, one
+from validation.latent.runs import key, read, run_tasks
 
 BATCHES = (1, 16, 64)
 LAST_RUNS = 1.5  # minutes before the end in which the CPU begins no run, so that those that run can finish
@@ -80,7 +81,7 @@ def main(args=None):
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--entries", nargs="+", default=["1aie", "1dtx"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", default="cpu", help="steps and starts of the refinements, as in validation.latent.refinement")
+    parser.add_argument("--size", default="cpu", help="of the refinements, as in validation.latent.refinement")
     parser.add_argument("--training", type=float, default=60.0, help="seconds for each flow")
     parser.add_argument("--samples", type=int, default=64, help="energies in each training step")
     parser.add_argument("--workers", type=int, default=0, help="processes for the study on the CPU, at the same time")
@@ -92,8 +93,8 @@ def main(args=None):
     if options.workers:
         log = open(options.folder / "cpu_study.log", "a")
         beside = subprocess.Popen(
-            [sys.executable, "-m", "validation.latent.cpu_study", str(options.folder), "--workers", str(options.workers),
-             "--minutes", str(max(0.5, options.minutes - LAST_RUNS)), "--entries", *options.study_entries,
+            [sys.executable, "-m", "validation.latent.cpu_study", str(options.folder),
+             "--workers", str(options.workers), "--minutes", str(max(0.5, options.minutes - LAST_RUNS)), "--entries", *options.study_entries,
              "--seeds", *map(str, options.study_seeds), "--only-made"], stdout=log, stderr=log)
     try:
         code = study(options, end)
@@ -131,7 +132,8 @@ def study(options, end):
             if task in done:
                 continue
             protocol = Protocol(folder, size=options.size, generator=generator, device=device, label=label)
-            code = max(code, run_tasks([task], protocol, folder / "gpu.jsonl", minutes=(end - time.monotonic()) / 60))
+            minutes = (end - time.monotonic()) / 60
+            code = max(code, run_tasks(one, [task], protocol, folder / "gpu.jsonl", minutes=minutes))
             if code == 3:
                 return code
     return code
