@@ -192,6 +192,9 @@ def report(entry, start, folder, generator, name, n=50):
         z_truth, z_start = generator.encode(deposited)[0], generator.encode(start.sites_cart)[0]
         mean = generator.decode(torch.zeros_like(z_truth))[0]
         sampled = generator.sample(n, generator=torch.Generator().manual_seed(0))
+        centres = chiral_centres(start)
+        kept = handedness(generator.sample(1000, generator=torch.Generator().manual_seed(1)), centres) == handedness(
+            start.sites_cart, centres)
         e_md, e_sample = energy(frames[::max(1, len(frames) // n)]), energy(sampled)
     quantiles = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     record = {
@@ -201,6 +204,7 @@ def report(entry, start, folder, generator, name, n=50):
         "rmsd_last_frame": backbone_rmsd(start, frames[-1].double(), deposited),
         "z_truth": (z_truth.norm() / generator.n_latent ** 0.5).item(),
         "z_start": (z_start.norm() / generator.n_latent ** 0.5).item(),
+        "chiral_centres": len(centres), "of_1000_samples_with_a_centre_inverted": int((~kept).any(-1).sum()),
         "energy_md": torch.quantile(e_md.double(), quantiles).tolist(),
         "energy_samples": torch.quantile(e_sample, quantiles).tolist(),
     }
