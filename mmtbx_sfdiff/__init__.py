@@ -2,7 +2,7 @@
 from . import _runtime  # noqa: F401  (first: cctbx's and torch's native libraries load in the one order that works)
 
 from .atoms import Atoms
-from .bulk_solvent import mask_structure_factors, solvent_mask
+from .bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
 from .crystal import Crystal
 from .fmodel import FModel
 from .reflections import Reflections
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _PLUGIN = ("register", "takeover", "unregister")
 
-__all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "register", "solvent_mask",
+__all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "register", "solvent_mask", "solvent_structure_factors",
            "structure_factors", "takeover", "unregister", "update_all_scales"]
 
 

@@ -209,6 +209,11 @@ class Atoms:
         return tuple(types[i] for i in self.type_index.tolist())
 
     @property
+    def hydrogens(self):
+        """(n_atoms,) bool: scattering type H or D."""
+        return self.from_types(lambda t: t.strip() in ("H", "D"), torch.bool)
+
+    @property
     def elements(self):
         """Element symbols of the scatterers as mmtbx reads them for masks, tuple of str ("C", "Fe", "H", "D")."""
         elements = [_element(t) for t in self.form_factors.types]
@@ -290,6 +295,22 @@ class Atoms:
             changes[name] = _check_tensor(
                 name, value, (self.n_atoms, *_PARAMETERS[name]), self.dtype, self.device)
         return dataclasses.replace(self, **changes)
+
+    def state(self):
+        """The parameters by name, detached, with what rounding took from the sites; see :meth:`with_state`."""
+        return {name: getattr(self, name).detach() for name in (*_PARAMETERS, "_frac_residual")}
+
+    def with_state(self, state):
+        """A copy with the parameters that :meth:`state` gave, in this dtype and on this device.
+
+        Raises
+        ------
+        ValueError
+            Of another number of atoms.
+        """
+        here = {name: value.to(dtype=self.dtype, device=self.device) for name, value in state.items() if name in _PARAMETERS}
+        residual = state["_frac_residual"].to(self._frac_residual)
+        return dataclasses.replace(self.replace(**here), _frac_residual=residual)
 
     def to(self, dtype=None, device=None):
         """The same atoms in another dtype (float32 or float64) or on another device."""

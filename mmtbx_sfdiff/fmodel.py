@@ -14,9 +14,9 @@ import dataclasses
 import torch
 
 from . import targets
-from .alpha_beta import estimate_alpha_beta
+from .alpha_beta import AlphaBeta, estimate_alpha_beta
 from .bulk_solvent import solvent_structure_factors
-from .scaling import update_all_scales
+from .scaling import Scales, update_all_scales
 from .structure_factors import structure_factors
 
 TARGETS = ("least_squares", "maximum_likelihood")
@@ -44,6 +44,11 @@ class FModel(torch.nn.Module):
         As given: all of them, on the scale of the data.
     scales : Scales or None
         None until :meth:`update_scales`.
+
+    Notes
+    -----
+    ``state_dict()`` holds the parameters of the atoms, the mask's options, the scales, alpha and beta; ``load_state_dict``
+    puts them into an FModel of the same atoms and reflections.
 
     Raises
     ------
@@ -300,8 +305,21 @@ class FModel(torch.nn.Module):
             raise RuntimeError("The scales are not known yet: call update_scales() first.")
         return self.scales
 
-    def to(self, dtype=None, device=None):
-        """The same in another precision or on another device; scales have to be determined again."""
+    def to(self, *target, dtype=None, device=None):
+        """The same in another precision or on another device; scales have to be determined again.
+
+        Parameters
+        ----------
+        *target : torch.dtype, torch.device or str
+            As of ``torch.nn.Module.to``; but this returns another FModel, and leaves the one it was called on.
+        dtype, device
+            The same by name.
+        """
+        for value in target:
+            if isinstance(value, torch.dtype):
+                dtype = value
+            else:
+                device = torch.device(value)
         result = type(self)(
             self.atoms.to(dtype=dtype, device=device),
             self.reflections.to(dtype=dtype, device=device),
@@ -312,9 +330,34 @@ class FModel(torch.nn.Module):
         result._source = self._source
         return result
 
+    # What state_dict and load_state_dict take: the model's parameters, scales, alpha and beta, not what came from files.
+
+    def get_extra_state(self):
+        return {
+            "atoms": self.atoms.state(),
+            "mask": self.mask_options,
+            "scales": None if self.scales is None else _as_dict(self.scales),
+            "alpha_beta": None if self._alpha_beta is None else _as_dict(self._alpha_beta),
+        }
+
+    def set_extra_state(self, state):
+        scales, alpha_beta = state["scales"], state["alpha_beta"]
+        if scales is not None and len(scales["selection"]) != len(self.reflections):
+            raise ValueError(f"The scales of the state are for {len(scales['selection'])} reflections, and there are "
+                             f"{len(self.reflections)}: give the data that the state was made with.")
+        self.atoms = self.atoms.with_state(state["atoms"])
+        self.mask_options = dict(state["mask"])
+        self.scales = None if scales is None else Scales(**scales)
+        self._alpha_beta = None if alpha_beta is None else AlphaBeta(**alpha_beta)
+
     def extra_repr(self):
         state = "no scales" if self.scales is None else f"R {self.scales.r_work:.4f}/{self.scales.r_free:.4f}"
         return f"{self.atoms.n_atoms} atoms, {len(self.reflections)} reflections, {state}"
+
+
+def _as_dict(value):
+    """The fields of a dataclass, not copied."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _is_neutron(atoms):

@@ -1,4 +1,6 @@
 """FModel: what a user holds."""
+import dataclasses
+
 import mmtbx.f_model
 import pytest
 import torch
@@ -66,6 +68,75 @@ def test_batches_of_coordinates(fmodel):
     values = fmodel.target("least_squares", batch, f_mask)
     assert values.shape == (2,)
     torch.testing.assert_close(values[1], fmodel.target("least_squares", sites + 0.1, f_mask))
+
+
+def test_batches_go_through_the_mask_too(reference):
+    fmodel = FModel.from_cctbx(reference)
+    fmodel.update_scales()
+    sites = torch.stack([fmodel.atoms.sites_cart, fmodel.atoms.sites_cart + 0.1]).requires_grad_()
+    values = fmodel.target("maximum_likelihood", sites)
+    gradient, = torch.autograd.grad(values.sum(), sites)
+    for one, value, its_gradient in zip(sites.detach(), values, gradient):
+        one.requires_grad_()
+        alone = fmodel.target("maximum_likelihood", one)
+        torch.testing.assert_close(alone, value)
+        torch.testing.assert_close(torch.autograd.grad(alone, one)[0], its_gradient)
+
+
+@pytest.mark.parametrize("name", ["u_iso", "occupancies"])
+def test_gradients_in_other_parameters(reference, name):
+    fmodel = FModel.from_cctbx(reference, method="direct", mask={"precision": "double"})
+    fmodel.update_scales()
+    atoms, start = fmodel.atoms, getattr(fmodel.atoms, name).clone()
+    if name == "occupancies":
+        start[3] = 0.06  # where it counts in the mask as well
+    def value(x):
+        fmodel.atoms = atoms.replace(**{name: x})
+        return fmodel.target("least_squares")
+    parameter = start.clone().requires_grad_()
+    gradient, = torch.autograd.grad(value(parameter), parameter)
+    step = torch.zeros_like(start)
+    step[3] = 1e-5
+    with torch.no_grad():
+        difference = float(value(start + step) - value(start - step)) / 2e-5
+    assert float(gradient[3]) == pytest.approx(difference, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["least_squares", "maximum_likelihood"])
+def test_free_reflections_feed_no_gradient(reference, name):
+    """With scales, alpha and beta as they are, the gradient is the same bit for bit whatever the free amplitudes are."""
+    fmodel = FModel.from_cctbx(reference)
+    fmodel.update_scales()
+    alpha_beta = fmodel.alpha_beta()
+    f_obs = torch.where(fmodel.reflections.work, fmodel.reflections.f_obs, 50.0)
+    other = FModel(fmodel.atoms, dataclasses.replace(fmodel.reflections, f_obs=f_obs))
+    other.scales, other._alpha_beta = fmodel.scales, alpha_beta
+    assert not torch.equal(other.reflections.f_obs, fmodel.reflections.f_obs) and other.r_free() > fmodel.r_free() + 0.01
+    gradients = []
+    for one in (fmodel, other):
+        sites = one.atoms.sites_cart.clone().requires_grad_()
+        gradients += torch.autograd.grad(one.target(name, sites), sites)
+    assert torch.equal(*gradients) and bool(gradients[0].abs().sum() > 0)
+
+
+def test_state_goes_on_where_it_was(reference, tmp_path):
+    fmodel = FModel.from_cctbx(reference, mask={"softness": 1.0})
+    start = FModel.from_cctbx(reference)
+    fmodel.replace(sites_cart=fmodel.atoms.sites_cart + 0.05)
+    fmodel.update_scales()
+    target = fmodel.target()
+    torch.save(fmodel.state_dict(), tmp_path / "state.pt")
+    assert start.load_state_dict(torch.load(tmp_path / "state.pt")).missing_keys == []
+    assert torch.equal(start.target(), target) and start.r_factors() == fmodel.r_factors()
+    other = FModel.from_cctbx(manager("P 1", n_atoms=8, d_min=3.0))
+    with pytest.raises(ValueError, match="reflections"):
+        other.load_state_dict(fmodel.state_dict())
+
+
+def test_to(fmodel):
+    for other in (fmodel.to(torch.float32), fmodel.to(dtype=torch.float32), fmodel.to("cpu", torch.float32)):
+        assert other.atoms.dtype == torch.float32 and other.scales is None and fmodel.atoms.dtype == torch.float64
+        assert str(other.atoms.device) == "cpu"
 
 
 def test_map_coefficients(fmodel, tmp_path):

@@ -116,6 +116,9 @@ def test_ctrl_c_and_going_on(files_1yjp, tmp_path):
     (["{model}", "{data}", "shake=-1"], "shake=-1"), (["{model}", "{data}", "device=tpu"], "device=tpu"),
     (["empty.pdb", "{data}"], "empty.pdb is empty"), (["{model}", "{data}", "d_min=22", "d_max=30"], ""),
     (["{model}", "{data}", "prefix=a/b"], "holds a folder"),
+    (["{model}", "{data}", "cycles=nan"], "whole number"), (["{model}", "{data}", "cycles=inf"], "whole number"),
+    (["{model}", "{data}", "cycles=1.5"], "cycles"), (["{model}", "{data}", "steps=auto"], "steps=Auto"),
+    (["{model}", "{data}", "d_min=nan"], "d_min=nan"),
 ])
 def test_bad_input_is_one_sentence(arguments, words, files_1yjp, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -31,8 +31,7 @@ def measure(name, repeat):
 
     def forward(sites=None):
         model = atoms if sites is None else atoms.replace(sites_cart=sites)
-        return sfdiff.mask_structure_factors(
-            sfdiff.solvent_mask(model, atoms.crystal, method="probe_shrink"), atoms.crystal, indices)
+        return sfdiff.solvent_structure_factors(model, atoms.crystal, indices, method="probe_shrink")
 
     def backward():
         sites = atoms.sites_cart.clone().requires_grad_()

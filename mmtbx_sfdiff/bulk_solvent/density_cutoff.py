@@ -21,7 +21,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..crystal import as_miller_tensor
 from ..structure_factors import structure_factors
-from .mask_atoms import hydrogens
 
 STEEPNESS = 50.0
 # Of an atom other than hydrogen, Å^3, with its share of what the probe cannot reach.
@@ -132,7 +131,7 @@ def estimated_solvent_fraction(atoms):
     density-cutoff mask would be wrong.  It agrees with the fraction of mmtbx's mask with a standard deviation of 0.035
     over 57 deposited entries of 50 to 4,400 atoms, to which the volume was fitted.
     """
-    counted = (atoms.occupancies.detach() * atoms.site_weights)[..., ~hydrogens(atoms)]
+    counted = (atoms.occupancies.detach() * atoms.site_weights)[..., ~atoms.hydrogens]
     protein = VOLUME_PER_ATOM * counted.sum(-1) * atoms.crystal.order_z / atoms.crystal.volume
     return (1 - protein).clamp(0.01, 0.99)
 

@@ -10,11 +10,6 @@ from __future__ import annotations
 import torch
 
 
-def hydrogens(atoms):
-    """(n_atoms,) bool: scattering type H or D."""
-    return atoms.from_types(lambda t: t.strip() in ("H", "D"), torch.bool)
-
-
 def mask_atoms(atoms, radii=None, include_hydrogens=False, include_zero_occupancy=False):
     """Sites, radii and selection of the atoms of a mask.
 
@@ -41,7 +36,7 @@ def mask_atoms(atoms, radii=None, include_hydrogens=False, include_zero_occupanc
     """
     kept = torch.ones(atoms.n_atoms, dtype=torch.bool, device=atoms.device)
     if not include_hydrogens:
-        kept &= ~hydrogens(atoms)
+        kept &= ~atoms.hydrogens
     taking_part = kept
     if not include_zero_occupancy:
         taking_part = kept & (atoms.occupancies.detach() > 0)

@@ -15,9 +15,10 @@ from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
 from ..atoms import Atoms
-from ..bulk_solvent import mask_structure_factors, solvent_mask
+from ..bulk_solvent import solvent_structure_factors
 from ..cctbx_backend.fmodel import fmodel_to_cctbx, map_coefficients
 from ..cctbx_backend.mtz import MTZ, miller_array
+from ..cctbx_backend.twinning import twin_messages
 from ..files import check_writable, read_model, write_all
 from ..fmodel import FModel
 from ..reflections import Reflections, resolution_shells
@@ -211,11 +212,11 @@ The exit code is 0 only if everything was computed and written.
         if data_name is None:
             self._entry = None
             model = read_model(model_name, params.scattering_table, d_min=params.high_resolution)
-            self._messages = model.messages
+            self._messages = list(model.messages)
         else:
             self._entry = self.load(model_name, data_name, params.high_resolution, params.low_resolution,
                                     anomalous=params.wavelength is not None)
-            model, self._messages = self._entry.model, self._entry.messages
+            model, self._messages = self._entry.model, list(self._entry.messages)
         structure = model.xray_structure
         if params.wavelength is not None:
             structure.set_inelastic_form_factors(photon=params.wavelength, table="sasaki")
@@ -262,6 +263,7 @@ The exit code is 0 only if everything was computed and written.
                 scales = fmodel.update_scales(model=model, remove_outliers=params.remove_outliers)
                 f_calc, f_mask = fmodel.f_calc(), fmodel.f_mask()
                 f_model = scales.f_model(f_calc, f_mask) * scales.f_obs_scale
+                self._messages += twin_messages(fmodel)
         except (ValueError, IndexError) as error:
             raise Sorry(f"The model cannot be scaled to {self._entry.data.path}: {error} Use more reflections, or "
                         "scales=given.") from None
@@ -281,8 +283,8 @@ The exit code is 0 only if everything was computed and written.
                                        accuracy=params.accuracy)
             f_mask = torch.zeros_like(f_calc)
             if params.k_sol or self.params.output.components:
-                mask = solvent_mask(self._atoms, crystal, method=params.mask, grid_step=params.grid_step)
-                f_mask = mask_structure_factors(mask, crystal, indices).to(f_calc.dtype)
+                f_mask = solvent_structure_factors(self._atoms, crystal, indices, method=params.mask,
+                                                   grid_step=params.grid_step).to(f_calc.dtype)
         f_model = k_total.to(f_calc.real) * (f_calc + k_mask.to(f_calc.real) * f_mask)
         return _Parts(self._reflections, f_calc, f_mask, k_total, k_mask, f_model)
 

@@ -16,6 +16,7 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..cctbx_backend.fmodel import map_file, model_file
+from ..cctbx_backend.twinning import twin_messages
 from ..files import check_writable, write_all
 from ..fmodel import FModel
 from ..latent.requirements import require
@@ -204,6 +205,8 @@ everything was computed and written.
             files = self.find_files(folder, report)
             report("reading", None)
             fmodel = self._read(*files)
+            report("scales", None)
+            self._twins = self._find_twins(fmodel)
             start, history = self._start(fmodel, files)
             print(heading(self._header(fmodel)), file=self.logger)
 
@@ -250,6 +253,17 @@ everything was computed and written.
             raise Sorry(f"{data} has no standard deviations of the amplitudes, which least squares needs: set "
                         "target=maximum_likelihood and least_squares_cycles=0.")
         return fmodel
+
+    def _find_twins(self, fmodel):
+        """What there is to say about twinning, said at once."""
+        try:
+            fmodel.update_scales(remove_outliers=self._settings.remove_outliers)
+        except (ValueError, IndexError):
+            return []  # the refinement says why
+        messages = twin_messages(fmodel)
+        for message in messages:
+            print(message, file=self.logger)
+        return messages
 
     def _restraint(self, report):
         """The force field, if it was asked for."""
@@ -336,7 +350,7 @@ everything was computed and written.
             "geometry_restraints": self._weight, "settings": settings,
             "files": {"model": self._entry.model.path.name, "data": self._entry.data.path.name,
                       "labels": self._entry.data.labels},
-            "messages": [*self._messages, *self._entry.messages], "versions": versions(),
+            "messages": [*self._twins, *self._messages, *self._entry.messages], "versions": versions(),
         }
         self._json = json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 
+import libtbx
 from iotbx.cli_parser import CCTBXParser, run_program
 from libtbx.utils import Sorry
 
@@ -37,6 +38,10 @@ class Parser(CCTBXParser):
             reason = re.sub(r": NameError: .*?(?= \()", "", " ".join(str(error).split()))
             raise Sorry(f"{reason}. See {self.prog} --show-defaults --attributes-level=2 for what is "
                         "possible.") from None
+        except (OverflowError, ValueError) as error:
+            # Infinities and what is no number, where PHIL wants a whole one.
+            raise Sorry(f"A parameter that is a whole number was given another value ({error}). See {self.prog} "
+                        "--show-defaults --attributes-level=2 for what is possible.") from None
 
     def process_files(self, file_list, message="Processing files:"):
         phil = [name for name in file_list if name.lower().endswith(_PHIL_SUFFIXES)]
@@ -56,6 +61,7 @@ def inputs_from_arguments(scope_name):
     The scope of that name has ``entry_id``, ``model_file``, ``data_file`` and ``demo``.
     """
     def process(parser):
+        _refuse_auto(parser.working_phil)
         params = parser.working_phil.extract()
         scope = getattr(params, scope_name)
         unknown = []
@@ -75,6 +81,13 @@ def inputs_from_arguments(scope_name):
         parser.namespace.unknown = unknown
         parser.working_phil = parser.master_phil.format(python_object=params)
     return process
+
+
+def _refuse_auto(working_phil):
+    """PHIL lets every parameter be Auto; none of ours has a meaning for it."""
+    for definition in working_phil.all_definitions():
+        if definition.object.extract() is libtbx.Auto:
+            raise Sorry(f"{definition.path.split('.', 1)[-1]}=Auto is not possible: give a value, or leave the parameter out.")
 
 
 def _set_once(scope, name, value, what):

@@ -1,0 +1,85 @@
+"""Whether data look twinned, with a model at hand.
+
+With the intensities |F_model(h)|^2 and those of the twin mates h T, the fraction alpha for which
+
+    |F_twin(h)|^2 = (1 - alpha) |F_model(h)|^2 + alpha |F_model(h T)|^2
+
+agrees best with the data is near zero for a single crystal.  The laws T are those that the lattice allows.
+
+Reference: ``mmtbx.scaling.twin_analyses.twin_laws``.
+"""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+import mmtbx.scaling.twin_analyses
+from cctbx import miller, sgtbx
+
+#: A twin is suspected from this fraction on, if R falls by this share of itself.  A single crystal's model gains up to 4 %.
+LEAST_FRACTION, LEAST_GAIN = 0.1, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """A twin law, the fraction that explains the data best, and R without and with it."""
+
+    law: str
+    fraction: float
+    r: float
+    r_twinned: float
+
+    @property
+    def suspected(self):
+        return self.fraction >= LEAST_FRACTION and self.r_twinned <= (1 - LEAST_GAIN) * self.r
+
+    def __str__(self):
+        return (f"The data look twinned: with a fraction of {self.fraction:.2f} by the law {self.law}, R falls from {self.r:.3f} "
+                f"to {self.r_twinned:.3f}. There is no twin model here, so R factors, scales and what is refined are those of a "
+                "single crystal: use a program with a twin model, such as mmtbx's.")
+
+
+def twin_messages(fmodel):
+    """What to tell the user of an FModel with scales: one sentence or two about the likeliest twin, or nothing."""
+    found = [twin for twin in twins(fmodel) if twin.suspected]
+    return [str(min(found, key=lambda twin: twin.r_twinned))] if found else []
+
+
+def twins(fmodel):
+    """A :class:`Twin` for each law that the lattice allows, over the work set."""
+    reflections = fmodel.reflections
+    f_obs, _ = reflections.to_cctbx()
+    try:
+        laws = mmtbx.scaling.twin_analyses.twin_laws(f_obs).operators
+    except (AssertionError, RuntimeError):
+        return []  # cctbx has none for some unconventional settings
+    f_model = fmodel.f_model().detach().abs().cpu().numpy()
+    used = (fmodel.scales.selection & reflections.work).cpu().numpy()
+    observed = reflections.f_obs.cpu().numpy()
+    standard = f_obs.map_to_asu().indices()
+    found = []
+    for law in laws:
+        operator = sgtbx.change_of_basis_op(law.operator)
+        mates = f_obs.customized_copy(indices=operator.apply(f_obs.indices())).map_to_asu().indices()
+        # Their own numbers among the reflections.
+        pairs = miller.match_indices(standard, mates)
+        rows, columns = (pairs.pairs().column(i).as_numpy_array() for i in (0, 1))
+        both = used[columns]
+        found.append(_best(law.operator.r().as_hkl(), observed[columns][both], f_model[columns][both], f_model[rows][both]))
+    return [twin for twin in found if twin is not None]
+
+
+def _best(law, observed, own, mate):
+    if len(observed) < 100:
+        return None
+
+    def r(fraction):
+        model = np.sqrt((1 - fraction) * own ** 2 + fraction * mate ** 2)
+        scale = (observed @ model) / max(model @ model, 1e-300)
+        return np.abs(observed - scale * model).sum() / observed.sum()
+
+    fractions = np.arange(0, 0.501, 0.01)
+    values = [r(fraction) for fraction in fractions]
+    best = int(np.argmin(values))
+    return Twin(law, float(fractions[best]), float(values[0]), float(values[best]))
