@@ -5,8 +5,10 @@ variable is set; nothing is imported then.  The values are ``1`` (the algorithm 
 this package does ``update_all_scales``) and ``takeover`` (everything goes through this package).
 
 torch has to be loaded right after cctbx's lowest extension module and before the rest of cctbx, so that is when it is
-loaded; the registration itself waits for ``mmtbx.f_model``.
+loaded; the registration itself waits for ``mmtbx.f_model``, or where that is not imported, for the first structure
+factors.
 """
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -14,7 +16,7 @@ import sys
 
 VARIABLE = "MMTBX_SFDIFF"
 _VALUES = ("1", "scaling", "takeover")
-_held = []
+_REGISTRY = "mmtbx_sfdiff.cctbx_backend.registry"
 
 
 def install():
@@ -25,23 +27,58 @@ def install():
     if value not in _VALUES:
         sys.stderr.write("%s=%s is ignored: set it to %s.\n" % (VARIABLE, value, ", ".join(_VALUES)))
         return
-    actions = {"boost_adaptbx.boost.python": _load_torch, "mmtbx.f_model": lambda: _register(value)}
-    sys.meta_path.insert(0, _AfterImport(actions))
+    registration = _Registration(value)
+    sys.meta_path.insert(0, _AfterImport({
+        "boost_adaptbx.boost.python": _load_torch,
+        "cctbx.xray.structure_factors": registration.wait_for_use,
+        "mmtbx.f_model": registration.do,
+        _REGISTRY: registration.do}))
 
 
 def _load_torch():
     import torch  # noqa: F401
 
 
-def _register(value):
-    import mmtbx_sfdiff
+class _Registration:
+    """Registers once.
 
-    if value == "takeover":
-        context = mmtbx_sfdiff.takeover()
-        context.__enter__()
-        _held.append(context)  # for as long as the process lives
-    else:
-        mmtbx_sfdiff.register(scaling=value == "scaling")
+    Importing this package imports mmtbx, which cannot be done while cctbx is being imported.  What programs without
+    mmtbx compute with are these three, so each of them registers before its first call.
+    """
+
+    def __init__(self, value):
+        self._value = value
+        self._undo = []
+        self._done = False
+        self._context = None
+
+    def do(self):
+        registry = importlib.import_module(_REGISTRY)
+        if self._done or not hasattr(registry, "takeover"):
+            return  # where it imports mmtbx.f_model itself: its own end comes here too
+        self._done = True
+        while self._undo:
+            owner, name, before = self._undo.pop()
+            setattr(owner, name, before)
+        if self._value == "takeover":
+            self._context = registry.takeover()
+            self._context.__enter__()  # for as long as the process lives
+        else:
+            registry.register(scaling=self._value == "scaling")
+
+    def wait_for_use(self):
+        module = sys.modules["cctbx.xray.structure_factors"]
+        for owner, name in ((module.from_scatterers, "__call__"), (module.gradients, "__call__"),
+                            (module, "from_scatterers_direct")):
+            before = getattr(owner, name)
+            self._undo.append((owner, name, before))
+            setattr(owner, name, self._first(owner, name))
+
+    def _first(self, owner, name):
+        def call(*args, **keywords):
+            self.do()
+            return getattr(owner, name)(*args, **keywords)
+        return call
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -9,7 +9,6 @@ Reference: ``cctbx.xray.structure``, ``cctbx.xray.scatterer``.
 from __future__ import annotations
 
 import dataclasses
-import math
 import weakref
 
 import numpy as np
@@ -20,6 +19,10 @@ from cctbx.eltbx import van_der_waals_radii, xray_scattering
 
 from .crystal import Crystal
 from .form_factors import FormFactors
+
+def _element(scattering_type):
+    return xray_scattering.get_element_and_charge_symbols(scattering_type, exact=False)[0]
+
 
 # Fields that a user may replace, with the number of trailing dimensions beyond the atoms.
 _PARAMETERS = {"sites_cart": (3,), "u_iso": (), "u_star": (6,), "occupancies": (), "fp": (), "fdp": ()}
@@ -70,7 +73,7 @@ class Atoms:
     _structure: object = dataclasses.field(repr=False)
 
     @classmethod
-    def from_cctbx(cls, xray_structure, dtype=torch.float64, device="cpu", crystal=None):
+    def from_cctbx(cls, xray_structure, dtype=torch.float64, device="cpu", crystal=None, lasting=True):
         """Read a ``cctbx.xray.structure``.
 
         The form factors are those of ``xray_structure.scattering_type_registry()`` as it stands.
@@ -83,6 +86,9 @@ class Atoms:
         device : torch.device or str
         crystal : Crystal, optional
             The structure's crystal on that device, where it is known already.
+        lasting : bool
+            Without it only what a calculation reads is read, to the rounding of float64, and no copy of the structure is
+            kept: such atoms are good until somebody changes it, and have no way back to cctbx.
 
         Raises
         ------
@@ -99,14 +105,25 @@ class Atoms:
             raise ValueError("Anharmonic displacement parameters (Gram-Charlier terms) are not supported: "
                              "use cctbx's own direct summation for this structure.")
         registry = xray_structure.scattering_type_registry()
-        structure = xray_structure.deep_copy_scatterers()
+        structure = xray_structure.deep_copy_scatterers() if lasting else xray_structure
         crystal = Crystal.from_cctbx(xray_structure, device=device) if crystal is None else crystal
 
         def tensor(values, dtype=dtype):
-            return torch.tensor(np.asarray(values), dtype=dtype, device=device)
+            return torch.from_numpy(values).to(dtype=dtype, device=device)
 
-        sites_frac = tensor(_numpy(scatterers.extract_sites()), torch.float64)
-        sites_cart = (sites_frac @ crystal.orthogonalization.T).to(dtype)
+        use_u_aniso = _numpy(scatterers.extract_use_u_aniso())
+        if lasting or use_u_aniso.any():
+            u_star = _numpy(scatterers.extract_u_star())
+        else:
+            u_star = np.zeros((len(use_u_aniso), 6))
+        sites_frac = _numpy(scatterers.extract_sites())
+        # numpy's product takes a fifth of torch's time for matrices as slim as these.
+        to_cart = np.ascontiguousarray(crystal.orthogonalization.cpu().numpy().T)
+        sites_cart, sites_frac = tensor(sites_frac @ to_cart), tensor(sites_frac, torch.float64)
+        if lasting or dtype != torch.float64:
+            frac_residual = sites_frac - sites_cart.to(torch.float64) @ crystal.fractionalization.T
+        else:
+            frac_residual = torch.zeros_like(sites_frac)
         order_z = xray_structure.space_group().order_z()
         site_weights = np.ones(scatterers.size())
         table = xray_structure.site_symmetry_table()
@@ -116,16 +133,16 @@ class Atoms:
             crystal=crystal,
             sites_cart=sites_cart,
             u_iso=tensor(_numpy(scatterers.extract_u_iso())),
-            u_star=tensor(_numpy(scatterers.extract_u_star())),
+            u_star=tensor(u_star),
             occupancies=tensor(_numpy(scatterers.extract_occupancies())),
             fp=tensor(_numpy(scatterers.extract_fps())),
             fdp=tensor(_numpy(scatterers.extract_fdps())),
             use_u_iso=tensor(_numpy(scatterers.extract_use_u_iso()), torch.bool),
-            use_u_aniso=tensor(_numpy(scatterers.extract_use_u_aniso()), torch.bool),
+            use_u_aniso=tensor(use_u_aniso, torch.bool),
             site_weights=tensor(site_weights, torch.float64),
             type_index=tensor(_numpy(registry.unique_indices(scatterers)).astype(np.int64), torch.int64),
             form_factors=FormFactors.from_registry(registry, device=device),
-            _frac_residual=sites_frac - sites_cart.to(torch.float64) @ crystal.fractionalization.T,
+            _frac_residual=frac_residual,
             _structure=structure,
         )
 
@@ -188,42 +205,60 @@ class Atoms:
     @property
     def scattering_types(self):
         """Scattering types of the scatterers, tuple of str."""
-        return _of_structure(self._structure, "types", lambda structure: tuple(
-            structure.scatterers().extract_scattering_types()))
+        types = self.form_factors.types
+        return tuple(types[i] for i in self.type_index.tolist())
 
     @property
     def hydrogens(self):
         """(n_atoms,) bool: scattering type H or D."""
-        return _of_structure(self._structure, "hydrogens", lambda _: torch.tensor(
-            [t.strip() in ("H", "D") for t in self.scattering_types])).to(self.device)
+        return self.from_types(lambda t: t.strip() in ("H", "D"), torch.bool)
 
     @property
     def elements(self):
         """Element symbols of the scatterers as mmtbx reads them for masks, tuple of str ("C", "Fe", "H", "D")."""
-        by_type = {t: xray_scattering.get_element_and_charge_symbols(t, exact=False)[0] for t in set(self.scattering_types)}
-        return tuple(by_type[t] for t in self.scattering_types)
+        elements = [_element(t) for t in self.form_factors.types]
+        return tuple(elements[i] for i in self.type_index.tolist())
 
-    def vdw_radii(self, selection=None):
-        """Van der Waals radii (n,) in Å, float64, from cctbx's table, as mmtbx's mask uses them.
+    def from_types(self, function, dtype):
+        """A property that scattering types have, of each atom.
 
         Parameters
         ----------
-        selection : torch.Tensor, optional
-            (n,) int64, of which atoms; by default of all.
+        function : callable
+            Scattering type (str) -> number.
+        dtype : torch.dtype
+
+        Returns
+        -------
+        torch.Tensor
+            (n_atoms,).
+        """
+        return torch.tensor([function(t) for t in self.form_factors.types], dtype=dtype, device=self.device)[self.type_index]
+
+    def vdw_radii(self, rows=None):
+        """Van der Waals radii in Å, float64, from cctbx's table, as mmtbx's mask uses them.
+
+        Parameters
+        ----------
+        rows : torch.Tensor, optional
+            (n,) int64, which atoms; by default all.
+
+        Returns
+        -------
+        torch.Tensor
+            (n_atoms,) or (n,).
 
         Raises
         ------
         ValueError
-            When the table has no radius for an element.
+            When the table has no radius for the element of one of them.
         """
-        def all_radii(_):
-            return torch.tensor([van_der_waals_radii.vdw.table.get(e, math.nan) for e in self.elements], dtype=torch.float64)
-
-        radii = _of_structure(self._structure, "radii", all_radii).to(self.device)
-        selection = torch.arange(self.n_atoms, device=self.device) if selection is None else selection
-        radii = radii[selection]
+        table = van_der_waals_radii.vdw.table
+        radii = self.from_types(lambda t: table.get(_element(t), float("nan")), torch.float64)
+        radii = radii if rows is None else radii[rows]
         if bool(radii.isnan().any()):
-            unknown = sorted({self.elements[i] for i in selection[radii.isnan()].tolist()})
+            chosen = self.elements if rows is None else (self.elements[i] for i in rows.tolist())
+            unknown = sorted(set(chosen) - set(table))
             raise ValueError(f"No van der Waals radius is known for element {', '.join(map(repr, unknown))}: "
                              "give those atoms another scattering type, or leave them out of the mask.")
         return radii
@@ -334,17 +369,6 @@ def _numpy(values):
 # Structures found free of anharmonic terms, which smtbx sets when it makes one: asking every scatterer is what takes
 # time when the same structure is read at each step of a refinement.
 _HARMONIC = weakref.WeakKeyDictionary()
-
-
-# What is read off a structure that no one changes, atom by atom, and wanted again at every step.
-_READ = weakref.WeakKeyDictionary()
-
-
-def _of_structure(structure, name, read):
-    known = _READ.setdefault(structure, {})
-    if name not in known:
-        known[name] = read(structure)
-    return known[name]
 
 
 def _has_anharmonic(xray_structure):

@@ -9,6 +9,7 @@ Reference: ``cctbx.eltbx.xray_scattering.gaussian``, ``cctbx.xray.scattering_typ
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -50,16 +51,10 @@ class FormFactors:
             raise ValueError(f"No form factor for scattering type {', '.join(map(repr, sorted(unassigned)))}: "
                              "assign one with xray_structure.scattering_type_registry(custom_dict={...}).")
         pairs = registry.type_index_pairs_as_dict()
-        types = sorted(pairs, key=pairs.get)
+        types = tuple(sorted(pairs, key=pairs.get))
         gaussians = [registry.gaussian_not_optional(t) for t in types]
-        n_terms = max([len(g.array_of_a()) for g in gaussians], default=0)
-        a, b = np.zeros((len(types), n_terms)), np.zeros((len(types), n_terms))
-        for row, gaussian in enumerate(gaussians):
-            n = len(gaussian.array_of_a())
-            a[row, :n], b[row, :n] = gaussian.array_of_a(), gaussian.array_of_b()
-        c = np.array([g.c() if g.use_c() else 0.0 for g in gaussians])
-        return cls(types=tuple(types), a=torch.tensor(a, device=device), b=torch.tensor(b, device=device),
-                   c=torch.tensor(c, device=device), table=registry.last_table())
+        return _form_factors(types, tuple((g.array_of_a(), g.array_of_b(), g.c() if g.use_c() else 0.0)
+                                          for g in gaussians), registry.last_table(), str(device))
 
     def to(self, device):
         """The same coefficients on another device."""
@@ -72,3 +67,15 @@ class FormFactors:
         for k in range(self.a.shape[1]):
             result += self.a[:, k, None] * torch.exp(-self.b[:, k, None] * stol_sq)
         return result
+
+
+# The engines keep what they make of form factors with the object, so the same coefficients give the same object.
+@functools.lru_cache(maxsize=32)
+def _form_factors(types, coefficients, table, device):
+    n_terms = max((len(a) for a, _, _ in coefficients), default=0)
+    a, b = np.zeros((len(types), n_terms)), np.zeros((len(types), n_terms))
+    for row, (own_a, own_b, _) in enumerate(coefficients):
+        a[row, :len(own_a)], b[row, :len(own_b)] = own_a, own_b
+    c = np.array([c for _, _, c in coefficients])
+    return FormFactors(types=types, a=torch.tensor(a, device=device), b=torch.tensor(b, device=device),
+                       c=torch.tensor(c, device=device), table=table)

@@ -493,6 +493,8 @@ def test_bad_input_is_one_sentence(demo):
     for device in ("cuda:99", "tpu", "meta"):
         with pytest.raises(Sorry, match="extra.sfdiff.device"):
             compute(device=device)
+        with pytest.raises(Sorry, match="^device="):
+            mmtbx_sfdiff.takeover(device=device)
     unknown = structure.deep_copy_scatterers()
     unknown.scatterers()[0].scattering_type = "Xq"
     with pytest.raises((Sorry, RuntimeError)):
@@ -559,9 +561,18 @@ def test_start_up_file_registers_where_asked(tmp_path):
         assert done.stdout.startswith(expected) and not done.stderr, done.stderr
     done = run_program(str(script), cwd=tmp_path, MMTBX_SFDIFF="yes")
     assert "MMTBX_SFDIFF=yes is ignored" in done.stderr
-    plain = "import sys\n" + line + "\nprint('torch' in sys.modules, 'mmtbx_sfdiff_startup' in sys.modules)\n"
-    script.write_text(plain)
-    assert run_program(str(script), cwd=tmp_path, MMTBX_SFDIFF="0").stdout.split() == ["False", "False"]
+    # Programs without mmtbx, at their first structure factors; and one that uses this package itself.
+    crystal = ("\nfrom cctbx import miller, sgtbx, xray\n"
+               "from cctbx.development import random_structure\n"
+               "s = random_structure.xray_structure(sgtbx.space_group_info('P21'), elements=['C'] * 3)\n"
+               "m = miller.build_set(s, False, d_min=3)\n")
+    for value, use in (
+            ("takeover", "print(type(xray.structure_factors.from_scatterers_direct(s, m)))"),
+            ("1", "print(type(xray.structure_factors.from_scatterers(miller_set=m)(s, m, algorithm='sfdiff')))"),
+            ("1", "import mmtbx_sfdiff\nmmtbx_sfdiff.register()\nprint(mmtbx_sfdiff.takeover.__module__)")):
+        script.write_text(line + crystal + use)
+        done = run_program(str(script), cwd=tmp_path, MMTBX_SFDIFF=value)
+        assert done.returncode == 0 and "mmtbx_sfdiff." in done.stdout, (use, done.stdout, done.stderr)
 
 
 def test_show_backend_counts(capsys):
@@ -598,3 +609,16 @@ def test_bounded_u_iso_follows_cctbxs_chain_rule():
     expected = factory(algorithm="direct", **arguments).d_target_d_u_iso()
     found = factory(algorithm="sfdiff", extra_params=extra, **arguments).d_target_d_u_iso()
     assert relative(found, expected) < 1e-9
+
+
+@pytest.mark.gpu
+def test_gpu_inside_f_model(demo):
+    mmtbx_sfdiff.register()
+    found = []
+    for device in ("cpu", "cuda"):
+        manager = with_solvent(make_manager(demo, mask="probe_shrink", method="fft", device=device))
+        xray.set_scatterer_grad_flags(scatterers=manager.xray_structure.scatterers(), site=True)
+        functor = manager.target_functor()(compute_gradients=True)
+        found.append((manager.f_model().data(), functor.gradients_wrt_atomic_parameters().packed()))
+    for here, there in zip(*found):
+        assert relative(there, here) < 1e-2

@@ -79,7 +79,7 @@ def evaluate(atoms, indices, names=(), seed=0, **keywords):
         return f, ()
     generator = torch.Generator().manual_seed(seed)
     seeds = torch.view_as_complex(torch.randn((*f.shape, 2), generator=generator, dtype=torch.float64))
-    return f.detach(), torch.autograd.grad(f, list(leaves.values()), seeds.to(f.dtype))
+    return f.detach(), torch.autograd.grad(f, list(leaves.values()), seeds.to(f))
 
 
 def relative(value, reference):

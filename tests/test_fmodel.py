@@ -194,3 +194,21 @@ def test_errors(fmodel):
     other = manager("P 1", n_atoms=8, d_min=3.0)
     with pytest.raises(ValueError, match="belong"):
         FModel(fmodel.atoms, FModel.from_cctbx(other).reflections)
+
+
+@pytest.mark.gpu
+def test_gpu_gives_the_same_model(reference):
+    """The differentiable mask, the FFT, scales, targets and gradients on a GPU, against the CPU."""
+    results = []
+    for device in ("cpu", "cuda"):
+        fmodel = FModel.from_cctbx(reference, device=device, method="fft", accuracy=1e-6)
+        fmodel.update_scales()
+        leaves = {name: getattr(fmodel.atoms, name).clone().requires_grad_(True) for name in ("sites_cart", "u_iso")}
+        fmodel.replace(**leaves)
+        gradients = torch.autograd.grad(fmodel.target(), list(leaves.values()))
+        assert all(gradient.device.type == device for gradient in gradients)
+        results.append((*fmodel.r_factors(), *(gradient.cpu() for gradient in gradients)))
+    (work, free, *expected), (work_there, free_there, *found) = results
+    assert work_there == pytest.approx(work, abs=5e-4) and free_there == pytest.approx(free, abs=5e-4)
+    for a, b in zip(found, expected):
+        assert float((a - b).norm()) < 0.02 * float(b.norm())

@@ -9,6 +9,7 @@ from latent_systems import dipeptide, dipeptide_system, protein, turned
 
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, RealNVP, SplineFlow,
                                  TorchAmber, TrainingSettings, calibrate, frame_features, load_frames, run_md, train)
+from mmtbx_sfdiff.latent.chirality import chiral_centres, handedness
 from mmtbx_sfdiff.latent.flows import normal_log_density
 from mmtbx_sfdiff.latent.train import split_in_time
 
@@ -214,6 +215,19 @@ def test_likelihood_of_held_out_frames_improves(kind, transform):
     best = min(row["nll_validation"] for row in history)
     assert best < before - 0.1
     assert likelihood() == pytest.approx(best, abs=1e-5)    # the best flow is kept, not the last
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thousand_samples_of_a_trained_flow_keep_their_handedness(kind, transform, frames):
+    generator = BoltzmannGenerator(transform, make_flow(kind, transform, frames, trained=False))
+    if kind != "linear":
+        train(generator, frames, TrainingSettings(steps=60, batch_size=64, evaluate_every=20))
+    centres = chiral_centres(dipeptide())
+    assert len(centres) == 1
+    with torch.no_grad():
+        made = generator.sample(1000, generator=torch.Generator().manual_seed(0))
+    hand = handedness(dipeptide().sites_cart, centres)
+    assert (handedness(made, centres) == hand).all() and (handedness(-made, centres) == -hand).all()
 
 
 def test_energies_of_samples_come_down_and_the_start_becomes_typical(transform, frames):

@@ -44,13 +44,14 @@ def relative(a, b):
 
 
 def gradients(atoms, engine, softness, seed=0, **options):
+    there = atoms.device
     sites = atoms.sites_cart.clone().requires_grad_()
     occupancies = (0.3 * torch.ones_like(atoms.occupancies)).requires_grad_()
     radii = atoms.vdw_radii().requires_grad_()
-    lengths = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (1.1, 0.9, softness)]
+    lengths = [torch.tensor(x, dtype=torch.float64, requires_grad=True, device=there) for x in (1.1, 0.9, softness)]
     result = mask(atoms.replace(sites_cart=sites, occupancies=occupancies), engine=engine, radii=radii, r_probe=lengths[0],
                   r_shrink=lengths[1], softness=lengths[2], full_occupancy=0.7, **options)
-    weights = torch.randn(result.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    weights = torch.randn(result.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(there)
     inputs = [sites, radii, *lengths[:2]] + ([occupancies, lengths[2]] if softness else [])
     return [result.detach(), *torch.autograd.grad((result * weights).sum(), inputs)]
 

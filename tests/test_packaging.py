@@ -24,8 +24,8 @@ NOT_ON_CONDA_FORGE = ("normflows",)  # pip installs them, without their dependen
 
 
 def split(requirement):
-    """'Torch >=2.4' -> ('torch', '>=2.4')"""
-    name, versions = re.fullmatch(r"\s*([\w.-]+)\s*(.*)", requirement).groups()
+    """'Torch >=2.4; platform_system == "Linux"' -> ('torch', '>=2.4')"""
+    name, versions = re.fullmatch(r"\s*([\w.-]+)\s*([^;]*).*", requirement).groups()
     return name.lower(), versions.replace(" ", "")
 
 

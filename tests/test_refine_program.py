@@ -165,6 +165,17 @@ def test_force_field_restrains(files_1yjp, tmp_path, capsys):
     assert bonds[1] < 0.06 and bonds[1] < 0.5 * bonds[0] and r_work[1] > r_work[0] - 0.02
 
 
+def test_force_field_weight_by_cross_validation(files_1yjp, tmp_path, capsys):
+    pytest.importorskip("openmm"), pytest.importorskip("pdbfixer")
+    assert run([*files_1yjp, "cycles=2", "steps=4", "mask=binary", "figure=False", "force_field_weight=Auto",
+                f"directory={tmp_path}"]) == 0
+    result = json.loads((tmp_path / "1yjp_refined.json").read_text())
+    chosen = result["geometry_restraints"]
+    tests = {float(weight): r for weight, r in chosen["tests"].items()}
+    assert 2 < len(tests) < 7 and tests[chosen["force_field_weight"]] == min(tests.values())
+    assert f"Force field weight {chosen['force_field_weight']:g}, by R of a tenth" in capsys.readouterr().out
+
+
 def test_force_field_without_its_libraries(files_1yjp, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pdbfixer", None)
     assert run([*files_1yjp, "force_field_weight=1", f"directory={tmp_path}"]) == 1

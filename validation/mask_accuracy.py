@@ -15,6 +15,7 @@ import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native librar
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ from cctbx import miller
 from cctbx.array_family import flex
 
 from mmtbx_sfdiff.cctbx_backend import reference
+from mmtbx_sfdiff.files.writing import write_atomically
 
 EDGES = (1e9, 8.0, 6.0, 5.0, 4.0, 3.5, 3.0)
 STEPS = (1.0, 0.8, 0.6, 0.45, 0.3)
@@ -69,9 +71,9 @@ def reference_of(name, structure, array, shape, step, folder):
     found = f_mask, coarse(torch.from_numpy(reference.mask_map(structure, grid)), shape).numpy() if small else np.empty(0)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix(".part"), "wb") as file:
-            np.savez(file, f_mask=found[0], map=found[1])
-        os.replace(path.with_suffix(".part"), path)
+        content = io.BytesIO()
+        np.savez(content, f_mask=found[0], map=found[1])
+        write_atomically(path, content.getvalue())
     return found
 
 
@@ -189,9 +191,7 @@ def main(arguments=None):
         if name in results or (options.entries and name not in options.entries):
             continue
         results[name] = measure(name, options)
-        temporary = out.with_suffix(".part")
-        temporary.write_text(json.dumps(results, indent=1))
-        os.replace(temporary, out)
+        write_atomically(out, json.dumps(results, indent=1))
         print(name, *("{} {:.3f}".format(m, results[name][m]["relative_l2"]) for m in MASKS), flush=True)
     print(summary(results))
     if options.out:

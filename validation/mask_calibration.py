@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmtbx_sfdiff.files.writing import write_atomically
+
 R_PROBE = (1.0, 1.1, 1.2)
 R_SHRINK = (0.8, 0.9, 1.0)
 SOFTNESS = (0.6, 0.7, 0.8, 0.9, 1.0)
@@ -75,9 +77,7 @@ def measure(options):
             continue
         measure_entry(name, known, grid())
         results[name] = known
-        temporary = out.with_suffix(".part")
-        temporary.write_text(json.dumps(results, indent=1))
-        os.replace(temporary, out)
+        write_atomically(out, json.dumps(results, indent=1))
         print(name, "{:.4f}".format(known["mmtbx"][0]), flush=True)
 
 

@@ -15,7 +15,6 @@ import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native librar
 import argparse
 import csv
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import torch
 from mmtbx_sfdiff import FModel, targets
 from mmtbx_sfdiff.bulk_solvent import probe_shrink_defaults
 from mmtbx_sfdiff.files import find_entry
+from mmtbx_sfdiff.files.writing import write_atomically
 
 ENTRIES = ("5wkd", "1yjp", "2okz", "1bdw", "1aie", "1dur", "1dtx", "6jqs", "5o5i", "3ds1", "6nfs", "1g1j")
 STEPS = (0.001, 0.003, 0.01, 0.02)
@@ -129,8 +129,7 @@ def main(arguments=None):
     for name in options.entries:
         if name not in results:
             results[name] = measure(name, options.directions)
-            out.with_suffix(".part").write_text(json.dumps(results))
-            os.replace(out.with_suffix(".part"), out)
+            write_atomically(out, json.dumps(results))
             print(name, *("{} {:.4f}".format(f, np.median([deviations({name: results[name]}, "sites", i, s) for s in STEPS]))
                           for i, f in enumerate(FUNCTIONS)), flush=True)
     header = ["parameter", "function", "directions", *(f"{q}_{step:g}" for step in STEPS for q in ("median", "p90"))]

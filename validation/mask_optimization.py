@@ -13,7 +13,6 @@ import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native librar
 import argparse
 import csv
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import mmtbx.f_model
 from libtbx.utils import null_out
 
+from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.mask_optimization import optimize_mask
 from mmtbx_sfdiff.scaling import update_all_scales
 from validation.scaling import Case
@@ -74,9 +74,7 @@ def main(arguments=None):
         if "mmtbx" not in known:
             known["mmtbx"] = measure_mmtbx(case)
         known["sfdiff"] = measure_ours(case)
-        temporary = out.with_suffix(".part")
-        temporary.write_text(json.dumps(results, indent=1))
-        os.replace(temporary, out)
+        write_atomically(out, json.dumps(results, indent=1))
         a, b = results[name]["sfdiff"], results[name]["mmtbx"]
         print(f"{name}: {a['start'][0]:.4f}/{a['start'][1]:.4f} -> {a['r_work']:.4f}/{a['r_free']:.4f} in {a['time_s']:.1f} s; "
               f"mmtbx {b['r_work']:.4f}/{b['r_free']:.4f} in {b['time_s']:.1f} s", flush=True)

@@ -10,7 +10,8 @@ mask, a constant for the gradient), by this package in mmtbx with the mask's gra
 of its own whole f_model, mask recomputed and scales fixed.
 ``minimise``: ``mmtbx.refinement.minimization.lbfgs`` of sites, then of B, from sites shaken by 0.2 A.
 ``scaling``: ``update_all_scales`` by mmtbx and with ``register(scaling=True)``.
-``overhead``: calls through cctbx against the same calls of this package.
+``overhead``: F_calc and gradients of the sites through a manager that asks for ``sfdiff``, against the same
+calculation by this package on tensors that are ready, in turn, medians.
 
 Each part adds its rows to ``--output`` (JSON).
 """
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import sys
@@ -36,11 +36,15 @@ from cctbx import xray
 from cctbx.array_family import flex
 from mmtbx.refinement import minimization
 
+from mmtbx_sfdiff.crystal import as_miller_tensor
 from mmtbx_sfdiff.files import find_entry, load_entry
+from mmtbx_sfdiff.files.writing import write_atomically
+from mmtbx_sfdiff.structure_factors import structure_factor_gradients
 
 # Å, root mean square.  Least squares on amplitudes has a cusp wherever an |F| goes through 0; large steps cross many.
 _STEPS = {"ml": 0.01, "ls_wunit_k1": 0.0003}
 _GRADIENT_ENTRIES = ("1yjp", "2okz", "5wkd", "1aie", "1bdw", "1dtx", "1dur", "3ds1", "1bff", "1cbs")
+_OVERHEAD_ENTRIES = ("5gge", "6n87", "4tql", "3nm9", "2uxj", "4fsx", "5diz", "4iid")
 _MINIMISE_ENTRIES = ("1aie", "1dtx", "1dur", "1bff", "1cbs")
 
 
@@ -193,49 +197,45 @@ def scaling(entry_id, rounds=3):
     return [row]
 
 
-def overhead(entry_id, rounds=7):
-    """Times through cctbx and of this package alone."""
+def overhead(entry_id, rounds=41):
+    """Times of the same calculation through cctbx and by this package on tensors that are ready."""
     entry = load(entry_id)
-    structure, miller_set = entry.model.xray_structure, entry.data.f_obs.set()
-    atoms = mmtbx_sfdiff.Atoms.from_cctbx(structure)
-    indices = mmtbx_sfdiff.Crystal.from_cctbx(structure).build_miller_indices(miller_set.d_min())
-    from mmtbx_sfdiff.cctbx_backend.conversion import as_complex_tensor, miller_tensor
-    indices = miller_tensor(miller_set)
-    extra = parameters("sfdiff", None)["sf_and_grads_accuracy_params"].extra
+    model = manager(entry, **parameters("sfdiff", None))
+    model.update_all_scales(remove_outliers=False)
+    model.set_target_name("ml")
+    structure, miller_set = model.xray_structure, model.f_obs().set()
     xray.set_scatterer_grad_flags(scatterers=structure.scatterers(), site=True)
-    d_target = flex.complex_double(miller_set.size(), 1 + 1j)
-    seed = as_complex_tensor(d_target, torch.float64, "cpu")
-
-    def through_cctbx():
-        miller_set.structure_factors_from_scatterers(structure, algorithm="sfdiff", extra_params=extra).f_calc()
-
-    def alone():
-        with torch.no_grad():
-            mmtbx_sfdiff.structure_factors(atoms, atoms.crystal, indices)
-
-    def gradients_through_cctbx():
-        xray.structure_factors.gradients(miller_set=miller_set)(
-            xray_structure=structure, u_iso_refinable_params=None, miller_set=miller_set, d_target_d_f_calc=d_target,
-            n_parameters=structure.n_parameters(), algorithm="sfdiff", extra_params=extra).packed()
-
-    def gradients_alone():
-        sites = atoms.sites_cart.clone().requires_grad_()
-        f = mmtbx_sfdiff.structure_factors(atoms.replace(sites_cart=sites), atoms.crystal, indices)
-        torch.autograd.grad(f, sites, seed)
-
+    work_set, n_parameters = model.f_obs_work().set(), structure.n_parameters()
+    d_target = flex.complex_double(np.random.default_rng(0).standard_normal((work_set.size(), 2)) @ (1, 1j))
+    atoms = mmtbx_sfdiff.Atoms.from_cctbx(structure)
+    indices, work_indices = (as_miller_tensor(some.indices()) for some in (miller_set, work_set))
+    seed = torch.from_numpy(d_target.as_numpy_array())
+    pairs = {
+        "f_calc": (model.compute_f_calc,
+                   lambda: mmtbx_sfdiff.structure_factors(atoms, atoms.crystal, indices)),
+        "gradients": (lambda: model.structure_factor_gradients_w(
+            xray_structure=structure, u_iso_refinable_params=None, miller_set=work_set, d_target_d_f_calc=d_target,
+            n_parameters=n_parameters, algorithm="sfdiff", extra_params=model.sfg_params.extra).packed(),
+            lambda: structure_factor_gradients(atoms, atoms.crystal, work_indices, seed)),
+    }
     row = {"part": "overhead", "entry": entry_id, "n_atoms": atoms.n_atoms, "n_reflections": len(indices)}
-    for name, pair in (("f_calc", (through_cctbx, alone)), ("gradients", (gradients_through_cctbx, gradients_alone))):
-        times = ([], [])
-        for _ in range(rounds + 1):
-            for function, own in zip(pair, times):
-                begin = time.perf_counter()
-                function()
-                own.append(time.perf_counter() - begin)
-        medians = [statistics.median(own[1:]) for own in times]
-        row[name] = {"cctbx": medians[0], "alone": medians[1], "overhead": medians[0] / medians[1] - 1}
-        print(f"{entry_id} {atoms.n_atoms} atoms {name}: {medians[0] * 1e3:.1f} / {medians[1] * 1e3:.1f} ms, "
+    for name, pair in pairs.items():
+        times = interleaved(pair, rounds)
+        row[name] = {"cctbx": times[0], "alone": times[1], "overhead": times[0] / times[1] - 1}
+        print(f"{entry_id} {atoms.n_atoms} atoms {name}: {times[0] * 1e3:.1f} / {times[1] * 1e3:.1f} ms, "
               f"{row[name]['overhead']:+.1%}", flush=True)
     return [row]
+
+
+def interleaved(functions, rounds):
+    """Median seconds of each function, called in turn; the first round is not counted."""
+    times = [[] for _ in functions]
+    for _ in range(rounds + 1):
+        for function, own in zip(functions, times):
+            begin = time.perf_counter()
+            function()
+            own.append(time.perf_counter() - begin)
+    return [statistics.median(own[1:]) for own in times]
 
 
 def main():
@@ -250,15 +250,13 @@ def main():
         "gradients": (lambda e: gradients(e, options.mask), _GRADIENT_ENTRIES),
         "minimise": (lambda e: minimise(e, options.mask), _MINIMISE_ENTRIES),
         "scaling": (scaling, ("1exr",)),
-        "overhead": (overhead, ("4fsx",)),
+        "overhead": (overhead, _OVERHEAD_ENTRIES),
     }
     function, default = work[options.part]
     rows = json.loads(options.output.read_text()) if options.output.exists() else []
     for entry in options.entries or default:
         rows = [row for row in rows if (row["part"], row["entry"]) != (options.part, entry)] + function(entry)
-        temporary = options.output.with_name(f".{options.output.name}.part")
-        temporary.write_text(json.dumps(rows, indent=1))
-        os.replace(temporary, options.output)
+        write_atomically(options.output, json.dumps(rows, indent=1))
     return 0
 
 

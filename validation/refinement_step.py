@@ -41,10 +41,10 @@ _STEPS = 3
 
 
 class Ours:
-    def __init__(self, entry, mask, accuracy, method):
+    def __init__(self, entry, mask, accuracy, method, device="cpu"):
         files = find_entry(entry, download=False)
         self.fmodel = FModel.from_files(files.model, files.data, mask={"method": mask}, method=method,
-                                        accuracy=accuracy)
+                                        accuracy=accuracy, device=device)
         self.fmodel.update_scales()
         atoms = self.atoms = self.fmodel.atoms
         self.start = {"sites_cart": atoms.sites_cart, "u_iso": atoms.u_iso, "u_star": atoms.u_star}
@@ -53,7 +53,7 @@ class Ours:
 
     def step(self, shift, fixed_mask):
         values = {name: self.start[name].detach().clone() for name in self.names}
-        values["sites_cart"] += torch.from_numpy(shift)
+        values["sites_cart"] += torch.from_numpy(shift).to(self.atoms.device)
         for value in values.values():
             value.requires_grad_()
         self.fmodel.atoms = self.atoms.replace(**values)
@@ -88,27 +88,31 @@ class Theirs:
         return result.target_work(), gradients
 
 
+def step_times(ours, theirs, repeat, fixed_mask, wait=lambda: None):
+    """Seconds of each step of both sides, taken in turns, and the targets; ``wait`` ends what a device still does."""
+    rng = np.random.default_rng(0)
+    seconds, values = {"sfdiff": [], "mmtbx": []}, {}
+    for turn in range(repeat + 1):
+        shift = 0.02 * rng.standard_normal((ours.atoms.n_atoms, 3))
+        for who, side in (("sfdiff", ours), ("mmtbx", theirs)):
+            wait()
+            start = time.perf_counter()
+            values[who] = side.step(shift, fixed_mask)[0]
+            wait()
+            if turn:  # the first call of everything makes plans and compiles
+                seconds[who].append(time.perf_counter() - start)
+    return seconds, values
+
+
 def measure(entry, mask, accuracy, method, repeat):
     ours, theirs = Ours(entry, mask, accuracy, method), Theirs(entry)
-    rng = np.random.default_rng(0)
-    seconds = {(who, fixed): [] for who in ("sfdiff", "mmtbx") for fixed in (False, True)}
-    values = {}
-    for turn in range(repeat + 1):
-        shifts = 0.02 * rng.standard_normal((_STEPS, ours.atoms.n_atoms, 3))
-        for fixed in (False, True):
-            for who, side in (("sfdiff", ours), ("mmtbx", theirs)):
-                for number, shift in enumerate(shifts):
-                    start = time.perf_counter()
-                    values[who, fixed] = side.step(shift, fixed)[0]
-                    if turn and number:  # the first turn of everything makes plans and compiles
-                        seconds[who, fixed].append(time.perf_counter() - start)
     result = {"entry": entry, "n_atoms": ours.atoms.n_atoms, "n_reflections": len(ours.fmodel.reflections),
               "d_min": ours.fmodel.reflections.d_min, "anisotropic": int(ours.atoms.use_u_aniso.sum()),
-              "threads": torch.get_num_threads(), "mask": mask, "accuracy": accuracy, "method": method,
-              "targets": {f"{who}{' fixed' * fixed}": v for (who, fixed), v in values.items()}}
+              "threads": torch.get_num_threads(), "mask": mask, "accuracy": accuracy, "method": method}
     for fixed, name in ((False, "whole"), (True, "fixed_mask")):
-        times = {who: statistics.median(seconds[who, fixed]) for who in ("sfdiff", "mmtbx")}
-        result[name] = times | {"ratio": times["mmtbx"] / times["sfdiff"]}
+        seconds, targets_ = step_times(ours, theirs, repeat, fixed)
+        times = {who: statistics.median(values) for who, values in seconds.items()}
+        result[name] = times | {"ratio": times["mmtbx"] / times["sfdiff"], "targets": targets_}
     return result
 
 

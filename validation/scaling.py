@@ -33,6 +33,7 @@ import mmtbx.bulk_solvent.scaler
 import mmtbx.f_model
 
 from mmtbx_sfdiff.files import find_entry, load_entry
+from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.reflections import Reflections
 from mmtbx_sfdiff.scaling import update_all_scales
 
@@ -190,9 +191,7 @@ def main(arguments=None):
                 flush=True,
             )
         if options.json:
-            temporary = options.json.with_name(options.json.name + ".part")
-            temporary.write_text(json.dumps(results, indent=1))
-            os.replace(temporary, options.json)
+            write_atomically(options.json, json.dumps(results, indent=1))
     print(f"{len(results)} entries, failed: {', '.join(sorted(set(failed))) or 'none'}")
     return 1 if failed else 0
 

@@ -34,6 +34,7 @@ import iotbx.pdb
 from cctbx import miller, xray
 from cctbx.array_family import flex
 from mmtbx_sfdiff.crystal import as_flex_miller_index
+from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.structure_factors.miller_plan import miller_plan
 
 ACCURACIES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -370,9 +371,7 @@ def plot_size(results, path, accuracy=1e-4):
 
 def write(report, output):
     """JSON, and the figures where matplotlib is installed."""
-    temporary = pathlib.Path(f"{output}.json.part")
-    temporary.write_text(json.dumps(report, indent=1))
-    os.replace(temporary, f"{output}.json")
+    write_atomically(pathlib.Path(f"{output}.json"), json.dumps(report, indent=1))
     try:
         import matplotlib
     except ImportError:

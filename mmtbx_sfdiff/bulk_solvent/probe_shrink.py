@@ -29,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import os
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ HARD_STEP = 0.151
 _TOP = 0.3
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
+_HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
@@ -76,8 +78,9 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
         Occupancy from which on an atom counts in full; 0: all positive ones, as in mmtbx.
     memory : int
         Bound in bytes on working storage beyond a few numbers a grid point.
-    engine : {"cpu", "torch"}, optional
-        Compiled kernels, or PyTorch alone (any device); by default what the device and the installation allow.
+    engine : {"cpu", "triton", "torch"}, optional
+        Kernels compiled by numba, or for a GPU by Triton (the soft mask), or PyTorch alone (any device); by default
+        what the device and the installation allow.
     precision : {"single", "double"}
         Of E and V in the compiled kernels, which the mask repeats to some 1e-6; "double" is for tests.
 
@@ -95,9 +98,13 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     prepared = _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy,
                         engine, precision)
     lengths = prepared.r_shrink, prepared.softness
-    one_mask = _soft if float(lengths[1].detach()) > 0 else _hard
+    soft = float(lengths[1].detach()) > 0
+    if soft and prepared.engine == "triton":
+        masks = _soft_together(prepared, crystal, n_real, precision, memory)
+        return masks.to(atoms.dtype).reshape(*prepared.batch, *n_real)
+    one_mask = _soft if soft else _hard
     masks = [one_mask(*model, *lengths, crystal, n_real, atoms.dtype, memory, prepared.engine, precision,
-                      memory // len(prepared.models)) for model in prepared.models]
+                      memory // len(prepared.sites)) for model in prepared.models]
     return (torch.stack(masks) if len(masks) != 1 else masks[0]).reshape(*prepared.batch, *n_real)
 
 
@@ -129,21 +136,30 @@ def probe_shrink_structure_factors(atoms, crystal, n_real, miller_indices, d_min
     dtype = torch.complex64 if atoms.dtype == torch.float32 else torch.complex128
     found = []
     for model in prepared.models:
-        soft = _soft_engine(*lengths, crystal, n_real, atoms.dtype, memory, "cpu", precision, memory // len(prepared.models))
+        soft = _soft_engine(*lengths, crystal, n_real, atoms.dtype, memory, "cpu", precision, memory // len(prepared.sites))
         transform = unit_transform(soft.unit, crystal, indices, soft.dtype)
         found.append(_StructureFactors.apply(*model, *map(float, lengths), soft, transform, kept, n, dtype))
     return (torch.stack(found) if len(found) != 1 else found[0]).reshape(*prepared.batch, n)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """What a mask is made of: (sites, radii with the probe's, cover) of each model's atoms, and the lengths."""
+    """What a mask is made of: the atoms of n_models models (n_models, n_atoms, ...), radii with the probe's, and the lengths."""
 
-    models: list
+    sites: torch.Tensor
+    radii: torch.Tensor
+    cover: torch.Tensor
+    taking_part: torch.Tensor
     batch: tuple
     r_shrink: torch.Tensor
     softness: torch.Tensor
     engine: str
+
+    @property
+    def models(self):
+        """(sites, radii, cover) of the atoms that take part in each model."""
+        return [values if bool(part.all()) else [value[part] for value in values]
+                for *values, part in zip(self.sites, self.radii, self.cover, self.taking_part)]
 
 
 def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy, engine,
@@ -156,10 +172,10 @@ def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, inclu
             raise ValueError(f"{name} must be one number that is not negative, not {value.tolist()}.")
         lengths[name] = value
     if engine is None:
-        engine = "cpu" if atoms.device.type == "cpu" and _HAVE_NUMBA else "torch"
-    if engine not in ("cpu", "torch") or (engine == "cpu" and not (atoms.device.type == "cpu" and _HAVE_NUMBA)):
-        raise ValueError(f"engine={engine!r} cannot be used here: choose 'torch', or 'cpu' for tensors on the CPU with numba "
-                         "installed.")
+        engine = next(name for name, usable in _engines(atoms.device).items() if usable)
+    if not _engines(atoms.device).get(engine, False):
+        raise ValueError(f"engine={engine!r} cannot be used here: choose 'torch', 'cpu' for tensors on the CPU with numba "
+                         "installed, or 'triton' for tensors on a GPU with Triton installed.")
     if precision not in ("single", "double"):
         raise ValueError(f"precision must be 'single' or 'double', not {precision!r}.")
     rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
@@ -177,9 +193,8 @@ def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, inclu
     sites = sites.expand(*batch, len(rows), 3).reshape(n_models, len(rows), 3)
     radii, cover, taking_part = (
         values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
-    models = [(s, r + lengths["r_probe"], c) if bool(part.all()) else (s[part], r[part] + lengths["r_probe"], c[part])
-              for s, r, c, part in zip(sites, radii, cover, taking_part)]
-    return _Prepared(models, batch, lengths["r_shrink"], lengths["softness"], engine)
+    return _Prepared(sites, radii + lengths["r_probe"], cover, taking_part, batch, lengths["r_shrink"], lengths["softness"],
+                     engine)
 
 
 def probe_shrink_defaults():
@@ -216,9 +231,19 @@ class Ball:
         return -6 * t * (1 - t) * (t - 0.5) / self.edge
 
 
+def _engines(device):
+    """Engines in order of speed, and whether they can be used on a device."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return {"cpu": device.type == "cpu" and _HAVE_NUMBA, "triton": (device.type == "cuda" or interpreted) and _HAVE_TRITON,
+            "torch": True}
+
+
+def _ball(r_shrink, softness):
+    return Ball(float(r_shrink.detach()), EDGE_RATIO * float(softness.detach()))
+
+
 def _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
-    ball = Ball(float(r_shrink.detach()), EDGE_RATIO * float(softness.detach()))
-    fine = fineness(crystal, n_real, FINE_STEP)
+    ball, fine = _ball(r_shrink, softness), fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
         from .probe_shrink_cpu import SoftMask
         return SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory, kept)
@@ -227,11 +252,33 @@ def _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, pre
 
 def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
     engine = _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept)
+    return _ToCell.apply(_from_volume(sites, radii, cover, r_shrink, softness, engine).to(dtype), engine)
+
+
+def _soft_together(prepared, crystal, n_real, precision, memory):
+    """Masks of a batch (n_models, ...) by kernels that many models share."""
+    from .probe_shrink_cuda import LARGEST, SoftMask
+    lengths = prepared.r_shrink, prepared.softness
+    ball, fine = _ball(*lengths), fineness(crystal, n_real, FINE_STEP)
+    dtype = torch.float32 if precision == "single" else torch.float64
+    points = math.prod(n_real) * fine**3
+    size = max(1, min(memory // (points * dtype.itemsize), LARGEST // points))
+    masks = []
+    for first in range(0, len(prepared.sites), size):
+        models = slice(first, first + size)
+        part = prepared.taking_part[models]
+        engine = SoftMask(crystal, n_real, fine, ball, dtype, memory, part.nonzero()[:, 0], len(part))
+        chosen = (values[models][part] for values in (prepared.sites, prepared.radii, prepared.cover))
+        masks.append(_ToCell.apply(_from_volume(*chosen, *lengths, engine), engine))
+    return torch.cat(masks)
+
+
+def _from_volume(sites, radii, cover, r_shrink, softness, engine):
+    """The soft mask where the engine gives V, in double precision."""
     edge, volume = EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
     volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, softness, engine).to(torch.float64)
     free = _Free.apply(r_shrink, edge, engine)
-    mask = torch.expm1(-volumes / volume) / torch.expm1(-free / volume)
-    return _ToCell.apply(mask.to(dtype), engine)
+    return torch.expm1(-volumes / volume) / torch.expm1(-free / volume)
 
 
 class _Fractional(torch.autograd.Function):
@@ -325,14 +372,14 @@ class _Free(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, r_shrink, edge, engine):
-        kernel = engine.kernel
-        ctx.changes = [float(engine.weights(f).sum()) for f in (kernel.by_radius, kernel.by_edge)]
-        return r_shrink.new_tensor(float(engine.weights(kernel.value).sum()))
+        ctx.engine = engine
+        return r_shrink.new_tensor(float(engine.weights(engine.kernel.value).sum()))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *(gradient * change for change in ctx.changes), None
+        engine = ctx.engine
+        return *(gradient * float(engine.weights(f).sum()) for f in (engine.kernel.by_radius, engine.kernel.by_edge)), None
 
 
 class _ToCell(torch.autograd.Function):

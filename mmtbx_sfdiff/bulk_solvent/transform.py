@@ -10,16 +10,18 @@ Reference: ``mmtbx.masks.manager.compute_f_mask``.
 """
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..crystal import as_miller_tensor
+from ..tensor_cache import TensorCache
 
 # mmtbx's Fmask_res_high.
 F_MASK_D_MIN = 3.0
 # Grid points.
 _PORTION = 2**16
-_CHECKED = WeakIdKeyDictionary()
 
 
 def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
@@ -51,25 +53,42 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
         raise TypeError("mask must be a tensor of real floating-point numbers; convert it with .to(torch.float64).")
     if mask.ndim < 3:
         raise ValueError(f"mask must have the shape (..., n1, n2, n3), not {tuple(mask.shape)}.")
-    indices, kept, n = checked_indices(miller_indices, crystal, mask.shape[-3:], d_min, mask.device)
-    # Only l >= 0 is kept of the transform of a real map; the sign in the exponent is the opposite of torch's.
-    flip = indices[:, 2] < 0
-    half = torch.where(flip[:, None], -indices, indices)
-    limits = half.abs().amax(0).tolist() if len(half) else [0, 0, 0]
-    shape = [2 * limits[0] + 1, 2 * limits[1] + 1, limits[2] + 1]
-    rows = ((half[:, 0] % shape[0]) * shape[1] + half[:, 1] % shape[1]) * shape[2] + half[:, 2]
-    transform = _LowFrequencies.apply(mask, tuple(limits)).flatten(-3)
-    f = torch.view_as_real(transform.index_select(-1, rows))
-    scale = crystal.volume / mask[(0,) * (mask.ndim - 3)].numel()
-    sign = (2 * flip.to(mask.dtype) - 1) * scale
-    f = torch.view_as_complex(torch.stack([f[..., 0] * scale, f[..., 1] * sign], -1))
-    return scattered(f, kept, n)
+    indices = as_miller_tensor(miller_indices, device=mask.device)
+    grid = tuple(mask.shape[-3:])
+    plan = _CACHE.get(indices, (crystal.unit_cell, grid, d_min), lambda: _make_plan(indices, crystal, grid, d_min))
+    transform = _LowFrequencies.apply(mask, plan.limits).flatten(-3)
+    f = torch.view_as_real(transform.index_select(-1, plan.rows)) * plan.scale.to(mask.dtype)
+    f = torch.view_as_complex(f)
+    return scattered(f, plan.kept, len(indices))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """Where the structure factors are in the transform of a grid.
+
+    Attributes
+    ----------
+    limits : tuple of int
+        Largest |h|, |k| and |l|.
+    rows : torch.Tensor
+        (n_kept,) int64, places in the transform to these limits, flat.
+    scale : torch.Tensor
+        (n_kept, 2) float64, what makes real and imaginary parts of F of those of the transform.
+    kept : torch.Tensor or None
+        (n_kept,) int64, which reflections these are; None: all.
+    """
+
+    limits: tuple
+    rows: torch.Tensor
+    scale: torch.Tensor
+    kept: torch.Tensor | None
+
+
+_CACHE = TensorCache()
 
 
 def checked_indices(miller_indices, crystal, grid, d_min, device):
     """The indices within the limit of resolution, (n, 3); their numbers, or None for all; and the number of all.
-
-    Kept while the tensor that was given lives and is not changed.
 
     Raises
     ------
@@ -77,37 +96,45 @@ def checked_indices(miller_indices, crystal, grid, d_min, device):
         An index that the grid cannot resolve.
     """
     given = as_miller_tensor(miller_indices, device=device)
-    known = _CHECKED.setdefault(given, {})
-    key = crystal.unit_cell, tuple(grid), d_min
-    version, result = known.get(key, (None, None))
-    if version != given._version:
-        inside, kept = _check_indices(given, crystal, grid, d_min)
-        # The key itself must not be kept alive by its value.
-        result = (None if kept is None else inside), kept
-        known[key] = given._version, result
-    inside, kept = result
-    return (given if inside is None else inside), kept, len(given)
+    # The same tensor each time, so that what is made of it is found again.
+    inside, kept = _CACHE.get(given, ("inside", crystal.unit_cell, tuple(grid), d_min),
+                              lambda: _inside(given, crystal, grid, d_min))
+    return (given if kept is None else inside), kept, len(given)
 
 
-def _check_indices(indices, crystal, grid, d_min):
-    # The margin keeps a reflection exactly at the limit, whose d is rounded.
-    kept = None
+def _inside(indices, crystal, grid, d_min):
+    """(indices within the limit, their numbers), or None twice for all of them."""
+    inside = kept = None
     if d_min is not None:
-        inside = crystal.to(indices.device).d_star_sq(indices) <= (1 + 1e-10) / float(d_min) ** 2
-        if not bool(inside.all()):
-            kept = inside.nonzero()[:, 0]
-            indices = indices[kept]
+        # The margin keeps a reflection exactly at the limit, whose d is rounded.
+        within = crystal.to(indices.device).d_star_sq(indices) <= (1 + 1e-10) / float(d_min) ** 2
+        if not bool(within.all()):
+            kept = within.nonzero()[:, 0]
+            inside = indices = indices[kept]
     too_fine = (2 * indices.abs() >= torch.tensor(grid, device=indices.device)).any(-1)
     if bool(too_fine.any()):
         worst = tuple(indices[too_fine][0].tolist())
         raise ValueError(f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {tuple(grid)}: "
                          "use a smaller grid_step, or a d_min that leaves it out.")
-    return indices, kept
+    return inside, kept
 
 
 def scattered(f, kept, n):
     """Structure factors (..., m) at their places among n, zeros elsewhere."""
     return f if kept is None else f.new_zeros((*f.shape[:-1], n)).index_copy(-1, kept, f)
+
+
+def _make_plan(indices, crystal, grid, d_min):
+    indices, kept, _ = checked_indices(indices, crystal, grid, d_min, indices.device)
+    # Only l >= 0 is kept of the transform of a real map; the sign in the exponent is the opposite of torch's.
+    flip = indices[:, 2] < 0
+    half = torch.where(flip[:, None], -indices, indices)
+    limits = half.abs().amax(0).tolist() if len(half) else [0, 0, 0]
+    shape = [2 * limits[0] + 1, 2 * limits[1] + 1, limits[2] + 1]
+    rows = ((half[:, 0] % shape[0]) * shape[1] + half[:, 1] % shape[1]) * shape[2] + half[:, 2]
+    scale = crystal.volume / math.prod(grid)
+    sign = 2 * flip.to(torch.float64) - 1
+    return _Plan(tuple(limits), rows, torch.stack([torch.ones_like(sign), sign], -1) * scale, kept)
 
 
 def _cut(x, dim, limit):

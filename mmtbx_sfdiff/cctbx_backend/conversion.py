@@ -19,6 +19,7 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..crystal import Crystal, as_miller_tensor
+from ..structure_factors.splatting import own_threads
 
 _KEPT_SETS = 8
 
@@ -70,8 +71,8 @@ def crystal_of(obj, device="cpu"):
     return _crystal(obj.unit_cell().parameters(), hall, str(device))
 
 
-def atoms_of(xray_structure, dtype, device):
-    """Atoms of a ``cctbx.xray.structure``.
+def atoms_of(xray_structure, dtype, device, lasting=False):
+    """Atoms of a ``cctbx.xray.structure``; see :meth:`Atoms.from_cctbx` for ``lasting``.
 
     Raises
     ------
@@ -79,8 +80,10 @@ def atoms_of(xray_structure, dtype, device):
         When the structure cannot be computed with: a scattering type without a form factor, ...
     """
     try:
-        return Atoms.from_cctbx(xray_structure, dtype=dtype, device=device,
-                                crystal=crystal_of(xray_structure, device))
+        # Not in torch's pool: its threads would go on spinning beside the engine's.
+        with own_threads("cpu"):
+            return Atoms.from_cctbx(xray_structure, dtype=dtype, device=device,
+                                    crystal=crystal_of(xray_structure, device), lasting=lasting)
     except ValueError as error:
         raise Sorry(str(error)) from error
 

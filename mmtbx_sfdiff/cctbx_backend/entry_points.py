@@ -56,15 +56,20 @@ ENTRY_POINTS = (
 
 
 @contextlib.contextmanager
-def spy():
+def spy(counts=None):
     """Count calls of the C++ entry points while the context lasts.
+
+    Parameters
+    ----------
+    counts : collections.Counter, optional
+        Where to count; a new one by default.
 
     Yields
     ------
     collections.Counter
         Calls by name of the entry point.
     """
-    counts = collections.Counter()
+    counts = collections.Counter() if counts is None else counts
     restore = []
     try:
         for point in ENTRY_POINTS:

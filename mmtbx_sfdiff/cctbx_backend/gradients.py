@@ -57,7 +57,8 @@ class gradients_sfdiff(gradients_base):
         _constrain_sites(xray_structure, values)
         _substitute_u_iso(xray_structure, u_iso_refinable_params, values)
         for name, value in values.items():
-            value[~flags.refined[name]] = 0
+            if not flags.refined[name].all():
+                value[~flags.refined[name]] = 0
         self._values, self._packed = values, flex.double()
         if n_parameters:
             self._packed = _pack(xray_structure, values, flags)
@@ -99,23 +100,25 @@ class _Flags:
     def __init__(self, scatterers):
         n = scatterers.size()
         counts = xray.ext.scatterer_grad_flags_counts(scatterers)
-        use_u_iso = scatterers.extract_use_u_iso().as_numpy_array()
-        use_u_aniso = scatterers.extract_use_u_aniso().as_numpy_array()
         asked = {}
+
+        def everyone():
+            return np.ones(n, bool)
+
         # Asking each scatterer is slow: only where some have the flag and some have not.  Parameters are counted.
-        for name, count, full, method in (
-                ("sites_cart", counts.site, np.ones(n, bool), "grad_site"),
-                ("u_iso", counts.u_iso, use_u_iso, "grad_u_iso"),
-                ("u_star", counts.u_aniso, use_u_aniso, "grad_u_aniso"),
-                ("occupancies", counts.occupancy, np.ones(n, bool), "grad_occupancy"),
-                ("fp", counts.fp, np.ones(n, bool), "grad_fp"),
-                ("fdp", counts.fdp, np.ones(n, bool), "grad_fdp")):
+        for name, count, users, method in (
+                ("sites_cart", counts.site, everyone, "grad_site"),
+                ("u_iso", counts.u_iso, lambda: scatterers.extract_use_u_iso().as_numpy_array(), "grad_u_iso"),
+                ("u_star", counts.u_aniso, lambda: scatterers.extract_use_u_aniso().as_numpy_array(), "grad_u_aniso"),
+                ("occupancies", counts.occupancy, everyone, "grad_occupancy"),
+                ("fp", counts.fp, everyone, "grad_fp"),
+                ("fdp", counts.fdp, everyone, "grad_fdp")):
             if count == 0:
                 asked[name] = np.zeros(n, bool)
-            elif count == n * _LENGTHS[name] and full.all():
-                asked[name] = np.ones(n, bool)
-            else:
-                asked[name] = np.fromiter((getattr(s.flags, method)() for s in scatterers), bool, n) & full
+                continue
+            asked[name] = users()
+            if count != n * _LENGTHS[name] or not asked[name].all():
+                asked[name] &= np.fromiter((getattr(s.flags, method)() for s in scatterers), bool, n)
         self.refined = asked
         self.tan_u_iso = counts.tan_u_iso > 0
 
@@ -137,7 +140,7 @@ def _gradients(xray_structure, miller_set, d_target_d_f_calc, flags, settings):
     except ValueError as error:
         raise Sorry(str(error)) from error
     for name, gradient in zip(wanted, found):
-        values[name] = gradient.cpu().numpy().astype(np.float64)
+        values[name] = gradient.cpu().numpy().astype(np.float64, copy=False)
     return values
 
 
@@ -165,21 +168,27 @@ def _substitute_u_iso(xray_structure, refinable, values):
 
 
 def _pack(xray_structure, values, flags):
-    u_cart = adptbx.grad_u_star_as_u_cart(
-        xray_structure.unit_cell(), flex.sym_mat3_double(_flex(values["u_star"]))).as_double().as_numpy_array()
-    everyone = np.ones(len(values["u_iso"]), bool)
-    anomalous = {name: everyone if flags.refined[name].any() else ~everyone for name in ("fp", "fdp")}
-    parts = [
-        (values["sites_cart"], flags.refined["sites_cart"]),
-        (values["u_iso"], flags.refined["u_iso"]),
-        (u_cart.reshape(-1, 6), flags.refined["u_star"]),
-        (values["occupancies"], flags.refined["occupancies"]),
-        (values["fp"], anomalous["fp"]),
-        (values["fdp"], anomalous["fdp"]),
-    ]
-    columns = [value.reshape(len(value), -1) for value, _ in parts]
-    present = [np.repeat(chosen[:, None], column.shape[1], axis=1) for column, (_, chosen) in zip(columns, parts)]
-    return _flex(np.concatenate(columns, axis=1)[np.concatenate(present, axis=1)])
+    n = len(values["u_iso"])
+    columns, present = [], []
+    for name, length in _LENGTHS.items():
+        chosen = flags.refined[name]
+        if not chosen.any():
+            continue
+        value = values[name]
+        if name == "u_star":
+            value = adptbx.grad_u_star_as_u_cart(
+                xray_structure.unit_cell(), flex.sym_mat3_double(_flex(value))).as_double().as_numpy_array()
+        if name in ("fp", "fdp"):
+            chosen = np.ones(n, bool)
+        columns.append(value.reshape(n, length))
+        present.append((chosen, length))
+    if not columns:
+        return flex.double()
+    packed = np.concatenate(columns, axis=1)
+    if all(chosen.all() for chosen, _ in present):
+        return _flex(packed)
+    return _flex(packed[np.concatenate(
+        [np.repeat(chosen[:, None], length, axis=1) for chosen, length in present], axis=1)])
 
 
 def _flex(array):

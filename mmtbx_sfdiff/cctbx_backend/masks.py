@@ -85,7 +85,8 @@ def site_gradient(mask_params, xray_structure, miller_set, d_target_d_f_mask):
 def _mask(params, xray_structure, grid_step, prepare=None, **selection):
     """The atoms and their mask on the whole cell."""
     device = usable_device(params.sfdiff.device, "mask.sfdiff.device")
-    atoms = atoms_of(xray_structure, torch.float64, device)
+    # A grid point may be just as far from an atom as its radius: the last bit of a site counts.
+    atoms = atoms_of(xray_structure, torch.float64, device, lasting=True)
     if prepare is not None:
         atoms = prepare(atoms)
     method = params.sfdiff.method

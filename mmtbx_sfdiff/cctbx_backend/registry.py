@@ -23,7 +23,7 @@ from . import fmodel_hooks, masks, scaling
 from .from_scatterers import from_scatterers_sfdiff
 from .gradients import gradients_sfdiff
 from .mask_classes import AroundAtoms, AtomMask, bulk_solvent_class
-from .settings import MASK_PHIL, STRUCTURE_FACTOR_PHIL, Settings
+from .settings import MASK_PHIL, STRUCTURE_FACTOR_PHIL, Settings, usable_device
 
 NAME = "sfdiff"
 _DESCRIPTION = "Differentiable structure factors and masks (mmtbx_sfdiff)"
@@ -110,9 +110,12 @@ def takeover(method="auto", accuracy=1e-4, device="cpu", mask="binary", mask_gra
     ------
     ValueError
         An unknown method or mask; an accuracy that is not between 0 and 1.
+    libtbx.utils.Sorry
+        A device that is not there.
     """
     if mask not in MASKS:
         raise ValueError(f"Unknown mask {mask!r}: choose from {', '.join(MASKS)}.")
+    usable_device(device, "device")
     by_fft = Settings(method=method, accuracy=accuracy, device=device, mask_gradient=mask_gradient)
     direct = Settings(method="direct", device=device, mask_gradient=mask_gradient)
     return _taken_over(by_fft, direct, mask, scaling)

@@ -10,10 +10,11 @@ from .force_field import add_position_restraints, create_system, plddt_force_con
 from .generator import BoltzmannGenerator
 from .molecular_dynamics import load_frames, minimise, run_md
 from .prepare import PreparedModel, prepare_model
-from .torch_amber import TorchAmber
+from .torch_amber import TorchAmber, energy_on
 from .train import TrainingSettings, frame_features, train
 from .transform import MixedTransform, superpose
 
-__all__ = ["BoltzmannGenerator", "LinearFlow", "MixedTransform", "OpenMMEnergy", "PreparedModel", "RealNVP", "SplineFlow",
-           "TorchAmber", "TrainingSettings", "add_position_restraints", "calibrate", "create_system", "frame_features", "load_frames",
-           "log_clip", "minimise", "plddt_force_constants", "prepare_model", "run_md", "superpose", "train"]
+__all__ = ["BoltzmannGenerator", "LinearFlow", "MixedTransform", "OpenMMEnergy", "PreparedModel", "RealNVP",
+           "SplineFlow", "TorchAmber", "TrainingSettings", "add_position_restraints", "calibrate", "create_system", "energy_on",
+           "frame_features", "load_frames", "log_clip", "minimise", "plddt_force_constants", "prepare_model",
+           "run_md", "superpose", "train"]

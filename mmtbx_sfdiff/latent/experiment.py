@@ -97,10 +97,14 @@ class Experiment:
         part = self._part
         part.atoms = self._atoms(sites_cart, b)
         f_model = part.f_model(f_mask=self._f_mask)
-        value = objective(self.name, part, f_model, self.floor, self._bins)
+        value = self.objective_of(f_model)
         with torch.no_grad():
             r_work, r_free = targets.r_factors(part.reflections, f_model.detach(), **part._used())
         return Value(value, float(r_work), float(r_free) if self.has_free else None)
+
+    def objective_of(self, f_model):
+        """The objective (...,) of scaled structure factors (..., n) of the reflections in use."""
+        return objective(self.name, self._part, f_model, self.floor, self._bins)
 
     def finished(self, sites_cart, b):
         """An FModel of this model against all data, with scales and outliers determined."""

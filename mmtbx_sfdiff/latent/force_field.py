@@ -13,7 +13,8 @@ from .requirements import require
 CONSTRAINTS = (None, "h-bonds")
 
 
-def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_solvent=True):
+def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_solvent=True,
+                  electrostatics=True):
     """The force field of a prepared model.
 
     Parameters
@@ -25,6 +26,9 @@ def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_s
         Mass of a hydrogen, Da, taken from the atom it is bound to; None leaves masses alone.
     implicit_solvent : bool
         Without it, the energy is that of the molecule in vacuum.
+    electrostatics : bool
+        Without it (and without solvent) what is left holds bonds, angles, torsions and contacts, as the restraints of
+        a refinement do, at a twentieth of the time.
 
     Returns
     -------
@@ -42,7 +46,9 @@ def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_s
     system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(
         prepared.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds if constraints else None,
         hydrogenMass=mass, removeCMMotion=False)
-    if implicit_solvent:
+    if not electrostatics:
+        _remove_charges(openmm, system)
+    elif implicit_solvent:
         from openmm.app.internal.customgbforces import GBSAOBC2Force
         charges = _charges(openmm, system)
         force = openmm.GBSAOBCForce()
@@ -52,6 +58,15 @@ def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_s
         force.setName("GBSAOBCForce")
         system.addForce(force)
     return system
+
+
+def _remove_charges(openmm, system):
+    (force,) = (f for f in system.getForces() if isinstance(f, openmm.NonbondedForce))
+    for i in range(force.getNumParticles()):
+        force.setParticleParameters(i, 0.0, *force.getParticleParameters(i)[1:])
+    for i in range(force.getNumExceptions()):
+        first, second, _, *others = force.getExceptionParameters(i)
+        force.setExceptionParameters(i, first, second, 0.0, *others)
 
 
 def _charges(openmm, system):

@@ -106,7 +106,8 @@ class BoltzmannGenerator(nn.Module):
             (n, n_ff, 3), Å.
         """
         reference = self.transform.reference
-        z = torch.randn(n, self.n_latent, dtype=reference.dtype, device=reference.device, generator=generator)
+        where = reference.device if generator is None else generator.device
+        z = torch.randn(n, self.n_latent, dtype=reference.dtype, device=where, generator=generator).to(reference)
         return self.decode(scale * z)[0]
 
     def save(self, path):
@@ -143,12 +144,13 @@ class BoltzmannGenerator(nn.Module):
             When the file is something else.
         """
         try:
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
             description = json.loads(content["description"])
         except Exception as error:  # torch raises many kinds
             raise ValueError(f"{path} is no Boltzmann generator that can be read: {error}") from error
         if description.get("format") != _FORMAT:
             raise ValueError(f"{path} was written by another version: train it again.")
         flow = FLOWS[description["flow"]["flow"]]
-        return cls(MixedTransform.from_state(description["transform"], content["transform"]),
+        made = cls(MixedTransform.from_state(description["transform"], content["transform"]),
                    flow.from_state(description["flow"], content["flow"]))
+        return made.to(map_location)

@@ -159,3 +159,10 @@ def make_problem(
         fmodel=fmodel,
         selection=selection,
     )
+
+def with_reflections(problem, reflections):
+    """The problem with other reflections of the same crystal."""
+    fmodel = problem.fmodel
+    other = FModel(fmodel.atoms, reflections, fmodel.method, fmodel.accuracy, fmodel.mask_options)
+    other._source = fmodel._source
+    return dataclasses.replace(problem, fmodel=other)

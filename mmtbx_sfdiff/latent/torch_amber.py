@@ -14,16 +14,37 @@ import math
 import torch
 from torch import nn
 
-from .energy import NM_PER_ANGSTROM
+from .energy import NM_PER_ANGSTROM, OpenMMEnergy
 from .requirements import require
 
 # kJ nm/mol/e², from the SI's defining constants as OpenMM takes them
 COULOMB = 1.602176634e-19 ** 2 * 6.02214076e23 / (4 * math.pi * 8.8541878128e-12) * 1e6
 _OFFSET = 0.009                    # nm, of Born radii
 _PROBE = 0.14                      # nm
+_LEAST_SQUARE = 1e-6               # nm²: nearer atoms count as if they were there, or single precision overflows
 _ALPHA, _BETA, _GAMMA = 1.0, 0.8, 4.85   # OBC II
 _IGNORED = ("CMMotionRemover",)
 _RESTRAINT = "0.5*k*((x-x0)^2+(y-y0)^2+(z-z0)^2)"
+
+
+def energy_on(system, device="cpu", dtype=torch.float64, chunk=None):
+    """The fastest energy of a System for tensors on a device: OpenMM's on a CPU, :class:`TorchAmber` elsewhere.
+
+    Parameters
+    ----------
+    system : openmm.System
+    device : str or torch.device
+    dtype, chunk
+        Of :class:`TorchAmber`.
+
+    Returns
+    -------
+    callable
+        Sites (..., n_ff, 3), Å, to kJ/mol.
+    """
+    if torch.device(device).type == "cpu":
+        return OpenMMEnergy(system)
+    return TorchAmber(system, dtype, chunk).to(device)
 
 
 class TorchAmber(nn.Module):
@@ -207,7 +228,7 @@ class TorchAmber(nn.Module):
         for index, (charges, sigma, epsilon) in ((self.pair_index, self.pair_value),
                                                  (self.exception_index, self.exception_value)):
             i, j = index
-            inverse = (x[:, i] - x[:, j]).square().sum(-1).rsqrt()
+            inverse = (x[:, i] - x[:, j]).square().sum(-1).clamp(min=_LEAST_SQUARE).rsqrt()
             six = (sigma * inverse) ** 6
             energy = energy + (4 * epsilon * (six * six - six) + COULOMB * charges * inverse).sum(-1)
         return energy

@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from libtbx import Auto
 from libtbx.utils import Sorry
 
 from ..files import check_writable
@@ -161,10 +162,15 @@ latent {{
       .type = int
       .short_caption = Polishing steps
       .help = "Of sites with the force field, at the end; 0 for none."
-    force_field_weight = 1.0
+    force_field_weight = Auto
       .type = float
       .short_caption = Force field weight
-      .help = "Of U / kT while polishing and in baselines."
+      .help = "Of U / kT while polishing and in baselines. Auto: for each the best of several, by cross-validation inside the \
+              work set."
+    turn_side_chains = True
+      .type = bool
+      .short_caption = Turn side chains
+      .help = "While polishing, also of baselines, try side chains in other rotamers."
     baselines = {" ".join(BASELINES)}
       .type = choice(multi=True)
       .short_caption = Baselines
@@ -305,9 +311,9 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
         for scope, numbers in limits.items():
             for name, (low, high, optional) in numbers.items():
                 value = getattr(getattr(self.inputs, scope), name)
-                if value is None and optional:
+                if (value is None and optional) or (value is Auto and name == "force_field_weight"):
                     continue
-                if value is None or not low <= value <= high or (low == 0 and value == 0):
+                if value in (None, Auto) or not low <= value <= high or (low == 0 and value == 0):
                     raise Sorry(
                         f"{scope}.{name}={value} is not possible: see mmtbx_sfdiff.latent --show-defaults."
                     )

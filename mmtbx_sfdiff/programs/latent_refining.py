@@ -8,12 +8,13 @@ import json
 import torch
 
 from cctbx.array_family import flex
+from libtbx import Auto
 
 from ..files.writing import write_atomically
 from ..cctbx_backend.fmodel import map_file, model_file
 from ..files import read_model
 from ..fmodel import FModel
-from ..latent import BoltzmannGenerator, OpenMMEnergy, create_system, figures, prepare_model
+from ..latent import BoltzmannGenerator, OpenMMEnergy, create_system, energy_on, figures, prepare_model
 from ..latent import report as reporting
 from ..latent.baselines import run_baseline
 from ..latent.experiment import Experiment
@@ -21,6 +22,7 @@ from ..latent.optimise import Settings
 from ..latent.polish import polish
 from ..latent.problem import make_problem, stripped
 from ..latent.refine import STARTS, refine_latent
+from ..latent.side_chains import rotors
 from ..reflections import Reflections
 from .latent_stages import already, one_copy, prepared_entry
 
@@ -40,10 +42,12 @@ def refine(program, report):
         "learning_rate",
         "prior_weight",
         "polish_steps",
-        "force_field_weight",
+        "turn_side_chains",
     )
     settings = {name: getattr(params, name) for name in names} | {"baselines": list(params.baselines)}
+    weight = None if params.force_field_weight is Auto else params.force_field_weight
     settings |= {name: getattr(program.inputs, name) for name in ("method", "mask", "grid_step")}
+    settings["force_field_weight"] = weight
     facts = work.need("prep")["facts"]
     settings["b_source"] = (
         params.b_source if params.b_source != "auto" else "plddt" if facts["predicted"] else "wilson"
@@ -70,7 +74,14 @@ def refine(program, report):
         first_d_min=params.first_d_min,
         learning_rate=params.learning_rate,
     )
-    energy = OpenMMEnergy(create_system(prepared, constraints=None, hydrogen_mass=None))
+    energy = energy_on(create_system(prepared, constraints=None, hydrogen_mass=None), program.inputs.device)
+    turning = rotors(prepared, program.inputs.device) if params.turn_side_chains else None
+
+    def polished(run):
+        return polish(
+            problem, run.all_sites_cart, run.b, energy, how, params.polish_steps, weight, report=report, rotors=turning
+        )
+
     folder = work.folder("refine")
     runs = _starts(program, problem, how, folder, report)
     best = runs[0]
@@ -78,16 +89,7 @@ def refine(program, report):
         _kept(
             program,
             folder / "polished.npz",
-            lambda: polish(
-                problem,
-                best.all_sites_cart,
-                best.b,
-                energy,
-                how,
-                params.polish_steps,
-                params.force_field_weight,
-                report=report,
-            ),
+            lambda: polished(best),
         )
         if params.polish_steps
         else best
@@ -102,21 +104,12 @@ def refine(program, report):
                 energy,
                 frames,
                 dataclasses.replace(how, steps=budget),
-                params.force_field_weight,
+                weight,
                 report,
             )
             if not params.polish_steps:
                 return found
-            end = polish(
-                problem,
-                found.all_sites_cart,
-                found.b,
-                energy,
-                how,
-                params.polish_steps,
-                params.force_field_weight,
-                report=report,
-            )
+            end = polished(found)
             end.history.steps[:0] = found.history.steps
             end.history.cycles[:0] = found.history.cycles
             end.label = name

@@ -17,13 +17,13 @@ from ..latent import (
     BoltzmannGenerator,
     LinearFlow,
     MixedTransform,
-    OpenMMEnergy,
     PreparedModel,
     RealNVP,
     SplineFlow,
     TrainingSettings,
     add_position_restraints,
     create_system,
+    energy_on,
     frame_features,
     load_frames,
     plddt_force_constants,
@@ -270,8 +270,11 @@ def train(program, report):
 
 def _train_flow(program, generator, prepared, frames, folder, report):
     """Likelihood, then likelihood with the energy; the rows of both."""
-    params, seed = program.inputs.train, program.inputs.random_seed
-    energy = OpenMMEnergy(create_system(prepared))
+    params, seed, device = program.inputs.train, program.inputs.random_seed, program.inputs.device
+    # Batches of energies on a GPU are several times faster in single precision, and no less useful.
+    dtype = torch.float64 if torch.device(device).type == "cpu" else torch.float32
+    generator.to(device=device, dtype=dtype)
+    energy = energy_on(create_system(prepared), device, dtype)
     parts = [
         (params.ml_steps, {}),
         (
@@ -304,13 +307,14 @@ def _train_flow(program, generator, prepared, frames, folder, report):
 
         rows += fit(
             generator,
-            frames,
+            frames.to(generator.transform.reference),
             TrainingSettings(steps=steps, seed=seed, **weights),
             energy,
-            prepared.sites_cart,
+            prepared.sites_cart.to(generator.transform.reference),
             folder / f"checkpoint_{number}.pt",
             progress,
         )
+    generator.to(device="cpu", dtype=torch.float64)
     return rows
 
 

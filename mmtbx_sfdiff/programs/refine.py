@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from libtbx import Auto
 from libtbx.utils import Sorry
 
 from ..atoms import Atoms
@@ -21,6 +22,7 @@ from ..fmodel import FModel
 from ..latent.requirements import require
 from ..refinement import Settings, refine, state
 from ..refinement.run import MASK_UPDATES, check_settings
+from ..refinement.weight import choose_weight
 from ..refinement.minimise import MINIMISERS
 from ..reflections import Reflections
 from ..versions import versions
@@ -30,6 +32,7 @@ from .refine_table import cycle_line, heading, render
 NO_RESTRAINTS = ("There are no geometry restraints: bonds, angles and contacts are held by the data alone. At less than "
                  "atomic resolution, regularise the model afterwards.")
 _DEFAULTS = Settings()
+_TRIAL_CYCLES = 3  # of a trial of a weight
 
 _PHIL = f"""
 refine {{
@@ -96,8 +99,8 @@ refine {{
   force_field_weight = 0.0
     .type = float
     .short_caption = Force field weight
-    .help = "Of U / kT of a force field (ff14SB, implicit solvent) that restrains the protein; 0: no restraints. Needs the \
-            libraries of pip install mmtbx_sfdiff[latent]."
+    .help = "Of U / kT of a force field (ff14SB, implicit solvent) that restrains the protein; 0: no restraints. Auto: the \
+            best of several, by cross-validation inside the work set. Needs the libraries of pip install mmtbx_sfdiff[latent]."
   remove_outliers = True
     .type = bool
     .short_caption = Outlier rejection
@@ -158,12 +161,13 @@ everything was computed and written.
         params, out = self.inputs, self.params.output
         self.check_inputs()
         positive = (0, math.inf, False)
+        weight = {} if params.force_field_weight is Auto else {"force_field_weight": (-1e-300, math.inf, False)}
         self.check_numbers({
             "d_min": (0, math.inf, True), "d_max": (0, math.inf, True), "cycles": (1, 1000, False),
             "steps": (1, 100000, False), "first_d_min": positive, "resolution_cycles": (1, 1000, False),
             "adp_from_cycle": (1, 1000, False), "least_squares_cycles": (-0.5, 1000, False),
             "damping": (-1e-300, math.inf, False), "learning_rate": positive, "tolerance": positive,
-            "shake": (0, 10, True), "force_field_weight": (-1e-300, math.inf, False)})
+            "shake": (0, 10, True)} | weight)
         if params.force_field_weight:
             try:
                 for name in ("openmm", "pdbfixer"):
@@ -213,7 +217,8 @@ everything was computed and written.
                     self.logger.flush()
 
             try:
-                refined, history = refine(start, self._settings, history, on_cycle, report, self._restraint(report))
+                restraint = self._restraint(report)
+                refined, history = refine(start, self._settings, history, on_cycle, report, restraint)
                 report("writing", None)
                 self._describe(fmodel, refined, history)
                 contents = self._contents(refined)
@@ -262,24 +267,46 @@ everything was computed and written.
 
     def _restraint(self, report):
         """The force field, if it was asked for."""
-        self._messages = [NO_RESTRAINTS]
+        self._messages, self._weight = [NO_RESTRAINTS], None
         if not self.inputs.force_field_weight:
             return None
         report("force field", None)
         from ..latent.restraint import ForceFieldRestraint
         manager = self._entry.model.manager
-        restraint = ForceFieldRestraint(manager.get_hierarchy(), self.inputs.force_field_weight)
+        weight = self.inputs.force_field_weight
+        restraint = ForceFieldRestraint(manager.get_hierarchy(), 1.0 if weight is Auto else weight)
+        self._weight = {"force_field_weight": weight}
+        if weight is Auto:
+            self._weight = self._choose_weight(restraint, report)
         self._messages = [f"Restrained by a force field (ff14SB, implicit solvent): {restraint.n_restrained} of "
                           f"{manager.size()} atoms; others, and contacts with symmetry mates, are not."]
         print(self._messages[0], file=self.logger)
         return restraint
+
+    def _choose_weight(self, restraint, report):
+        """The restraint's weight, by short refinements of the model that this one begins with."""
+        settings = dataclasses.replace(self._settings, cycles=_TRIAL_CYCLES, least_squares_cycles=0)
+        first = self._first
+
+        def trial(reflections, weight):
+            report(f"force field weight {weight:g}", None)
+            restraint.weight = weight
+            part = FModel(first.atoms, reflections, first.method, first.accuracy, first.mask_options)
+            return refine(part, settings, restraint=restraint)[0].r_free()
+
+        base = restraint.base
+        choice = choose_weight(first.reflections, trial)
+        restraint.weight, restraint.base = choice.weight, base
+        tests = ", ".join(f"{weight:g}: {r:.4f}" for weight, r in choice.tests.items())
+        print(f"Force field weight {choice.weight:g}, by R of a tenth of the work set ({tests}).", file=self.logger)
+        return {"force_field_weight": choice.weight, "tests": {f"{w:g}": r for w, r in choice.tests.items()}}
 
     def _start(self, fmodel, files):
         """(the model to refine, history): as read, shifted at random, or as it was when it was interrupted."""
         params = self.inputs
         names = ("scattering_table", "labels", "free_flag_labels", "read_free_flags", "test_flag_value", "d_min",
                  "d_max", "method", "accuracy", "mask", "grid_step", "dtype", "shake", "random_seed", "force_field_weight")
-        decisive = {name: getattr(params, name) for name in names} | dataclasses.asdict(self._settings)
+        decisive = {name: str(v) if (v := getattr(params, name)) is Auto else v for name in names} | dataclasses.asdict(self._settings)
         # More macro-cycles may be asked for when a refinement goes on.
         decisive.pop("cycles") if not params.least_squares_cycles else None
         self._fingerprint = state.fingerprint(files, decisive)
@@ -288,6 +315,7 @@ everything was computed and written.
         if params.shake:
             start.replace(sites_cart=shaken(fmodel.atoms, params.shake, params.random_seed))
         self._shaken = start.atoms
+        self._first = FModel(start.atoms, start.reflections, start.method, start.accuracy, start.mask_options)
         known = state.load(self._state, fmodel.atoms, self._fingerprint) if params.resume else None
         if known is None:
             return start, None
@@ -319,8 +347,7 @@ everything was computed and written.
         self.result = self._header(fmodel) | {
             "start": _r(first), "final": _r(refined), "cycles": history.cycles, "steps": history.steps,
             "shift_rms": float(moved.square().mean().sqrt()), "shift_max": float(moved.max()),
-            "geometry_restraints": {"force_field_weight": self.inputs.force_field_weight}
-            if self.inputs.force_field_weight else None, "settings": settings,
+            "geometry_restraints": self._weight, "settings": settings,
             "files": {"model": self._entry.model.path.name, "data": self._entry.data.path.name,
                       "labels": self._entry.data.labels},
             "messages": [*self._twins, *self._messages, *self._entry.messages], "versions": versions(),

@@ -8,7 +8,7 @@ from .direct import DEFAULT_MEMORY, direct
 from .fft import fft
 from .fft_setting import LEAST_ACCURACY, estimated_time
 from .miller_plan import miller_plan
-from .splatting import FFTUnsuitable
+from .splatting import FFTUnsuitable, own_threads
 from .values import without_values
 
 METHODS = {"direct": direct, "fft": fft}
@@ -118,7 +118,8 @@ def _fft_is_faster(atoms, indices, accuracy, memory):
     if direct_time < _SMALL:
         return False, None
     try:
-        time, population = estimated_time(atoms, plan, accuracy, memory)
+        with own_threads(atoms.device):
+            time, population = estimated_time(atoms, plan, accuracy, memory)
     except FFTUnsuitable:
         return False, None
     return _GAIN * (time + _FFT_START) < direct_time, population

@@ -22,6 +22,8 @@ _STAR = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
 _PACK = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 # Rows run on beyond the cut to a multiple of eight points, so that the cut may be this much nearer.
 SLACK = 1.0
+#: Whether a job may hold several models.
+BATCHED = False
 # Seconds of work on one core that are worth another thread.
 _ENOUGH = 2.5e-3
 _REAL = {torch.float32: np.float32, torch.float64: np.float64}

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from . import splatting
 from .direct import DEFAULT_MEMORY
-from .fft_setting import LEAST_ACCURACY, choose_setting, complex_of
+from .fft_setting import LEAST_ACCURACY, choose_setting, complex_of, storage
 from .miller_plan import miller_plan
 from .values import values_wanted
 
@@ -65,13 +65,14 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY, po
         own = value.shape[value.ndim - tail:]
         return value.expand(*batch, *own).reshape(-1, *own)
 
-    u_iso = torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)
-    u_star = torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0)
-    weights = atoms.occupancies * atoms.site_weights.to(atoms.dtype)
-    result = _Transform.apply(
-        flat(atoms.sites_cart, 2), flat(u_iso, 1), flat(u_star, 2), flat(weights, 1), flat(atoms.fp, 1),
-        flat(atoms.fdp, 1), flat(atoms._frac_residual, 2), atoms, plan, accuracy, memory, population)
-    return result.reshape(*batch, n)
+    with splatting.own_threads(atoms.device):
+        u_iso = torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)
+        u_star = torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0)
+        weights = atoms.occupancies * atoms.site_weights.to(atoms.dtype)
+        result = _Transform.apply(
+            flat(atoms.sites_cart, 2), flat(u_iso, 1), flat(u_star, 2), flat(weights, 1), flat(atoms.fp, 1),
+            flat(atoms.fdp, 1), flat(atoms._frac_residual, 2), atoms, plan, accuracy, memory, population)
+        return result.reshape(*batch, n)
 
 
 class _Transform(torch.autograd.Function):
@@ -79,24 +80,23 @@ class _Transform(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, sites_cart, u_iso, u_star, weights, fp, fdp, residual, atoms, plan, accuracy, memory, population):
-        with splatting.own_threads(sites_cart.device):
-            sites = sites_cart.to(torch.float64) @ atoms.crystal.fractionalization.T + residual
-            values = sites, u_iso, u_star, weights, fp, fdp
-            ctx.save_for_backward(*values)
-            ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
-            ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory, population=population)
-            engine = splatting.engine(sites.device)
-            dispersion = bool((fdp != 0).any())
-            dtype = complex_of(weights.dtype)
-            if not values_wanted():
-                return torch.zeros((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
-            result = torch.empty((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
-            for model in range(len(sites)):
-                result[model] = engine.values(_job(atoms, setting, values, model, False, False))
-                if dispersion:
-                    found = engine.values(_job(atoms, setting, values, model, True, False))
-                    result[model] += 1j * found.to(dtype)
-            return result
+        sites = sites_cart.to(torch.float64) @ atoms.crystal.fractionalization.T + residual
+        values = sites, u_iso, u_star, weights, fp, fdp
+        ctx.save_for_backward(*values)
+        ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
+        ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory, population=population)
+        engine = splatting.engine(sites.device)
+        dispersion = bool((fdp != 0).any())
+        dtype = complex_of(weights.dtype)
+        if not values_wanted():
+            return torch.zeros((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
+        result = torch.empty((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
+        for part in _parts(engine, setting, len(sites), memory):
+            result[part] = engine.values(_job(atoms, setting, values, part, False, False))
+            if dispersion:
+                found = engine.values(_job(atoms, setting, values, part, True, False))
+                result[part] += 1j * found.to(dtype)
+        return result
 
     @staticmethod
     @once_differentiable
@@ -109,20 +109,29 @@ class _Transform(torch.autograd.Function):
             engine = splatting.engine(grad.device)
             grads = [torch.zeros_like(x) if want else None for x, want in zip(values, wanted)]
             maps = [False, True] if wanted[5] or bool((values[5] != 0).any()) else [False]
-            for model in range(len(values[0])):
+            for part in _parts(engine, setting, len(values[0]), ctx.memory):
                 for dispersion in maps:
-                    seed = -1j * grad[model] if dispersion else grad[model]
-                    job = _job(atoms, setting, values, model, dispersion, wanted[4 + dispersion])
+                    seed = -1j * grad[part] if dispersion else grad[part]
+                    job = _job(atoms, setting, values, part, dispersion, wanted[4 + dispersion])
                     found = engine.gradients(seed, job)
                     for target, value in zip((*grads[:4], grads[4 + dispersion]), found):
                         if target is not None:
-                            target[model] += value.to(target.dtype)
+                            target[part] += value.to(target.dtype)
             if wanted[0]:
                 grads[0] = (grads[0] @ atoms.crystal.fractionalization).to(atoms.dtype)
         return *grads, None, None, None, None, None, None
 
 
-def _job(atoms, setting, values, model, dispersion, gradient):
-    sites, u_iso, u_star, weights, fp, fdp = (value[model] for value in values)
+def _parts(engine, setting, n_models, memory):
+    """What an engine takes of a batch at a time: a model, or as many as memory allows."""
+    if not engine.BATCHED:
+        return range(n_models)
+    size = max(1, int(min(memory // storage(setting.grid.dims, setting.dtype),
+                          engine.LARGEST // setting.grid.n_points)))
+    return [slice(first, first + size) for first in range(0, n_models, size)]
+
+
+def _job(atoms, setting, values, part, dispersion, gradient):
+    sites, u_iso, u_star, weights, fp, fdp = (value[part] for value in values)
     return splatting.Job(atoms, setting, sites, u_iso, u_star, weights, fdp if dispersion else fp, dispersion,
                          gradient)

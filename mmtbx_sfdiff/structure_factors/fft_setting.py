@@ -334,11 +334,11 @@ def _from(chosen, plan, memory):
             dims = grid_dims(plan, rate)
             finer = (dtype == chosen[1] and math.prod(dims) > math.prod(chosen[0])) or (
                 dtype == torch.float64 and chosen[1] == torch.float32)
-            if finer and _storage(dims, dtype) <= memory:
+            if finer and storage(dims, dtype) <= memory:
                 yield dims, dtype
 
 
-def _storage(dims, dtype):
+def storage(dims, dtype):
     """Bytes of a grid, its transform, and the transform's working copy."""
     return 3.5 * (4 if dtype == torch.float32 else 8) * math.prod(dims)
 
@@ -390,7 +390,7 @@ def _choose(cache, plan, histogram, n_atoms, accuracy, memory, orders):
             if dims in seen:
                 continue
             seen.add(dims)
-            need = _storage(dims, dtype)
+            need = storage(dims, dtype)
             if need > memory and smallest < math.inf:
                 break
             model = cache.model(dims)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
+
+from ..tensor_cache import TensorCache
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,16 +69,11 @@ def miller_plan(crystal, miller_indices, prefer="separable"):
     ``prefer`` is what decides on the axis of the columns: "separable" for isotropic atoms, "longest" for
     anisotropic ones, of which each column costs something before its first term.
     """
-    by_crystal = _CACHE.setdefault(miller_indices, {})
-    key = (crystal.unit_cell, crystal.hall_symbol, prefer)
-    version, plan = by_crystal.get(key, (None, None))
-    if version != miller_indices._version:
-        plan = _make_plan(crystal, miller_indices, prefer)
-        by_crystal[key] = (miller_indices._version, plan)
-    return plan
+    return _CACHE.get(miller_indices, (crystal.unit_cell, crystal.hall_symbol, prefer),
+                      lambda: _make_plan(crystal, miller_indices, prefer))
 
 
-_CACHE = WeakIdKeyDictionary()
+_CACHE = TensorCache()
 
 
 def _column_axes(crystal, extent, prefer):

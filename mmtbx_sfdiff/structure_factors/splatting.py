@@ -2,7 +2,8 @@
 
 An engine has three functions: ``splat(job)`` gives the grid, ``values(job)`` the structure factors, and
 ``gradients(seed, job)`` the gradients in (sites, u_iso, u_star, weights, f' or f'').  ``SLACK`` multiplies
-the truncation that the error model allows for, by how the engine cuts its Gaussians.
+the truncation that the error model allows for, by how the engine cuts its Gaussians.  Where ``BATCHED``, a job
+may hold several models, of ``LARGEST`` grid points in all.
 """
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class FFTUnsuitable(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """The atoms of one density of one model: tensors (n_atoms, ...).
+    """The atoms of one density: tensors (n_atoms, ...) of one model, or (n_models, n_atoms, ...).
 
     ``fp`` is a constant term added to the form factor, or all of it when ``dispersion``; ``gradient`` says
     whether its gradient is wanted, so that zero terms are kept.

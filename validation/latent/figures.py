@@ -7,6 +7,7 @@
 ``latent_course.png``       4b: target, R-work, R-free against the steps; baselines; the deposited model
 ``latent_convergence.png``  start RMSD against final R-free at each resolution
 ``latent_refinement.csv``   every run
+``latent_runs.rst``         the tables of the documentation
 """
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
@@ -20,7 +21,8 @@ from pathlib import Path
 
 from mmtbx_sfdiff.files import write_all
 from mmtbx_sfdiff.latent import figures
-from validation.latent.refinement import key, read
+from validation.latent.refinement import RESOLUTION
+from validation.latent.runs import key, read
 
 NAMES = {
     "latent": "latent",
@@ -44,8 +46,11 @@ COLUMNS = (
     "r_free",
     "rmsd_main",
     "rmsd_all",
-    "energy",
+    "weight",
+    "side_chains_turned",
+    "side_chains_wrong",
     "seconds",
+    "version",
 )
 
 
@@ -118,8 +123,46 @@ def table(lines):
             row |= {"r_work_start": line["start_r"][0], "r_free_start": line["start_r"][1]}
         for place in ("rmsd_start", "rmsd"):
             row |= {f"{place}_{part}": value for part, value in (line.get(place) or {}).items()}
+        chains = line.get("side_chains", {})
+        row |= {"weight": line.get("facts", {}).get("weight"), "side_chains_turned": chains.get("turned")}
+        row["side_chains_wrong"] = chains["end"][0] if "end" in chains else None
         writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
     return buffer.getvalue()
+
+
+def runs_table(lines):
+    """R-work / R-free, and distances, of every run at each entry's own resolution, as tables of the documentation."""
+    mine = [line for line in lines if line["d_min"] == RESOLUTION.get(line["entry"]) and not line["label"]]
+    found = {(line["entry"], line["seed"], line["kind"]): line for line in mine}
+    starts = sorted({(line["entry"], line["seed"]) for line in mine if line["kind"] == "latent"})
+
+    def r(entry, seed, kind):
+        line = found.get((entry, seed, kind))
+        return "-" if line is None else f"{line['r_work']:.3f} / {line['r_free']:.3f}"
+
+    def first(entry, kind):
+        return next((r(e, s, k) for e, s, k in found if (e, k) == (entry, kind)), "-")
+
+    def moved(entry, seed, kind, place="rmsd"):
+        line = found.get((entry, seed, kind))
+        return "-" if line is None else f"{line[place]['main']:.2f} / {line[place]['all']:.2f}"
+
+    r_factors = [["entry, seed", "start: Å", *NAMES.values(), "deposited, stripped", "the same, polished"]]
+    distances = [["entry, seed", "start", *NAMES.values()]]
+    for entry, seed in starts:
+        start = moved(entry, seed, "latent", "rmsd_start")
+        kinds = [r(entry, seed, kind) for kind in NAMES]
+        r_factors.append([f"{entry}, {seed}", start, *kinds, first(entry, "benchmark"), first(entry, "deposited_ff")])
+        distances.append([f"{entry}, {seed}", start, *(moved(entry, seed, kind) for kind in NAMES)])
+    return list_table(r_factors) + "\n" + list_table(distances)
+
+
+def list_table(rows):
+    """Rows of texts as a ``list-table`` of reStructuredText."""
+    out = [".. list-table::", "   :header-rows: 1", ""]
+    for row in rows:
+        out += [("   * - " if i == 0 else "     - ") + cell for i, cell in enumerate(row)]
+    return "\n".join(out) + "\n"
 
 
 def main(args=None):
@@ -132,7 +175,7 @@ def main(args=None):
     parser.add_argument("--out", type=Path, default=Path("."))
     options = parser.parse_args(args)
     lines = read(options.results)
-    files = {"latent_refinement.csv": table(lines).encode()}
+    files = {"latent_refinement.csv": table(lines).encode(), "latent_runs.rst": runs_table(lines).encode()}
     if (options.folder / options.entry / f"seed{options.seed}" / "realnvp.json").exists():
         files["latent_energies.png"] = figures.png(energies(options.folder, options.entry, options.seed))
     files["latent_course.png"] = figures.png(

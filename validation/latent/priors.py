@@ -21,18 +21,21 @@ Every stage that is finished is kept; run the command again to go on. What is wr
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
 import argparse
+import copy
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from mmtbx_sfdiff.files import find_entry, read_model
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel, RealNVP,
-                                 TrainingSettings, add_position_restraints, calibrate, create_system, frame_features,
-                                 load_frames, prepare_model, run_md, train)
+                                 TrainingSettings, add_position_restraints, calibrate, create_system, energy_on,
+                                 frame_features, load_frames, prepare_model, run_md, train)
 from mmtbx_sfdiff.files.writing import write_atomically
+from mmtbx_sfdiff.latent.chirality import chiral_centres, handedness
 from mmtbx_sfdiff.latent.train import split_in_time
 from validation.latent.starts import backbone_rmsd, wrong_start
 
@@ -50,11 +53,12 @@ def make_start(entry, folder, seed):
         return PreparedModel.load(folder / "prepared")
     model = read_model(find_entry(entry, download=False).model)
     hierarchy = model.manager.get_hierarchy()
-    deposited = prepare_model(hierarchy)
+    prepared = folder / "deposited"             # afterwards for the report's RMSD only
+    deposited = PreparedModel.load(prepared) if prepared.exists() else prepare_model(hierarchy)
+    deposited.save(prepared)
     sites, record = wrong_start(deposited, TARGETS[seed % len(TARGETS)], seed)
     start = deposited.replace(sites_cart=sites)
     start.save(folder / "prepared")
-    deposited.save(folder / "deposited")        # for the report's RMSD only
     wrong = hierarchy.deep_copy()
     atoms = wrong.atoms()
     for ff, i in zip(start.heavy_index.tolist(), start.model_index.tolist()):
@@ -79,7 +83,9 @@ def _flags(n, chosen):
 
 
 def dynamics(entry, start, folder, seed, duration=None):
-    """Frames of restrained dynamics from the start."""
+    """Frames of restrained dynamics from the start; those that were brought without their states are complete."""
+    if list((folder / "md").glob("frames_*.npz")) and not list((folder / "md").glob("state_*.xml")):
+        return
     system = add_position_restraints(create_system(start), start.sites_cart, start.ca_index, RESTRAINT)
     default, interval = DYNAMICS.get(entry, (40.0, 0.08))
     duration = duration or default
@@ -90,13 +96,13 @@ def dynamics(entry, start, folder, seed, duration=None):
             print(f"  {entry} seed {seed}: frame {done} of {total}, {energy:.0f} kJ/mol, "
                   f"{time.perf_counter() - begin:.0f} s", flush=True)
 
-    return run_md(start, system, folder / "md", duration, frame_interval=interval, solvent_interval=2, seed=seed,
+    run_md(start, system, folder / "md", duration, frame_interval=interval, solvent_interval=2, seed=seed,
                   chunk_frames=50,
-                  progress=progress)
+           progress=progress)
 
 
-def linear_priors(entry, start, folder, shrink=0.3):
-    """Generators with shrunk full covariances."""
+def linear_priors(entry, start, folder, shrink=0.3, others=True):
+    """Generators with shrunk full covariances; others: localised, and with the width that fits the last frames."""
     system = create_system(start)
     frames, _ = load_frames(folder / "md", skip=SKIP)
     transform = MixedTransform.from_prepared(start, system, frames=frames.double())
@@ -109,7 +115,7 @@ def linear_priors(entry, start, folder, shrink=0.3):
 
     if not (folder / "linear.pt").exists():
         report(entry, start, folder, save("linear", shrink=shrink), "linear")
-    if not (folder / "linear_local.pt").exists():
+    if others and not (folder / "linear_local.pt").exists():
         local = save("linear_local", shrink=shrink, localise=transform.localise)
         report(entry, start, folder, local, "linear_local")
         chosen, widen = calibrate(x, kinds, localise=transform.localise)
@@ -117,42 +123,64 @@ def linear_priors(entry, start, folder, shrink=0.3):
         write_atomically(folder / "linear_wide.json", json.dumps({"shrink": chosen, "widen": widen}))
 
 
-def realnvp_prior(entry, start, folder, steps, shrink=0.3):
-    """A generator trained by likelihood and energy, and what its samples' energies are beside the linear flow's."""
+def realnvp_prior(entry, start, folder, steps, shrink=0.3, device="cpu", samples=8, seconds=None):
+    """A generator trained by likelihood and energy, and what its samples' energies are beside the linear flow's.
+
+    Without ``steps`` there are as many as ``seconds`` allow.
+    """
     if (folder / "realnvp.json").exists():
         return
     system = create_system(start)
-    energy = OpenMMEnergy(system)
     frames, _ = load_frames(folder / "md", skip=SKIP)
     transform = MixedTransform.from_prepared(start, system, frames=frames.double())
-    settings = TrainingSettings(steps=steps, batch_size=64, learning_rate=5e-4, w_ml=0.2, w_kl=1.0, n_samples=8,
-                                e_high=(1e5, 300.0), evaluate_every=20)
+    settings = TrainingSettings(steps=steps or 5, batch_size=64, learning_rate=5e-4, w_ml=0.2, w_kl=1.0,
+                                n_samples=samples, e_high=(1e5, 300.0), evaluate_every=20)
     x, _ = split_in_time(frame_features(transform, frames), settings.validation)  # so that validation is one
     linear = LinearFlow.from_samples(x, shrink, transform.kinds, localise=transform.localise)
-    generator = BoltzmannGenerator(transform, RealNVP(linear)).float()
+    energy = energy_on(system, device, torch.float32)
+
+    def untrained():
+        return BoltzmannGenerator(copy.deepcopy(transform), RealNVP(copy.deepcopy(linear))).float().to(device)
+
+    if steps is None:
+        for _ in range(2):                      # the first time is longer
+            begin = time.perf_counter()
+            train(untrained(), frames.to(device), settings, energy=energy)
+            a_step = (time.perf_counter() - begin) / settings.steps
+        settings = replace(settings, steps=max(20, int(0.8 * seconds / a_step)))
+    generator = untrained()
     begin = time.perf_counter()
 
     def progress(row):
-        print(f"  {entry}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        if row["step"] % 100 == 0:
+            print(f"  {entry}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
 
-    history = train(generator, frames, settings, energy=energy, checkpoint=folder / "realnvp.checkpoint",
+    history = train(generator, frames.to(device), settings, energy=energy, checkpoint=folder / "realnvp.checkpoint",
                     progress=progress)
-    generator.save(folder / "realnvp.pt")
     seconds = time.perf_counter() - begin
-    energies = {"md": energy(frames[::max(1, len(frames) // 200)])}
+    copy.deepcopy(generator).cpu().save(folder / "realnvp.pt")
+    energy = energy_on(system, device, chunk=16)
+    energies = {"md": energy(frames[::max(1, len(frames) // 200)].double().to(device))}
+    centres, lost = chiral_centres(start), {}
+    hand = handedness(start.sites_cart, centres).to(device)
     with torch.no_grad():
         for name, flow, scale in (("realnvp", generator.flow, 1.0), ("linear", linear, 1.0),
                                   ("linear_half", linear, 0.5),
                                   ("diagonal", LinearFlow.from_samples(x, 1.0), 1.0)):
-            sampler = BoltzmannGenerator(transform.double(), flow.double())
-            energies[name] = energy(sampler.sample(200, scale, torch.Generator().manual_seed(1)))
-    median = energies["md"].double().median()
-    record = {"entry": entry, "n_atoms": start.n_ff, "seconds": seconds, "history": history,
-              "median_above_md_per_atom": {name: ((e.double().median() - median) / start.n_ff).item()
+            sampler = BoltzmannGenerator(transform, flow).double().to(device)
+            made = sampler.sample(1000, scale, torch.Generator().manual_seed(1))
+            energies[name] = energy(made[:200])
+            lost[name] = int((handedness(made, centres) != hand).any(-1).sum())
+    energies = {name: value.double().cpu() for name, value in energies.items()}
+    median = energies["md"].median()
+    record = {"entry": entry, "n_atoms": start.n_ff, "device": str(device), "samples": samples,
+              "chiral_centres": len(centres), "of_1000_samples_with_a_centre_inverted": lost,
+              "steps": settings.steps, "seconds": seconds, "history": history,
+              "median_above_md_per_atom": {name: ((e.median() - median) / start.n_ff).item()
                                            for name, e in energies.items()},
               "energies": {name: e.tolist() for name, e in energies.items()}}
     write_atomically(folder / "realnvp.json", json.dumps(record))
-    print(entry, record["median_above_md_per_atom"], flush=True)
+    print(entry, record["median_above_md_per_atom"], "inverted", lost, flush=True)
 
 
 def report(entry, start, folder, generator, name, n=50):
@@ -164,6 +192,9 @@ def report(entry, start, folder, generator, name, n=50):
         z_truth, z_start = generator.encode(deposited)[0], generator.encode(start.sites_cart)[0]
         mean = generator.decode(torch.zeros_like(z_truth))[0]
         sampled = generator.sample(n, generator=torch.Generator().manual_seed(0))
+        centres = chiral_centres(start)
+        kept = handedness(generator.sample(1000, generator=torch.Generator().manual_seed(1)), centres) == handedness(
+            start.sites_cart, centres)
         e_md, e_sample = energy(frames[::max(1, len(frames) // n)]), energy(sampled)
     quantiles = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     record = {
@@ -173,6 +204,7 @@ def report(entry, start, folder, generator, name, n=50):
         "rmsd_last_frame": backbone_rmsd(start, frames[-1].double(), deposited),
         "z_truth": (z_truth.norm() / generator.n_latent ** 0.5).item(),
         "z_start": (z_start.norm() / generator.n_latent ** 0.5).item(),
+        "chiral_centres": len(centres), "of_1000_samples_with_a_centre_inverted": int((~kept).any(-1).sum()),
         "energy_md": torch.quantile(e_md.double(), quantiles).tolist(),
         "energy_samples": torch.quantile(e_sample, quantiles).tolist(),
     }

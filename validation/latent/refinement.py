@@ -7,6 +7,7 @@ For each entry and seed that ``python -m validation.latent.priors`` has made a s
     sites_ff      sites with the force field       } of the latent refinement together, then polished in the same way
     average_ff    the same from the trajectory's average
     deposited_ff  control: the deposited model, stripped and polished in the same way
+    deposited_b   control: its B factors only
     latent_side_chains  control: latent, its side chains replaced by the deposited ones, then polished
     benchmark     the deposited model, stripped as the start was, as it is; and the full deposited model
 
@@ -17,8 +18,11 @@ interrupted and given again.
     python -m validation.latent.refinement --results latent.jsonl --summary
     python -m validation.latent.refinement --size gpu --minutes 18 ...      a slice of a longer study
 
-What limits the latent runs is tried with ``--kinds deposited_ff`` (polishing, B factors, mask), ``--starts
-8``, ``--prior-weight``, and with a prior of dynamics begun at the truth:
+The force field's weight is chosen for each run by cross-validation inside the work set, the polishing of all turns
+side chains; ``--weight 1`` and ``--fixed-side-chains`` do without. ``--workers 16`` makes so many runs at a time.
+
+What limits the latent runs is tried with ``--kinds deposited_ff deposited_b`` (polishing, B factors, mask),
+``--starts 8``, ``--prior-weight``, and with a prior of dynamics begun at the truth:
 
     python -m validation.latent.refinement --truth-prior 24 ...      makes truth_prior.pt for each entry and seed
     python -m validation.latent.refinement --kinds latent --generator truth_prior.pt --label _truth ...
@@ -31,9 +35,9 @@ import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native lib
 
 import argparse
 import dataclasses
+import hashlib
 import json
-import os
-import statistics
+import math
 import sys
 import time
 from pathlib import Path
@@ -46,10 +50,10 @@ from mmtbx_sfdiff.latent import (
     BoltzmannGenerator,
     LinearFlow,
     MixedTransform,
-    OpenMMEnergy,
     PreparedModel,
     add_position_restraints,
     create_system,
+    energy_on,
     frame_features,
     load_frames,
     run_md,
@@ -58,12 +62,14 @@ from mmtbx_sfdiff.latent.baselines import run_baseline
 from mmtbx_sfdiff.latent.experiment import Experiment
 from mmtbx_sfdiff.latent.optimise import Settings
 from mmtbx_sfdiff.latent.placement import superposition
-from mmtbx_sfdiff.latent.polish import polish
+from mmtbx_sfdiff.latent.polish import polish, polish_b
 from mmtbx_sfdiff.latent.problem import make_problem, stripped
 from mmtbx_sfdiff.latent.refine import STARTS, refine_latent
+from mmtbx_sfdiff.latent.side_chains import rotors
+from validation.latent.runs import key, read, run_tasks, summary
 
 KINDS = (
-    "benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff", "latent_side_chains"
+    "benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff", "deposited_b", "latent_side_chains"
 )
 RESOLUTION = {"1aie": 2.0, "1dtx": 2.2, "6jqs": 2.1}
 SIZES = {"ci": (2, 80, 40), "cpu": (2, 350, 300), "gpu": (8, 1000, 400)}  # starts, steps, steps of polishing
@@ -104,54 +110,61 @@ def benchmark(entry, d_min, selection):
     }
 
 
-def one(
-    kind,
-    entry,
-    seed,
-    folder,
-    d_min,
-    size,
-    settings,
-    generator_name="linear.pt",
-    options=None,
-    device="cpu",
-    starts=None,
-):
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What all runs of a study have in common: the arguments of the command line that decide about a result."""
+
+    folder: Path
+    size: str = "cpu"
+    objective: str = "floored_gaussian"
+    generator: str = "linear.pt"
+    prior_weight: float = 1.0
+    weight: float | None = None
+    side_chains: bool = True
+    starts: int | None = None
+    device: str = "cpu"
+    label: str = ""
+
+
+def one(kind, entry, seed, d_min, protocol):
     """One line of the results, and the histories that belong to it."""
     start = time.perf_counter()
-    problem, truth, prepared, place = subject(entry, seed, folder, d_min, device)
+    device = protocol.device
+    problem, truth, prepared, place = subject(entry, seed, protocol.folder, d_min, device)
     if kind == "benchmark":
         return benchmark(entry, d_min, problem.selection), None
-    n_starts, steps, polish_steps = SIZES[size]
-    n_starts = starts or n_starts
-    settings = dataclasses.replace(settings, steps=steps)
-    system = create_system(prepared, constraints=None, hydrogen_mass=None)
-    energy = OpenMMEnergy(system, platform="CPU" if device == "cpu" else "CUDA")
-    runs, histories = [], {}
+    n_starts, steps, polish_steps = SIZES[protocol.size]
+    n_starts = protocol.starts or n_starts
+    settings = Settings(objective=protocol.objective, rigid_steps=30, steps=steps)
+    energy = energy_on(create_system(prepared, constraints=None, hydrogen_mass=None), device)
+    runs, histories, found = [], {}, None
     begin = problem.sites_cart[problem.rows]
-    if kind.startswith("latent"):
-        generator = BoltzmannGenerator.load(place / generator_name, device)
-        runs = refine_latent(problem, generator, settings, STARTS[:n_starts], seed=seed, **(options or {}))
-        found = runs[0]
-    elif kind == "deposited_ff":
-        found = None
+    if kind.startswith("deposited"):
+        sites = PreparedModel.load(place / "deposited").sites_cart.to(device)
+        b = problem.residue_b()().detach()
     else:
-        frames = load_frames(place / "md", skip=SKIP)[0].to(device) if kind == "average_ff" else None
-        budget = n_starts * (settings.steps + settings.rigid_steps)
-        found = run_baseline(kind, problem, energy, frames, dataclasses.replace(settings, steps=budget))
-    if found is None:
-        deposited = PreparedModel.load(place / "deposited").sites_cart.to(device)
-        final = polish(problem, deposited, problem.residue_b()().detach(), energy, settings, polish_steps)
-        before = None
-    else:
-        sites = found.all_sites_cart
+        if kind.startswith("latent"):
+            generator = BoltzmannGenerator.load(place / protocol.generator, device).double()
+            runs = refine_latent(
+                problem, generator, settings, STARTS[:n_starts], seed=seed, prior_weight=protocol.prior_weight
+            )
+            found = runs[0]
+        else:
+            frames = load_frames(place / "md", skip=SKIP)[0].to(device) if kind == "average_ff" else None
+            budget = dataclasses.replace(settings, steps=n_starts * (steps + settings.rigid_steps))
+            found = run_baseline(kind, problem, energy, frames, budget, protocol.weight)
+        sites, b = found.all_sites_cart, found.b
         if kind == "latent_side_chains":
-            sites = with_side_chains(prepared, sites, PreparedModel.load(place / "deposited").sites_cart)
-        final = polish(problem, sites, found.b, energy, settings, polish_steps)
-        before = found.summary()
+            sites = with_side_chains(prepared, sites, PreparedModel.load(place / "deposited").sites_cart.to(device))
         histories = {"before": [found.history.steps, found.history.cycles]}
+    if kind == "deposited_b":
+        final = polish_b(problem, sites, b, settings, polish_steps)
+    else:
+        turning = rotors(prepared, device) if protocol.side_chains and kind != "latent_side_chains" else None
+        final = polish(problem, sites, b, energy, settings, polish_steps, protocol.weight, rotors=turning)
     histories["polish"] = [final.history.steps, final.history.cycles]
     reflections = problem.fmodel.reflections
+    deposited = PreparedModel.load(place / "deposited").sites_cart
 
     def distances(sites):
         return {
@@ -159,13 +172,22 @@ def one(
             for name, main in (("main", True), ("all", False))
         }
 
+    def rotamers(all_sites):
+        return misplaced(prepared, all_sites.detach().cpu(), deposited)
+
     first = Experiment(problem.fmodel).finished(begin, problem.b_start)
     return {
         "r_work": final.r_work,
         "r_free": final.r_free,
-        "energy": final.facts.get("energy"),
         "target": final.target,
-        "before_polish": before,
+        "facts": final.facts,
+        "side_chains": {
+            "start": rotamers(problem.sites_cart),
+            "before": rotamers(sites),
+            "end": rotamers(final.all_sites_cart),
+            "turned": len(final.facts.get("side_chains", ())),
+        },
+        "before_polish": None if found is None else found.summary(),
         "start_r": first.r_factors(),
         "rmsd_start": distances(begin),
         "rmsd_before": None if found is None else distances(found.sites_cart),
@@ -174,13 +196,30 @@ def one(
         "rmsd_runs": [distances(run.sites_cart) for run in runs],
         "n_reflections": len(reflections),
         "n_free": int((~reflections.work).sum()),
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(settings) | {"starts": n_starts, "polish_steps": polish_steps},
+        "version": version(),
         "seconds": time.perf_counter() - start,
     }, histories
 
 
+def misplaced(prepared, sites, reference):
+    """How many side chains have a torsion more than 40 degrees from a reference, of how many that can turn."""
+    found = rotors(prepared)
+    wrong = sum(rotor.turn(rotor.angles(sites) - rotor.angles(reference)) > math.radians(40) for rotor in found)
+    return wrong, len(found)
+
+
+def version():
+    """Of the code that made a run: the package's, with the checksum of what refines."""
+    folder = Path(mmtbx_sfdiff.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("latent/*.py"), *folder.glob("refinement/*.py"), *folder.glob("*.py")]):
+        digest.update(path.read_bytes())
+    return f"{mmtbx_sfdiff.__version__} {digest.hexdigest()[:8]}"
+
+
 def with_side_chains(prepared, sites_cart, other):
-    """Sites whose side chains are those of another model of the same atoms, moved with N, CA and C of their residues."""
+    """Sites with the side chains of another model of the same atoms, moved with N, CA and C of their residues."""
     result = sites_cart.detach().clone()
     names = prepared.names
     for residue in range(len(prepared.residue_names)):
@@ -221,58 +260,6 @@ def truth_prior(place, duration):
     BoltzmannGenerator(transform, flow).save(place / "truth_prior.pt")
 
 
-def read(path):
-    """Lines of a results file; an incomplete last one is left out."""
-    lines = []
-    if Path(path).exists():
-        for text in Path(path).read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue
-    return lines
-
-
-def key(line):
-    return line["entry"], line["seed"], line["kind"], line["d_min"], line.get("label", "")
-
-
-def summary(lines):
-    """Text: every run, then medians."""
-    out = [
-        "entry seed kind          d_min  start R        before polish   final R         main-chain rmsd        s"
-    ]
-
-    def pair(r):
-        return f"{r[0]:.3f}/{r[1]:.3f}" if r else "-          "
-
-    for line in sorted(lines, key=key):
-        before = line.get("before_polish")
-        moved = (
-            ""
-            if "rmsd" not in line
-            else f"{line['rmsd_start']['main']:.2f} -> "
-            + (f"{line['rmsd_before']['main']:.2f} -> " if line["rmsd_before"] else "")
-            + f"{line['rmsd']['main']:.2f}"
-        )
-        out.append(
-            f"{line['entry']:6s}{line['seed']:3d}  {line['kind'] + line.get('label', ''):14s}{line['d_min']:5.2f}  "
-            f"{pair(line.get('start_r'))}  {pair(before and (before['r_work'], before['r_free']))}    "
-            f"{pair((line['r_work'], line['r_free']))}  {moved:22s}{line.get('seconds', 0):6.0f}"
-        )
-    groups = {}
-    for line in lines:
-        groups.setdefault((line["entry"], line["kind"] + line.get("label", ""), line["d_min"]), []).append(
-            line["r_free"]
-        )
-    out.append("\nmedian R-free")
-    out += [
-        f"{e:6s}{k:14s}{d:5.2f}  {statistics.median(v):.3f}  of {len(v)}"
-        for (e, k, d), v in sorted(groups.items())
-    ]
-    return "\n".join(out)
-
-
 def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -284,9 +271,11 @@ def main(args=None):
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--d-min", nargs="+", type=float, help="Å; by default each entry's own")
     parser.add_argument("--size", choices=tuple(SIZES), default="cpu")
-    parser.add_argument("--objective", default="floored_gaussian")
+    parser.add_argument("--objective", default="floored_gaussian", help="before polishing")
     parser.add_argument("--generator", default="linear.pt")
     parser.add_argument("--prior-weight", type=float, default=1.0)
+    parser.add_argument("--weight", type=float, help="of the force field; by default chosen for each run")
+    parser.add_argument("--fixed-side-chains", action="store_true", help="polishing turns none")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--starts", type=int, help="instead of the size's")
     parser.add_argument("--label", default="", help="added to the names of these runs")
@@ -294,6 +283,7 @@ def main(args=None):
         "--truth-prior", type=float, metavar="PS", help="only make the control's generators, of so many ps"
     )
     parser.add_argument("--minutes", type=float, help="stop beginning runs after so long")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--summary", action="store_true", help="only print what is there")
     options = parser.parse_args(args)
     if options.summary:
@@ -304,51 +294,24 @@ def main(args=None):
             for seed in options.seeds:
                 truth_prior(options.folder / entry / f"seed{seed}", options.truth_prior)
         return 0
-    begin = time.monotonic()
+    names = ("folder", "size", "objective", "generator", "prior_weight", "weight", "starts", "device", "label")
+    protocol = Protocol(
+        side_chains=not options.fixed_side_chains, **{name: getattr(options, name) for name in names}
+    )
     done = {key(line) for line in read(options.results)}
-    settings = Settings(objective=options.objective, rigid_steps=30)
-    for entry in options.entries:
-        for d_min in options.d_min or [RESOLUTION.get(entry, 2.0)]:
-            for seed in options.seeds:
-                for kind in options.kinds:
-                    if (entry, seed, kind, d_min, options.label) in done:
+    wanted = []
+    for seed in options.seeds:
+        for kind in options.kinds:
+            for entry in options.entries:
+                for d_min in options.d_min or [RESOLUTION.get(entry, 2.0)]:
+                    task = entry, seed, kind, d_min, protocol.label
+                    if task in done:
                         continue
-                    if options.minutes and time.monotonic() - begin > 60 * options.minutes:
-                        print("time is up: give the same command again")
-                        return 3
                     if not (options.folder / entry / f"seed{seed}" / options.generator).exists():
                         print(f"{entry} seed {seed}: no {options.generator} yet", flush=True)
-                        break
-                    line, histories = one(
-                        kind,
-                        entry,
-                        seed,
-                        options.folder,
-                        d_min,
-                        options.size,
-                        settings,
-                        options.generator,
-                        {"prior_weight": options.prior_weight},
-                        options.device,
-                        options.starts,
-                    )
-                    line = {
-                        "entry": entry,
-                        "seed": seed,
-                        "kind": kind,
-                        "d_min": d_min,
-                        "label": options.label,
-                        **line,
-                    }
-                    name = f"history_{kind}{options.label}_{d_min:g}.json"
-                    if histories:
-                        (options.folder / entry / f"seed{seed}" / name).write_text(json.dumps(histories))
-                    with open(options.results, "a") as file:
-                        file.write(json.dumps(line) + "\n")
-                        file.flush()
-                        os.fsync(file.fileno())
-                    print(summary([line]).splitlines()[1], flush=True)
-    return 0
+                        continue
+                    wanted.append(task)
+    return run_tasks(one, wanted, protocol, options.results, options.workers, options.minutes)
 
 
 if __name__ == "__main__":

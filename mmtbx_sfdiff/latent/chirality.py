@@ -1,0 +1,43 @@
+"""Handedness of chiral centres: CA of every residue but glycine, CB of isoleucine and threonine."""
+
+import torch
+
+_CENTRES = (("CA", ("N", "C", "CB"), None), ("CB", ("CA", "CG1", "CG2"), "ILE"), ("CB", ("CA", "OG1", "CG2"), "THR"))
+
+
+def chiral_centres(prepared):
+    """(n, 4) long: each centre and three of its neighbours, in an order that is the same for every residue.
+
+    Parameters
+    ----------
+    prepared : PreparedModel
+    """
+    atoms = {}
+    for i, (name, residue) in enumerate(zip(prepared.names, prepared.residue_index.tolist())):
+        atoms.setdefault(residue, {})[name] = i
+    rows = []
+    for residue, mine in sorted(atoms.items()):
+        for centre, neighbours, only in _CENTRES:
+            row = [mine.get(name) for name in (centre, *neighbours)]
+            if None not in row and only in (None, prepared.residue_names[residue]):
+                rows.append(row)
+    return torch.tensor(rows, dtype=torch.long).reshape(-1, 4)
+
+
+def handedness(sites_cart, centres):
+    """1 or -1 for each chiral centre of each structure.
+
+    Parameters
+    ----------
+    sites_cart : torch.Tensor
+        (..., n_ff, 3), Å.
+    centres : torch.Tensor
+        (n, 4) long, of :func:`chiral_centres`.
+
+    Returns
+    -------
+    torch.Tensor
+        (..., n)
+    """
+    centre, a, b, c = (sites_cart[..., centres[:, column].to(sites_cart.device), :] for column in range(4))
+    return torch.sign((torch.linalg.cross(a - centre, b - centre) * (c - centre)).sum(-1))
