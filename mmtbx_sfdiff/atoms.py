@@ -49,7 +49,8 @@ class Atoms:
     use_u_iso, use_u_aniso : torch.Tensor
         (n_atoms,) bool.
     site_weights : torch.Tensor
-        (n_atoms,) float64; site multiplicity / number of symmetry operators, 1 on a general position.
+        (n_atoms,) float64; site multiplicity / number of symmetry operators, 1 on a general position, as the structure
+        has them.
     type_index : torch.Tensor
         (n_atoms,) int64; row of ``form_factors``.
     form_factors : FormFactors
@@ -124,11 +125,10 @@ class Atoms:
             frac_residual = sites_frac - sites_cart.to(torch.float64) @ crystal.fractionalization.T
         else:
             frac_residual = torch.zeros_like(sites_frac)
-        order_z = xray_structure.space_group().order_z()
         site_weights = np.ones(scatterers.size())
-        table = xray_structure.site_symmetry_table()
-        for i in table.special_position_indices():
-            site_weights[i] = table.get(i).multiplicity() / order_z
+        for i in xray_structure.site_symmetry_table().special_position_indices():
+            # Not by way of the table: asymmetric_unit_in_p1() leaves it that of another space group.
+            site_weights[i] = scatterers[i].weight_without_occupancy()
         return cls(
             crystal=crystal,
             sites_cart=sites_cart,

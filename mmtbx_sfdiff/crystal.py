@@ -28,7 +28,8 @@ class Crystal:
     unit_cell : tuple of float
         a, b, c (Å), alpha, beta, gamma (degrees).
     hall_symbol : str
-        Hall symbol with its change of basis, so that every setting is unambiguous.
+        Hall symbol with its change of basis, so that every setting is unambiguous; the operators themselves
+        where cctbx finds none, as for a primitive setting with an odd origin.
     space_group_symbol : str
         Hermann-Mauguin symbol as cctbx prints it, for people.
     orthogonalization, fractionalization : torch.Tensor
@@ -73,6 +74,7 @@ class Crystal:
             raise ValueError("The crystal symmetry is incomplete: unit cell and space group are both needed.")
         unit_cell, info = symmetry.unit_cell(), symmetry.space_group_info()
         group = symmetry.space_group()
+        hall_symbol, space_group_symbol = _symbols(info)
         rotations, translations = [], []
         for i_inv in range(group.f_inv()):
             for i_smx in range(group.n_smx()):
@@ -88,8 +90,8 @@ class Crystal:
         metric = unit_cell.reciprocal_metrical_matrix()
         return cls(
             unit_cell=tuple(unit_cell.parameters()),
-            hall_symbol=info.type().hall_symbol(),
-            space_group_symbol=str(info),
+            hall_symbol=hall_symbol,
+            space_group_symbol=space_group_symbol,
             orthogonalization=matrix(unit_cell.orthogonalization_matrix()),
             fractionalization=matrix(fractionalization),
             reciprocal_metric=matrix([[metric[i] for i in row] for row in ((0, 3, 4), (3, 1, 5), (4, 5, 2))]),
@@ -197,7 +199,7 @@ class Crystal:
 
     def asymmetric_box(self):
         """Two corners, in fractional coordinates, of a box that holds cctbx's asymmetric unit of space."""
-        unit = sgtbx.space_group_info(group=sgtbx.space_group(self.hall_symbol)).direct_space_asu()
+        unit = sgtbx.space_group_info(group=_group(self.hall_symbol)).direct_space_asu()
         return tuple(float(v) for v in unit.box_min()), tuple(float(v) for v in unit.box_max())
 
     def build_miller_indices(self, d_min, anomalous=False):
@@ -213,7 +215,7 @@ class Crystal:
 def _symmetry(unit_cell, hall_symbol):
     return cctbx_crystal.symmetry(
         unit_cell=unit_cell, force_compatible_unit_cell=False,
-        space_group_info=sgtbx.space_group_info(group=sgtbx.space_group(hall_symbol)))
+        space_group_info=sgtbx.space_group_info(group=_group(hall_symbol)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -261,3 +263,22 @@ def as_flex_miller_index(miller_indices):
     h, k, l = (flex.int(np.ascontiguousarray(column, dtype=np.int32))
                for column in miller_indices.detach().cpu().numpy().T)
     return flex.miller_index(h, k, l)
+
+
+def _symbols(info):
+    """Hall and Hermann-Mauguin symbol of a ``sgtbx.space_group_info``; the operators where cctbx finds no type."""
+    try:
+        return info.type().hall_symbol(), str(info)
+    except RuntimeError:  # "Internal Error: Unsuitable value for rational translation vector"
+        text = "; ".join(str(operator) for operator in info.group())
+        return text, text
+
+
+def _group(symbol):
+    """The ``sgtbx.space_group`` of what :func:`_symbols` gives."""
+    if ";" not in symbol:
+        return sgtbx.space_group(symbol)
+    group = sgtbx.space_group()
+    for operator in symbol.split("; "):
+        group.expand_smx(operator)
+    return group

@@ -14,7 +14,7 @@ import mmtbx.masks
 import mmtbx_sfdiff
 import numpy as np
 import pytest
-from cctbx import maptbx, miller, sgtbx, xray
+from cctbx import crystal, maptbx, miller, sgtbx, xray
 from cctbx.array_family import flex
 from cctbx.development import random_structure
 from cctbx.xray.structure_factors.algorithm import algorithms
@@ -143,6 +143,27 @@ def test_structure_factors_and_gradients_equal_direct_summation(symbol):
             if not isinstance(value, flex.double):
                 value, reference = value.as_double(), reference.as_double()
             assert relative(value, reference) < 1e-9, kind
+
+
+def test_special_positions_keep_their_weight_in_p1():
+    random.seed(4)
+    whole = xray.structure(
+        crystal_symmetry=crystal.symmetry((11, 11, 15, 90, 90, 90), "P 4"), scatterers=flex.xray_scatterer([
+            xray.scatterer("C", site=(0, 0, 0.1), u=0.1), xray.scatterer("N", site=(0.5, 0, 0.4), u=0.2),
+            xray.scatterer("O", site=(0.1, 0.3, 0.7), u=0.15)]))
+    structure = whole.asymmetric_unit_in_p1()  # with the site symmetries of P 4
+    assert structure.site_symmetry_table().special_position_indices().size()
+    mmtbx_sfdiff.register()
+    xray.set_scatterer_grad_flags(scatterers=structure.scatterers(), site=True, u_iso=True, occupancy=True)
+    miller_set = miller.build_set(structure, False, d_min=2)
+    d_target = flex.complex_double([complex(random.gauss(0, 1), random.gauss(0, 1)) for _ in range(miller_set.size())])
+    results = [(
+        miller_set.structure_factors_from_scatterers(structure, algorithm=algorithm).f_calc().data(),
+        xray.structure_factors.gradients(miller_set=miller_set)(
+            structure, None, miller_set, d_target, structure.n_parameters(), algorithm=algorithm).packed())
+        for algorithm in ("sfdiff", "direct")]
+    for found, expected in zip(*results):
+        assert relative(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("accuracy", [1e-3, 1e-5])
@@ -562,15 +583,15 @@ def test_start_up_file_registers_where_asked(tmp_path):
     done = run_program(str(script), cwd=tmp_path, MMTBX_SFDIFF="yes")
     assert "MMTBX_SFDIFF=yes is ignored" in done.stderr
     # Programs without mmtbx, at their first structure factors; and one that uses this package itself.
-    crystal = ("\nfrom cctbx import miller, sgtbx, xray\n"
-               "from cctbx.development import random_structure\n"
-               "s = random_structure.xray_structure(sgtbx.space_group_info('P21'), elements=['C'] * 3)\n"
-               "m = miller.build_set(s, False, d_min=3)\n")
+    small = ("\nfrom cctbx import miller, sgtbx, xray\n"
+             "from cctbx.development import random_structure\n"
+             "s = random_structure.xray_structure(sgtbx.space_group_info('P21'), elements=['C'] * 3)\n"
+             "m = miller.build_set(s, False, d_min=3)\n")
     for value, use in (
             ("takeover", "print(type(xray.structure_factors.from_scatterers_direct(s, m)))"),
             ("1", "print(type(xray.structure_factors.from_scatterers(miller_set=m)(s, m, algorithm='sfdiff')))"),
             ("1", "import mmtbx_sfdiff\nmmtbx_sfdiff.register()\nprint(mmtbx_sfdiff.takeover.__module__)")):
-        script.write_text(line + crystal + use)
+        script.write_text(line + small + use)
         done = run_program(str(script), cwd=tmp_path, MMTBX_SFDIFF=value)
         assert done.returncode == 0 and "mmtbx_sfdiff." in done.stdout, (use, done.stdout, done.stderr)
 

@@ -7,7 +7,6 @@ they are compared by value, which takes well under a millisecond for 10^5.
 from __future__ import annotations
 
 import collections
-import functools
 
 import numpy as np
 import torch
@@ -57,18 +56,22 @@ def miller_tensor(miller_set, device="cpu"):
     return _miller_sets.tensor(miller_set.indices(), device)
 
 
-@functools.lru_cache(maxsize=8)
-def _crystal(unit_cell, space_group, device):
-    symmetry = cctbx_crystal.symmetry(
-        unit_cell=uctbx.unit_cell(unit_cell), space_group=sgtbx.space_group(space_group),
-        assert_is_compatible_unit_cell=False, force_compatible_unit_cell=False)
-    return Crystal.from_cctbx(symmetry, device=device)
+_crystals = collections.deque(maxlen=8)
 
 
 def crystal_of(obj, device="cpu"):
     """The Crystal of a cctbx object with ``unit_cell()`` and ``space_group()``; the same for equal symmetry."""
-    hall = obj.space_group().type().hall_symbol()
-    return _crystal(obj.unit_cell().parameters(), hall, str(device))
+    # By the group itself: not every group has a Hall symbol that can be written down.
+    key = obj.unit_cell().parameters(), str(device)
+    for known, group, crystal in _crystals:
+        if known == key and group == obj.space_group():
+            return crystal
+    group = sgtbx.space_group(obj.space_group())
+    crystal = Crystal.from_cctbx(cctbx_crystal.symmetry(
+        unit_cell=uctbx.unit_cell(key[0]), space_group=group, assert_is_compatible_unit_cell=False,
+        force_compatible_unit_cell=False), device=device)
+    _crystals.appendleft((key, group, crystal))
+    return crystal
 
 
 def atoms_of(xray_structure, dtype, device, lasting=False):
