@@ -164,7 +164,7 @@ latent {{
       .help = "Of sites with the force field, at the end; 0 for none."
     force_field_weight = Auto
       .type = float
-      .style = auto
+      .style = chosen
       .short_caption = Force field weight
       .help = "Of U / kT while polishing and in baselines. Auto: for each the best of several, by cross-validation inside the \
               work set."

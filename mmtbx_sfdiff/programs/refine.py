@@ -98,7 +98,7 @@ refine {{
             reflection, or a fraction of the sum of squares. The free set does not count."
   force_field_weight = 0.0
     .type = float
-    .style = auto
+    .style = chosen
     .short_caption = Force field weight
     .help = "Of U / kT of a force field (ff14SB, implicit solvent) that restrains the protein; 0: no restraints. Auto: the \
             best of several, by cross-validation inside the work set. Needs the libraries of pip install mmtbx_sfdiff[latent]."

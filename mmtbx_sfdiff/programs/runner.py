@@ -84,9 +84,9 @@ def inputs_from_arguments(scope_name):
 
 
 def _refuse_auto(working_phil):
-    """PHIL lets every parameter be Auto; only those of ``.style = auto`` have a meaning for it."""
+    """PHIL lets every parameter be Auto; only those of ``.style = chosen`` have a meaning for it."""
     for definition in working_phil.all_definitions():
-        if definition.object.extract() is libtbx.Auto and definition.object.style != "auto":
+        if definition.object.extract() is libtbx.Auto and definition.object.style != "chosen":
             raise Sorry(f"{definition.path.split('.', 1)[-1]}=Auto is not possible: give a value, or leave the parameter out.")
 
 
