@@ -17,10 +17,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..crystal import as_miller_tensor
 from ..structure_factors import structure_factors
+from ..tensor_cache import TensorCache
 
 STEEPNESS = 50.0
 # Of an atom other than hydrogen, Å^3, with its share of what the probe cannot reach.
@@ -221,7 +221,7 @@ def _miller_indices(crystal, d_min):
 
 # Kept, so that what structure_factors and _expansion derive from an index tensor is found again.
 _INDICES = {}
-_EXPANSIONS = WeakIdKeyDictionary()
+_EXPANSIONS = TensorCache()
 
 
 def _expansion(crystal, miller_indices, n_real):
@@ -236,11 +236,8 @@ def _expansion(crystal, miller_indices, n_real):
     conjugate : torch.Tensor
         (n_places,) bool.
     """
-    known = _EXPANSIONS.setdefault(miller_indices, {})
-    key = (crystal.unit_cell, crystal.hall_symbol, tuple(n_real), miller_indices._version)
-    if key not in known:
-        known[key] = _make_expansion(crystal, miller_indices, n_real)
-    return known[key]
+    return _EXPANSIONS.get(miller_indices, (crystal.unit_cell, crystal.hall_symbol, tuple(n_real)),
+                           lambda: _make_expansion(crystal, miller_indices, n_real))
 
 
 def _make_expansion(crystal, miller_indices, n_real):

@@ -96,24 +96,27 @@ def checked_indices(miller_indices, crystal, grid, d_min, device):
         An index that the grid cannot resolve.
     """
     given = as_miller_tensor(miller_indices, device=device)
-    kept = _CACHE.get(given, ("kept", crystal.unit_cell, tuple(grid), d_min), lambda: _kept(given, crystal, grid, d_min))
-    return (given if kept is None else given[kept]), kept, len(given)
+    # The same tensor each time, so that what is made of it is found again.
+    inside, kept = _CACHE.get(given, ("inside", crystal.unit_cell, tuple(grid), d_min),
+                              lambda: _inside(given, crystal, grid, d_min))
+    return (given if kept is None else inside), kept, len(given)
 
 
-def _kept(indices, crystal, grid, d_min):
-    # The margin keeps a reflection exactly at the limit, whose d is rounded.
-    kept = None
+def _inside(indices, crystal, grid, d_min):
+    """(indices within the limit, their numbers), or None twice for all of them."""
+    inside = kept = None
     if d_min is not None:
-        inside = crystal.to(indices.device).d_star_sq(indices) <= (1 + 1e-10) / float(d_min) ** 2
-        if not bool(inside.all()):
-            kept = inside.nonzero()[:, 0]
-            indices = indices[kept]
+        # The margin keeps a reflection exactly at the limit, whose d is rounded.
+        within = crystal.to(indices.device).d_star_sq(indices) <= (1 + 1e-10) / float(d_min) ** 2
+        if not bool(within.all()):
+            kept = within.nonzero()[:, 0]
+            inside = indices = indices[kept]
     too_fine = (2 * indices.abs() >= torch.tensor(grid, device=indices.device)).any(-1)
     if bool(too_fine.any()):
         worst = tuple(indices[too_fine][0].tolist())
         raise ValueError(f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {tuple(grid)}: "
                          "use a smaller grid_step, or a d_min that leaves it out.")
-    return kept
+    return inside, kept
 
 
 def scattered(f, kept, n):

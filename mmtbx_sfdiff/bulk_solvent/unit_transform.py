@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..structure_factors.miller_plan import miller_plan
 from ..structure_factors.spectrum_cpu import read_reflections
+from ..tensor_cache import TensorCache
 from .asymmetric_unit import jit, over
 
 _COMPLEX = {np.dtype(np.float32): np.dtype(np.complex64), np.dtype(np.float64): np.dtype(np.complex128)}
@@ -123,17 +123,10 @@ class UnitTransform:
 
 def unit_transform(unit, crystal, miller_indices, dtype):
     """The :class:`UnitTransform`, kept while the tensor of indices lives and is not changed."""
-    known = _KNOWN.setdefault(miller_indices, {})
-    key = unit, np.dtype(dtype)
-    version, transform = known.get(key, (None, None))
-    if version != miller_indices._version:
-        known.clear()
-        transform = UnitTransform(unit, crystal, miller_indices, dtype)
-        known[key] = miller_indices._version, transform
-    return transform
+    return _TRANSFORMS.get(miller_indices, (unit, np.dtype(dtype)), lambda: UnitTransform(unit, crystal, miller_indices, dtype))
 
 
-_KNOWN = WeakIdKeyDictionary()
+_TRANSFORMS = TensorCache()
 
 
 @jit
