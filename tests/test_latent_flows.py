@@ -8,8 +8,8 @@ import torch
 from latent_systems import dipeptide, dipeptide_system, protein, turned
 
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, RealNVP, SplineFlow,
-                                 TorchAmber, TrainingSettings, calibrate, frame_features, load_frames, run_md, train)
-from mmtbx_sfdiff.latent.chirality import chiral_centres, handedness
+                                 TorchAmber, TrainingSettings, calibrate, chiral_centres, frame_features, handedness, load_frames,
+                                 run_md, train)
 from mmtbx_sfdiff.latent.flows import normal_log_density
 from mmtbx_sfdiff.latent.train import split_in_time
 

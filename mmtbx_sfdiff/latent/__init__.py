@@ -3,6 +3,7 @@
 Needs the optional libraries of ``pip install "mmtbx_sfdiff[latent]"``; each module says so when it meets one
 that is missing.
 """
+from .chirality import chiral_centres, handedness
 from .coupling_flows import RealNVP, SplineFlow
 from .energy import OpenMMEnergy, log_clip
 from .flows import LinearFlow, calibrate
@@ -15,6 +16,6 @@ from .train import TrainingSettings, frame_features, train
 from .transform import MixedTransform, superpose
 
 __all__ = ["BoltzmannGenerator", "LinearFlow", "MixedTransform", "OpenMMEnergy", "PreparedModel", "RealNVP",
-           "SplineFlow", "TorchAmber", "TrainingSettings", "add_position_restraints", "calibrate", "create_system", "energy_on",
-           "frame_features", "load_frames", "log_clip", "minimise", "plddt_force_constants", "prepare_model",
-           "run_md", "superpose", "train"]
+           "SplineFlow", "TorchAmber", "TrainingSettings", "add_position_restraints", "calibrate", "chiral_centres",
+           "create_system", "energy_on", "frame_features", "handedness", "load_frames", "log_clip", "minimise",
+           "plddt_force_constants", "prepare_model", "run_md", "superpose", "train"]

@@ -194,7 +194,7 @@ class SideChainSearch:
         report = report or (lambda step, fraction=None: None)
         for number in range(passes):
             self.experiment.refresh(sites[self.problem.rows], b)
-            sites, b, present = self._refined(sites, b)
+            sites, b, _ = self._refined(sites, b)
             candidates = []
             for place, rotor in enumerate(self.rotors):
                 report(f"side chains: {len(moves)} turned", (number + 0.5 * place / len(self.rotors)) / passes)
@@ -202,12 +202,15 @@ class SideChainSearch:
                 if found is not None:
                     candidates.append((found[0], rotor, found[1]))
             before = len(moves)
-            for worse, rotor, torsions in sorted(candidates, key=lambda item: item[0])[:_CANDIDATES]:
+            # What the same steps do without another rotamer.
+            control = self._refined(relax(sites, self.energy, _RELAX_STEPS), b)[2] if candidates else 0.0
+            for _, rotor, torsions in sorted(candidates, key=lambda item: item[0])[:_CANDIDATES]:
                 trial = relax(rotor.sites(sites, torsions[None])[0], self.energy, _RELAX_STEPS)
                 trial, trial_b, total = self._refined(trial, self._lower_b(rotor, b))
-                if total < present - LEAST_GAIN:
-                    moves.append({"residue": rotor.residue, "name": rotor.name, "gain": present - total})
-                    sites, b, present = trial, trial_b, total
+                if total < control - LEAST_GAIN:
+                    moves.append({"residue": rotor.residue, "name": rotor.name, "gain": control - total})
+                    sites, b = trial, trial_b
+                    control = self._refined(relax(sites, self.energy, _RELAX_STEPS), b)[2]
             if len(moves) == before:
                 break
         return sites, b, moves
@@ -221,7 +224,7 @@ class SideChainSearch:
             state = model()
             return self.experiment(state.sites_cart, state.b).objective + state.penalty
 
-        for step in range(_REFINE_STEPS):
+        for _ in range(_REFINE_STEPS):
             optimiser.zero_grad(set_to_none=True)
             value = total()
             value.backward()

@@ -306,7 +306,9 @@ everything was computed and written.
         params = self.inputs
         names = ("scattering_table", "labels", "free_flag_labels", "read_free_flags", "test_flag_value", "d_min",
                  "d_max", "method", "accuracy", "mask", "grid_step", "dtype", "shake", "random_seed", "force_field_weight")
-        decisive = {name: str(v) if (v := getattr(params, name)) is Auto else v for name in names} | dataclasses.asdict(self._settings)
+        decisive = {name: getattr(params, name) for name in names} | dataclasses.asdict(self._settings)
+        if params.force_field_weight is Auto:
+            decisive["force_field_weight"] = "Auto"
         # More macro-cycles may be asked for when a refinement goes on.
         decisive.pop("cycles") if not params.least_squares_cycles else None
         self._fingerprint = state.fingerprint(files, decisive)

@@ -32,10 +32,9 @@ import torch
 
 from mmtbx_sfdiff.files import find_entry, read_model
 from mmtbx_sfdiff.latent import (BoltzmannGenerator, LinearFlow, MixedTransform, OpenMMEnergy, PreparedModel, RealNVP,
-                                 TrainingSettings, add_position_restraints, calibrate, create_system, energy_on,
-                                 frame_features, load_frames, prepare_model, run_md, train)
+                                 TrainingSettings, add_position_restraints, calibrate, chiral_centres,
+                                 create_system, energy_on, frame_features, handedness, load_frames, prepare_model, run_md, train)
 from mmtbx_sfdiff.files.writing import write_atomically
-from mmtbx_sfdiff.latent.chirality import chiral_centres, handedness
 from mmtbx_sfdiff.latent.train import split_in_time
 from validation.latent.starts import backbone_rmsd, wrong_start
 
