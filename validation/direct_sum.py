@@ -17,7 +17,7 @@ import time
 import mmtbx_sfdiff as sfdiff
 
 import torch
-from cctbx import miller, xray
+from cctbx import xray
 from cctbx.array_family import flex
 from libtbx.utils import Sorry
 from mmtbx_sfdiff.crystal import as_miller_tensor

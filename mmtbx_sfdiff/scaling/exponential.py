@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from .anisotropic import b_cart
 from .bulk import amplitude

@@ -86,7 +86,7 @@ def _geometry(setting, crystal):
 
 def _splat_share(job, arrays, first, last):
     """The atoms order[first:last] on a slab of their own: (slab, its first plane, the planes used)."""
-    setting, (nx, ny, nz) = job.setting, arrays.dims
+    setting, (nx, ny, _) = job.setting, arrays.dims
     order = arrays.order[first:last]
     x = arrays.sites_grid[order, 0]
     reach = setting.box[0] // 2 + 1
