@@ -7,7 +7,7 @@
 ``latent_course.png``       4b: target, R-work, R-free against the steps; baselines; the deposited model
 ``latent_convergence.png``  start RMSD against final R-free at each resolution
 ``latent_refinement.csv``   every run
-``latent_runs.rst``         the tables of the documentation
+``latent_runs.inc``         the tables of the documentation
 """
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
@@ -75,7 +75,7 @@ def course(folder, lines, entry, seed, d_min):
     mine = {
         line["kind"]: line
         for line in lines
-        if key(line) in [(entry, seed, k, d_min, "") for k in (*NAMES, "benchmark")]
+        if key(line) in [(entry, seed, kind, d_min, "") for kind in NAMES]
     }
     runs = {}
     for kind, name in NAMES.items():
@@ -83,7 +83,9 @@ def course(folder, lines, entry, seed, d_min):
         if kind in mine and path.exists():
             histories = json.loads(path.read_text())
             runs[name] = histories["before"][0] + histories["polish"][0]
-    benchmark = mine["benchmark"]
+    benchmark = next(
+        line for line in lines if (line["entry"], line["kind"], line["d_min"]) == (entry, "benchmark", d_min)
+    )
     start = mine["latent"]["rmsd_start"]["main"]
     return figures.course(
         runs,
@@ -131,14 +133,19 @@ def table(lines):
 
 
 def runs_table(lines):
-    """R-work / R-free, and distances, of every run at each entry's own resolution, as tables of the documentation."""
+    """R-work / R-free, and distances, of every run at each entry's own resolution, as tables of the documentation.
+
+    An asterisk marks runs of another version of the code than the last one's.
+    """
+    newest = next((line["version"] for line in reversed(lines) if "version" in line), None)
     mine = [line for line in lines if line["d_min"] == RESOLUTION.get(line["entry"]) and not line["label"]]
     found = {(line["entry"], line["seed"], line["kind"]): line for line in mine}
     starts = sorted({(line["entry"], line["seed"]) for line in mine if line["kind"] == "latent"})
 
     def r(entry, seed, kind):
         line = found.get((entry, seed, kind))
-        return "-" if line is None else f"{line['r_work']:.3f} / {line['r_free']:.3f}"
+        mark = "" if line is None or line.get("version", newest) == newest else "*"
+        return "-" if line is None else f"{line['r_work']:.3f} / {line['r_free']:.3f}{mark}"
 
     def first(entry, kind):
         return next((r(e, s, k) for e, s, k in found if (e, k) == (entry, kind)), "-")
@@ -175,7 +182,7 @@ def main(args=None):
     parser.add_argument("--out", type=Path, default=Path("."))
     options = parser.parse_args(args)
     lines = read(options.results)
-    files = {"latent_refinement.csv": table(lines).encode(), "latent_runs.rst": runs_table(lines).encode()}
+    files = {"latent_refinement.csv": table(lines).encode(), "latent_runs.inc": runs_table(lines).encode()}
     if (options.folder / options.entry / f"seed{options.seed}" / "realnvp.json").exists():
         files["latent_energies.png"] = figures.png(energies(options.folder, options.entry, options.seed))
     files["latent_course.png"] = figures.png(
