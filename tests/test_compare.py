@@ -379,6 +379,17 @@ def test_files_are_replaced_but_folders_are_not(tmp_path):
         output.check_writable([tmp_path / "b_compare.json"])
 
 
+def test_pipes_are_written_to_and_links_followed(tmp_path):
+    pipe, target, link = (tmp_path / name for name in ("pipe", "target", "link"))
+    os.mkfifo(pipe)
+    target.write_bytes(b"0")
+    link.symlink_to(target)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    output.write_all({pipe: b"1", link: b"2"})
+    assert reader.communicate(timeout=20)[0] == b"1" and pipe.is_fifo()
+    assert link.is_symlink() and target.read_bytes() == b"2"
+
+
 def test_a_full_disk_leaves_nothing(tmp_path):
     """A limit on the size of files, in a process of its own, stands in for the disk."""
     script = """if True:

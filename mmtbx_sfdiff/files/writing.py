@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import tempfile
+from pathlib import Path
 
 from libtbx.utils import Sorry
 
@@ -47,6 +48,8 @@ def check_writable(paths, overwrite=True):
 def write_all(contents):
     """Write several files; each appears complete, and none appears unless all could be written.
 
+    What a symbolic link points to is replaced, not the link; a device or a pipe is written to.
+
     Parameters
     ----------
     contents : dict of pathlib.Path to bytes
@@ -56,9 +59,13 @@ def write_all(contents):
     libtbx.utils.Sorry
         For example when the disk is full; nothing is left behind then.
     """
-    parts = {}
+    parts, special = {}, {}
     try:
         for path, content in contents.items():
+            if path.exists() and not path.is_file():
+                special[path] = content
+                continue
+            path = Path(os.path.realpath(path))
             handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
             parts[path] = part
             with os.fdopen(handle, "wb") as file:
@@ -68,6 +75,9 @@ def write_all(contents):
             os.chmod(part, 0o666 & ~_umask())
         for path, part in parts.items():
             os.replace(part, path)
+        for path, content in special.items():
+            with open(path, "wb") as file:
+                file.write(content)
     except OSError as error:
         kind = DiskFull if error.errno in DISK_FULL else Sorry
         raise kind(f"Cannot write {path} ({error.strerror or error}): make room, or choose another "
