@@ -236,7 +236,7 @@ def path(x, max_iterations=None, tolerance=1e-5, memory=5):
     x = np.array(x, dtype=np.float64)
     value, gradient = yield x
     lowest_value, lowest = value, x.copy()
-    norm = math.sqrt(gradient @ gradient)
+    norm = math.sqrt(_dot(gradient, gradient))
     if norm == 0:
         return x, lowest, False
     direction, step = -gradient, 1.0 / norm
@@ -246,18 +246,18 @@ def path(x, max_iterations=None, tolerance=1e-5, memory=5):
         while True:
             iteration += 1
             origin, start = x, gradient
-            search = LineSearch(value, float(gradient @ direction), step)
+            search = LineSearch(value, _dot(gradient, direction), step)
             while True:
                 x = origin + search.step * direction
                 value, gradient = yield x
                 if lowest_value > value:
                     lowest_value, lowest = value, x.copy()
-                if search.advance(value, float(gradient @ direction)):
+                if search.advance(value, _dot(gradient, direction)):
                     break
             steps.append(search.step * direction)
             changes.append(gradient - start)
             del steps[:-memory], changes[:-memory]
-            if math.sqrt(gradient @ gradient) <= tolerance * max(1.0, math.sqrt(x @ x)):
+            if math.sqrt(_dot(gradient, gradient)) <= tolerance * max(1.0, math.sqrt(_dot(x, x))):
                 break
             if max_iterations is not None and iteration >= max_iterations:
                 break
@@ -267,15 +267,20 @@ def path(x, max_iterations=None, tolerance=1e-5, memory=5):
     return x, lowest, False
 
 
+def _dot(a, b):
+    """Term after term, as scitbx adds: the order that BLAS takes depends on the processor, and with it the path."""
+    return float(np.add.accumulate(a * b)[-1])
+
+
 def _two_loops(gradient, steps, changes):
     """The quasi-Newton direction from the corrections kept."""
     q = -gradient
-    rho = [1.0 / float(y @ s) for s, y in zip(steps, changes)]
+    rho = [1.0 / _dot(y, s) for s, y in zip(steps, changes)]
     weights = []
     for s, y, r in zip(reversed(steps), reversed(changes), reversed(rho)):
-        weights.append(r * float(s @ q))
+        weights.append(r * _dot(s, q))
         q = q - weights[-1] * y
-    q = q * (float(changes[-1] @ steps[-1]) / float(changes[-1] @ changes[-1]))
+    q = q * (_dot(changes[-1], steps[-1]) / _dot(changes[-1], changes[-1]))
     for s, y, r, w in zip(steps, changes, rho, reversed(weights)):
-        q = q + (w - r * float(y @ q)) * s
+        q = q + (w - r * _dot(y, q)) * s
     return q
