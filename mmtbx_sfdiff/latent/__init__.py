@@ -10,7 +10,8 @@ from .flows import LinearFlow, calibrate
 from .force_field import add_position_restraints, create_system, plddt_force_constants
 from .generator import BoltzmannGenerator
 from .molecular_dynamics import load_frames, minimise, run_md
-from .prepare import PreparedModel, prepare_model
+from .prepare import prepare_model
+from .prepared_model import PreparedModel
 from .torch_amber import TorchAmber, energy_on
 from .train import TrainingSettings, frame_features, train
 from .transform import MixedTransform, superpose
