@@ -500,6 +500,15 @@ def test_a_refinement_of_mmtbx_runs_on_it(demo):
     assert ends["sfdiff"] < 0.8 * make_manager(demo, "fft").r_work()
 
 
+def test_structure_without_atoms(demo):
+    """As in cctbx (its tst_maptbx does so), nothing scatters nothing."""
+    structure, f_obs, _ = demo
+    empty = xray.structure(crystal_symmetry=structure.crystal_symmetry())
+    with mmtbx_sfdiff.takeover():
+        f_calc = f_obs.structure_factors_from_scatterers(empty, algorithm="direct").f_calc()
+    assert f_calc.size() == f_obs.size() and flex.max(flex.abs(f_calc.data())) == 0
+
+
 def test_bad_input_is_one_sentence(demo):
     structure, f_obs, _ = demo
     mmtbx_sfdiff.register()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 
 from cctbx import miller
+from cctbx.array_family import flex
 from cctbx.xray.structure_factors.manager import managed_calculation_base
 from libtbx.utils import Sorry
 
@@ -33,6 +34,10 @@ class from_scatterers_sfdiff(managed_calculation_base):
         managed_calculation_base.__init__(self, manager, xray_structure, miller_set, algorithm=algorithm)
         settings = settings or Settings.from_phil(extra_params)
         device = usable_device(settings.device)
+        if xray_structure.scatterers().size() == 0:
+            # cctbx computes with no atoms, too.
+            self._f_calc_data = flex.complex_double(miller_set.indices().size(), 0)
+            return
         atoms = atoms_of(xray_structure, settings.dtype, device)
         with torch.no_grad():
             try:
