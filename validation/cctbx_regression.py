@@ -5,8 +5,8 @@
 Each file runs by itself, with a note of which C++ entry points it calls (:mod:`validation.spied`).  One that passes and
 calls any runs again through ``mmtbx_sfdiff.run --takeover``; what matters is a file whose outcome differs.  Such a file
 runs a third time by cctbx alone, with its direct summation in place of its FFT (:mod:`validation.exact`): where that
-fails too, the file holds cctbx to the error of its FFT.  Without names, the files of the installed cctbx that mention f_model, structure factors or masks are taken.  Files that the
-output already holds, for this version of cctbx, are not run again, unless they ran out of a shorter time.  Time is
+fails too, the file holds cctbx to the error of its FFT.  Without names, the files of the installed cctbx that mention
+f_model, structure factors or masks are taken.  Files that the output already holds, for this version of cctbx, are not run again, unless they ran out of a shorter time.  Time is
 processor time: on a busy machine a file is not given up for what the others do.
 """
 from __future__ import annotations

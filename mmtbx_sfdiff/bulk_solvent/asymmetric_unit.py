@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from ..structure_factors.workers import n_workers, run
-from .grid_symmetry import operators_on_grid
+from .grid_symmetry import CrystalKey, operators_on_grid
 
 jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 NEVER = 2**30
@@ -98,26 +98,12 @@ class Unit:
 
 @functools.lru_cache(maxsize=16)
 def _unit(key):
-    return Unit(key.crystal, key.n_real)
-
-
-class _Key:
-    """A crystal and a grid that compare by what they say."""
-
-    def __init__(self, crystal, n_real):
-        self.crystal, self.n_real = crystal, tuple(n_real)
-        self.text = (crystal.hall_symbol, tuple(crystal.unit_cell), self.n_real)
-
-    def __hash__(self):
-        return hash(self.text)
-
-    def __eq__(self, other):
-        return self.text == other.text
+    return Unit(*key.of)
 
 
 def unit_of(crystal, n_real):
     """The :class:`Unit`, made once for each crystal and grid."""
-    return _unit(_Key(crystal, n_real))
+    return _unit(CrystalKey(crystal, tuple(n_real)))
 
 
 class Box:

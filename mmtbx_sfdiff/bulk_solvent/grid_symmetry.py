@@ -155,3 +155,17 @@ def _closure(members, table):
         if len(larger) == len(members):
             return larger
         members = larger
+
+
+class CrystalKey:
+    """Arguments ``of`` a cached function, a crystal first: they compare by what they say."""
+
+    def __init__(self, crystal, *rest):
+        self.of = crystal, *rest
+        self.text = (crystal.hall_symbol, tuple(crystal.unit_cell), str(crystal.device), *rest)
+
+    def __hash__(self):
+        return hash(self.text)
+
+    def __eq__(self, other):
+        return self.text == other.text

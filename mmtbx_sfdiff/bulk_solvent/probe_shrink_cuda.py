@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from ..structure_factors.bins_cuda import bin_numbers, bin_range, period, periods_within, sort_into_bins
+from .grid_symmetry import CrystalKey
 
 # Points of a tile of the fine grid, and of a coarse block or a box, that one program takes at a time.
 _TILE = (8, 8, 8)
@@ -208,20 +209,6 @@ def _grid_of_key(key):
     return _Grid(*key.of)
 
 
-class _Key:
-    """A crystal, a grid and a reach that compare by what they say."""
-
-    def __init__(self, crystal, *rest):
-        self.of = crystal, *rest
-        self.text = (crystal.hall_symbol, tuple(crystal.unit_cell), str(crystal.device), *rest)
-
-    def __hash__(self):
-        return hash(self.text)
-
-    def __eq__(self, other):
-        return self.text == other.text
-
-
 @dataclasses.dataclass(frozen=True)
 class _Images:
     """Images of the atoms, sorted by bins: where each came from, positions in fine grid steps, what kernels need of each.
@@ -249,7 +236,7 @@ class SoftMask:
     def __init__(self, crystal, n_real, fine, kernel, dtype, kept, models, n_models):
         self.kernel, self.dtype, self.fine = kernel, dtype, fine
         self.n_models, self.models, self.kept, self.device = n_models, models, kept, crystal.device
-        self.grid = _grid_of_key(_Key(crystal, tuple(n_real), fine, kernel.reach))
+        self.grid = _grid_of_key(CrystalKey(crystal, tuple(n_real), fine, kernel.reach))
         if n_models * math.prod(self.grid.n_real) > LARGEST:
             raise ValueError(f"The fine grid {self.grid.n_real} of a mask is too large: use a larger grid_step.")
         self._field = None
