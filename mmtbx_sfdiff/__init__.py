@@ -1,6 +1,7 @@
 """Differentiable structure factors and bulk-solvent masks in PyTorch for cctbx and Phenix."""
 from . import _runtime  # noqa: F401  (first: cctbx's and torch's native libraries load in the one order that works)
 
+from . import targets
 from .atoms import Atoms
 from .bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
 from .crystal import Crystal
@@ -14,7 +15,7 @@ __version__ = "0.1.0"
 _PLUGIN = ("register", "takeover", "unregister")
 
 __all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "register", "solvent_mask",
-           "solvent_structure_factors", "structure_factors", "takeover", "unregister", "update_all_scales"]
+           "solvent_structure_factors", "structure_factors", "takeover", "targets", "unregister", "update_all_scales"]
 
 
 def __getattr__(name):

@@ -226,32 +226,6 @@ def _relative_error(found, expected):
     return float(abs(found - expected).max() / abs(expected).max())
 
 
-@contextlib.contextmanager
-def one_cpu_thread(device):
-    """Let the calling thread's CPU operations run on it alone, for the time of the block.
-
-    For chains of thousands of operations on arrays of 10^4 to 10^6 elements.  Sharing each among threads
-    gains little when the processors are idle, and costs a scheduler's time slice for each when they are not
-    (measured: 8 ms instead of 0.05 ms).  Other threads of the process keep their number.
-
-    Parameters
-    ----------
-    device : torch.device or str
-        Nothing changes unless this is a CPU.
-    """
-    import torch
-
-    number = torch.get_num_threads()
-    if torch.device(device).type != "cpu" or number == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(number)
-
-
 def _end_at_ctrl_c():
     """Until a program of this package runs and answers for itself, Ctrl-C ends it without a traceback."""
     program = os.path.basename(sys.argv[0] if getattr(sys, "argv", None) else "").startswith("mmtbx_sfdiff.")

@@ -13,8 +13,8 @@ import dataclasses
 
 import torch
 
-from . import targets
-from .alpha_beta import AlphaBeta, estimate_alpha_beta
+from .likelihood import targets
+from .likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
 from .bulk_solvent import solvent_structure_factors
 from .scaling import Scales, update_all_scales
 from .structure_factors import structure_factors
@@ -207,13 +207,13 @@ class FModel(torch.nn.Module):
         Parameters
         ----------
         **options
-            Of :func:`~mmtbx_sfdiff.mask_optimization.optimize_mask`.
+            Of :func:`~mmtbx_sfdiff.scaling.mask_lengths.optimize_mask`.
 
         Returns
         -------
         OptimizedMask
         """
-        from .mask_optimization import optimize_mask
+        from .scaling.mask_lengths import optimize_mask
         with torch.no_grad():
             f_calc = self.f_calc()
         found = optimize_mask(self.atoms, self.reflections, f_calc, **options)

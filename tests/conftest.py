@@ -3,7 +3,7 @@
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
 import pytest
-from entries import pdb_folder
+from tests.support.entries import pdb_folder
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 from cctbx import miller, xray
-from structures import NON_STANDARD_SETTINGS, cctbx_direct, random_xray_structure, relative_l2
+from tests.support.structures import (
+    NON_STANDARD_SETTINGS,
+    cctbx_direct,
+    random_xray_structure,
+    relative_l2,
+)
 
 import mmtbx_sfdiff as sfdiff
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from cctbx import crystal, maptbx, miller, sgtbx
-from structures import NON_STANDARD_SETTINGS, random_xray_structure
+from tests.support.structures import NON_STANDARD_SETTINGS, random_xray_structure
 
 import mmtbx_sfdiff as sfdiff
 from mmtbx_sfdiff.cctbx_backend.conversion import crystal_of

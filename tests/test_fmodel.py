@@ -6,7 +6,7 @@ import pytest
 import torch
 from iotbx import mtz
 from libtbx.utils import Sorry
-from scaling_data import manager, tensor
+from tests.support.scaling_data import manager, tensor
 
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.files import find_entry

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cctbx import miller
 from cctbx.array_family import flex
-from structures import random_xray_structure
+from tests.support.structures import random_xray_structure
 
 import mmtbx_sfdiff as sfdiff
 from mmtbx_sfdiff.reflections import resolution_shells

@@ -23,7 +23,7 @@ def parser(commands):
     for name, (module, help) in _COMMANDS.items():
         child = children.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
         if name in commands:
-            importlib.import_module("." + module, __package__).add_options(child)
+            importlib.import_module("validation.suite." + module).add_options(child)
     return result
 
 

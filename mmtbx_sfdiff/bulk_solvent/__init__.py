@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import inspect
 
-from ..structure_factors.splatting import own_threads
+from ..kernels.threads import own_threads
 from .binary import binary
 from .density_cutoff import density_cutoff
 from .probe_shrink import probe_shrink, probe_shrink_defaults, probe_shrink_structure_factors

@@ -16,7 +16,7 @@ import math
 
 import torch
 
-from .grid_symmetry import symmetrise
+from ..plans.grid_symmetry import symmetrise
 from .mask_atoms import mask_atoms
 
 R_PROBE = 1.1

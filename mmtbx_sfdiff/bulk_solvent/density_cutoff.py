@@ -20,7 +20,7 @@ import torch
 
 from ..crystal import as_miller_tensor
 from ..structure_factors import structure_factors
-from ..tensor_cache import TensorCache
+from ..plans.cache import TensorCache
 
 STEEPNESS = 50.0
 # Of an atom other than hydrogen, Å^3, with its share of what the probe cannot reach.

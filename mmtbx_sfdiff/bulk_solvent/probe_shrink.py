@@ -34,8 +34,8 @@ import os
 import numpy as np
 import torch
 
-from ..structure_factors.splatting import own_threads
-from . import probe_shrink_torch
+from ..kernels.threads import own_threads
+from ..kernels.reference import probe_shrink as probe_shrink_torch
 from .mask_atoms import mask_atoms
 from .transform import checked_indices, scattered
 
@@ -49,7 +49,7 @@ EDGE_RATIO = 0.375
 #: Steps of the fine grid, Å, soft and hard.
 FINE_STEP = 0.31
 HARD_STEP = 0.151
-#: Distances from the spheres, Å, that the hard mask tells apart; see :mod:`.probe_shrink_hard`.
+#: Distances from the spheres, Å, that the hard mask tells apart; see :mod:`~mmtbx_sfdiff.kernels.cpu.hard_mask`.
 _TOP = 0.3
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
@@ -131,7 +131,7 @@ def probe_shrink_structure_factors(atoms, crystal, n_real, miller_indices, d_min
     lengths = prepared.r_shrink, prepared.softness
     if prepared.engine != "cpu" or any(x.requires_grad for x in lengths) or not float(lengths[1]) > 0:
         return None
-    from .unit_transform import unit_transform
+    from ..kernels.cpu.mask_transform import unit_transform
     indices, kept, n = checked_indices(miller_indices, crystal, n_real, d_min, atoms.device)
     dtype = torch.complex64 if atoms.dtype == torch.float32 else torch.complex128
     found = []
@@ -245,7 +245,7 @@ def _ball(r_shrink, softness):
 def _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
     ball, fine = _ball(r_shrink, softness), fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
-        from .probe_shrink_cpu import SoftMask
+        from ..kernels.cpu.soft_mask import SoftMask
         return SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory, kept)
     return probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
 
@@ -257,7 +257,7 @@ def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memor
 
 def _soft_together(prepared, crystal, n_real, precision, memory):
     """Masks of a batch (n_models, ...) by kernels that many models share."""
-    from .probe_shrink_cuda import LARGEST, SoftMask
+    from ..kernels.cuda.soft_mask import LARGEST, SoftMask
     lengths = prepared.r_shrink, prepared.softness
     ball, fine = _ball(*lengths), fineness(crystal, n_real, FINE_STEP)
     dtype = torch.float32 if precision == "single" else torch.float64
@@ -302,7 +302,7 @@ class _StructureFactors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, sites, radii, cover, r_shrink, softness, engine, transform, kept, n, dtype):
-        from .asymmetric_unit import over
+        from ..kernels.cpu.asymmetric_unit import over
         ctx.save_for_backward(sites, radii, cover)
         ctx.engine, ctx.transform, ctx.softness = engine, transform, softness
         with own_threads(sites.device):
@@ -323,7 +323,7 @@ class _StructureFactors(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        from .asymmetric_unit import over
+        from ..kernels.cpu.asymmetric_unit import over
         engine, volume = ctx.engine, (VOLUME_RATIO * ctx.softness)**3
         with own_threads(gradient.device):
             gradient = gradient if ctx.kept is None else gradient[ctx.kept]
@@ -411,7 +411,7 @@ def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memor
     low = -float(r_shrink.detach()) - step / 2
     reach = Reach(_TOP - low)
     if engine == "cpu":
-        from .probe_shrink_hard import HardMask
+        from ..kernels.cpu.hard_mask import HardMask
         engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory)
     else:
         engine = probe_shrink_torch.HardMask(crystal, n_real, fine, reach, dtype, memory)

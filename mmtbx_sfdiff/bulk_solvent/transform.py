@@ -16,7 +16,7 @@ import math
 import torch
 
 from ..crystal import as_miller_tensor
-from ..tensor_cache import TensorCache
+from ..plans.cache import TensorCache
 
 # mmtbx's Fmask_res_high.
 F_MASK_D_MIN = 3.0

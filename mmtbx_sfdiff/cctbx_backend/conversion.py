@@ -18,7 +18,7 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..crystal import Crystal, as_miller_tensor
-from ..structure_factors.splatting import own_threads
+from ..kernels.threads import own_threads
 
 _KEPT_SETS = 8
 

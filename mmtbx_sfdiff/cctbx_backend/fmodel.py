@@ -14,7 +14,7 @@ from ..atoms import Atoms
 from ..files import load_entry, write_all
 from ..fmodel import selected
 from ..reflections import Reflections
-from .mtz import MTZ, miller_array
+from ..files.mtz import MTZ, miller_array
 
 # Root of the MTZ labels of each map, as phenix.refine writes them and Coot opens them by itself.
 _MAPS = (("2mFo-DFc", "2FOFCWT"), ("mFo-DFc", "FOFCWT"))

@@ -19,7 +19,7 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..bulk_solvent import DEFAULT_MASK, mask_structure_factors, solvent_mask
-from ..cctbx_backend import reference
+from . import mmtbx_numbers as reference
 from ..crystal import Crystal, as_miller_tensor
 from ..fmodel import FModel
 from ..reflections import Reflections

@@ -3,7 +3,15 @@ from .alphafold import find_predicted_model, normalise_accession
 from .data import Data, data_symmetry, read_data
 from .entry import Entry, load_entry
 from .entry_id import is_entry_id, normalise_entry_id
-from .fetch import SERVERS, EntryFiles, NotDeposited, Timeouts, Unreachable, cache_folder, find_entry
+from .fetch import (
+    SERVERS,
+    EntryFiles,
+    NotDeposited,
+    Timeouts,
+    Unreachable,
+    cache_folder,
+    find_entry,
+)
 from .model import SCATTERING_TABLES, Model, read_model
 from .writing import DISK_FULL, DiskFull, check_writable, write_all
 

@@ -14,7 +14,16 @@ from pathlib import Path
 
 from libtbx.utils import Sorry
 
-from .download import Failed, NotThere, Timeouts, check_gzip, download, lock, make_folder, progress_bar
+from .download import (
+    Failed,
+    NotThere,
+    Timeouts,
+    check_gzip,
+    download,
+    lock,
+    make_folder,
+    progress_bar,
+)
 from .entry_id import entry_id_in_data, entry_id_in_model, normalise_entry_id
 
 

@@ -3,18 +3,18 @@
 Needs the optional libraries of ``pip install "mmtbx_sfdiff[latent]"``; each module says so when it meets one
 that is missing.
 """
-from .chirality import chiral_centres, handedness
-from .coupling_flows import RealNVP, SplineFlow
-from .energy import OpenMMEnergy, log_clip
-from .flows import LinearFlow, calibrate
-from .force_field import add_position_restraints, create_system, plddt_force_constants
-from .generator import BoltzmannGenerator
-from .molecular_dynamics import load_frames, minimise, run_md
-from .prepare import prepare_model
-from .prepared_model import PreparedModel
-from .torch_amber import TorchAmber, energy_on
-from .train import TrainingSettings, frame_features, train
-from .transform import MixedTransform, superpose
+from .generator.chirality import chiral_centres, handedness
+from .generator.coupling_flows import RealNVP, SplineFlow
+from .generator.energy import OpenMMEnergy, log_clip
+from .generator.flows import LinearFlow, calibrate
+from .generator.force_field import add_position_restraints, create_system, plddt_force_constants
+from .generator.boltzmann_generator import BoltzmannGenerator
+from .generator.molecular_dynamics import load_frames, minimise, run_md
+from .generator.prepare import prepare_model
+from .generator.prepared_model import PreparedModel
+from .generator.torch_amber import TorchAmber, energy_on
+from .generator.train import TrainingSettings, frame_features, train
+from .generator.transform import MixedTransform, superpose
 
 __all__ = ["BoltzmannGenerator", "LinearFlow", "MixedTransform", "OpenMMEnergy", "PreparedModel", "RealNVP",
            "SplineFlow", "TorchAmber", "TrainingSettings", "add_position_restraints", "calibrate", "chiral_centres",

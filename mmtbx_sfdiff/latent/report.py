@@ -12,7 +12,7 @@ import torch
 
 from ..files.writing import write_atomically
 from ..refinement.run import History
-from .refine import Run
+from .refinement.refine import Run
 
 _COLUMNS = (
     "run",

@@ -13,10 +13,10 @@ from libtbx import Auto
 from libtbx.utils import Sorry
 
 from ..files import check_writable
-from ..latent.baselines import BASELINES
-from ..latent.objective import OBJECTIVES
-from ..latent.optimise import Settings
-from ..latent.problem import B_SOURCES
+from ..latent.refinement.baselines import BASELINES
+from ..latent.refinement.objective import OBJECTIVES
+from ..latent.refinement.optimise import Settings
+from ..latent.refinement.problem import B_SOURCES
 from ..latent.workdir import STAGES, WorkDir
 from .common import COMPUTING, DOWNLOAD, INPUTS, EntryProgram, choices
 
@@ -245,7 +245,7 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
             self._check_prep()
         self._check_numbers()
         self.check_computing()
-        from ..latent.requirements import require
+        from ..latent.generator.requirements import require
 
         try:
             for name in ("openmm", "pdbfixer"):

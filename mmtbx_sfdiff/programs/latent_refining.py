@@ -14,15 +14,22 @@ from ..files.writing import write_atomically
 from ..cctbx_backend.fmodel import map_file, model_file
 from ..files import read_model
 from ..fmodel import FModel
-from ..latent import BoltzmannGenerator, OpenMMEnergy, create_system, energy_on, figures, prepare_model
+from ..latent import (
+    BoltzmannGenerator,
+    OpenMMEnergy,
+    create_system,
+    energy_on,
+    figures,
+    prepare_model,
+)
 from ..latent import report as reporting
-from ..latent.baselines import run_baseline
-from ..latent.experiment import Experiment
-from ..latent.optimise import Settings
-from ..latent.polish import polish
-from ..latent.problem import make_problem, stripped
-from ..latent.refine import STARTS, refine_latent
-from ..latent.side_chains import rotors
+from ..latent.refinement.baselines import run_baseline
+from ..latent.refinement.experiment import Experiment
+from ..latent.refinement.optimise import Settings
+from ..latent.refinement.polish import polish
+from ..latent.refinement.problem import make_problem, stripped
+from ..latent.refinement.refine import STARTS, refine_latent
+from ..latent.refinement.side_chains import rotors
 from ..reflections import Reflections
 from .latent_stages import already, one_copy, prepared_entry
 

@@ -12,7 +12,13 @@ import torch
 from libtbx.utils import Sorry
 
 from ..files.writing import write_atomically
-from ..files import data_symmetry, find_entry, find_predicted_model, load_entry, read_model
+from ..files import (
+    data_symmetry,
+    find_entry,
+    find_predicted_model,
+    load_entry,
+    read_model,
+)
 from ..latent import (
     BoltzmannGenerator,
     LinearFlow,
@@ -30,7 +36,7 @@ from ..latent import (
     prepare_model,
     run_md,
 )
-from ..latent.train import train as fit
+from ..latent.generator.train import train as fit
 from .latent_placing import place_on
 
 _READING = (

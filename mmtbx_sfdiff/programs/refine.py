@@ -16,10 +16,10 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..cctbx_backend.fmodel import map_file, model_file
-from ..cctbx_backend.twinning import twin_messages
+from ..files.twinning import twin_messages
 from ..files import check_writable, write_all
 from ..fmodel import FModel
-from ..latent.requirements import require
+from ..latent.generator.requirements import require
 from ..refinement import Settings, refine, state
 from ..refinement.run import MASK_UPDATES, check_settings
 from ..refinement.weight import choose_weight
@@ -271,7 +271,7 @@ everything was computed and written.
         if not self.inputs.force_field_weight:
             return None
         report("force field", None)
-        from ..latent.restraint import ForceFieldRestraint
+        from ..latent.refinement.restraint import ForceFieldRestraint
         manager = self._entry.model.manager
         weight = self.inputs.force_field_weight
         restraint = ForceFieldRestraint(manager.get_hierarchy(), 1.0 if weight is Auto else weight)

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from .. import targets
+from ..likelihood import targets
 from ..bulk_solvent import DEFAULT_MASK
 from ..fmodel import TARGETS, FModel
 from .minimise import MINIMISERS, Evaluation, minimise
@@ -120,7 +120,7 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
     report : callable, optional
         Called with (what is being done, fraction of the macro-cycle that is done).
     restraint : callable, optional
-        Sites (n_atoms, 3) Å -> -ln of a prior, nats, such as :class:`mmtbx_sfdiff.latent.restraint.ForceFieldRestraint`;
+        Sites (n_atoms, 3) Å -> -ln of a prior, nats, such as :class:`mmtbx_sfdiff.latent.refinement.restraint.ForceFieldRestraint`;
         its ``update(sites_cart)`` is called as each macro-cycle begins.
 
     Returns

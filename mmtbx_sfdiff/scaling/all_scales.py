@@ -20,7 +20,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from .._runtime import one_cpu_thread
+from ..kernels.threads import one_cpu_thread
 from .anisotropic import AnisotropicScale
 from .binning import Segments, log_binning
 from .exponential import fit_exponential_model

@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from .lbfgs import minimize
+from ..numerics.lbfgs import minimize
 from .residual import r_factor, scale
 
 _TWO_PI_SQ = 2 * math.pi**2

@@ -18,7 +18,7 @@ import numpy as np
 
 from .anisotropic import b_cart
 from .bulk import amplitude
-from .lbfgs import minimize
+from ..numerics.lbfgs import minimize
 from .residual import r_factor, scale
 
 K_SOL_GRID = tuple(i / 20 for i in range(13))

@@ -7,7 +7,7 @@ With z = I / (epsilon <I>):
 * beam stop: beyond 10 Å, z below 0.01 (acentric) or 1.6e-4 (centric);
 * model: the observation is so much less likely than the most likely amplitude that the largest of n such
   differences
-  exceeds it with probability below 0.01 (:mod:`.sigmaa`, :mod:`.posterior`).
+  exceeds it with probability below 0.01 (:mod:`~mmtbx_sfdiff.likelihood.sigmaa`, :mod:`~mmtbx_sfdiff.likelihood.posterior`).
 
 Each is repeated, because what is left out changes the statistics of the rest.
 
@@ -20,9 +20,9 @@ import math
 
 import torch
 
-from . import posterior
-from .normalisation import ResolutionKernel
-from .sigmaa import sigmaa
+from ..likelihood import posterior
+from ..likelihood.normalization import ResolutionKernel
+from ..likelihood.sigmaa import sigmaa
 
 _P_BASIC = 1e-6
 _P_EXTREME = 0.1

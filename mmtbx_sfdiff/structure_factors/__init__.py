@@ -6,9 +6,10 @@ import torch
 from ..crystal import as_miller_tensor
 from .direct import DEFAULT_MEMORY, direct
 from .fft import fft
-from .fft_setting import LEAST_ACCURACY, estimated_time
-from .miller_plan import miller_plan
-from .splatting import FFTUnsuitable, own_threads
+from .setting import LEAST_ACCURACY, estimated_time
+from ..plans.miller import miller_plan
+from ..kernels.jobs import FFTUnsuitable
+from ..kernels.threads import own_threads
 from .values import without_values
 
 METHODS = {"direct": direct, "fft": fft}

@@ -3,7 +3,7 @@
     F(h) = sum_G sum_j O_j f_j(h) DWF_j(h R_G) exp[2 pi i h.(R_G x_j + T_G)]                      (equation 4)
 
 over all operators G of the space group and all atoms j of the asymmetric unit, each with the weight
-(multiplicity of its site) / (order of the group).  :mod:`.miller_plan` moves the operators to the indices and
+(multiplicity of its site) / (order of the group).  :mod:`~mmtbx_sfdiff.plans.miller` moves the operators to the indices and
 lays these out in columns; what is left is a matrix product over the atoms for each scattering type, and the
 gradient is three more of them. Anisotropic atoms, and oblique cells in which an isotropic Debye-Waller factor
 does not separate, take one exponential a term instead.
@@ -18,9 +18,9 @@ import importlib.util
 import torch
 from torch.autograd.function import once_differentiable
 
-from .._runtime import one_cpu_thread
-from .direct_torch import TWO_PI_SQ, atom_ranges, blocks, extents, packed_pairs
-from .miller_plan import miller_plan
+from ..kernels.threads import one_cpu_thread
+from ..kernels.reference.direct_sum import TWO_PI_SQ, atom_ranges, blocks, extents, packed_pairs
+from ..plans.miller import miller_plan
 from .values import values_wanted
 
 DEFAULT_MEMORY = 256 * 2**20
@@ -201,7 +201,7 @@ def _has_kernel(u):
 
 def _column_sums(sites, u, counts, table, plan, memory):
     """Yield (model, atoms, ColumnSum) for blocks of atoms whose tables fit half the memory."""
-    from .direct_cpu import ColumnSum
+    from ..kernels.cpu.direct_sum import ColumnSum
     for first, last, kinds in atom_ranges(counts, memory / 2, 16 * sum(extents(plan))):
         atoms = slice(first, last)
         for model in range(len(sites)):

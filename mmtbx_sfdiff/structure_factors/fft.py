@@ -1,9 +1,9 @@
 """Structure factors by fast Fourier transform, to a requested accuracy.
 
 The atoms of the asymmetric unit are put on a grid as Gaussians, the grid is transformed, and the sum over the
-operators of the space group is done on the result, F(h) = sum_G exp(2 pi i h.t) E(h R).  :mod:`.error_model`
-turns the accuracy into a grid, a blur and a radius for every Gaussian; :mod:`.splat_cpu`, :mod:`.splat_torch`
-and :mod:`.splat_cuda` do the sum over the atoms, its transpose, and its derivatives.
+operators of the space group is done on the result, F(h) = sum_G exp(2 pi i h.t) E(h R).  :mod:`.accuracy`
+turns the accuracy into a grid, a blur and a radius for every Gaussian; :mod:`~mmtbx_sfdiff.kernels.cpu.splat`, :mod:`~mmtbx_sfdiff.kernels.reference.density`
+and :mod:`~mmtbx_sfdiff.kernels.cuda.density` do the sum over the atoms, its transpose, and its derivatives.
 
 Ten Eyck (1977) Acta Cryst. A33, 486; the gradient is the transpose of the calculation, Agarwal (1978) A34,
 791. Reference: ``cctbx.xray.structure_factors.from_scatterers_fft``, ``gradients_fft``.
@@ -13,10 +13,12 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
-from . import splatting
+from ..kernels import engines
+from ..kernels.jobs import DensityJob, FFTUnsuitable
+from ..kernels.threads import own_threads
 from .direct import DEFAULT_MEMORY
-from .fft_setting import LEAST_ACCURACY, choose_setting, complex_of, storage
-from .miller_plan import miller_plan
+from .setting import LEAST_ACCURACY, choose_setting, complex_of, storage
+from ..plans.miller import miller_plan
 from .values import values_wanted
 
 
@@ -53,7 +55,7 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY, po
         ``memory``.
     """
     if accuracy < LEAST_ACCURACY:
-        raise splatting.FFTUnsuitable(
+        raise FFTUnsuitable(
             f"accuracy={accuracy:g} is beyond the FFT (at best {LEAST_ACCURACY:g}): use method='direct'.")
     plan = miller_plan(crystal, miller_indices)
     batch = atoms.batch_shape
@@ -65,7 +67,7 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY, po
         own = value.shape[value.ndim - tail:]
         return value.expand(*batch, *own).reshape(-1, *own)
 
-    with splatting.own_threads(atoms.device):
+    with own_threads(atoms.device):
         u_iso = torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)
         u_star = torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0)
         weights = atoms.occupancies * atoms.site_weights.to(atoms.dtype)
@@ -85,7 +87,7 @@ class _Transform(torch.autograd.Function):
         ctx.save_for_backward(*values)
         ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
         ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory, population=population)
-        engine = splatting.engine(sites.device)
+        engine = engines.density_engine(sites.device)
         dispersion = bool((fdp != 0).any())
         dtype = complex_of(weights.dtype)
         if not values_wanted():
@@ -102,11 +104,11 @@ class _Transform(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         values, atoms, wanted = ctx.saved_tensors, ctx.atoms, ctx.needs_input_grad[:6]
-        with splatting.own_threads(grad.device):
+        with own_threads(grad.device):
             # A wish for gradients in f' and f'' makes another population of the same atoms.
             known = None if wanted[4] or wanted[5] else ctx.population
             _, setting = choose_setting(values, atoms, ctx.plan, ctx.accuracy, ctx.memory, wanted, known)
-            engine = splatting.engine(grad.device)
+            engine = engines.density_engine(grad.device)
             grads = [torch.zeros_like(x) if want else None for x, want in zip(values, wanted)]
             maps = [False, True] if wanted[5] or bool((values[5] != 0).any()) else [False]
             for part in _parts(engine, setting, len(values[0]), ctx.memory):
@@ -133,5 +135,5 @@ def _parts(engine, setting, n_models, memory):
 
 def _job(atoms, setting, values, part, dispersion, gradient):
     sites, u_iso, u_star, weights, fp, fdp = (value[part] for value in values)
-    return splatting.Job(atoms, setting, sites, u_iso, u_star, weights, fdp if dispersion else fp, dispersion,
+    return DensityJob(atoms, setting, sites, u_iso, u_star, weights, fdp if dispersion else fp, dispersion,
                          gradient)

@@ -1,0 +1,1 @@
+"""How equation 4 and the masks are computed, never what: arrays in, arrays out; nothing here imports a room above."""

@@ -1,0 +1,1 @@
+"""The engine for CPUs: kernels compiled by numba."""

@@ -1,0 +1,223 @@
+"""The compiled CPU engine: numba kernels and Fourier transforms of planes and columns.
+
+Going forward a thread puts its share of the atoms on a slab of planes, adds up a share of the planes,
+transforms them along the two axes within them, and keeps the columns that hold reflections.  Then it
+transforms a share of these along the remaining axis, and reads a share of the reflections.  Going back it is
+the other way round.
+"""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from . import gaussian as gaussian_cpu, spectrum as spectrum_cpu
+from .gather import gather as gather_atoms
+from .splat import splat as splat_atoms
+from ..jobs import FFTUnsuitable
+from ..threads import n_workers, run, shares
+
+_STAR = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
+_PACK = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+# Rows run on beyond the cut to a multiple of eight points, so that the cut may be this much nearer.
+SLACK = 1.0
+#: Whether a job may hold several models.
+BATCHED = False
+# Seconds of work on one core that are worth another thread.
+_ENOUGH = 2.5e-3
+_REAL = {torch.float32: np.float32, torch.float64: np.float64}
+_COMPLEX = {torch.float32: np.complex64, torch.float64: np.complex128}
+
+
+def _numpy(tensor):
+    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float64)
+
+
+class _Arrays:
+    """A job as the kernels take it."""
+
+    def __init__(self, job):
+        setting, atoms = job.setting, job.atoms
+        grid, table = setting.grid, setting.table
+        self.dims = grid.dims
+        #: Rows are longer than the grid: what is beyond its end is a copy of the beginning.
+        self.row = grid.dims[2] + setting.box[2]
+        n = len(job.weights)
+        self.sites_grid, self.order = np.empty((n, 3)), np.empty(n, np.int64)
+        gaussian_cpu.place_atoms(_numpy(job.sites), grid.axes, self.dims, self.sites_grid, self.order)
+        self.u_scale = 2 * math.pi ** 2 * setting.s_sq
+        self.e_iso = _numpy(job.u_iso) * self.u_scale
+        self.e_iso -= setting.sharpening
+        self.use_aniso = atoms.use_u_aniso.numpy()
+        self.packing, self.geometry = _geometry(setting, atoms.crystal)
+        if self.use_aniso.any():
+            self.ustar = _numpy(job.u_star)[:, self.packing] * (2 * math.pi ** 2)
+        else:
+            self.ustar = np.zeros((1, 6))
+        self.weights, self.fp = _numpy(job.weights), _numpy(job.fp)
+        constants = np.zeros_like(table.constants) if job.dispersion else table.constants
+        n_terms = 0 if job.dispersion else table.alphas.shape[1]
+        self.types = (atoms.type_index.numpy(), table.alphas, table.exponents, constants, n_terms,
+                      job.has_constant)
+
+
+def _geometry(setting, crystal):
+    """Order of packed tensor components along the grid's axes, and geometry of
+    :func:`gaussian_cpu.gaussian`."""
+    grid = setting.grid
+    known = grid.__dict__.setdefault("_geometry", {})
+    if setting.s_sq not in known:
+        axes, dims = grid.axes, grid.dims
+        packing = np.array([_STAR[axes[i], axes[j]] for i, j in _PACK])
+        reciprocal = crystal.reciprocal_metric.numpy()
+        real = (crystal.orthogonalization.T @ crystal.orthogonalization).numpy()
+        pairs = [(axes[i], axes[j]) for i, j in _PACK]
+        steps = [1.0 / (dims[i] * dims[j]) for i, j in _PACK]
+        # Rounding must not make an orthogonal cell look oblique.
+        clean = [abs(real[i, j]) > 1e-10 * math.sqrt(real[i, i] * real[j, j]) for i, j in pairs]
+        metric = np.array([real[i, j] * step * keep for (i, j), step, keep in zip(pairs, steps, clean)])
+        outline = gaussian_cpu.outline_of(math.pi ** 2 * setting.s_sq * metric)
+        known[setting.s_sq] = packing, np.array(
+            [setting.s_sq, *(reciprocal[i, j] for i, j in pairs), *metric, crystal.volume, *steps,
+             grid.n_points, *outline])
+    return known[setting.s_sq]
+
+
+def _splat_share(job, arrays, first, last):
+    """The atoms order[first:last] on a slab of their own: (slab, its first plane, the planes used)."""
+    setting, (nx, ny, _) = job.setting, arrays.dims
+    order = arrays.order[first:last]
+    x = arrays.sites_grid[order, 0]
+    reach = setting.box[0] // 2 + 1
+    first_plane, n_planes = int(x.min()) - reach, int(x.max()) - int(x.min()) + 2 * reach + 1
+    if n_planes >= nx:
+        first_plane, n_planes = 0, nx
+    slab = np.zeros((n_planes, ny, arrays.row), _REAL[setting.dtype])
+    work = np.empty(32)
+    _check(splat_atoms(
+        slab.reshape(-1), (*arrays.dims, arrays.row), first_plane, order, arrays.sites_grid, arrays.e_iso,
+        arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry,
+        setting.tolerance, setting.cuts, setting.box,
+        np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype),
+        work), job)
+    return slab, first_plane, (int(work[0]), int(work[1]))
+
+
+def _planes(job, arrays, slabs, first, last):
+    """Planes first:last of the density."""
+    planes = np.zeros((last - first, *arrays.dims[1:]), _REAL[job.setting.dtype])
+    for slab, first_plane, used in slabs:
+        spectrum_cpu.merge(slab, first_plane, used, arrays.dims[0], first, planes)
+    return planes
+
+
+def _check(code, job):
+    if code == 0:
+        return
+    if code < 0:
+        raise RuntimeError("An atom is wider than the box it was given: please report this structure.")
+    label = job.atoms.labels[code - 1].strip()
+    raise FFTUnsuitable(
+        f"The displacement parameters of atom {code - 1} ({label}) are not positive definite enough for the "
+        "FFT: raise them, or use method='direct'.")
+
+
+def _n_threads(arrays, gradient=False):
+    """Threads for which there is enough to do."""
+    work = (1.3e-6 * len(arrays.order) + 4e-9 * math.prod(arrays.dims)) * (2 if gradient else 1)
+    return max(1, min(n_workers(), 1 + int(work / _ENOUGH), arrays.dims[0] // 8, len(arrays.order)))
+
+
+def splat(job):
+    """The density grid, (n_p, n_q, n_s)."""
+    arrays = _Arrays(job)
+    slabs = run([lambda a=a, b=b: _splat_share(job, arrays, a, b)
+                 for a, b in shares(len(arrays.order), _n_threads(arrays)) if a < b])
+    return torch.from_numpy(_planes(job, arrays, slabs, 0, arrays.dims[0]))
+
+
+def values(job):
+    """Structure factors (n,) of one density."""
+    setting, arrays = job.setting, _Arrays(job)
+    plan, n_p = setting.grid.packed, arrays.dims[0]
+    n_threads = _n_threads(arrays)
+    slabs = [None] * n_threads
+    packed = np.empty((len(plan.columns), n_p), _COMPLEX[setting.dtype])
+    transform = np.empty_like(packed)
+    result = np.empty(setting.factor.shape[0], packed.dtype)
+
+    def atoms(number, first, last):
+        slabs[number] = _splat_share(job, arrays, first, last)
+
+    def planes(first, last):
+        half = torch.fft.rfft2(torch.from_numpy(_planes(job, arrays, slabs, first, last)))
+        spectrum_cpu.pack(half.numpy().reshape(last - first, -1), plan.columns, first, packed)
+
+    def columns(first, last):
+        transform[first:last] = torch.fft.fft(torch.from_numpy(packed[first:last])).numpy()
+
+    def reflections(first, last):
+        spectrum_cpu.read_reflections(transform.reshape(-1), plan.rows, setting.grid.conjugate.numpy(),
+                                      setting.phase.numpy(), setting.factor.numpy(), first, last, result)
+
+    run([lambda i=i, a=a, b=b: atoms(i, a, b)
+         for i, (a, b) in enumerate(shares(len(arrays.order), n_threads))],
+        [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
+        [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
+        [lambda a=a, b=b: reflections(a, b) for a, b in shares(len(result), n_threads)])
+    return torch.from_numpy(result)
+
+
+def gradients(seed, job):
+    """Gradients (sites, u_iso, u_star, weights, f' or f'') of one density, from dT/dF (n,)."""
+    setting, arrays = job.setting, _Arrays(job)
+    plan, n_p = setting.grid.packed, arrays.dims[0]
+    n_q, n_s = arrays.dims[1:]
+    packed = np.empty((len(plan.columns), n_p), _COMPLEX[setting.dtype])
+    grid = np.empty((n_p, n_q, arrays.row), _REAL[setting.dtype])
+    seed = seed.resolve_conj().to(setting.phase.dtype).contiguous().numpy()
+
+    def columns(first, last):
+        spectrum = np.zeros((last - first, n_p), packed.dtype)
+        spectrum_cpu.write_reflections(
+            spectrum.reshape(-1), plan.targets - first * n_p, plan.kinds, plan.starts, plan.readers,
+            plan.reflections, setting.phase.numpy().reshape(-1), setting.factor.numpy(), seed,
+            plan.bounds[first], plan.bounds[last])
+        packed[first:last] = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
+
+    def planes(first, last):
+        # Along q only where s is within the band, with q contiguous; then along s.
+        spectrum = np.zeros((last - first, plan.n_s, n_q), packed.dtype)
+        spectrum_cpu.unpack(packed, plan.turned, first, spectrum.reshape(last - first, -1))
+        half = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
+        spectrum = np.empty((last - first, n_q, n_s // 2 + 1), packed.dtype)
+        spectrum_cpu.turn_back(half, spectrum)
+        slab = torch.fft.irfft(torch.from_numpy(spectrum), n=n_s, norm="forward")
+        grid[first:last, :, :n_s] = slab.numpy()
+        spectrum_cpu.unfold(grid[first:last], n_s)
+
+    n = len(arrays.order)
+    size = gaussian_cpu.scratch_size(setting.box)
+    grad_sites, grad_e, grad_ustar = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 6))
+    grad_weights, grad_fp = np.zeros(n), np.zeros(n)
+    factor = setting.table.typical_factor if job.gradient else 0.0
+
+    def atoms(first, last):
+        _check(gather_atoms(
+            grid.reshape(-1), (*arrays.dims, arrays.row), first, last, arrays.order, arrays.sites_grid,
+            arrays.e_iso, arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types,
+            arrays.geometry, setting.tolerance, setting.typical_weight, factor, setting.cuts, setting.box,
+            np.empty(size, grid.dtype), np.empty(32), grad_sites, grad_e, grad_ustar, grad_weights,
+            grad_fp), job)
+
+    n_threads = _n_threads(arrays, gradient=True)
+    run([lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
+        [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
+        [lambda a=a, b=b: atoms(a, b) for a, b in shares(n, n_threads)])
+    sites = np.empty((n, 3))
+    for i, axis in enumerate(setting.grid.axes):
+        sites[:, axis] = grad_sites[:, i] * arrays.dims[i]
+    u_star = np.empty((n, 6))
+    u_star[:, arrays.packing] = grad_ustar * (2 * math.pi ** 2)
+    return tuple(map(torch.from_numpy, (sites, grad_e * arrays.u_scale, u_star, grad_weights, grad_fp)))

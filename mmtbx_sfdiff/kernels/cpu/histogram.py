@@ -1,0 +1,81 @@
+"""What the error model has to know of the atoms, compiled for the CPU."""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .gaussian import jit
+
+
+@jit
+def population(u_iso, u_star, use_aniso, orthogonalization, scale, weights, extras, least_extra, types, first,
+               bin_scale, log_growth, result):
+    """Add the atoms of one model to ``result``, (n_types + 1, n_bins): squared weights by type and exponent.
+
+    The exponents are u_iso scale; anisotropic atoms enter with the smallest eigenvalue of their U.
+    ``extras`` is (n_extras, n_atoms), constant terms of the form factor, taken to be ``least_extra`` at
+    least.  Returns (number of atoms with weight, largest exponent in any direction, largest |weight|).
+    """
+    n_bins = result.shape[1]
+    n_atoms, largest, heaviest = 0, 0.0, 0.0
+    o = orthogonalization
+    cart = np.zeros(6)
+    for a in range(len(weights)):
+        e = u_iso[a] * scale
+        widest = e
+        if use_aniso[a]:
+            u = u_star[a]
+            for i in range(6):
+                p, q = (i, i) if i < 3 else ((0, 1) if i == 3 else ((0, 2) if i == 4 else (1, 2)))
+                cart[i] = (u[0] * o[p, 0] * o[q, 0] + u[1] * o[p, 1] * o[q, 1] + u[2] * o[p, 2] * o[q, 2]
+                           + u[3] * (o[p, 0] * o[q, 1] + o[p, 1] * o[q, 0])
+                           + u[4] * (o[p, 0] * o[q, 2] + o[p, 2] * o[q, 0])
+                           + u[5] * (o[p, 1] * o[q, 2] + o[p, 2] * o[q, 1]))
+            # Eigenvalues of a symmetric 3 x 3 matrix in closed form.
+            mean = (cart[0] + cart[1] + cart[2]) / 3
+            x, y, z = cart[0] - mean, cart[1] - mean, cart[2] - mean
+            off = cart[3] ** 2 + cart[4] ** 2 + cart[5] ** 2
+            size = max(math.sqrt((x * x + y * y + z * z + 2 * off) / 6), 1e-30)
+            det = (x * (y * z - cart[5] ** 2) - cart[3] * (cart[3] * z - cart[5] * cart[4])
+                   + cart[4] * (cart[3] * cart[5] - y * cart[4])) / (2 * size ** 3)
+            angle = math.acos(min(max(det, -1.0), 1.0)) / 3
+            e += scale * (mean + 2 * size * math.cos(angle + 2 * math.pi / 3))
+            widest += scale * (mean + 2 * size * math.cos(angle))
+        weight = weights[a] * weights[a]
+        largest, heaviest = max(largest, widest), max(heaviest, weight)
+        if weight > 0:
+            n_atoms += 1
+        at = math.log(max((e - first) / bin_scale + 1, 1.0)) / log_growth
+        at = min(at, n_bins - 1.001)
+        low = int(at)
+        high = at - low
+        result[types[a], low] += weight * (1 - high)
+        result[types[a], low + 1] += weight * high
+        for i in range(extras.shape[0]):
+            extra = max(abs(extras[i, a]), least_extra)
+            result[result.shape[0] - 1, low] += weight * extra * extra
+    return n_atoms, largest, math.sqrt(heaviest)
+
+
+@jit
+def sharpest(aliases, noises, histogram, norms, wanted, rounding, bound):
+    """:meth:`ErrorModel.sharpening`: the largest number of the ladder with errors within the bound, or -1."""
+    for p in range(aliases.shape[0] - 1, -1, -1):
+        worst = 0.0
+        for order in range(3):
+            if wanted[order]:
+                found = 0.0
+                for t in range(histogram.shape[0]):
+                    for e in range(histogram.shape[1]):
+                        found += aliases[p, order, t, e] * histogram[t, e]
+                worst = max(worst, found / norms[order])
+        if worst > bound:
+            continue
+        noise = 0.0
+        for t in range(histogram.shape[0]):
+            for e in range(histogram.shape[1]):
+                noise += noises[p, t, e] * histogram[t, e]
+        if worst + rounding * rounding * noise / norms[0] <= bound:
+            return p
+    return -1

@@ -1,0 +1,377 @@
+"""The soft probe-shrink mask on the CPU; see :mod:`.probe_shrink` for what is computed.
+
+Rows along c are contiguous, and the kernels do the same thing to sixteen points of a row at a time.  A fine row is kept
+a second time split by parity (every ``fine``-th point), because the weighted sum of E over a ball at every coarse point of
+a row is then a few hundred multiplications of contiguous numbers.  Its transpose is, at the fine points of each parity,
+such a sum over coarse ones; it is wanted where 0 < E < 1 only, because elsewhere E does not change with the atoms.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .asymmetric_unit import NEVER, Box, jit, over, spread_to_cell, sum_over_orbits, unit_of
+from .mask_vectors import (
+    LANES,
+    SUMS,
+    TOGETHER,
+    attribute_blocks,
+    mark_blocks,
+    multiply_blocks,
+    weighted_sums,
+)
+
+# Field, its split copy and the gradient.
+_ARRAYS = 3
+# Elements behind the last row that whole blocks may read.
+_BEYOND = LANES * TOGETHER
+_SHIFT = LANES.bit_length() - 1
+
+
+class SoftMask:
+    """One model's mask: ``forward`` gives V at the representatives, ``backward`` its gradients."""
+
+    def __init__(self, crystal, n_real, fine, kernel, dtype, memory, kept=0):
+        self.unit, self.fine, self.dtype = unit_of(crystal, n_real), fine, np.dtype(dtype)
+        self.memory, self.kernel = memory, kernel
+        self.steps, self.lengths = self.unit.offsets(kernel.reach, fine)
+        self.margin = np.abs(self.steps).max(0)
+        self.voxel = crystal.volume / float(np.prod(self.unit.n_real * fine))
+        # Bytes of E that may be kept for the gradient.
+        self.kept, self._kept_box = kept, None
+
+    def weights(self, function):
+        """A function of the distance at the fine grid's steps, times the volume of a step."""
+        return (function(self.lengths) * self.voxel).astype(self.dtype)
+
+    def _slabs(self):
+        return self.unit.slabs(self.fine, self.margin, self.dtype.itemsize * _ARRAYS, self.memory)
+
+    def _box(self, planes, sites, radii, cover, width):
+        """A box, its images' radii and cover, and E."""
+        box = Box(self.unit, planes, self.fine, self.margin, sites, np.sqrt(radii * (radii + width)))
+        box.radii, box.cover = radii[box.atoms].astype(self.dtype), cover[box.atoms].astype(self.dtype)
+        box.gram32, box.width = box.gram.astype(self.dtype), self.dtype.type(width)
+        box.field = np.empty(tuple(int(n) for n in box.shape), dtype=self.dtype)
+
+        def fill(first, after):
+            box.field[first:after] = 1
+            _accessibility(box.field, box.windows, first, after, box.positions, box.radii, box.cover, box.width, box.gram32,
+                           box.extent)
+
+        over(len(box.field), fill)
+        return box
+
+    def _split(self, box):
+        m0, m1, m2 = box.field.shape
+        flat = np.empty(box.field.size + _BEYOND, dtype=self.dtype)
+        flat[box.field.size:] = 0
+        split = flat[:box.field.size].reshape(m0, m1, self.fine, m2 // self.fine)
+        over(m0, lambda first, after: _split(box.field, split, first, after))
+        return flat
+
+    def forward(self, sites, radii, cover, width, weights, keep=False):
+        """Weighted sums of E around each representative, (n_orbits,) for each array of weights."""
+        sites, radii, cover = (values.detach().numpy() for values in (sites, radii, cover))
+        out = [np.empty(len(self.unit.places), dtype=self.dtype) for _ in weights]
+        unit, fine = self.unit, self.fine
+        starts = np.searchsorted(unit.places[:, 0], np.arange(unit.shape[0] + 1))
+        slabs = self._slabs()
+        for planes in slabs:
+            box = self._box(planes, sites, radii, cover, width)
+            split = self._split(box)
+            d0, d1, d2 = self.steps.T
+            m1, m2 = box.field.shape[1:]
+            offsets = (d0 * m1 + d1) * m2 + (d2 % fine) * (m2 // fine) + d2 // fine
+            # Neighbours in memory follow one another.
+            order = np.argsort(offsets, kind="stable")
+            for values, array in zip(out, weights):
+                over(planes[1] - planes[0], lambda first, after: _gather(
+                    split, m1, m2, unit.windows, planes[0] + first, planes[0] + after, fine, box.low, offsets[order],
+                    array[order], unit.places, starts, values))
+            if keep and len(slabs) == 1 and box.field.nbytes <= self.kept:
+                self._kept_box = box
+        return [torch.from_numpy(values) for values in out]
+
+    def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False):
+        """Gradients by sites, radii, cover and width from that by V, (n_orbits,); the last three are zero if ``sites_only``."""
+        sites, radii, cover, gradient = (values.detach().numpy() for values in (sites, radii, cover, gradient))
+        n = len(radii)
+        total = [np.zeros((n, 3)), np.zeros(n), np.zeros(n), 0.0]
+        for planes in self._slabs():
+            # E is overwritten: it serves one gradient.
+            box, self._kept_box = self._kept_box or self._box(planes, sites, radii, cover, width), None
+            windows = self._by_field(box, planes, gradient, weights)
+
+            def attribute(first, after):
+                out = np.zeros((len(box.positions), SUMS))
+                _attribute(box.field, windows, first, after, box.positions, box.radii, box.cover, box.width,
+                           box.gram32, box.extent, not sites_only, out)
+                return out
+
+            parts = sum(over(len(box.field), attribute))
+            found = box.to_atoms(parts[:, :3], n, parts[:, 3], parts[:, 4])
+            for i in range(3):
+                total[i] += found[i]
+            total[3] += float(parts[:, 5].sum())
+        return *(torch.from_numpy(values) for values in total[:3]), torch.tensor(total[3], dtype=torch.float64)
+
+    def _by_field(self, box, planes, gradient, weights):
+        """Turn E into E dT/dE where 0 < E < 1 and 0 elsewhere; windows of the rows that hold all of it."""
+        unit, fine = self.unit, self.fine
+        # The gradient by V on the planes, with zeros around it as far as a step from the box's edge leads.
+        pad = 2 * -(-self.margin // fine) + 1
+        shape = unit.shape + 2 * pad
+        shape[0] += planes[1] - planes[0] - unit.shape[0]
+        dense = np.zeros(int(np.prod(shape)) + _BEYOND, dtype=self.dtype)
+        part = slice(*np.searchsorted(unit.places[:, 0], planes))
+        strides = np.array([shape[1] * shape[2], shape[2], 1])
+        origin = pad - np.array([planes[0], 0, 0])
+        places, values = unit.places[part], gradient[part]
+        over(len(places), lambda first, after: _lay_out(places, values, first, after, origin, strides, dense))
+        # Of a fine point of parity r, the coarse point at minus the step d is (d - r) / fine away, for d of that parity.
+        parity = self.steps % fine
+        group = (parity[:, 0] * fine + parity[:, 1]) * fine + parity[:, 2]
+        order = np.argsort(group, kind="stable")
+        offsets = (-(self.steps // fine) @ strides)[order]
+        starts = np.searchsorted(group[order], np.arange(fine**3 + 1))
+        windows = np.zeros_like(box.windows)
+        over(len(box.field), lambda first, after: _spread(
+            box.field, box.windows, windows, first, after, dense, origin, strides, fine, box.low, offsets, weights[order],
+            starts))
+        return windows
+
+    def to_cell(self, values):
+        """Values at representatives at all points of the cell, (n1, n2, n3)."""
+        values = values.detach().numpy()
+        out = np.empty(len(self.unit.orbit), dtype=values.dtype)
+        over(len(out), lambda first, after: spread_to_cell(values, self.unit.orbit, first, after, out))
+        return torch.from_numpy(out).reshape(tuple(self.unit.n_real.tolist()))
+
+    def from_cell(self, values):
+        """Sums over each orbit, (n_orbits,)."""
+        values = values.contiguous().numpy().reshape(-1)
+        n = len(self.unit.places)
+
+        def part(first, after):
+            out = np.zeros(n)
+            sum_over_orbits(values, self.unit.orbit, first, after, out)
+            return out
+
+        return torch.from_numpy(sum(over(len(values), part, 1)).astype(values.dtype))
+
+
+@jit
+def _blocks(n):
+    """Blocks of LANES points that hold n."""
+    return (n + LANES - 1) >> _SHIFT
+
+
+@jit
+def _sphere(position, radius, width, extent, gram, first_plane, after_plane, m1):
+    """The planes and rows that a sphere of influence may touch, and t = offset + scale d^2, as (..., gram[2] scale)."""
+    real = gram.dtype.type
+    half = real(0.5)
+    reach = np.sqrt(radius * (radius + width))
+    low = max(first_plane, int(np.ceil(position[0] - reach * extent[0])))
+    high = min(after_plane, int(np.floor(position[0] + reach * extent[0])) + 1)
+    j_low = max(0, int(np.ceil(position[1] - reach * extent[1])))
+    j_high = min(m1, int(np.floor(position[1] + reach * extent[1])) + 1)
+    scale = half / (radius * width)
+    return low, high, j_low, j_high, scale, half - half * radius / width, gram[2] * scale
+
+
+@jit
+def _chords(position, radius, width, scale, offset, plane, j_low, j_high, gram, windows, first, after, constant, linear):
+    """For the rows of a plane, the points [first, after) within the sphere and the row's window, and t as
+    constant + linear d + gram[2] scale d^2 along the row; d in steps from the centre.
+    """
+    real, integer = gram.dtype.type, np.int32
+    # A conversion cuts off towards zero, where floor would be a call: up from below zero, so that it is cut from above.
+    up, down = real(4096), integer(4095)
+    outer_sq = radius * (radius + width)
+    per_c = real(1) / gram[2]
+    cell = integer(np.floor(position[2]))
+    origin = real(position[2] - np.floor(position[2])) + up
+    d0, start = real(plane - position[0]), real(j_low - position[1])
+    begins, ends = windows[0, plane, j_low:j_high], windows[1, plane, j_low:j_high]
+    for n in range(j_high - j_low):
+        d1 = start + real(n)
+        along = gram[4] * d0 + gram[5] * d1
+        square = (gram[0] * d0 + gram[3] * d1) * d0 + gram[1] * d1 * d1
+        shift = along * per_c
+        left = (outer_sq - (square - along * shift)) * per_c
+        # A sphere that is not reached ends before it begins.
+        length = np.sqrt(max(left, real(0))) if left > real(0) else real(-1)
+        first[n] = max(begins[n], cell + integer(origin - shift - length) - down)
+        after[n] = min(ends[n], cell + integer(origin - shift + length) - down)
+        constant[n] = square * scale + offset
+        linear[n] = (scale + scale) * along
+
+
+@jit
+def _accessibility(field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent):
+    """Multiply the field by 1 - cover (1 - S(t)) of every image, t = 1/2 + (d^2 - R^2) / (2 R width)."""
+    m1, m2 = field.shape[1], field.shape[2]
+    flat = field.reshape(-1)
+    real = gram.dtype.type
+    first, after = np.empty(m1, dtype=np.int32), np.empty(m1, dtype=np.int32)
+    constant, linear = np.empty(m1, dtype=field.dtype), np.empty(m1, dtype=field.dtype)
+    for image in range(len(positions)):
+        position, radius, share = positions[image], radii[image], cover[image]
+        if radius <= 0:
+            continue
+        low, high, j_low, j_high, scale, offset, a2 = _sphere(
+            position, radius, width, extent, gram, first_plane, after_plane, m1)
+        for i in range(low, high):
+            _chords(position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear)
+            for n in range(j_high - j_low):
+                if first[n] < after[n]:
+                    begin = first[n] & -LANES
+                    multiply_blocks(flat, (i * m1 + j_low + n) * m2 + begin, _blocks(after[n] - begin),
+                                    constant[n], linear[n], a2, real(begin - position[2]), share)
+
+
+@jit
+def _split(field, split, first_plane, after_plane):
+    fine = split.shape[2]
+    for i in range(first_plane, after_plane):
+        for j in range(field.shape[1]):
+            row = field[i, j]
+            for parity in range(fine):
+                out = split[i, j, parity]
+                for k in range(len(out)):
+                    out[k] = row[k * fine + parity]
+
+
+@jit
+def _gather(split, m1, m2, windows, first_plane, after_plane, fine, low, offsets, weights, places, starts, out):
+    acc = np.empty(m2 + _BEYOND, dtype=split.dtype)
+    for i in range(first_plane, after_plane):
+        number = starts[i]
+        for j in range(windows.shape[1]):
+            begin, end = windows[i, j]
+            if begin >= end:
+                continue
+            index = ((i * fine - low[0]) * m1 + j * fine - low[1]) * m2 + begin - low[2] // fine
+            weighted_sums(acc, split, index, _blocks(end - begin), offsets, weights, 0, len(offsets))
+            while number < starts[i + 1] and places[number, 1] == j:
+                out[number] = acc[places[number, 2] - begin]
+                number += 1
+
+
+@jit
+def _lay_out(places, values, first, after, origin, strides, out):
+    for n in range(first, after):
+        at = 0
+        for a in range(3):
+            at += (places[n, a] + origin[a]) * strides[a]
+        out[at] = values[n]
+
+
+@jit
+def _any(marks, first, n):
+    found = 0
+    for k in range(first, first + n):
+        found |= marks[k]
+    return found != 0
+
+
+@jit
+def _weigh(row, total, fine):
+    """Multiply points with 0 < E < 1 by total[parity, k], others by 0."""
+    zero, one = row.dtype.type(0), row.dtype.type(1)
+    if fine == 2:
+        # The numbers are written out for the compiler to see.
+        even, odd = total[0], total[1]
+        for k in range(len(row) // 2):
+            x, y = row[2 * k], row[2 * k + 1]
+            row[2 * k] = x * even[k] if (x > zero) & (x < one) else zero
+            row[2 * k + 1] = y * odd[k] if (y > zero) & (y < one) else zero
+        return
+    for k in range(len(row) // fine):
+        for parity in range(fine):
+            e = row[k * fine + parity]
+            row[k * fine + parity] = e * total[parity, k] if (e > zero) & (e < one) else zero
+
+
+@jit
+def _spread(field, windows, active, first_plane, after_plane, dense, origin, strides, fine, low, offsets, weights, starts):
+    """E dT/dE in place of E at each fine point where 0 < E < 1, else 0, from dT/dV at the coarse points.
+
+    ``active``: windows of the rows that hold all of it.
+    """
+    m2 = field.shape[2]
+    total = np.empty((fine, m2 // fine + _BEYOND), dtype=field.dtype)
+    marks = np.empty(m2 // LANES, dtype=np.uint8)
+    flat = field.reshape(-1)
+    for a in range(first_plane, after_plane):
+        u = a + low[0]
+        for b in range(field.shape[1]):
+            row = field[a, b]
+            w0, w1 = windows[0, a, b], windows[1, a, b]
+            if w0 >= w1:
+                continue
+            # E is complete within the window only.
+            row[:w0] = 0
+            row[w1:] = 0
+            mark_blocks(flat, (a * field.shape[1] + b) * m2, len(marks), marks)
+            active[0, a, b], active[1, a, b] = NEVER, 0
+            v = b + low[1]
+            index = (u // fine + origin[0]) * strides[0] + (v // fine + origin[1]) * strides[1] + low[2] // fine + origin[2]
+            group = ((u % fine) * fine + v % fine) * fine
+            block = 0
+            while block < len(marks):
+                if not _any(marks, block, fine):
+                    row[block * LANES:(block + fine) * LANES] = 0
+                    block += fine
+                    continue
+                begin = block
+                while block < len(marks) and _any(marks, block, fine):
+                    block += fine
+                active[0, a, b] = min(active[0, a, b], begin * LANES)
+                active[1, a, b] = block * LANES
+                n = (block - begin) // fine
+                for parity in range(fine):
+                    weighted_sums(total[parity], dense, index + begin // fine * LANES, n, offsets, weights,
+                                  starts[group + parity], starts[group + parity + 1])
+                _weigh(row[begin * LANES:block * LANES], total, fine)
+
+
+@jit
+def _attribute(by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, all_sums, out):
+    """Gradients of each image: 3 by position (covariant, grid steps), and with ``all_sums`` by radius, cover, width."""
+    m1, m2 = by_field.shape[1], by_field.shape[2]
+    flat = by_field.reshape(-1)
+    real = gram.dtype.type
+    half = real(0.5)
+    first, after = np.empty(m1, dtype=np.int32), np.empty(m1, dtype=np.int32)
+    constant, linear = np.empty(m1, dtype=by_field.dtype), np.empty(m1, dtype=by_field.dtype)
+    lanes, sums = np.empty(LANES * SUMS, dtype=by_field.dtype), np.empty(SUMS, dtype=by_field.dtype)
+    for image in range(len(positions)):
+        position, radius, share = positions[image], radii[image], cover[image]
+        if radius <= 0:
+            continue
+        low, high, j_low, j_high, scale, offset, a2 = _sphere(
+            position, radius, width, extent, gram, first_plane, after_plane, m1)
+        lanes[:] = 0
+        for i in range(low, high):
+            d0 = real(i - position[0])
+            _chords(position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear)
+            for n in range(j_high - j_low):
+                if first[n] < after[n]:
+                    begin = first[n] & -LANES
+                    attribute_blocks(flat, (i * m1 + j_low + n) * m2 + begin, _blocks(after[n] - begin),
+                                     constant[n], linear[n], a2, real(begin - position[2]), share, d0,
+                                     real(j_low + n - position[1]), all_sums, lanes)
+        for k in range(SUMS):
+            sums[k] = lanes[LANES * k:LANES * (k + 1)].sum()
+        s0, s1, s2, total, total_t, total_left = sums
+        slope = real(6) * share
+        along = (scale + scale) * slope
+        out[image, 0] -= along * (gram[0] * s0 + half * gram[3] * s1 + gram[4] * s2)
+        out[image, 1] -= along * (half * gram[3] * s0 + gram[1] * s1 + gram[5] * s2)
+        out[image, 2] -= along * (gram[4] * s0 + gram[5] * s1 + gram[2] * s2)
+        out[image, 3] -= slope * (total_t / radius + total / width)
+        out[image, 4] -= total_left
+        out[image, 5] -= slope * total_t / width

@@ -1,0 +1,198 @@
+"""The probe-shrink mask in PyTorch alone, for any device; the numbers of :mod:`~mmtbx_sfdiff.kernels.cpu.soft_mask`, on the whole cell.
+
+The accessibility is summed as logarithms, atom by atom in portions that keep to ``memory``; V is a convolution, by FFT.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+# Of a portion of distances: vectors, indices, and what their gradient keeps.
+_BYTES_PER_DISTANCE = 160
+_TINY = 1e-100
+
+
+class FineGrid:
+    """Fine grid points around atoms in the whole cell, in portions."""
+
+    def __init__(self, crystal, n_real, fine, memory, device):
+        self.n_coarse, self.fine, self.memory, self.device = tuple(n_real), fine, memory, device
+        self.n_real = tuple(int(n) * fine for n in n_real)
+        n = torch.tensor(self.n_real, dtype=torch.float64, device=device)
+        self.basis = crystal.orthogonalization.to(device) / n
+        self.extent = crystal.reciprocal_metric.to(device).diagonal().sqrt() * n
+        self.rotations = crystal.rotations.to(device, torch.float64)
+        self.translations = crystal.translations.to(device)
+        self.centring = crystal.centring.to(device)
+        self.n = n
+        self.voxel = crystal.volume / float(np.prod(self.n_real))
+
+    def steps(self, reach, margin=0.0):
+        """Steps as long as ``reach`` Å, (n, 3) int64, and lengths; ``margin`` in grid steps around the sphere's box."""
+        half = torch.ceil(self.extent * reach + margin).to(torch.int64).tolist()
+        axes = [torch.arange(-h, h + 1, device=self.device) for h in half]
+        steps = torch.cartesian_prod(*axes)
+        return steps, (steps.to(torch.float64) @ self.basis.T).norm(dim=-1)
+
+    def portions(self, sites, reach):
+        """Slices of atoms, and for each operator a function from their sites to (places, distances, which atom)."""
+        diagonal = float(self.basis.norm(dim=0).sum())
+        steps, lengths = self.steps(reach, 1.0)
+        steps = steps[lengths <= reach + diagonal]
+        size = max(1, int(self.memory // (_BYTES_PER_DISTANCE * len(steps))))
+        n = torch.tensor(self.n_real, device=self.device)
+        for rotation, translation in zip(self.rotations, self.translations):
+            for centre in self.centring:
+                for first in range(0, len(sites), size):
+                    part = slice(first, min(first + size, len(sites)))
+
+                    def distances(sites, rotation=rotation, shift=translation + centre):
+                        position = (sites @ rotation.T + shift) * self.n
+                        origin = position.detach().round()
+                        vectors = (steps + (origin - position)[:, None]) @ self.basis.T
+                        points = (origin.to(torch.int64)[:, None] + steps) % n
+                        places = (points[..., 0] * n[1] + points[..., 1]) * n[2] + points[..., 2]
+                        return places, vectors.square().sum(-1)
+
+                    yield part, distances
+
+
+def _reach(radii, width):
+    return float((radii * (radii + width)).max().sqrt())
+
+
+class SoftMask:
+    """One model's mask; V is given on the whole coarse grid, (N,)."""
+
+    def __init__(self, crystal, n_real, fine, kernel, dtype, memory):
+        self.kernel, self.dtype = kernel, dtype
+        self.crystal, self.n_coarse, self.fine, self.memory = crystal, tuple(n_real), fine, memory
+        self._grid = None
+
+    def grid(self, device):
+        if self._grid is None:
+            self._grid = FineGrid(self.crystal, self.n_coarse, self.fine, self.memory, device)
+            self.ball_steps, self.ball_lengths = self._grid.steps(self.kernel.reach)
+            kept = self.ball_lengths <= self.kernel.reach
+            self.ball_steps, self.ball_lengths = self.ball_steps[kept], self.ball_lengths[kept].cpu().numpy()
+        return self._grid
+
+    def weights(self, function):
+        grid = self.grid(self.crystal.device)
+        return torch.from_numpy(function(self.ball_lengths) * grid.voxel).to(grid.device)
+
+    def _kernel(self, weights):
+        """Transform of the kernel on the fine grid; real, because the ball is centric."""
+        grid = self._grid
+        n = torch.tensor(grid.n_real, device=grid.device)
+        points = self.ball_steps % n
+        places = (points[:, 0] * n[1] + points[:, 1]) * n[2] + points[:, 2]
+        values = torch.zeros(int(np.prod(grid.n_real)), dtype=torch.float64, device=grid.device)
+        values.index_add_(0, places, weights.to(torch.float64))
+        return torch.fft.rfftn(values.reshape(grid.n_real)).real
+
+    def _factor(self, distance_sq, radii, cover, width):
+        t = (0.5 + (distance_sq / radii[:, None] - radii[:, None]) / (2 * width)).clamp(0, 1)
+        return 1 - cover[:, None] * (1 - t * t * (3 - 2 * t))
+
+    def _accessibility(self, sites, radii, cover, width):
+        grid = self.grid(sites.device)
+        logarithm = torch.zeros(int(np.prod(grid.n_real)), dtype=torch.float64, device=sites.device)
+        if len(sites):
+            for part, distances in grid.portions(sites, _reach(radii, width)):
+                places, d = distances(sites[part])
+                near = d < (radii * (radii + width))[part, None]
+                factor = self._factor(d, radii[part], cover[part], width)[near].clamp(min=_TINY)
+                logarithm.index_add_(0, places[near], factor.log())
+        return logarithm.exp_()
+
+    def forward(self, sites, radii, cover, width, weights, keep=False):
+        with torch.no_grad():
+            grid = self.grid(sites.device)
+            field = torch.fft.rfftn(self._accessibility(sites, radii, cover, width).reshape(grid.n_real))
+            f = self.fine
+            return [torch.fft.irfftn(field * self._kernel(array), s=grid.n_real)[::f, ::f, ::f].reshape(-1).to(self.dtype)
+                    for array in weights]
+
+    def backward(self, gradient, sites, radii, cover, width, weights):
+        grid = self.grid(sites.device)
+        f = self.fine
+        field = self._accessibility(sites, radii, cover, width)
+        dense = torch.zeros(grid.n_real, dtype=torch.float64, device=sites.device)
+        dense[::f, ::f, ::f] = gradient.to(torch.float64).reshape(grid.n_coarse)
+        dense = torch.fft.irfftn(torch.fft.rfftn(dense) * self._kernel(weights), s=grid.n_real).reshape(-1)
+        dense *= field
+        leaves = [values.detach().clone().requires_grad_() for values in (sites, radii, cover)]
+        width = torch.tensor(width, dtype=torch.float64, device=sites.device, requires_grad=True)
+        total = [torch.zeros_like(values) for values in (*leaves, width)]
+        if len(sites):
+            for part, distances in grid.portions(sites, _reach(radii, float(width))):
+                with torch.enable_grad():
+                    inputs = [values[part].detach().requires_grad_() for values in leaves] + [width]
+                    places, d = distances(inputs[0])
+                    near = (d < (inputs[1] * (inputs[1] + width))[:, None]).detach()
+                    factor = self._factor(d, *inputs[1:])[near].clamp(min=_TINY)
+                    found = torch.autograd.grad(factor.log(), inputs, dense[places[near]])
+                for i in range(3):
+                    total[i][part] += found[i]
+                total[3] += found[3]
+        return total
+
+    def to_cell(self, values):
+        return values.reshape(self.n_coarse)
+
+    def from_cell(self, gradient):
+        return gradient.reshape(-1)
+
+
+class HardMask(SoftMask):
+    """psi on the whole coarse grid, (N,), and its gradient; see :mod:`~mmtbx_sfdiff.kernels.cpu.hard_mask`."""
+
+    def _field(self, sites, radii, top):
+        grid = self.grid(sites.device)
+        field = torch.full((int(np.prod(grid.n_real)),), top, dtype=torch.float64, device=sites.device)
+        for part, distances in grid.portions(sites, float(radii.max()) + top) if len(sites) else ():
+            places, d = distances(sites[part])
+            value = d.sqrt() - radii[part, None]
+            near = value < top
+            field.scatter_reduce_(0, places[near], value[near], "amin")
+        return field
+
+    def psi(self, sites, radii, low, top):
+        with torch.no_grad():
+            grid = self.grid(sites.device)
+            field = self._field(sites, radii, top)
+            n = torch.tensor(grid.n_real, device=sites.device)
+            axes = [torch.arange(0, m, self.fine, device=sites.device) for m in grid.n_real]
+            points = torch.cartesian_prod(*axes)
+            source = (points[:, 0] * n[1] + points[:, 1]) * n[2] + points[:, 2]
+            best = field[source]
+            active = ((best < 0) & (best > low)).nonzero()[:, 0]
+            best[active] = low
+            order = np.argsort(self.ball_lengths, kind="stable")
+            for number in order[1:]:
+                length = float(self.ball_lengths[number])
+                moved = (points[active] + self.ball_steps[number]) % n
+                places = (moved[:, 0] * n[1] + moved[:, 1]) * n[2] + moved[:, 2]
+                value = field[places]
+                better = (value >= 0) & (value - length > best[active])
+                best[active[better]], source[active[better]] = value[better] - length, places[better]
+            return best.to(self.dtype), source
+
+    def pull_back(self, gradient, source, sites, radii, top):
+        field = self._field(sites, radii, top)
+        grid = self._grid
+        weights = torch.zeros_like(field).index_add_(0, source, gradient.to(torch.float64))
+        leaves = [values.detach().clone().requires_grad_() for values in (sites, radii)]
+        total = [torch.zeros_like(values) for values in leaves]
+        for part, distances in grid.portions(sites, float(radii.max()) + top) if len(sites) else ():
+            with torch.enable_grad():
+                inputs = [values[part].detach().requires_grad_() for values in leaves]
+                places, d = distances(inputs[0])
+                value = d.clamp(min=1e-24).sqrt() - inputs[1][:, None]
+                nearest = ((weights[places] != 0) & (value < field[places] + 1e-10)).detach()
+                found = torch.autograd.grad(value[nearest], inputs, weights[places[nearest]])
+            weights[places[nearest]] = 0
+            for i in range(2):
+                total[i][part] += found[i]
+        return total

@@ -1,0 +1,1 @@
+"""Priors of structures: force fields, dynamics, coordinates, flows and their training."""

@@ -1,0 +1,116 @@
+"""What a latent refinement has to beat: the same data, objective, schedule, B factors and number of steps,
+but sites.
+
+``sites``        without any prior
+``sites_ff``     with the force field's energy
+``average_ff``   the same, begun at the average of the trajectory that the generator was trained on
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ...refinement.weight import choose_weight
+from .experiment import Experiment
+from .models import CartesianModel, relax
+from .optimise import Settings
+from .placement import superposed
+from .problem import with_reflections
+from .refine import run_model
+
+BASELINES = ("sites", "sites_ff", "average_ff")
+
+
+def trajectory_average(frames, problem, energy=None):
+    """The average of superposed frames (n_frames, n_all, 3), placed on the start and relaxed; (n_all, 3)
+    Å."""
+    frames = torch.as_tensor(frames, device=problem.sites_cart.device)
+    reference = problem.sites_cart
+    heavy = problem.rows
+    average = reference
+    # Twice: superposed on the start, then on the first average.
+    for _ in range(2):
+        average = torch.stack([superposed(frame.to(torch.float64), average, heavy) for frame in frames]).mean(
+            0
+        )
+    average = superposed(average, reference, heavy)
+    # Averages of rotating groups are short: only a force field gives them their length back.
+    return average if energy is None else relax(average, energy, steps=200, hold=1.0)
+
+
+def run_baseline(name, problem, energy=None, frames=None, settings=Settings(), weight=None, report=None):
+    """One of :data:`BASELINES`.
+
+    Parameters
+    ----------
+    name : str
+    problem : Problem
+    energy : callable
+        sites (n_all, 3) Å -> kJ/mol; not for ``sites``.
+    frames : torch.Tensor
+        (n_frames, n_all, 3) Å; for ``average_ff``.
+    settings : Settings
+    weight : float, optional
+        Of U / kT; by default :func:`baseline_weight` chooses it.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or what it needs is missing.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"Unknown baseline {name!r}: choose from {', '.join(BASELINES)}.")
+    if name != "sites" and energy is None:
+        raise ValueError(f"The baseline {name} needs an energy.")
+    if name == "average_ff" and frames is None:
+        raise ValueError("The baseline average_ff needs the frames of a trajectory.")
+    sites = trajectory_average(frames, problem, energy) if name == "average_ff" else problem.sites_cart
+    chosen = {}
+    if name == "sites":
+        energy = None
+    else:
+        if weight is None:
+            choice = baseline_weight(problem, sites, energy, settings)
+            weight, chosen = choice.weight, {"weight_tests": choice.tests}
+        chosen["weight"] = weight
+    run = _refined(problem, sites, energy, settings, weight, name, report)
+    run.facts |= chosen
+    return run
+
+
+def _refined(problem, sites, energy, settings, weight, label, report=None):
+    model = CartesianModel(sites, problem.rows, problem.residue_b(), energy, weight)
+    experiment = Experiment(problem.fmodel, settings.objective, settings.floor)
+    return run_model(model, experiment, settings, label, report)
+
+
+def baseline_weight(problem, sites_cart, energy, settings=Settings(), steps=100, **options):
+    """The force field's weight for a refinement of sites, by cross-validation inside the work set.
+
+    Parameters
+    ----------
+    problem, energy, settings
+        Of :func:`run_baseline`.
+    sites_cart : torch.Tensor
+        (n_all, 3) Å, where it begins.
+    steps : int
+        Of each trial.
+    **options
+        Of :func:`~mmtbx_sfdiff.refinement.weight.choose_weight`.
+
+    Returns
+    -------
+    WeightChoice
+    """
+    short = dataclasses.replace(settings, steps=steps)
+
+    def trial(reflections, weight):
+        return _refined(with_reflections(problem, reflections), sites_cart, energy, short, weight, "trial").r_free
+
+    return choose_weight(problem.fmodel.reflections, trial, **options)

@@ -1,0 +1,124 @@
+"""The data side of a refinement: F_model of some sites and B factors, with scales and mask that are refreshed
+now and then.
+
+Scales, solvent mask, alpha and beta are constants of the gradient. They are determined anew for the present
+model every so many steps, and whenever the resolution limit changes, through :class:`mmtbx_sfdiff.FModel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ...likelihood import targets
+from ...fmodel import FModel
+from .b_factors import EIGHT_PI_SQ
+from .objective import FLOOR, objective, work_bins
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """An objective (scalar tensor, nats) and R factors of the reflections in use."""
+
+    objective: torch.Tensor
+    r_work: float
+    r_free: float | None
+
+
+class Experiment:
+    """What sites and B factors of a fixed list of atoms are compared with.
+
+    Parameters
+    ----------
+    fmodel : FModel
+        Atoms (isotropic; those that are refined, in their order), data, methods. It is not changed.
+    name : str
+        One of :data:`~mmtbx_sfdiff.latent.refinement.objective.OBJECTIVES`.
+    floor : float
+        Of the floored Gaussian.
+
+    Raises
+    ------
+    ValueError
+        Anisotropic atoms; a least-squares objective without sigmas.
+    """
+
+    def __init__(self, fmodel, name="floored_gaussian", floor=FLOOR):
+        if bool(fmodel.atoms.use_u_aniso.any()):
+            raise ValueError(
+                "Anisotropic displacement parameters are not refined here: make the atoms isotropic first."
+            )
+        if name == "least_squares" and fmodel.reflections.sigmas is None:
+            raise ValueError(
+                "The least-squares objective needs the standard deviations of f_obs, and there are none: "
+                "use floored_gaussian."
+            )
+        self.whole, self.name, self.floor = fmodel, name, floor
+        self.d_min = None
+        self._part = self._bins = self._f_mask = None
+        self._limited = {}
+
+    @property
+    def has_free(self):
+        return self.whole.reflections.r_free_flags is not None
+
+    def limit(self, d_min):
+        """Use reflections with d at least ``d_min`` (Å); None for all."""
+        self.d_min = d_min
+        if d_min not in self._limited:
+            reflections = self.whole.reflections
+            if d_min is not None:
+                reflections = reflections.select(reflections.d_spacings >= d_min)
+            self._limited[d_min] = reflections
+        self._part = FModel(
+            self.whole.atoms,
+            self._limited[d_min],
+            self.whole.method,
+            self.whole.accuracy,
+            self.whole.mask_options,
+        )
+        self._part._source = self.whole._source
+
+    def refresh(self, sites_cart, b, remove_outliers=False):
+        """Scales and mask of this model, (n, 3) Å and (n,) Å², from now on; the FModel with them."""
+        if self._part is None:
+            self.limit(None)
+        part = self._part
+        with torch.no_grad():
+            part.atoms = self._atoms(sites_cart, b)
+            part.update_scales(remove_outliers=remove_outliers)
+            self._f_mask = part.f_mask()
+            self._bins = work_bins(part.reflections, part.scales.selection)
+        return part
+
+    def __call__(self, sites_cart, b):
+        """The objective of a model, differentiable, with R factors."""
+        part = self._part
+        part.atoms = self._atoms(sites_cart, b)
+        f_model = part.f_model(f_mask=self._f_mask)
+        value = self.objective_of(f_model)
+        with torch.no_grad():
+            r_work, r_free = targets.r_factors(part.reflections, f_model.detach(), **part._used())
+        return Value(value, float(r_work), float(r_free) if self.has_free else None)
+
+    def objective_of(self, f_model):
+        """The objective (...,) of scaled structure factors (..., n) of the reflections in use."""
+        return objective(self.name, self._part, f_model, self.floor, self._bins)
+
+    def finished(self, sites_cart, b):
+        """An FModel of this model against all data, with scales and outliers determined."""
+        result = FModel(
+            self._atoms(sites_cart.detach(), b.detach()),
+            self.whole.reflections,
+            self.whole.method,
+            self.whole.accuracy,
+            self.whole.mask_options,
+        )
+        result._source = self.whole._source
+        result.update_scales()
+        return result
+
+    def _atoms(self, sites_cart, b):
+        atoms = self.whole.atoms
+        return atoms.replace(sites_cart=sites_cart.to(atoms.dtype), u_iso=(b / EIGHT_PI_SQ).to(atoms.dtype))

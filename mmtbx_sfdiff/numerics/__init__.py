@@ -1,0 +1,1 @@
+"""General numerical methods that follow scitbx step for step."""

@@ -1,0 +1,182 @@
+"""``mmtbx_sfdiff.refine``, from the command line to the files it leaves behind."""
+
+import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from iotbx import mtz
+from matplotlib.text import Text
+
+from tests.support.processes import heed_interrupts
+
+from mmtbx_sfdiff import FModel
+from mmtbx_sfdiff.command_line.refine import run
+from mmtbx_sfdiff.refinement import figure
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW = ["cycles=2", "steps=4", "shake=0.2", "mask=binary"]
+
+
+@pytest.fixture(scope="module")
+def files_1yjp(pdb_dir):
+    return [str(pdb_dir / "1yjp" / name) for name in ("1yjp.pdb.gz", "1yjp-sf.cif.gz")]
+
+
+@pytest.fixture(scope="module")
+def refined(files_1yjp, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("refined")
+    assert run([*files_1yjp, *FEW, f"directory={folder}"]) == 0
+    return folder, json.loads((folder / "1yjp_refined.json").read_text())
+
+
+def test_what_is_written(refined, files_1yjp):
+    folder, result = refined
+    assert sorted(p.name for p in folder.iterdir()) == [f"1yjp_refined.{s}" for s in ("json", "mtz", "pdb", "png")]
+    assert (folder / "1yjp_refined.png").read_bytes().startswith(b"\x89PNG")
+    labels = mtz.object(str(folder / "1yjp_refined.mtz")).column_labels()
+    assert {"2FOFCWT", "PH2FOFCWT", "FOFCWT", "PHFOFCWT", "F-model", "R-free-flags"} <= set(labels)
+    # The model on disk has the R factors that were printed, up to the digits of a PDB file.
+    model = FModel.from_files(folder / "1yjp_refined.pdb", files_1yjp[1], mask={"method": "binary"})
+    model.update_scales()
+    assert model.r_work() == pytest.approx(result["final"]["r_work"], abs=2e-3)
+    assert result["final"]["r_work"] < result["start"]["r_work"] - 0.02
+
+
+def test_json_and_figure(refined):
+    _, result = refined
+    assert result["geometry_restraints"] is None and "no geometry restraints" in result["messages"][0]
+    assert [c["cycle"] for c in result["cycles"]] == [1, 2] and result["settings"]["shake"] == 0.2
+    assert len(result["steps"]) == sum(c["steps"] for c in result["cycles"])
+    drawn = [t.get_text() for t in figure.draw(result).findobj(Text) if t.get_text().strip()]
+    for needle in ("R factor", "step", "log likelihood", "R-work", "R-free", "Å"):
+        assert any(needle in text for text in drawn), needle
+
+
+def test_output_says_that_nothing_restrains(files_1yjp, tmp_path, capsys):
+    assert run([*files_1yjp, "cycles=1", "steps=1", "adp=False", "figure=False", "model_format=mmcif", "mask=binary",
+                f"directory={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert "no geometry restraints" in out and "\x1b" not in out and "R-free" in out
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".cif", ".json", ".mtz"]
+    model = FModel.from_files(tmp_path / "1yjp_refined.cif", files_1yjp[1])
+    original = FModel.from_files(*files_1yjp)
+    torch.testing.assert_close(model.atoms.u_iso, original.atoms.u_iso, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("words", [["target=least_squares"], ["minimiser=adam", "steps=20"],
+                                   ["mask=density_cutoff", "steps=2"], ["dtype=float32"]])
+def test_choices(words, files_1yjp, tmp_path):
+    assert run([*files_1yjp, *FEW, *words, "figure=False", f"directory={tmp_path}"]) == 0
+    result = json.loads((tmp_path / "1yjp_refined.json").read_text())
+    for cycle in result["cycles"]:
+        assert cycle["target_end"] <= cycle["target_start"]
+    assert result["final"]["r_work"] < result["start"]["r_work"]
+
+
+def command(arguments, folder, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
+    return subprocess.Popen([sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", *arguments], cwd=folder,
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=heed_interrupts, **options)
+
+
+def test_ctrl_c_and_going_on(files_1yjp, tmp_path):
+    """Interrupted after a macro-cycle: exit code 130, the state alone is left; the same command goes on."""
+    arguments = [*files_1yjp, "cycles=200", "steps=5", "tolerance=1e-9", "mask=binary", "shake=0.2"]
+    process = command(arguments, tmp_path)
+    for line in process.stdout:
+        if line.startswith("Macro-cycle 1"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Interrupted" in error and "Traceback" not in error
+    assert [p.name for p in tmp_path.iterdir()] == ["1yjp_refine_state.npz"]
+    process = command([word.replace("200", "2") for word in arguments], tmp_path)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "Going on after macro-cycle" in out and "Macro-cycle 1:" not in out
+    assert not (tmp_path / "1yjp_refine_state.npz").exists() and (tmp_path / "1yjp_refined.pdb").exists()
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["{model}"], "data file is missing"), (["{data}"], "model file is missing"),
+    (["nosuch.pdb"], "nosuch.pdb"), (["{model}", "{data}", "labels=XX"], "XX"),
+    (["{model}", "{data}", "cycles=0"], "cycles=0"), (["{model}", "{data}", "damping=-1"], "damping=-1"),
+    (["{model}", "{data}", "tolerance=0"], "tolerance=0"), (["{model}", "{data}", "target=r1"], "target"),
+    (["{model}", "{data}", "sites=False", "adp=False"], "Nothing is refined"),
+    (["{model}", "{data}", "d_min=3", "d_max=2"], "No reflection is between"),
+    (["{model}", "{data}", "shake=-1"], "shake=-1"), (["{model}", "{data}", "device=tpu"], "device=tpu"),
+    (["empty.pdb", "{data}"], "empty.pdb is empty"), (["{model}", "{data}", "d_min=22", "d_max=30"], ""),
+    (["{model}", "{data}", "prefix=a/b"], "holds a folder"),
+    (["{model}", "{data}", "cycles=nan"], "whole number"), (["{model}", "{data}", "cycles=inf"], "whole number"),
+    (["{model}", "{data}", "cycles=1.5"], "cycles"), (["{model}", "{data}", "steps=auto"], "steps=Auto"),
+    (["{model}", "{data}", "d_min=nan"], "d_min=nan"),
+])
+def test_bad_input_is_one_sentence(arguments, words, files_1yjp, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.pdb").touch()
+    model, data = files_1yjp
+    assert run([word.format(model=model, data=data) for word in arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Sorry: ") and words in error and "Traceback" not in error
+    assert [p.name for p in tmp_path.iterdir()] == ["empty.pdb"]
+
+
+def test_existing_results_are_kept(files_1yjp, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1yjp_refined.mtz").write_text("kept")
+    assert run([*files_1yjp, *FEW]) == 1
+    assert "overwrite=True" in capsys.readouterr().err
+    assert (tmp_path / "1yjp_refined.mtz").read_text() == "kept"
+
+
+def test_every_parameter_has_help_and_a_caption():
+    import iotbx.phil
+    from mmtbx_sfdiff.programs.refine import Program
+    for definition in iotbx.phil.parse(Program.master_phil_str).all_definitions():
+        assert definition.object.help and definition.object.short_caption, definition.path
+
+
+def test_force_field_restrains(files_1yjp, tmp_path, capsys):
+    """GNNQQNY, shaken: with the force field, bonds come back, and R-work does not fall as far."""
+    pytest.importorskip("openmm"), pytest.importorskip("pdbfixer")
+    bonds, r_work = {}, {}
+    for weight in (0, 1):
+        folder = tmp_path / str(weight)
+        assert run([*files_1yjp, "cycles=3", "steps=15", "shake=0.3", "mask=binary", "figure=False", "adp=False",
+                    f"force_field_weight={weight}", f"directory={folder}"]) == 0
+        out = capsys.readouterr().out
+        result = json.loads((folder / "1yjp_refined.json").read_text())
+        assert ("no geometry restraints" in out) == (weight == 0) == (result["geometry_restraints"] is None)
+        assert ("restraint" in result["steps"][0]) == (weight == 1)
+        atoms = FModel.from_files(folder / "1yjp_refined.pdb", files_1yjp[1]).atoms
+        original = FModel.from_files(*files_1yjp).atoms
+        pairs = (torch.cdist(original.sites_cart, original.sites_cart) < 1.7).triu(1).nonzero()
+        lengths = [(a.sites_cart[pairs[:, 0]] - a.sites_cart[pairs[:, 1]]).norm(dim=1) for a in (atoms, original)]
+        bonds[weight], r_work[weight] = float((lengths[0] - lengths[1]).square().mean().sqrt()), result["final"]["r_work"]
+    assert bonds[1] < 0.06 and bonds[1] < 0.5 * bonds[0] and r_work[1] > r_work[0] - 0.02
+
+
+def test_force_field_weight_by_cross_validation(files_1yjp, tmp_path, capsys):
+    pytest.importorskip("openmm"), pytest.importorskip("pdbfixer")
+    assert run([*files_1yjp, "cycles=2", "steps=4", "mask=binary", "figure=False", "force_field_weight=Auto",
+                f"directory={tmp_path}"]) == 0
+    result = json.loads((tmp_path / "1yjp_refined.json").read_text())
+    chosen = result["geometry_restraints"]
+    tests = {float(weight): r for weight, r in chosen["tests"].items()}
+    assert 2 < len(tests) < 7 and tests[chosen["force_field_weight"]] == min(tests.values())
+    assert f"Force field weight {chosen['force_field_weight']:g}, by R of a tenth" in capsys.readouterr().out
+
+
+def test_force_field_without_its_libraries(files_1yjp, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pdbfixer", None)
+    assert run([*files_1yjp, "force_field_weight=1", f"directory={tmp_path}"]) == 1
+    assert 'pip install "mmtbx_sfdiff[latent]"' in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""One question each: a script, its numbers and its figure."""

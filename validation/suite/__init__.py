@@ -1,0 +1,1 @@
+"""Any number of entries, each held against mmtbx: select, run, report, audit."""
