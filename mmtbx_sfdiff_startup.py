@@ -8,6 +8,7 @@ torch has to be loaded right after cctbx's lowest extension module and before th
 loaded; the registration itself waits for ``mmtbx.f_model``, or where that is not imported, for the first structure
 factors.
 """
+
 import importlib
 import importlib.abc
 import importlib.util
@@ -28,11 +29,17 @@ def install():
         sys.stderr.write("%s=%s is ignored: set it to %s.\n" % (VARIABLE, value, ", ".join(_VALUES)))
         return
     registration = _Registration(value)
-    sys.meta_path.insert(0, _AfterImport({
-        "boost_adaptbx.boost.python": _load_torch,
-        "cctbx.xray.structure_factors": registration.wait_for_use,
-        "mmtbx.f_model": registration.do,
-        _REGISTRY: registration.do}))
+    sys.meta_path.insert(
+        0,
+        _AfterImport(
+            {
+                "boost_adaptbx.boost.python": _load_torch,
+                "cctbx.xray.structure_factors": registration.wait_for_use,
+                "mmtbx.f_model": registration.do,
+                _REGISTRY: registration.do,
+            }
+        ),
+    )
 
 
 def _load_torch():
@@ -68,8 +75,11 @@ class _Registration:
 
     def wait_for_use(self):
         module = sys.modules["cctbx.xray.structure_factors"]
-        for owner, name in ((module.from_scatterers, "__call__"), (module.gradients, "__call__"),
-                            (module, "from_scatterers_direct")):
+        for owner, name in (
+            (module.from_scatterers, "__call__"),
+            (module.gradients, "__call__"),
+            (module, "from_scatterers_direct"),
+        ):
             before = getattr(owner, name)
             self._undo.append((owner, name, before))
             setattr(owner, name, self._first(owner, name))
@@ -78,6 +88,7 @@ class _Registration:
         def call(*args, **keywords):
             self.do()
             return getattr(owner, name)(*args, **keywords)
+
         return call
 
 

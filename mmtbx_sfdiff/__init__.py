@@ -1,5 +1,6 @@
 """Differentiable structure factors and bulk-solvent masks in PyTorch for cctbx and Phenix."""
-from . import _runtime  # noqa: F401  (first: cctbx's and torch's native libraries load in the one order that works)
+
+from . import _runtime
 
 from . import targets
 from .atoms import Atoms
@@ -14,13 +15,28 @@ __version__ = "0.1.0"
 
 _PLUGIN = ("register", "takeover", "unregister")
 
-__all__ = ["Atoms", "Crystal", "FModel", "Reflections", "Scales", "mask_structure_factors", "register", "solvent_mask",
-           "solvent_structure_factors", "structure_factors", "takeover", "targets", "unregister", "update_all_scales"]
+__all__ = [
+    "Atoms",
+    "Crystal",
+    "FModel",
+    "Reflections",
+    "Scales",
+    "mask_structure_factors",
+    "register",
+    "solvent_mask",
+    "solvent_structure_factors",
+    "structure_factors",
+    "takeover",
+    "targets",
+    "unregister",
+    "update_all_scales",
+]
 
 
 def __getattr__(name):
     # Loaded when first used: the registry imports most of mmtbx, which tensors do not need.
     if name in _PLUGIN:
         from .cctbx_backend import registry
+
         return getattr(registry, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ private copy of that structure, so that nothing is lost on the way back.
 
 Reference: ``cctbx.xray.structure``, ``cctbx.xray.scatterer``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,6 +20,7 @@ from cctbx.eltbx import van_der_waals_radii, xray_scattering
 
 from .crystal import Crystal
 from .form_factors import FormFactors
+
 
 def _element(scattering_type):
     return xray_scattering.get_element_and_charge_symbols(scattering_type, exact=False)[0]
@@ -103,8 +105,10 @@ class Atoms:
         if scatterers.size() == 0:
             raise ValueError("The structure has no atoms.")
         if _has_anharmonic(xray_structure):
-            raise ValueError("Anharmonic displacement parameters (Gram-Charlier terms) are not supported: "
-                             "use cctbx's own direct summation for this structure.")
+            raise ValueError(
+                "Anharmonic displacement parameters (Gram-Charlier terms) are not supported: "
+                "use cctbx's own direct summation for this structure."
+            )
         registry = xray_structure.scattering_type_registry()
         structure = xray_structure.deep_copy_scatterers() if lasting else xray_structure
         crystal = Crystal.from_cctbx(xray_structure, device=device) if crystal is None else crystal
@@ -155,13 +159,17 @@ class Atoms:
             For a batch of models: write them one at a time, ``atoms.model(i).to_cctbx()``.
         """
         if self.batch_shape:
-            raise ValueError(f"A batch of models of shape {tuple(self.batch_shape)} is not one structure: "
-                             "use atoms.model(i).to_cctbx().")
+            raise ValueError(
+                f"A batch of models of shape {tuple(self.batch_shape)} is not one structure: "
+                "use atoms.model(i).to_cctbx()."
+            )
         structure = self._structure.deep_copy_scatterers()
         scatterers = structure.scatterers()
 
         def flat(name):
-            return flex.double(np.ascontiguousarray(getattr(self, name).detach().cpu().to(torch.float64).numpy()).ravel())
+            return flex.double(
+                np.ascontiguousarray(getattr(self, name).detach().cpu().to(torch.float64).numpy()).ravel()
+            )
 
         scatterers.set_sites(flex.vec3_double(flat("sites_frac")))
         # Isotropic ones first: cctbx spreads them over the tensors of atoms that have both.
@@ -193,9 +201,14 @@ class Atoms:
     def batch_shape(self):
         """Common leading shape of the parameters; empty for a single model."""
         # numpy's function: torch's imports sympy when it is first called, which takes half a second.
-        return torch.Size(np.broadcast_shapes(*(
-            getattr(self, name).shape[:getattr(self, name).ndim - 1 - len(tail)]
-            for name, tail in _PARAMETERS.items())))
+        return torch.Size(
+            np.broadcast_shapes(
+                *(
+                    getattr(self, name).shape[: getattr(self, name).ndim - 1 - len(tail)]
+                    for name, tail in _PARAMETERS.items()
+                )
+            )
+        )
 
     @property
     def labels(self):
@@ -233,7 +246,9 @@ class Atoms:
         torch.Tensor
             (n_atoms,).
         """
-        return torch.tensor([function(t) for t in self.form_factors.types], dtype=dtype, device=self.device)[self.type_index]
+        return torch.tensor([function(t) for t in self.form_factors.types], dtype=dtype, device=self.device)[
+            self.type_index
+        ]
 
     def vdw_radii(self, rows=None):
         """Van der Waals radii in Å, float64, from cctbx's table, as mmtbx's mask uses them.
@@ -259,8 +274,10 @@ class Atoms:
         if bool(radii.isnan().any()):
             chosen = self.elements if rows is None else (self.elements[i] for i in rows.tolist())
             unknown = sorted(set(chosen) - set(table))
-            raise ValueError(f"No van der Waals radius is known for element {', '.join(map(repr, unknown))}: "
-                             "give those atoms another scattering type, or leave them out of the mask.")
+            raise ValueError(
+                f"No van der Waals radius is known for element {', '.join(map(repr, unknown))}: "
+                "give those atoms another scattering type, or leave them out of the mask."
+            )
         return radii
 
     def replace(self, **parameters):
@@ -288,12 +305,12 @@ class Atoms:
             sites_cart = (sites_frac @ self.crystal.orthogonalization.T).to(self.dtype)
             changes["sites_cart"] = sites_cart
             changes["_frac_residual"] = (
-                sites_frac - sites_cart.to(torch.float64) @ self.crystal.fractionalization.T).detach()
+                sites_frac - sites_cart.to(torch.float64) @ self.crystal.fractionalization.T
+            ).detach()
         for name, value in parameters.items():
             if name not in _PARAMETERS:
                 raise TypeError(f"Atoms has no parameter {name!r}; choose from {', '.join(_PARAMETERS)}.")
-            changes[name] = _check_tensor(
-                name, value, (self.n_atoms, *_PARAMETERS[name]), self.dtype, self.device)
+            changes[name] = _check_tensor(name, value, (self.n_atoms, *_PARAMETERS[name]), self.dtype, self.device)
         return dataclasses.replace(self, **changes)
 
     def state(self):
@@ -308,7 +325,9 @@ class Atoms:
         ValueError
             Of another number of atoms.
         """
-        here = {name: value.to(dtype=self.dtype, device=self.device) for name, value in state.items() if name in _PARAMETERS}
+        here = {
+            name: value.to(dtype=self.dtype, device=self.device) for name, value in state.items() if name in _PARAMETERS
+        }
         residual = state["_frac_residual"].to(self._frac_residual)
         return dataclasses.replace(self.replace(**here), _frac_residual=residual)
 
@@ -317,11 +336,12 @@ class Atoms:
         dtype, device = dtype or self.dtype, device or self.device
         _check_dtype(dtype)
         changes = {name: getattr(self, name).to(dtype=dtype, device=device) for name in _PARAMETERS}
-        changes |= {name: getattr(self, name).to(device) for name in
-                    ("use_u_iso", "use_u_aniso", "site_weights", "type_index", "form_factors", "crystal")}
-        rounding = (self.sites_cart.detach().to(torch.float64) - self.sites_cart.detach().to(dtype).to(torch.float64))
-        changes["_frac_residual"] = (
-            self._frac_residual + rounding @ self.crystal.fractionalization.T).to(device)
+        changes |= {
+            name: getattr(self, name).to(device)
+            for name in ("use_u_iso", "use_u_aniso", "site_weights", "type_index", "form_factors", "crystal")
+        }
+        rounding = self.sites_cart.detach().to(torch.float64) - self.sites_cart.detach().to(dtype).to(torch.float64)
+        changes["_frac_residual"] = (self._frac_residual + rounding @ self.crystal.fractionalization.T).to(device)
         return dataclasses.replace(self, **changes)
 
     def select(self, selection):
@@ -335,10 +355,13 @@ class Atoms:
         selection = torch.as_tensor(selection, device=self.device)
         if selection.dtype == torch.bool:
             selection = selection.nonzero()[:, 0]
-        changes = {name: torch.index_select(getattr(self, name), -1 - len(tail), selection)
-                   for name, tail in _PARAMETERS.items()}
-        changes |= {name: getattr(self, name)[selection]
-                    for name in ("use_u_iso", "use_u_aniso", "site_weights", "type_index")}
+        changes = {
+            name: torch.index_select(getattr(self, name), -1 - len(tail), selection)
+            for name, tail in _PARAMETERS.items()
+        }
+        changes |= {
+            name: getattr(self, name)[selection] for name in ("use_u_iso", "use_u_aniso", "site_weights", "type_index")
+        }
         changes["_frac_residual"] = torch.index_select(self._frac_residual, -2, selection)
         changes["_structure"] = self._structure.select(flex.size_t(selection.cpu().numpy().astype(np.uint64)))
         return dataclasses.replace(self, **changes)
@@ -348,7 +371,7 @@ class Atoms:
         changes = {}
         for name, tail in _PARAMETERS.items():
             value = getattr(self, name)
-            changes[name] = value.expand(*self.batch_shape, *value.shape[value.ndim - 1 - len(tail):])[index]
+            changes[name] = value.expand(*self.batch_shape, *value.shape[value.ndim - 1 - len(tail) :])[index]
         residual = self._frac_residual
         changes["_frac_residual"] = residual.expand(*self.batch_shape, *residual.shape[-2:])[index]
         return dataclasses.replace(self, **changes)
@@ -389,7 +412,7 @@ def _check_dtype(dtype):
 def _check_tensor(name, value, tail, dtype, device):
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}.")
-    if value.ndim < len(tail) or tuple(value.shape[value.ndim - len(tail):]) != tail:
+    if value.ndim < len(tail) or tuple(value.shape[value.ndim - len(tail) :]) != tail:
         raise ValueError(f"{name} must have the shape (..., {', '.join(map(str, tail))}), not {tuple(value.shape)}.")
     if dtype is not None and value.dtype != dtype:
         raise TypeError(f"{name} is {value.dtype} but the atoms are {dtype}: convert one of them with .to().")

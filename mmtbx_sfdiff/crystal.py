@@ -6,6 +6,7 @@ primitive operators, because it multiplies every allowed reflection by the same 
 
 Reference: ``cctbx.crystal.symmetry``, ``cctbx.sgtbx.space_group``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -106,8 +107,11 @@ class Crystal:
 
     def to(self, device):
         """The same crystal with its tensors on another device."""
-        changes = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)
-                   if isinstance(getattr(self, f.name), torch.Tensor)}
+        changes = {
+            f.name: getattr(self, f.name).to(device)
+            for f in dataclasses.fields(self)
+            if isinstance(getattr(self, f.name), torch.Tensor)
+        }
         return dataclasses.replace(self, **changes)
 
     @property
@@ -133,15 +137,22 @@ class Crystal:
         """True when cell (to 1e-6 relative) and space-group operators agree."""
         return self is other or (
             self.hall_symbol == other.hall_symbol
-            and (self.unit_cell == other.unit_cell or np.allclose(self.unit_cell, other.unit_cell, rtol=1e-6, atol=0)))
+            and (self.unit_cell == other.unit_cell or np.allclose(self.unit_cell, other.unit_cell, rtol=1e-6, atol=0))
+        )
 
     def d_star_sq(self, miller_indices):
         """d*^2 = (2 sin(theta) / lambda)^2 of Miller indices (..., 3), in Å^-2, float64."""
         h, k, l = miller_indices.to(torch.float64).unbind(-1)
         g = self.reciprocal_metric.tolist()
         # Term by term as cctbx does it, to the last digit: bins are limited by the resolution of reflections.
-        return ((h * h) * g[0][0] + (k * k) * g[1][1] + (l * l) * g[2][2] + (2 * h * k) * g[0][1]
-                + (2 * h * l) * g[0][2] + (2 * k * l) * g[1][2])
+        return (
+            (h * h) * g[0][0]
+            + (k * k) * g[1][1]
+            + (l * l) * g[2][2]
+            + (2 * h * k) * g[0][1]
+            + (2 * h * l) * g[0][2]
+            + (2 * k * l) * g[1][2]
+        )
 
     def d_spacings(self, miller_indices):
         """Resolution of Miller indices (..., 3), in Å, float64; infinite for (0, 0, 0)."""
@@ -162,8 +173,11 @@ class Crystal:
         shifts : torch.Tensor
             (n_primitive, n) float64, ``h.t`` in fractions of a turn, reduced to [0, 1).
         """
-        indices = torch.einsum("ni,gij->gnj", miller_indices.to(torch.float64),
-                               self.rotations.to(torch.float64)).round().to(torch.int64)
+        indices = (
+            torch.einsum("ni,gij->gnj", miller_indices.to(torch.float64), self.rotations.to(torch.float64))
+            .round()
+            .to(torch.int64)
+        )
         shifts = torch.einsum("ni,gi->gn", miller_indices.to(torch.float64), self.translations)
         return indices, shifts - shifts.floor()
 
@@ -214,16 +228,21 @@ class Crystal:
 
 def _symmetry(unit_cell, hall_symbol):
     return cctbx_crystal.symmetry(
-        unit_cell=unit_cell, force_compatible_unit_cell=False,
-        space_group_info=sgtbx.space_group_info(group=_group(hall_symbol)))
+        unit_cell=unit_cell,
+        force_compatible_unit_cell=False,
+        space_group_info=sgtbx.space_group_info(group=_group(hall_symbol)),
+    )
 
 
 @functools.lru_cache(maxsize=64)
 def _grid(unit_cell, hall_symbol, step):
     symmetry = _symmetry(unit_cell, hall_symbol)
     gridding = maptbx.crystal_gridding(
-        unit_cell=symmetry.unit_cell(), space_group_info=symmetry.space_group_info(),
-        symmetry_flags=maptbx.use_space_group_symmetry, step=step)
+        unit_cell=symmetry.unit_cell(),
+        space_group_info=symmetry.space_group_info(),
+        symmetry_flags=maptbx.use_space_group_symmetry,
+        step=step,
+    )
     return tuple(gridding.n_real())
 
 
@@ -248,7 +267,9 @@ def as_miller_tensor(miller_indices, device=None):
     if isinstance(miller_indices, flex.miller_index):
         values = miller_indices.as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
         return torch.from_numpy(values.astype(np.int64)).to(device or "cpu")
-    indices = miller_indices if isinstance(miller_indices, torch.Tensor) else torch.as_tensor(np.asarray(miller_indices))
+    indices = (
+        miller_indices if isinstance(miller_indices, torch.Tensor) else torch.as_tensor(np.asarray(miller_indices))
+    )
     if indices.ndim != 2 or indices.shape[-1] != 3:
         raise ValueError(f"miller_indices must have the shape (n, 3), not {tuple(indices.shape)}.")
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
@@ -260,8 +281,9 @@ def as_miller_tensor(miller_indices, device=None):
 
 def as_flex_miller_index(miller_indices):
     """Miller indices (n, 3) as a ``flex.miller_index``."""
-    h, k, l = (flex.int(np.ascontiguousarray(column, dtype=np.int32))
-               for column in miller_indices.detach().cpu().numpy().T)
+    h, k, l = (
+        flex.int(np.ascontiguousarray(column, dtype=np.int32)) for column in miller_indices.detach().cpu().numpy().T
+    )
     return flex.miller_index(h, k, l)
 
 

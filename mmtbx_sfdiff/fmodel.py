@@ -7,6 +7,7 @@ The coordinates are what is differentiated; scales, alpha and beta are constants
 
 Reference: ``mmtbx.f_model.manager``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -59,9 +60,7 @@ class FModel(torch.nn.Module):
     def __init__(self, atoms, reflections, method="auto", accuracy=1e-4, mask=None):
         super().__init__()
         if not atoms.crystal.is_same_as(reflections.crystal):
-            raise ValueError(
-                f"The atoms belong to {atoms.crystal!r}, but the reflections to {reflections.crystal!r}."
-            )
+            raise ValueError(f"The atoms belong to {atoms.crystal!r}, but the reflections to {reflections.crystal!r}.")
         self.atoms, self.reflections = atoms, reflections
         self.method, self.accuracy, self.mask_options = method, accuracy, dict(mask or {})
         self.scales = None
@@ -100,6 +99,7 @@ class FModel(torch.nn.Module):
             In one sentence, for what is wrong with the files.
         """
         from .cctbx_backend.fmodel import fmodel_from_files
+
         return fmodel_from_files(cls, model, data, dtype, device, scattering_table, read or {}, options)
 
     @classmethod
@@ -112,16 +112,19 @@ class FModel(torch.nn.Module):
             A manager of twinned data, or without an xray_structure.
         """
         from .cctbx_backend.fmodel import fmodel_from_cctbx
+
         return fmodel_from_cctbx(cls, manager, dtype, device, options)
 
     def to_cctbx(self):
         """An ``mmtbx.f_model.manager`` with these structure factors, scales and selected reflections."""
         from .cctbx_backend.fmodel import fmodel_to_cctbx
+
         return fmodel_to_cctbx(self)
 
     def write_map_coefficients(self, path):
         """Write 2mFo-DFc, mFo-DFc, F_model, the data used and the free flags as an MTZ file for Coot."""
         from .cctbx_backend.fmodel import write_map_coefficients
+
         write_map_coefficients(self, path)
 
     def write_model(self, path):
@@ -133,6 +136,7 @@ class FModel(torch.nn.Module):
             When the model did not come from a file.
         """
         from .cctbx_backend.fmodel import write_model
+
         write_model(self, path)
 
     # Structure factors
@@ -153,8 +157,9 @@ class FModel(torch.nn.Module):
 
     def f_mask(self, sites_cart=None):
         """F of the solvent mask, (..., n) complex, unscaled."""
-        return solvent_structure_factors(self._atoms(sites_cart), self.reflections.crystal, self.reflections.miller_indices,
-                                         **self.mask_options)
+        return solvent_structure_factors(
+            self._atoms(sites_cart), self.reflections.crystal, self.reflections.miller_indices, **self.mask_options
+        )
 
     def f_model(self, sites_cart=None, f_mask=None):
         """Scaled structure factors of all reflections.
@@ -214,6 +219,7 @@ class FModel(torch.nn.Module):
         OptimizedMask
         """
         from .scaling.mask_lengths import optimize_mask
+
         with torch.no_grad():
             f_calc = self.f_calc()
         found = optimize_mask(self.atoms, self.reflections, f_calc, **options)
@@ -230,9 +236,7 @@ class FModel(torch.nn.Module):
             ``f_hydrogen`` and ``b_mean``, the mean B of the other atoms; empty where there are no such hydrogens.
         """
         atoms = self.atoms
-        hydrogens = torch.tensor(
-            [e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device
-        )
+        hydrogens = torch.tensor([e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device)
         if not bool(hydrogens.any()) or bool((atoms.occupancies[hydrogens] != 0).any()) or _is_neutron(atoms):
             return {}
         riding = atoms.select(hydrogens)
@@ -247,8 +251,13 @@ class FModel(torch.nn.Module):
         tensor = torch.stack([u[:, i] for i in (0, 3, 4, 3, 1, 5, 4, 5, 2)], -1).reshape(-1, 3, 3)
         u_equivalent = torch.einsum("ij,njk,ik->n", metric, tensor, metric) / 3
         u = torch.where(others.use_u_iso, others.u_iso, 0) + torch.where(others.use_u_aniso, u_equivalent, 0)
-        f_hydrogen = structure_factors(riding, self.reflections.crystal, self.reflections.miller_indices,
-                                       method=self.method, accuracy=self.accuracy)
+        f_hydrogen = structure_factors(
+            riding,
+            self.reflections.crystal,
+            self.reflections.miller_indices,
+            method=self.method,
+            accuracy=self.accuracy,
+        )
         return {"f_hydrogen": f_hydrogen, "b_mean": float(u.mean()) * 8 * torch.pi**2}
 
     def r_factors(self):
@@ -343,8 +352,10 @@ class FModel(torch.nn.Module):
     def set_extra_state(self, state):
         scales, alpha_beta = state["scales"], state["alpha_beta"]
         if scales is not None and len(scales["selection"]) != len(self.reflections):
-            raise ValueError(f"The scales of the state are for {len(scales['selection'])} reflections, and there are "
-                             f"{len(self.reflections)}: give the data that the state was made with.")
+            raise ValueError(
+                f"The scales of the state are for {len(scales['selection'])} reflections, and there are "
+                f"{len(self.reflections)}: give the data that the state was made with."
+            )
         self.atoms = self.atoms.with_state(state["atoms"])
         self.mask_options = dict(state["mask"])
         self.scales = None if scales is None else Scales(**scales)

@@ -6,6 +6,7 @@ hands out 2 terms at 1 Å, 3 at 0.5 Å and 6 without a limit).
 
 Reference: ``cctbx.eltbx.xray_scattering.gaussian``, ``cctbx.xray.scattering_type_registry``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -48,13 +49,19 @@ class FormFactors:
         """
         unassigned = list(registry.unassigned_types())
         if unassigned:
-            raise ValueError(f"No form factor for scattering type {', '.join(map(repr, sorted(unassigned)))}: "
-                             "assign one with xray_structure.scattering_type_registry(custom_dict={...}).")
+            raise ValueError(
+                f"No form factor for scattering type {', '.join(map(repr, sorted(unassigned)))}: "
+                "assign one with xray_structure.scattering_type_registry(custom_dict={...})."
+            )
         pairs = registry.type_index_pairs_as_dict()
         types = tuple(sorted(pairs, key=pairs.get))
         gaussians = [registry.gaussian_not_optional(t) for t in types]
-        return _form_factors(types, tuple((g.array_of_a(), g.array_of_b(), g.c() if g.use_c() else 0.0)
-                                          for g in gaussians), registry.last_table(), str(device))
+        return _form_factors(
+            types,
+            tuple((g.array_of_a(), g.array_of_b(), g.c() if g.use_c() else 0.0) for g in gaussians),
+            registry.last_table(),
+            str(device),
+        )
 
     def to(self, device):
         """The same coefficients on another device."""
@@ -75,7 +82,12 @@ def _form_factors(types, coefficients, table, device):
     n_terms = max((len(a) for a, _, _ in coefficients), default=0)
     a, b = np.zeros((len(types), n_terms)), np.zeros((len(types), n_terms))
     for row, (own_a, own_b, _) in enumerate(coefficients):
-        a[row, :len(own_a)], b[row, :len(own_b)] = own_a, own_b
+        a[row, : len(own_a)], b[row, : len(own_b)] = own_a, own_b
     c = np.array([c for _, _, c in coefficients])
-    return FormFactors(types=types, a=torch.tensor(a, device=device), b=torch.tensor(b, device=device),
-                       c=torch.tensor(c, device=device), table=table)
+    return FormFactors(
+        types=types,
+        a=torch.tensor(a, device=device),
+        b=torch.tensor(b, device=device),
+        c=torch.tensor(c, device=device),
+        table=table,
+    )

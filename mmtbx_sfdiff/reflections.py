@@ -2,6 +2,7 @@
 
 Reference: ``cctbx.miller.array``; free flags are the boolean arrays that ``mmtbx.f_model`` takes (True = free).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -61,16 +62,22 @@ class Reflections:
             Intensities or complex data; flags that are not boolean or miss reflections.
         """
         if not f_obs.is_real_array() or f_obs.is_xray_intensity_array():
-            raise ValueError("f_obs must be real amplitudes; convert intensities first, e.g. with "
-                             "cctbx.french_wilson, or array.f_sq_as_f().")
+            raise ValueError(
+                "f_obs must be real amplitudes; convert intensities first, e.g. with "
+                "cctbx.french_wilson, or array.f_sq_as_f()."
+            )
         flags = None
         if r_free_flags is not None:
             if not r_free_flags.is_bool_array():
-                raise ValueError("r_free_flags must be a boolean array, True for the free set; make one with "
-                                 "r_free_flags.customized_copy(data=r_free_flags.data() == test_flag_value).")
+                raise ValueError(
+                    "r_free_flags must be a boolean array, True for the free set; make one with "
+                    "r_free_flags.customized_copy(data=r_free_flags.data() == test_flag_value)."
+                )
             matched = r_free_flags.common_set(f_obs)
             if matched.size() != f_obs.size():
-                raise ValueError(f"r_free_flags lack {f_obs.size() - matched.size()} of the {f_obs.size()} reflections.")
+                raise ValueError(
+                    f"r_free_flags lack {f_obs.size() - matched.size()} of the {f_obs.size()} reflections."
+                )
             flags = torch.tensor(matched.data().as_numpy_array(), device=device)
         sigmas = f_obs.sigmas()
         return cls(
@@ -98,8 +105,11 @@ class Reflections:
 
     def miller_set(self):
         """The indices as a ``cctbx.miller.set``."""
-        return miller.set(crystal_symmetry=self.crystal.to_cctbx(), anomalous_flag=self.anomalous,
-                          indices=as_flex_miller_index(self.miller_indices))
+        return miller.set(
+            crystal_symmetry=self.crystal.to_cctbx(),
+            anomalous_flag=self.anomalous,
+            indices=as_flex_miller_index(self.miller_indices),
+        )
 
     def __len__(self):
         return self.miller_indices.shape[0]
@@ -123,18 +133,23 @@ class Reflections:
 
     def select(self, selection):
         """The selected reflections: (n,) bool, or indices."""
-        chosen = {name: None if getattr(self, name) is None else getattr(self, name)[selection]
-                  for name in ("miller_indices", "f_obs", "sigmas", "r_free_flags")}
+        chosen = {
+            name: None if getattr(self, name) is None else getattr(self, name)[selection]
+            for name in ("miller_indices", "f_obs", "sigmas", "r_free_flags")
+        }
         return dataclasses.replace(self, **chosen)
 
     def to(self, dtype=None, device=None):
         """The same reflections in another dtype or on another device."""
         dtype, device = dtype or self.f_obs.dtype, device or self.f_obs.device
         return dataclasses.replace(
-            self, crystal=self.crystal.to(device), miller_indices=self.miller_indices.to(device),
+            self,
+            crystal=self.crystal.to(device),
+            miller_indices=self.miller_indices.to(device),
             f_obs=self.f_obs.to(dtype=dtype, device=device),
             sigmas=None if self.sigmas is None else self.sigmas.to(dtype=dtype, device=device),
-            r_free_flags=None if self.r_free_flags is None else self.r_free_flags.to(device))
+            r_free_flags=None if self.r_free_flags is None else self.r_free_flags.to(device),
+        )
 
     def __repr__(self):
         flags = "no free flags" if self.r_free_flags is None else f"{int(self.r_free_flags.sum())} free"

@@ -1,4 +1,5 @@
 """Tables of text: with colours for a terminal, plain lines where there is none."""
+
 from __future__ import annotations
 
 import io
@@ -26,8 +27,15 @@ def render(parts, terminal=False, width=None):
     str
     """
     buffer = io.StringIO()
-    console = Console(file=buffer, force_terminal=terminal, no_color=not terminal, highlight=False,
-                      width=width or (None if terminal else 100), emoji=False, markup=False)
+    console = Console(
+        file=buffer,
+        force_terminal=terminal,
+        no_color=not terminal,
+        highlight=False,
+        width=width or (None if terminal else 100),
+        emoji=False,
+        markup=False,
+    )
     for part in parts(box.SIMPLE_HEAD if terminal else box.ASCII):
         if isinstance(part, Table):
             console.print()

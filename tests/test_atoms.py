@@ -1,4 +1,5 @@
 """Atoms: nothing is lost between cctbx and tensors."""
+
 import copy
 import pickle
 
@@ -21,7 +22,13 @@ def assert_same_structure(a, b):
     assert a.space_group() == b.space_group()
     for x, y in zip(a.scatterers(), b.scatterers(), strict=True):
         assert (x.label, x.scattering_type, x.site, x.occupancy, x.fp, x.fdp) == (
-            y.label, y.scattering_type, y.site, y.occupancy, y.fp, y.fdp)
+            y.label,
+            y.scattering_type,
+            y.site,
+            y.occupancy,
+            y.fp,
+            y.fdp,
+        )
         assert (x.u_iso, x.u_star, x.flags.bits, x.flags.param) == (y.u_iso, y.u_star, y.flags.bits, y.flags.param)
         assert x.multiplicity() == y.multiplicity()
     tables = [s.site_symmetry_table() for s in (a, b)]
@@ -70,8 +77,11 @@ def test_special_positions_forced_to_be_general():
     structure = random_xray_structure("P 4", seed=5)
     scatterers = structure.scatterers().deep_copy()
     scatterers[0].site, scatterers[0].occupancy = (0.001, 0.001, 0.3), 0.25
-    forced = xray.structure(special_position_settings=structure, scatterers=scatterers,
-                            non_unit_occupancy_implies_min_distance_sym_equiv_zero=True)
+    forced = xray.structure(
+        special_position_settings=structure,
+        scatterers=scatterers,
+        non_unit_occupancy_implies_min_distance_sym_equiv_zero=True,
+    )
     snapped = xray.structure(special_position_settings=structure, scatterers=scatterers)
     assert forced.special_position_indices().size() != snapped.special_position_indices().size()
     for each in (forced, snapped):
@@ -79,16 +89,22 @@ def test_special_positions_forced_to_be_general():
         atoms = sfdiff.Atoms.from_cctbx(each)
         assert_same_structure(atoms.to_cctbx(), each)
         miller_set = miller.build_set(each, anomalous_flag=False, d_min=2)
-        assert relative_l2(sfdiff.structure_factors(atoms, atoms.crystal, miller_set),
-                           cctbx_direct(each, miller_set)) < 1e-12
+        assert (
+            relative_l2(sfdiff.structure_factors(atoms, atoms.crystal, miller_set), cctbx_direct(each, miller_set))
+            < 1e-12
+        )
 
 
 def test_changed_values_arrive_in_cctbx():
     structure = random_xray_structure("P 21", anisotropic=True)
     atoms = sfdiff.Atoms.from_cctbx(structure)
-    changed = atoms.replace(sites_cart=atoms.sites_cart + 0.1, occupancies=atoms.occupancies / 2, u_star=atoms.u_star * 2)
+    changed = atoms.replace(
+        sites_cart=atoms.sites_cart + 0.1, occupancies=atoms.occupancies / 2, u_star=atoms.u_star * 2
+    )
     back = changed.to_cctbx()
-    np.testing.assert_allclose(back.sites_cart().as_double().as_numpy_array().reshape(-1, 3), changed.sites_cart, atol=1e-12)
+    np.testing.assert_allclose(
+        back.sites_cart().as_double().as_numpy_array().reshape(-1, 3), changed.sites_cart, atol=1e-12
+    )
     np.testing.assert_allclose(list(back.scatterers().extract_occupancies()), changed.occupancies)
     np.testing.assert_allclose([s.u_star for s in back.scatterers()], changed.u_star)
     # The source is left as it was.
@@ -144,6 +160,7 @@ def test_copies():
 
 def test_radii_are_those_of_the_mask_in_mmtbx():
     from mmtbx.masks import vdw_radii_from_xray_structure
+
     structure = random_xray_structure("P 21", elements=("C", "N", "O1-", "Fe2+", "Zn2+", "H", "S"))
     expected = vdw_radii_from_xray_structure(xray_structure=structure)
     np.testing.assert_array_equal(sfdiff.Atoms.from_cctbx(structure).vdw_radii(), list(expected))

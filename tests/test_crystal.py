@@ -1,4 +1,5 @@
 """Crystal against cctbx: operators, metric, grids, Miller indices, round trips in every setting."""
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +11,14 @@ from mmtbx_sfdiff.cctbx_backend.conversion import crystal_of
 from mmtbx_sfdiff.crystal import as_flex_miller_index, as_miller_tensor
 
 
-@pytest.mark.parametrize("symbols", [
-    pytest.param([str(sgtbx.space_group_info(n)) for n in range(1, 231)], id="all 230"),
-    pytest.param([s.universal_hermann_mauguin() for s in sgtbx.space_group_symbol_iterator()], id="all tabulated"),
-    pytest.param(NON_STANDARD_SETTINGS, id="others")])
+@pytest.mark.parametrize(
+    "symbols",
+    [
+        pytest.param([str(sgtbx.space_group_info(n)) for n in range(1, 231)], id="all 230"),
+        pytest.param([s.universal_hermann_mauguin() for s in sgtbx.space_group_symbol_iterator()], id="all tabulated"),
+        pytest.param(NON_STANDARD_SETTINGS, id="others"),
+    ],
+)
 def test_round_trip(symbols):
     for symbol in symbols:
         info = sgtbx.space_group_info(symbol)
@@ -33,8 +38,9 @@ def test_groups_that_cctbx_cannot_name():
         info = sgtbx.space_group_info(number)
         z2p = info.group().z2p_op()
         shifted = sgtbx.change_of_basis_op(z2p.c() + sgtbx.tr_vec((2, -1, 3), 12).new_denominator(z2p.c().t().den()))
-        symmetry = crystal.symmetry(
-            info.any_compatible_unit_cell(volume=9000), space_group_info=info).change_basis(shifted)
+        symmetry = crystal.symmetry(info.any_compatible_unit_cell(volume=9000), space_group_info=info).change_basis(
+            shifted
+        )
         here = sfdiff.Crystal.from_cctbx(symmetry)
         assert here.to_cctbx().space_group() == symmetry.space_group()
         assert here.is_same_as(crystal_of(symmetry)) and crystal_of(symmetry) is crystal_of(symmetry)
@@ -58,8 +64,9 @@ def test_indices_against_cctbx(symbol):
     group = symmetry.space_group()
     for n in range(0, len(indices), 7):
         expected = {}
-        for op in group.smx() if not group.is_centric() else [
-                group(0, i, s) for i in range(2) for s in range(group.n_smx())]:
+        for op in (
+            group.smx() if not group.is_centric() else [group(0, i, s) for i in range(2) for s in range(group.n_smx())]
+        ):
             h = np.array(miller_set.indices()[n])
             key = tuple((h @ np.array(op.r().as_double()).reshape(3, 3)).round().astype(int))
             expected.setdefault(key, []).append(float(h @ np.array(op.t().as_double())))
@@ -81,8 +88,9 @@ def test_centring_factor_marks_forbidden_indices():
 def test_grid_is_the_mask_grid_of_mmtbx(symbol):
     info = sgtbx.space_group_info(symbol)
     symmetry = crystal.symmetry(info.any_compatible_unit_cell(volume=30000), space_group_info=info)
-    expected = maptbx.crystal_gridding(unit_cell=symmetry.unit_cell(), space_group_info=info, step=0.6,
-                                       symmetry_flags=maptbx.use_space_group_symmetry).n_real()
+    expected = maptbx.crystal_gridding(
+        unit_cell=symmetry.unit_cell(), space_group_info=info, step=0.6, symmetry_flags=maptbx.use_space_group_symmetry
+    ).n_real()
     assert sfdiff.Crystal.from_cctbx(symmetry).grid(0.6) == tuple(expected)
 
 

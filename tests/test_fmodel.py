@@ -1,4 +1,5 @@
 """FModel: what a user holds."""
+
 import dataclasses
 
 import mmtbx.f_model
@@ -35,9 +36,7 @@ def test_as_mmtbx(reference, fmodel):
     assert fmodel.r_work() == pytest.approx(scaled.r_work(), abs=1e-7)
     assert fmodel.r_free() == pytest.approx(scaled.r_free(), abs=1e-7)
     likelihood = fmodel.target("maximum_likelihood")
-    assert float(likelihood) == pytest.approx(
-        scaled.target_functor()(compute_gradients=False).target_work(), rel=1e-6
-    )
+    assert float(likelihood) == pytest.approx(scaled.target_functor()(compute_gradients=False).target_work(), rel=1e-6)
 
 
 def test_back_to_mmtbx(fmodel):
@@ -51,13 +50,11 @@ def test_back_to_mmtbx(fmodel):
 def test_gradient_of_the_target(fmodel, name):
     sites = fmodel.atoms.sites_cart.clone().requires_grad_(True)
     f_mask = fmodel.f_mask()
-    gradient, = torch.autograd.grad(fmodel.target(name, sites_cart=sites, f_mask=f_mask), sites)
+    (gradient,) = torch.autograd.grad(fmodel.target(name, sites_cart=sites, f_mask=f_mask), sites)
     step = torch.zeros_like(sites)
     step[3, 1] = 1e-4
     with torch.no_grad():
-        difference = (
-            fmodel.target(name, sites + step, f_mask) - fmodel.target(name, sites - step, f_mask)
-        ) / 2e-4
+        difference = (fmodel.target(name, sites + step, f_mask) - fmodel.target(name, sites - step, f_mask)) / 2e-4
     assert float(gradient[3, 1]) == pytest.approx(float(difference), rel=1e-4)
 
 
@@ -75,7 +72,7 @@ def test_batches_go_through_the_mask_too(reference):
     fmodel.update_scales()
     sites = torch.stack([fmodel.atoms.sites_cart, fmodel.atoms.sites_cart + 0.1]).requires_grad_()
     values = fmodel.target("maximum_likelihood", sites)
-    gradient, = torch.autograd.grad(values.sum(), sites)
+    (gradient,) = torch.autograd.grad(values.sum(), sites)
     for one, value, its_gradient in zip(sites.detach(), values, gradient):
         one.requires_grad_()
         alone = fmodel.target("maximum_likelihood", one)
@@ -90,11 +87,13 @@ def test_gradients_in_other_parameters(reference, name):
     atoms, start = fmodel.atoms, getattr(fmodel.atoms, name).clone()
     if name == "occupancies":
         start[3] = 0.06  # where it counts in the mask as well
+
     def value(x):
         fmodel.atoms = atoms.replace(**{name: x})
         return fmodel.target("least_squares")
+
     parameter = start.clone().requires_grad_()
-    gradient, = torch.autograd.grad(value(parameter), parameter)
+    (gradient,) = torch.autograd.grad(value(parameter), parameter)
     step = torch.zeros_like(start)
     step[3] = 1e-5
     with torch.no_grad():
@@ -111,7 +110,9 @@ def test_free_reflections_feed_no_gradient(reference, name):
     f_obs = torch.where(fmodel.reflections.work, fmodel.reflections.f_obs, 50.0)
     other = FModel(fmodel.atoms, dataclasses.replace(fmodel.reflections, f_obs=f_obs))
     other.scales, other._alpha_beta = fmodel.scales, alpha_beta
-    assert not torch.equal(other.reflections.f_obs, fmodel.reflections.f_obs) and other.r_free() > fmodel.r_free() + 0.01
+    assert (
+        not torch.equal(other.reflections.f_obs, fmodel.reflections.f_obs) and other.r_free() > fmodel.r_free() + 0.01
+    )
     gradients = []
     for one in (fmodel, other):
         sites = one.atoms.sites_cart.clone().requires_grad_()
@@ -143,9 +144,7 @@ def test_map_coefficients(fmodel, tmp_path):
     fmodel.write_map_coefficients(tmp_path / "maps.mtz")
     arrays = {a.info().labels[0]: a for a in mtz.object(str(tmp_path / "maps.mtz")).as_miller_arrays()}
     assert {"F-obs-filtered", "R-free-flags", "F-model", "2FOFCWT", "FOFCWT"} <= set(arrays)
-    expected = (
-        fmodel.to_cctbx().electron_density_map().map_coefficients(map_type="mFo-DFc", fill_missing=False)
-    )
+    expected = fmodel.to_cctbx().electron_density_map().map_coefficients(map_type="mFo-DFc", fill_missing=False)
     found, expected = arrays["FOFCWT"].common_sets(expected)
     assert found.size() == expected.size() == int(fmodel.scales.selection.sum())
     assert (tensor(found) - tensor(expected)).abs().max() < 1e-5 * tensor(expected).abs().max()
@@ -180,8 +179,12 @@ def test_riding_hydrogens_are_found():
 
 def test_twinned_data_are_refused():
     reference = manager("P 3", n_atoms=8, d_min=3.0)
-    twinned = mmtbx.f_model.manager(f_obs=reference.f_obs(), r_free_flags=reference.r_free_flags(),
-                                    xray_structure=reference.xray_structure, twin_law="h,-h-k,-l")
+    twinned = mmtbx.f_model.manager(
+        f_obs=reference.f_obs(),
+        r_free_flags=reference.r_free_flags(),
+        xray_structure=reference.xray_structure,
+        twin_law="h,-h-k,-l",
+    )
     with pytest.raises(ValueError, match="twin"):
         FModel.from_cctbx(twinned)
 

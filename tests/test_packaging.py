@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import libtbx.env_config
-import libtbx.load_env  # noqa: F401  (sets libtbx.env)
+import libtbx.load_env
 import pytest
 from libtbx.path import absolute_path
 
@@ -90,6 +90,7 @@ def test_version_is_read_from_the_package():
 def test_commands_of_the_validation_suite_exist(name):
     """Every one that is shown is one that its parser takes."""
     from validation.__main__ import parser
+
     commands = re.findall(r"python -m validation (select|run|report|audit)\b([^`\n]*)", (ROOT / name).read_text())
     for command, rest in commands:
         words = [re.sub(r"\W", "", word) or "1" if "$" in word else word for word in rest.split()]

@@ -1,4 +1,5 @@
 """Reflections: round trips to miller arrays, selections and shells."""
+
 import numpy as np
 import pytest
 import torch

@@ -17,9 +17,7 @@ from mmtbx_sfdiff import _runtime
 from mmtbx_sfdiff.versions import versions
 
 ROOT = Path(__file__).resolve().parent.parent
-wheel_only = pytest.mark.skipif(
-    not _runtime._bundled_libstdcxx(), reason="this cctbx brings no C++ runtime of its own"
-)
+wheel_only = pytest.mark.skipif(not _runtime._bundled_libstdcxx(), reason="this cctbx brings no C++ runtime of its own")
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 # Numbers of torch against NumPy, and of cctbx's structure factors against their sum written out in torch.
@@ -132,8 +130,7 @@ def test_stub_openmp_before_torch_means_one_thread_and_a_warning(first):
 @wheel_only
 def test_stub_openmp_refuses_more_threads():
     result = run(
-        "from cctbx import xray\nimport mmtbx_sfdiff, torch\n"
-        "torch.set_num_threads(1)\ntorch.set_num_threads(2)"
+        "from cctbx import xray\nimport mmtbx_sfdiff, torch\ntorch.set_num_threads(1)\ntorch.set_num_threads(2)"
     )
     assert result.returncode == 1
     assert "RuntimeError: torch must stay on one thread in this process" in result.stderr
@@ -241,8 +238,7 @@ print("forked")
         "import multiprocessing\n"
         "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
         "    results = pool.map_async(work, [2, 2, 2]).get(60)",
-        "from libtbx import easy_mp\n"
-        "results = easy_mp.pool_map(fixed_func=work, args=[2, 2, 2], processes=2)",
+        "from libtbx import easy_mp\nresults = easy_mp.pool_map(fixed_func=work, args=[2, 2, 2], processes=2)",
     ],
     ids=["multiprocessing", "easy_mp"],
 )

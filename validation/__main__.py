@@ -1,4 +1,5 @@
 """The command line of the validation suite: select, run, report, audit."""
+
 from __future__ import annotations
 
 import argparse
@@ -37,8 +38,7 @@ def main(arguments=None):
         options = parser(set(arguments[:1])).parse_args(arguments)
         status.append(options.run(options))
 
-    code = guarded(call,
-                   interrupted="Interrupted: what was recorded is safe; the same command goes on from there.")
+    code = guarded(call, interrupted="Interrupted: what was recorded is safe; the same command goes on from there.")
     if code == 1 and arguments[:1] == ["audit"]:
         return 2
     return status[0] if status and code == 0 else code

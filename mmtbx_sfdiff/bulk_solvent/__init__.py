@@ -1,4 +1,5 @@
 """Bulk-solvent masks: one table of methods, one signature."""
+
 from __future__ import annotations
 
 import inspect
@@ -11,12 +12,29 @@ from .transform import F_MASK_D_MIN, mask_structure_factors
 
 MASKS = {"probe_shrink": probe_shrink, "density_cutoff": density_cutoff, "binary": binary}
 
-__all__ = ["DEFAULT_MASK", "MASKS", "F_MASK_D_MIN", "mask_structure_factors", "probe_shrink_defaults", "solvent_fraction",
-           "solvent_mask", "solvent_structure_factors"]
+__all__ = [
+    "DEFAULT_MASK",
+    "MASKS",
+    "F_MASK_D_MIN",
+    "mask_structure_factors",
+    "probe_shrink_defaults",
+    "solvent_fraction",
+    "solvent_mask",
+    "solvent_structure_factors",
+]
 
 
-def solvent_mask(atoms, crystal, method="probe_shrink", grid_step=0.6, r_probe=None, r_shrink=None, softness=None,
-                 n_real=None, **options):
+def solvent_mask(
+    atoms,
+    crystal,
+    method="probe_shrink",
+    grid_step=0.6,
+    r_probe=None,
+    r_shrink=None,
+    softness=None,
+    n_real=None,
+    **options,
+):
     """Bulk-solvent mask of a model on the whole unit cell: 1 in the solvent, 0 in the protein.
 
     Parameters
@@ -50,12 +68,25 @@ def solvent_mask(atoms, crystal, method="probe_shrink", grid_step=0.6, r_probe=N
     TypeError
         An option that the method does not have.
     """
-    function, n_real, options = _arguments(atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, options)
+    function, n_real, options = _arguments(
+        atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, options
+    )
     return function(atoms, atoms.crystal, n_real, **options)
 
 
-def solvent_structure_factors(atoms, crystal, miller_indices, d_min=F_MASK_D_MIN, method="probe_shrink", grid_step=0.6,
-                              r_probe=None, r_shrink=None, softness=None, n_real=None, **options):
+def solvent_structure_factors(
+    atoms,
+    crystal,
+    miller_indices,
+    d_min=F_MASK_D_MIN,
+    method="probe_shrink",
+    grid_step=0.6,
+    r_probe=None,
+    r_shrink=None,
+    softness=None,
+    n_real=None,
+    **options,
+):
     """Structure factors of the bulk-solvent mask of a model: those of :func:`solvent_mask`, by a shorter way if there is one.
 
     Parameters
@@ -75,13 +106,17 @@ def solvent_structure_factors(atoms, crystal, miller_indices, d_min=F_MASK_D_MIN
     ValueError, TypeError
         As :func:`solvent_mask` and :func:`mask_structure_factors`.
     """
-    function, n_real, options = _arguments(atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, options)
+    function, n_real, options = _arguments(
+        atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, options
+    )
     if function is probe_shrink:
         with own_threads(atoms.device):
             found = probe_shrink_structure_factors(atoms, atoms.crystal, n_real, miller_indices, d_min, **options)
         if found is not None:
             return found
-    return mask_structure_factors(function(atoms, atoms.crystal, n_real, **options), atoms.crystal, miller_indices, d_min)
+    return mask_structure_factors(
+        function(atoms, atoms.crystal, n_real, **options), atoms.crystal, miller_indices, d_min
+    )
 
 
 def _arguments(atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, options):

@@ -10,6 +10,7 @@ additions a row, and one cumulative sum turns the ends of all intervals into the
 
 Reference: ``mmtbx.masks.asu_mask``; Jiang & Brünger (1994) J. Mol. Biol. 243, 100-115.
 """
+
 from __future__ import annotations
 
 import math
@@ -24,8 +25,17 @@ R_SHRINK = 0.9
 _BYTES_PER_ROW = 200
 
 
-def binary(atoms, crystal, n_real, r_probe=None, r_shrink=None, radii=None, include_hydrogens=False,
-           include_zero_occupancy=False, memory=256 * 2**20):
+def binary(
+    atoms,
+    crystal,
+    n_real,
+    r_probe=None,
+    r_shrink=None,
+    radii=None,
+    include_hydrogens=False,
+    include_zero_occupancy=False,
+    memory=256 * 2**20,
+):
     """mmtbx's probe-shrink mask on a grid.
 
     Parameters
@@ -59,8 +69,10 @@ def binary(atoms, crystal, n_real, r_probe=None, r_shrink=None, radii=None, incl
         sites = sites.expand(*batch, *sites.shape[-2:]).reshape(n_models, len(rows), 3)
         radii = radii.expand(*batch, len(rows)).reshape(n_models, len(rows))
         taking_part = taking_part.expand(*batch, len(rows)).reshape(n_models, len(rows))
-        masks = [mask_of_spheres(s[p], r[p], crystal, n_real, r_probe, r_shrink, memory)
-                 for s, r, p in zip(sites, radii, taking_part)]
+        masks = [
+            mask_of_spheres(s[p], r[p], crystal, n_real, r_probe, r_shrink, memory)
+            for s, r, p in zip(sites, radii, taking_part)
+        ]
         return torch.stack(masks).to(atoms.dtype).reshape(*batch, *n_real)
 
 
@@ -103,8 +115,9 @@ def fill_spheres(sites, radii, crystal, n_real, memory):
         size = max(1, memory // (_BYTES_PER_ROW * len(offsets[0]) * len(offsets[1])))
         position = sites * torch.tensor(n_real, device=device)
         for first in range(0, len(sites), size):
-            _add_interval_ends(ends, position[first:first + size], radii[first:first + size],
-                               offsets, basis, along, step, n_real)
+            _add_interval_ends(
+                ends, position[first : first + size], radii[first : first + size], offsets, basis, along, step, n_real
+            )
     counts = ends.reshape(n1, n2, n3 + 1)
     return torch.cumsum(counts, -1, dtype=torch.int32)[..., :n3] > 0
 
@@ -120,8 +133,11 @@ def _add_interval_ends(ends, position, radii, offsets, basis, along, step, n_rea
     di, dj = i - position[:, 0, None], j - position[:, 1, None]
     dk = origin[:, 2] - position[:, 2]
     gram = across.T @ across
-    distance_sq = ((gram[0, 0] * di**2)[:, :, None] + (gram[1, 1] * dj**2)[:, None, :]
-                   + (2 * gram[0, 1]) * di[:, :, None] * dj[:, None, :])
+    distance_sq = (
+        (gram[0, 0] * di**2)[:, :, None]
+        + (gram[1, 1] * dj**2)[:, None, :]
+        + (2 * gram[0, 1]) * di[:, :, None] * dj[:, None, :]
+    )
     left = (radii**2)[:, None, None] - distance_sq
     atom, a, b = (left > 0).nonzero(as_tuple=True)
     half = left[atom, a, b].sqrt()

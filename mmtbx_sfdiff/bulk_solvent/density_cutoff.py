@@ -12,6 +12,7 @@ whole gradient.  The true derivative of the level that encloses a given volume i
 over the iso-surface at that level; here it is taken over all grid points near the level, with Gaussian weights, while
 the value stays the percentile.
 """
+
 from __future__ import annotations
 
 import math
@@ -28,8 +29,18 @@ VOLUME_PER_ATOM = 18.4
 _NEWTON_STEPS = 5
 
 
-def density_cutoff(atoms, crystal, n_real, d_min=None, f_protein=None, solvent_fraction=None, steepness=STEEPNESS,
-                   surface_width=0.03, voxel_average=True, memory=256 * 2**20):
+def density_cutoff(
+    atoms,
+    crystal,
+    n_real,
+    d_min=None,
+    f_protein=None,
+    solvent_fraction=None,
+    steepness=STEEPNESS,
+    surface_width=0.03,
+    voxel_average=True,
+    memory=256 * 2**20,
+):
     """The mask of equations 5-7; differentiable in everything that F_protein is.
 
     Parameters
@@ -236,8 +247,11 @@ def _expansion(crystal, miller_indices, n_real):
     conjugate : torch.Tensor
         (n_places,) bool.
     """
-    return _EXPANSIONS.get(miller_indices, (crystal.unit_cell, crystal.hall_symbol, tuple(n_real)),
-                           lambda: _make_expansion(crystal, miller_indices, n_real))
+    return _EXPANSIONS.get(
+        miller_indices,
+        (crystal.unit_cell, crystal.hall_symbol, tuple(n_real)),
+        lambda: _make_expansion(crystal, miller_indices, n_real),
+    )
 
 
 def _make_expansion(crystal, miller_indices, n_real):
@@ -245,8 +259,10 @@ def _make_expansion(crystal, miller_indices, n_real):
     n = torch.tensor(n_real, device=device)
     equivalent, shifts = crystal.to(device).equivalent_indices(miller_indices)
     if bool((2 * equivalent.abs() >= n).any()):
-        raise ValueError(f"A grid of {tuple(n_real)} points is too coarse for these reflections: "
-                         "use a smaller grid_step or a larger d_min.")
+        raise ValueError(
+            f"A grid of {tuple(n_real)} points is too coarse for these reflections: "
+            "use a smaller grid_step or a larger d_min."
+        )
     # F(h R) = F(h) exp(-2 pi i h.t), and F(-h) is the conjugate of F(h).
     phase = torch.polar(torch.ones_like(shifts), -2 * torch.pi * shifts).reshape(-1)
     source = torch.arange(len(miller_indices), device=device).expand(shifts.shape).reshape(-1)
@@ -263,5 +279,6 @@ def _make_expansion(crystal, miller_indices, n_real):
     # Reflections that symmetry maps on themselves come more than once: keep the first of each place.
     unique, inverse = torch.unique(places, return_inverse=True)
     first = torch.full_like(unique, len(places)).scatter_reduce(
-        0, inverse, torch.arange(len(places), device=device), "amin")
+        0, inverse, torch.arange(len(places), device=device), "amin"
+    )
     return unique, sources[first], phases[first], conjugates[first]

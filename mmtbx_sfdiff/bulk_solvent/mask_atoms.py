@@ -5,6 +5,7 @@ radius of its element; a partly occupied atom counts in full.
 
 Reference: ``mmtbx.masks.manager._load_xrs``, ``cctbx.masks.vdw_radii_from_xray_structure``.
 """
+
 from __future__ import annotations
 
 import torch

@@ -24,6 +24,7 @@ conformations count each by itself: the solvent keeps clear of all of them.
 
 The integral is a sum over a grid ``fine`` times finer than the mask's, at most about 0.3 Å; E is smooth on that scale.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -56,8 +57,21 @@ _HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 _HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
-                 include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY, memory=256 * 2**20, engine=None, precision="single"):
+def probe_shrink(
+    atoms,
+    crystal,
+    n_real,
+    r_probe=None,
+    r_shrink=None,
+    softness=None,
+    radii=None,
+    include_hydrogens=False,
+    include_zero_occupancy=False,
+    full_occupancy=FULL_OCCUPANCY,
+    memory=256 * 2**20,
+    engine=None,
+    precision="single",
+):
     """The differentiable probe-shrink mask on a grid.
 
     Parameters
@@ -95,22 +109,58 @@ def probe_shrink(atoms, crystal, n_real, r_probe=None, r_shrink=None, softness=N
     ValueError
         A negative radius or softness; an unknown engine, or the compiled one where it cannot run.
     """
-    prepared = _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy,
-                        engine, precision)
+    prepared = _prepare(
+        atoms,
+        r_probe,
+        r_shrink,
+        softness,
+        radii,
+        include_hydrogens,
+        include_zero_occupancy,
+        full_occupancy,
+        engine,
+        precision,
+    )
     lengths = prepared.r_shrink, prepared.softness
     soft = float(lengths[1].detach()) > 0
     if soft and prepared.engine == "triton":
         masks = _soft_together(prepared, crystal, n_real, precision, memory)
         return masks.to(atoms.dtype).reshape(*prepared.batch, *n_real)
     one_mask = _soft if soft else _hard
-    masks = [one_mask(*model, *lengths, crystal, n_real, atoms.dtype, memory, prepared.engine, precision,
-                      memory // len(prepared.sites)) for model in prepared.models]
+    masks = [
+        one_mask(
+            *model,
+            *lengths,
+            crystal,
+            n_real,
+            atoms.dtype,
+            memory,
+            prepared.engine,
+            precision,
+            memory // len(prepared.sites),
+        )
+        for model in prepared.models
+    ]
     return (torch.stack(masks) if len(masks) != 1 else masks[0]).reshape(*prepared.batch, *n_real)
 
 
-def probe_shrink_structure_factors(atoms, crystal, n_real, miller_indices, d_min, memory=256 * 2**20, precision="single", engine=None,
-                                   r_probe=None, r_shrink=None, softness=None, radii=None, include_hydrogens=False,
-                                   include_zero_occupancy=False, full_occupancy=FULL_OCCUPANCY):
+def probe_shrink_structure_factors(
+    atoms,
+    crystal,
+    n_real,
+    miller_indices,
+    d_min,
+    memory=256 * 2**20,
+    precision="single",
+    engine=None,
+    r_probe=None,
+    r_shrink=None,
+    softness=None,
+    radii=None,
+    include_hydrogens=False,
+    include_zero_occupancy=False,
+    full_occupancy=FULL_OCCUPANCY,
+):
     """Structure factors of the soft mask without the map of the whole cell, or None where that cannot be had.
 
     Parameters
@@ -126,17 +176,30 @@ def probe_shrink_structure_factors(atoms, crystal, n_real, miller_indices, d_min
         (..., n) complex in the atoms' precision.  Differentiable in sites, occupancies, ``radii`` and ``r_probe``; None
         where a gradient in ``r_shrink`` or ``softness`` is wanted, for the hard mask, or without the compiled kernels.
     """
-    prepared = _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy,
-                        engine, precision)
+    prepared = _prepare(
+        atoms,
+        r_probe,
+        r_shrink,
+        softness,
+        radii,
+        include_hydrogens,
+        include_zero_occupancy,
+        full_occupancy,
+        engine,
+        precision,
+    )
     lengths = prepared.r_shrink, prepared.softness
     if prepared.engine != "cpu" or any(x.requires_grad for x in lengths) or not float(lengths[1]) > 0:
         return None
     from ..kernels.cpu.mask_transform import unit_transform
+
     indices, kept, n = checked_indices(miller_indices, crystal, n_real, d_min, atoms.device)
     dtype = torch.complex64 if atoms.dtype == torch.float32 else torch.complex128
     found = []
     for model in prepared.models:
-        soft = _soft_engine(*lengths, crystal, n_real, atoms.dtype, memory, "cpu", precision, memory // len(prepared.sites))
+        soft = _soft_engine(
+            *lengths, crystal, n_real, atoms.dtype, memory, "cpu", precision, memory // len(prepared.sites)
+        )
         transform = unit_transform(soft.unit, crystal, indices, soft.dtype)
         found.append(_StructureFactors.apply(*model, *map(float, lengths), soft, transform, kept, n, dtype))
     return (torch.stack(found) if len(found) != 1 else found[0]).reshape(*prepared.batch, n)
@@ -158,12 +221,24 @@ class _Prepared:
     @property
     def models(self):
         """(sites, radii, cover) of the atoms that take part in each model."""
-        return [values if bool(part.all()) else [value[part] for value in values]
-                for *values, part in zip(self.sites, self.radii, self.cover, self.taking_part)]
+        return [
+            values if bool(part.all()) else [value[part] for value in values]
+            for *values, part in zip(self.sites, self.radii, self.cover, self.taking_part)
+        ]
 
 
-def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, include_zero_occupancy, full_occupancy, engine,
-             precision):
+def _prepare(
+    atoms,
+    r_probe,
+    r_shrink,
+    softness,
+    radii,
+    include_hydrogens,
+    include_zero_occupancy,
+    full_occupancy,
+    engine,
+    precision,
+):
     given = {"r_probe": (r_probe, R_PROBE), "r_shrink": (r_shrink, R_SHRINK), "softness": (softness, SOFTNESS)}
     lengths = {}
     for name, (value, default) in given.items():
@@ -174,8 +249,10 @@ def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, inclu
     if engine is None:
         engine = next(name for name, usable in _engines(atoms.device).items() if usable)
     if not _engines(atoms.device).get(engine, False):
-        raise ValueError(f"engine={engine!r} cannot be used here: choose 'torch', 'cpu' for tensors on the CPU with numba "
-                         "installed, or 'triton' for tensors on a GPU with Triton installed.")
+        raise ValueError(
+            f"engine={engine!r} cannot be used here: choose 'torch', 'cpu' for tensors on the CPU with numba "
+            "installed, or 'triton' for tensors on a GPU with Triton installed."
+        )
     if precision not in ("single", "double"):
         raise ValueError(f"precision must be 'single' or 'double', not {precision!r}.")
     rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
@@ -192,9 +269,11 @@ def _prepare(atoms, r_probe, r_shrink, softness, radii, include_hydrogens, inclu
     n_models = math.prod(batch)
     sites = sites.expand(*batch, len(rows), 3).reshape(n_models, len(rows), 3)
     radii, cover, taking_part = (
-        values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part))
-    return _Prepared(sites, radii + lengths["r_probe"], cover, taking_part, batch, lengths["r_shrink"], lengths["softness"],
-                     engine)
+        values.expand(*batch, len(rows)).reshape(n_models, len(rows)) for values in (radii, cover, taking_part)
+    )
+    return _Prepared(
+        sites, radii + lengths["r_probe"], cover, taking_part, batch, lengths["r_shrink"], lengths["softness"], engine
+    )
 
 
 def probe_shrink_defaults():
@@ -234,8 +313,11 @@ class Ball:
 def _engines(device):
     """Engines in order of speed, and whether they can be used on a device."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return {"cpu": device.type == "cpu" and _HAVE_NUMBA, "triton": (device.type == "cuda" or interpreted) and _HAVE_TRITON,
-            "torch": True}
+    return {
+        "cpu": device.type == "cpu" and _HAVE_NUMBA,
+        "triton": (device.type == "cuda" or interpreted) and _HAVE_TRITON,
+        "torch": True,
+    }
 
 
 def _ball(r_shrink, softness):
@@ -246,6 +328,7 @@ def _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, pre
     ball, fine = _ball(r_shrink, softness), fineness(crystal, n_real, FINE_STEP)
     if engine == "cpu":
         from ..kernels.cpu.soft_mask import SoftMask
+
         return SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory, kept)
     return probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
 
@@ -258,6 +341,7 @@ def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memor
 def _soft_together(prepared, crystal, n_real, precision, memory):
     """Masks of a batch (n_models, ...) by kernels that many models share."""
     from ..kernels.cuda.soft_mask import LARGEST, SoftMask
+
     lengths = prepared.r_shrink, prepared.softness
     ball, fine = _ball(*lengths), fineness(crystal, n_real, FINE_STEP)
     dtype = torch.float32 if precision == "single" else torch.float64
@@ -275,7 +359,7 @@ def _soft_together(prepared, crystal, n_real, precision, memory):
 
 def _from_volume(sites, radii, cover, r_shrink, softness, engine):
     """The soft mask where the engine gives V, in double precision."""
-    edge, volume = EDGE_RATIO * softness, (VOLUME_RATIO * softness)**3
+    edge, volume = EDGE_RATIO * softness, (VOLUME_RATIO * softness) ** 3
     volumes = _Volume.apply(sites, radii, cover, r_shrink, edge, softness, engine).to(torch.float64)
     free = _Free.apply(r_shrink, edge, engine)
     return torch.expm1(-volumes / volume) / torch.expm1(-free / volume)
@@ -303,12 +387,13 @@ class _StructureFactors(torch.autograd.Function):
     @staticmethod
     def forward(ctx, sites, radii, cover, r_shrink, softness, engine, transform, kept, n, dtype):
         from ..kernels.cpu.asymmetric_unit import over
+
         ctx.save_for_backward(sites, radii, cover)
         ctx.engine, ctx.transform, ctx.softness = engine, transform, softness
         with own_threads(sites.device):
             weights = engine.weights(engine.kernel.value)
             ctx.exponents = engine.forward(sites, radii, cover, softness, [weights], any(ctx.needs_input_grad))[0]
-            volume = (VOLUME_RATIO * softness)**3
+            volume = (VOLUME_RATIO * softness) ** 3
             ctx.most = -math.expm1(-float(weights.sum(dtype=np.float64)) / volume)
             mask = torch.empty_like(ctx.exponents)
 
@@ -324,7 +409,8 @@ class _StructureFactors(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         from ..kernels.cpu.asymmetric_unit import over
-        engine, volume = ctx.engine, (VOLUME_RATIO * ctx.softness)**3
+
+        engine, volume = ctx.engine, (VOLUME_RATIO * ctx.softness) ** 3
         with own_threads(gradient.device):
             gradient = gradient if ctx.kept is None else gradient[ctx.kept]
             by_volume = torch.from_numpy(ctx.transform.backward(gradient.resolve_conj().numpy()))
@@ -334,8 +420,9 @@ class _StructureFactors(torch.autograd.Function):
 
             over(len(by_volume), part)
             sites_only = not any(ctx.needs_input_grad[1:3])
-            found = engine.backward(by_volume, *ctx.saved_tensors, ctx.softness, engine.weights(engine.kernel.value),
-                                    sites_only)
+            found = engine.backward(
+                by_volume, *ctx.saved_tensors, ctx.softness, engine.weights(engine.kernel.value), sites_only
+            )
         return *found[:3], *[None] * 7
 
 
@@ -359,8 +446,13 @@ class _Volume(torch.autograd.Function):
         by_ball, found = [None, None], [None, None, None, None]
         with own_threads(sites.device):
             if any(ctx.needs_input_grad[3:5]):
-                changes = engine.forward(sites, radii, cover, float(width),
-                                         [engine.weights(kernel.by_radius), engine.weights(kernel.by_edge)])
+                changes = engine.forward(
+                    sites,
+                    radii,
+                    cover,
+                    float(width),
+                    [engine.weights(kernel.by_radius), engine.weights(kernel.by_edge)],
+                )
                 by_ball = [(gradient.to(torch.float64) * change).sum() for change in changes]
             if any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])):
                 found = engine.backward(gradient, sites, radii, cover, float(width), engine.weights(kernel.value))
@@ -379,7 +471,9 @@ class _Free(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         engine = ctx.engine
-        return *(gradient * float(engine.weights(f).sum()) for f in (engine.kernel.by_radius, engine.kernel.by_edge)), None
+        return *(
+            gradient * float(engine.weights(f).sum()) for f in (engine.kernel.by_radius, engine.kernel.by_edge)
+        ), None
 
 
 class _ToCell(torch.autograd.Function):
@@ -412,6 +506,7 @@ def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memor
     reach = Reach(_TOP - low)
     if engine == "cpu":
         from ..kernels.cpu.hard_mask import HardMask
+
         engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory)
     else:
         engine = probe_shrink_torch.HardMask(crystal, n_real, fine, reach, dtype, memory)

@@ -8,6 +8,7 @@ than that, so each axis is transformed for the frequencies only that are wanted 
 
 Reference: ``mmtbx.masks.manager.compute_f_mask``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -97,8 +98,9 @@ def checked_indices(miller_indices, crystal, grid, d_min, device):
     """
     given = as_miller_tensor(miller_indices, device=device)
     # The same tensor each time, so that what is made of it is found again.
-    inside, kept = _CACHE.get(given, ("inside", crystal.unit_cell, tuple(grid), d_min),
-                              lambda: _inside(given, crystal, grid, d_min))
+    inside, kept = _CACHE.get(
+        given, ("inside", crystal.unit_cell, tuple(grid), d_min), lambda: _inside(given, crystal, grid, d_min)
+    )
     return (given if kept is None else inside), kept, len(given)
 
 
@@ -114,8 +116,10 @@ def _inside(indices, crystal, grid, d_min):
     too_fine = (2 * indices.abs() >= torch.tensor(grid, device=indices.device)).any(-1)
     if bool(too_fine.any()):
         worst = tuple(indices[too_fine][0].tolist())
-        raise ValueError(f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {tuple(grid)}: "
-                         "use a smaller grid_step, or a d_min that leaves it out.")
+        raise ValueError(
+            f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {tuple(grid)}: "
+            "use a smaller grid_step, or a d_min that leaves it out."
+        )
     return inside, kept
 
 
@@ -164,8 +168,12 @@ class _LowFrequencies(torch.autograd.Function):
         ctx.limits, ctx.grid = limits, mask.shape[-3:]
         h, k, l = limits
         planes = mask.flatten(0, -3)
-        planes = torch.cat([_cut(torch.fft.fft(torch.fft.rfft(part)[..., :l + 1], dim=-2), -2, k)
-                            for part in planes.split(_portion(planes))])
+        planes = torch.cat(
+            [
+                _cut(torch.fft.fft(torch.fft.rfft(part)[..., : l + 1], dim=-2), -2, k)
+                for part in planes.split(_portion(planes))
+            ]
+        )
         planes = planes.reshape(*mask.shape[:-2], *planes.shape[1:])
         return _cut(torch.fft.fft(planes, dim=-3), -3, h)
 
@@ -188,8 +196,11 @@ class _FromLowFrequencies(torch.autograd.Function):
         planes = result.view(-1, *grid[1:])
         size = _portion(planes)
         for part, out in zip(x.flatten(0, -3).split(size), planes.split(size)):
-            out.copy_(torch.fft.irfft(torch.fft.ifft(_padded(part, -2, k, grid[1]), dim=-2, norm="forward"), n=grid[2],
-                                      norm="forward"))
+            out.copy_(
+                torch.fft.irfft(
+                    torch.fft.ifft(_padded(part, -2, k, grid[1]), dim=-2, norm="forward"), n=grid[2], norm="forward"
+                )
+            )
         return result
 
     @staticmethod

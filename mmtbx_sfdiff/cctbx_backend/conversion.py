@@ -4,6 +4,7 @@ A refinement calls for structure factors of a few Miller sets and one crystal hu
 their plans with the index tensor they were made for, so the same tensor has to come back for the same indices:
 they are compared by value, which takes well under a millisecond for 10^5.
 """
+
 from __future__ import annotations
 
 import collections
@@ -67,9 +68,15 @@ def crystal_of(obj, device="cpu"):
         if known == key and group == obj.space_group():
             return crystal
     group = sgtbx.space_group(obj.space_group())
-    crystal = Crystal.from_cctbx(cctbx_crystal.symmetry(
-        unit_cell=uctbx.unit_cell(key[0]), space_group=group, assert_is_compatible_unit_cell=False,
-        force_compatible_unit_cell=False), device=device)
+    crystal = Crystal.from_cctbx(
+        cctbx_crystal.symmetry(
+            unit_cell=uctbx.unit_cell(key[0]),
+            space_group=group,
+            assert_is_compatible_unit_cell=False,
+            force_compatible_unit_cell=False,
+        ),
+        device=device,
+    )
     _crystals.appendleft((key, group, crystal))
     return crystal
 
@@ -85,8 +92,9 @@ def atoms_of(xray_structure, dtype, device, lasting=False):
     try:
         # Not in torch's pool: its threads would go on spinning beside the engine's.
         with own_threads("cpu"):
-            return Atoms.from_cctbx(xray_structure, dtype=dtype, device=device,
-                                    crystal=crystal_of(xray_structure, device), lasting=lasting)
+            return Atoms.from_cctbx(
+                xray_structure, dtype=dtype, device=device, crystal=crystal_of(xray_structure, device), lasting=lasting
+            )
     except ValueError as error:
         raise Sorry(str(error)) from error
 

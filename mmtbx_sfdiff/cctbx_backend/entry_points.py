@@ -2,6 +2,7 @@
 
 :data:`ENTRY_POINTS` lists the C++ classes, whoever uses them; :func:`spy` counts what is really called.
 """
+
 from __future__ import annotations
 
 import collections
@@ -35,23 +36,70 @@ class EntryPoint:
 
 
 ENTRY_POINTS = (
-    EntryPoint("structure_factors_direct", "cctbx.xray.ext", "structure_factors_direct", "__init__",
-               "F_calc, direct summation", True, "nobody calls it under takeover()"),
-    EntryPoint("sampled_model_density", "cctbx.xray.ext", "sampled_model_density", "__init__",
-               "F_calc by FFT; density maps in real space", True,
-               "density maps in real space (mmtbx.real_space) still call it"),
-    EntryPoint("structure_factors_gradients_direct", "cctbx.xray.ext", "structure_factors_gradients_direct",
-               "__init__", "gradients, direct summation", True, "nobody calls it under takeover()"),
-    EntryPoint("fast_gradients", "cctbx.xray.ext", "fast_gradients", "__init__",
-               "gradients by FFT", True, "targets in real space still call it"),
-    EntryPoint("atom_mask", "mmtbx_masks_ext", "atom_mask", "compute",
-               "solvent mask of the asymmetric unit", True,
-               "radial shells (n_radial_shells > 1), maps of one asymmetric unit (mask_data_whole_uc) "
-               "and mmtbx.bulk_solvent.mosaic still call it"),
-    EntryPoint("around_atoms", "cctbx_masks_ext", "around_atoms", "__init__",
-               "solvent mask without symmetry", True, "cctbx.masks and smtbx.masks still call it"),
-    EntryPoint("each_hkl_gradients_direct", "cctbx.xray.ext", "each_hkl_gradients_direct", "__init__",
-               "gradients of each structure factor", False, "no target of mmtbx calls it"),
+    EntryPoint(
+        "structure_factors_direct",
+        "cctbx.xray.ext",
+        "structure_factors_direct",
+        "__init__",
+        "F_calc, direct summation",
+        True,
+        "nobody calls it under takeover()",
+    ),
+    EntryPoint(
+        "sampled_model_density",
+        "cctbx.xray.ext",
+        "sampled_model_density",
+        "__init__",
+        "F_calc by FFT; density maps in real space",
+        True,
+        "density maps in real space (mmtbx.real_space) still call it",
+    ),
+    EntryPoint(
+        "structure_factors_gradients_direct",
+        "cctbx.xray.ext",
+        "structure_factors_gradients_direct",
+        "__init__",
+        "gradients, direct summation",
+        True,
+        "nobody calls it under takeover()",
+    ),
+    EntryPoint(
+        "fast_gradients",
+        "cctbx.xray.ext",
+        "fast_gradients",
+        "__init__",
+        "gradients by FFT",
+        True,
+        "targets in real space still call it",
+    ),
+    EntryPoint(
+        "atom_mask",
+        "mmtbx_masks_ext",
+        "atom_mask",
+        "compute",
+        "solvent mask of the asymmetric unit",
+        True,
+        "radial shells (n_radial_shells > 1), maps of one asymmetric unit (mask_data_whole_uc) "
+        "and mmtbx.bulk_solvent.mosaic still call it",
+    ),
+    EntryPoint(
+        "around_atoms",
+        "cctbx_masks_ext",
+        "around_atoms",
+        "__init__",
+        "solvent mask without symmetry",
+        True,
+        "cctbx.masks and smtbx.masks still call it",
+    ),
+    EntryPoint(
+        "each_hkl_gradients_direct",
+        "cctbx.xray.ext",
+        "each_hkl_gradients_direct",
+        "__init__",
+        "gradients of each structure factor",
+        False,
+        "no target of mmtbx calls it",
+    ),
 )
 
 
@@ -87,4 +135,5 @@ def _counting(original, counts, name):
     def call(*args, **keywords):
         counts[name] += 1
         return original(*args, **keywords)
+
     return call

@@ -1,4 +1,5 @@
 """FModel from files and from mmtbx, and back: managers, map coefficients and models on disk."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -35,13 +36,9 @@ def fmodel_from_files(cls, model, data, dtype, device, scattering_table, read, o
 def fmodel_from_cctbx(cls, manager, dtype, device, options):
     """See :meth:`FModel.from_cctbx`."""
     if manager.twin_law is not None:
-        raise ValueError(
-            f"The manager is of twinned data (twin law {manager.twin_law}), which are not supported."
-        )
+        raise ValueError(f"The manager is of twinned data (twin law {manager.twin_law}), which are not supported.")
     if manager.xray_structure is None:
-        raise ValueError(
-            "The manager has no xray_structure: make an FModel from Atoms and Reflections instead."
-        )
+        raise ValueError("The manager has no xray_structure: make an FModel from Atoms and Reflections instead.")
     return cls(
         Atoms.from_cctbx(manager.xray_structure, dtype=dtype, device=device),
         Reflections.from_cctbx(manager.f_obs(), manager.r_free_flags(), dtype=dtype, device=device),
@@ -103,8 +100,9 @@ def model_file(fmodel, suffix):
     manager = fmodel._source.model.manager.deep_copy()
     manager.set_xray_structure(fmodel.atoms.to_cctbx())
     if suffix != ".cif" and not manager.can_be_output_as_pdb():
-        raise Sorry("The model does not fit into the PDB format (too many atoms, or long names): write it as "
-                    "mmCIF (.cif).")
+        raise Sorry(
+            "The model does not fit into the PDB format (too many atoms, or long names): write it as mmCIF (.cif)."
+        )
     return (manager.model_as_mmcif() if suffix == ".cif" else manager.model_as_pdb()).encode()
 
 

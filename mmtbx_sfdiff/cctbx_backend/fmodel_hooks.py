@@ -4,6 +4,7 @@ For mmtbx the mask is a constant between updates, in the gradient and in the val
 the sites contains the mask's, and the value has to follow, or a line search would see two different functions.  Both
 hooks leave every other manager to mmtbx.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -40,8 +41,14 @@ def follows_mask(manager, mask_params, settings):
     settings : Settings or None
         From :func:`settings_of`.
     """
-    return (settings is not None and settings.mask_gradient and manager.xray_structure is not None
-            and not manager.twinned() and len(manager.k_masks()) == 1 and masks.has_gradient(mask_params))
+    return (
+        settings is not None
+        and settings.mask_gradient
+        and manager.xray_structure is not None
+        and not manager.twinned()
+        and len(manager.k_masks()) == 1
+        and masks.has_gradient(mask_params)
+    )
 
 
 class gradients_with_mask:
@@ -63,13 +70,28 @@ class gradients_with_mask:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def __call__(self, xray_structure, u_iso_refinable_params, miller_set, d_target_d_f_calc, n_parameters,
-                 algorithm=None, extra_params=None):
+    def __call__(
+        self,
+        xray_structure,
+        u_iso_refinable_params,
+        miller_set,
+        d_target_d_f_calc,
+        n_parameters,
+        algorithm=None,
+        extra_params=None,
+    ):
         return gradients_sfdiff(
-            manager=self._inner, xray_structure=xray_structure, u_iso_refinable_params=u_iso_refinable_params,
-            miller_set=miller_set, d_target_d_f_calc=d_target_d_f_calc, n_parameters=n_parameters,
-            extra_params=extra_params, settings=self._settings, algorithm=algorithm,
-            site_gradient=lambda part: self._site_gradient(part, miller_set, d_target_d_f_calc))
+            manager=self._inner,
+            xray_structure=xray_structure,
+            u_iso_refinable_params=u_iso_refinable_params,
+            miller_set=miller_set,
+            d_target_d_f_calc=d_target_d_f_calc,
+            n_parameters=n_parameters,
+            extra_params=extra_params,
+            settings=self._settings,
+            algorithm=algorithm,
+            site_gradient=lambda part: self._site_gradient(part, miller_set, d_target_d_f_calc),
+        )
 
     def _site_gradient(self, xray_structure, miller_set, d_target_d_f_calc):
         manager = self._manager

@@ -1,4 +1,5 @@
 """F_calc for cctbx: the calculation object that ``cctbx.xray.structure_factors.from_scatterers`` hands out."""
+
 from __future__ import annotations
 
 import torch
@@ -42,8 +43,13 @@ class from_scatterers_sfdiff(managed_calculation_base):
         with torch.no_grad():
             try:
                 f_calc = structure_factors(
-                    atoms, atoms.crystal, miller_tensor(miller_set, device), method=settings.method,
-                    accuracy=settings.accuracy, memory=settings.memory)
+                    atoms,
+                    atoms.crystal,
+                    miller_tensor(miller_set, device),
+                    method=settings.method,
+                    accuracy=settings.accuracy,
+                    memory=settings.memory,
+                )
             except ValueError as error:
                 raise Sorry(str(error)) from error
         self._f_calc_data = as_flex_complex(f_calc)

@@ -6,6 +6,7 @@ occupancy, f', f'', each where it is refined, and f' and f'' of every scatterer 
 
 Reference: ``cctbx.xray.structure_factors.gradients_direct``.
 """
+
 from __future__ import annotations
 
 import math
@@ -45,13 +46,25 @@ class gradients_sfdiff(gradients_base):
         ``site_gradient(xray_structure)`` gives (n, 3) numpy, per Å, to be added to the gradient of the sites.
     """
 
-    def __init__(self, manager, xray_structure, u_iso_refinable_params, miller_set, d_target_d_f_calc, n_parameters,
-                 extra_params=None, settings=None, algorithm="sfdiff", site_gradient=None):
+    def __init__(
+        self,
+        manager,
+        xray_structure,
+        u_iso_refinable_params,
+        miller_set,
+        d_target_d_f_calc,
+        n_parameters,
+        extra_params=None,
+        settings=None,
+        algorithm="sfdiff",
+        site_gradient=None,
+    ):
         gradients_base.__init__(self, manager, xray_structure, miller_set, algorithm=algorithm)
         self._d_target_d_f_calc = d_target_d_f_calc
         flags = _Flags(xray_structure.scatterers())
-        values = _gradients(xray_structure, miller_set, d_target_d_f_calc, flags,
-                            settings or Settings.from_phil(extra_params))
+        values = _gradients(
+            xray_structure, miller_set, d_target_d_f_calc, flags, settings or Settings.from_phil(extra_params)
+        )
         if site_gradient is not None and flags.refined["sites_cart"].any():
             values["sites_cart"] = values["sites_cart"] + site_gradient(xray_structure)
         _constrain_sites(xray_structure, values)
@@ -107,12 +120,13 @@ class _Flags:
 
         # Asking each scatterer is slow: only where some have the flag and some have not.  Parameters are counted.
         for name, count, users, method in (
-                ("sites_cart", counts.site, everyone, "grad_site"),
-                ("u_iso", counts.u_iso, lambda: scatterers.extract_use_u_iso().as_numpy_array(), "grad_u_iso"),
-                ("u_star", counts.u_aniso, lambda: scatterers.extract_use_u_aniso().as_numpy_array(), "grad_u_aniso"),
-                ("occupancies", counts.occupancy, everyone, "grad_occupancy"),
-                ("fp", counts.fp, everyone, "grad_fp"),
-                ("fdp", counts.fdp, everyone, "grad_fdp")):
+            ("sites_cart", counts.site, everyone, "grad_site"),
+            ("u_iso", counts.u_iso, lambda: scatterers.extract_use_u_iso().as_numpy_array(), "grad_u_iso"),
+            ("u_star", counts.u_aniso, lambda: scatterers.extract_use_u_aniso().as_numpy_array(), "grad_u_aniso"),
+            ("occupancies", counts.occupancy, everyone, "grad_occupancy"),
+            ("fp", counts.fp, everyone, "grad_fp"),
+            ("fdp", counts.fdp, everyone, "grad_fdp"),
+        ):
             if count == 0:
                 asked[name] = np.zeros(n, bool)
                 continue
@@ -134,9 +148,15 @@ def _gradients(xray_structure, miller_set, d_target_d_f_calc, flags, settings):
     atoms = atoms_of(xray_structure, settings.dtype, device)
     try:
         found = structure_factor_gradients(
-            atoms, atoms.crystal, miller_tensor(miller_set, device),
-            as_complex_tensor(d_target_d_f_calc, settings.dtype, device), parameters=wanted, method=settings.method,
-            accuracy=settings.accuracy, memory=settings.memory)
+            atoms,
+            atoms.crystal,
+            miller_tensor(miller_set, device),
+            as_complex_tensor(d_target_d_f_calc, settings.dtype, device),
+            parameters=wanted,
+            method=settings.method,
+            accuracy=settings.accuracy,
+            memory=settings.memory,
+        )
     except ValueError as error:
         raise Sorry(str(error)) from error
     for name, gradient in zip(wanted, found):
@@ -176,8 +196,11 @@ def _pack(xray_structure, values, flags):
             continue
         value = values[name]
         if name == "u_star":
-            value = adptbx.grad_u_star_as_u_cart(
-                xray_structure.unit_cell(), flex.sym_mat3_double(_flex(value))).as_double().as_numpy_array()
+            value = (
+                adptbx.grad_u_star_as_u_cart(xray_structure.unit_cell(), flex.sym_mat3_double(_flex(value)))
+                .as_double()
+                .as_numpy_array()
+            )
         if name in ("fp", "fdp"):
             chosen = np.ones(n, bool)
         columns.append(value.reshape(n, length))
@@ -187,8 +210,9 @@ def _pack(xray_structure, values, flags):
     packed = np.concatenate(columns, axis=1)
     if all(chosen.all() for chosen, _ in present):
         return _flex(packed)
-    return _flex(packed[np.concatenate(
-        [np.repeat(chosen[:, None], length, axis=1) for chosen, length in present], axis=1)])
+    return _flex(
+        packed[np.concatenate([np.repeat(chosen[:, None], length, axis=1) for chosen, length in present], axis=1)]
+    )
 
 
 def _flex(array):

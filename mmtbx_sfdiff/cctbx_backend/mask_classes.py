@@ -4,6 +4,7 @@
 ``cctbx.masks.around_atoms``, a mask without symmetry.  :func:`.registry.takeover` puts them into ``mmtbx.masks``.
 Both give cctbx's masks, bit for bit.
 """
+
 from __future__ import annotations
 
 import mmtbx.masks
@@ -36,12 +37,24 @@ class AtomMask:
         Å.
     """
 
-    def __init__(self, unit_cell, space_group=None, gridding_n_real=None, solvent_radius=1.11,
-                 shrink_truncation_radius=0.9, group=None, resolution=None, grid_step_factor=4.0):
+    def __init__(
+        self,
+        unit_cell,
+        space_group=None,
+        gridding_n_real=None,
+        solvent_radius=1.11,
+        shrink_truncation_radius=0.9,
+        group=None,
+        resolution=None,
+        grid_step_factor=4.0,
+    ):
         space_group = group if space_group is None else space_group
         self._symmetry = cctbx_crystal.symmetry(
-            unit_cell=unit_cell, space_group=space_group, assert_is_compatible_unit_cell=False,
-            force_compatible_unit_cell=False)
+            unit_cell=unit_cell,
+            space_group=space_group,
+            assert_is_compatible_unit_cell=False,
+            force_compatible_unit_cell=False,
+        )
         self.solvent_radius = solvent_radius
         self.shrink_truncation_radius = shrink_truncation_radius
         arguments = (unit_cell, space_group)
@@ -65,8 +78,13 @@ class AtomMask:
             self._compute_original()
             return
         self._mask = mask_of_spheres(
-            *_spheres(sites_frac, atom_radii), crystal_of(self._symmetry), self._n_real, float(self.solvent_radius),
-            float(self.shrink_truncation_radius), _MEMORY).to(torch.float64)
+            *_spheres(sites_frac, atom_radii),
+            crystal_of(self._symmetry),
+            self._n_real,
+            float(self.solvent_radius),
+            float(self.shrink_truncation_radius),
+            _MEMORY,
+        ).to(torch.float64)
 
     def _compute_original(self):
         self._original = _CPP_ATOM_MASK(*self._arguments)
@@ -135,14 +153,25 @@ class AroundAtoms:
         Ways to compute of the original, which do not change the result.
     """
 
-    def __init__(self, unit_cell, space_group_order_z, sites_frac, atom_radii, gridding_n_real, solvent_radius,
-                 shrink_truncation_radius, explicit_distance=False, debug=False):
+    def __init__(
+        self,
+        unit_cell,
+        space_group_order_z,
+        sites_frac,
+        atom_radii,
+        gridding_n_real,
+        solvent_radius,
+        shrink_truncation_radius,
+        explicit_distance=False,
+        debug=False,
+    ):
         self.solvent_radius, self.shrink_truncation_radius = solvent_radius, shrink_truncation_radius
         crystal = crystal_of(cctbx_crystal.symmetry(unit_cell=unit_cell, space_group_symbol="P1"))
         n_real = tuple(int(n) for n in gridding_n_real)
         sites, radii = _spheres(sites_frac, atom_radii)
         mask = mask_of_spheres(
-            sites, radii, crystal, n_real, float(solvent_radius), float(shrink_truncation_radius), _MEMORY)
+            sites, radii, crystal, n_real, float(solvent_radius), float(shrink_truncation_radius), _MEMORY
+        )
         near = fill_spheres(sites, radii + float(solvent_radius), crystal, n_real, _MEMORY)
         self.data = flex.int(np.ascontiguousarray(mask.numpy(), dtype=np.int32))
         self.contact_surface_fraction = max(0.0, 1 - space_group_order_z * float((~mask).double().mean()))

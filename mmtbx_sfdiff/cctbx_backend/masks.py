@@ -3,6 +3,7 @@
 A manager says which mask it wants by its parameters, which travel with it through every copy; managers that ask for
 cctbx's mask, or whose parameters are older than the registration, are left to cctbx.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -40,8 +41,13 @@ def compute_f_mask(manager, params):
         A grid that does not carry the symmetry, an element without a radius, a device that is not there.
     """
     # The manager has left out hydrogens and empty atoms already.
-    atoms, mask = _mask(params, manager.xray_structure, _grid_step(params, manager.miller_array),
-                        include_hydrogens=True, include_zero_occupancy=True)
+    atoms, mask = _mask(
+        params,
+        manager.xray_structure,
+        _grid_step(params, manager.miller_array),
+        include_hydrogens=True,
+        include_zero_occupancy=True,
+    )
     manager._f_mask = [_f_mask(mask, atoms.crystal, manager.miller_array, params)]
     if manager.miller_array_twin is not None:
         manager._f_mask_twin = [_f_mask(mask, atoms.crystal, manager.miller_array_twin, params)]
@@ -65,20 +71,27 @@ def site_gradient(mask_params, xray_structure, miller_set, d_target_d_f_mask):
     numpy.ndarray
         (n_atoms, 3), per Å.
     """
+
     def require_grad(atoms):
         return atoms.replace(sites_cart=atoms.sites_cart.clone().requires_grad_())
 
     atoms, mask = _mask(
-        mask_params, xray_structure, _grid_step(mask_params, miller_set), require_grad,
+        mask_params,
+        xray_structure,
+        _grid_step(mask_params, miller_set),
+        require_grad,
         include_hydrogens=not mask_params.ignore_hydrogens,
-        include_zero_occupancy=not mask_params.ignore_zero_occupancy_atoms)
+        include_zero_occupancy=not mask_params.ignore_zero_occupancy_atoms,
+    )
     with torch.enable_grad():
         f_mask = mask_structure_factors(
-            mask, atoms.crystal, miller_tensor(miller_set, atoms.device), d_min=mask_params.Fmask_res_high)
+            mask, atoms.crystal, miller_tensor(miller_set, atoms.device), d_min=mask_params.Fmask_res_high
+        )
     if not f_mask.requires_grad:
         return np.zeros((atoms.n_atoms, 3))
-    gradient, = torch.autograd.grad(
-        f_mask, atoms.sites_cart, as_complex_tensor(d_target_d_f_mask, mask.dtype, mask.device))
+    (gradient,) = torch.autograd.grad(
+        f_mask, atoms.sites_cart, as_complex_tensor(d_target_d_f_mask, mask.dtype, mask.device)
+    )
     return gradient.cpu().numpy()
 
 
@@ -100,7 +113,8 @@ def _mask(params, xray_structure, grid_step, prepare=None, **selection):
     try:
         with torch.set_grad_enabled(prepare is not None):
             return atoms, solvent_mask(
-                atoms, atoms.crystal, method=method, grid_step=grid_step, n_real=_n_real(params), **options)
+                atoms, atoms.crystal, method=method, grid_step=grid_step, n_real=_n_real(params), **options
+            )
     except ValueError as error:
         raise Sorry(str(error)) from error
 
@@ -117,5 +131,6 @@ def _n_real(params):
 
 def _f_mask(mask, crystal, miller_array, params):
     f_mask = mask_structure_factors(
-        mask, crystal, miller_tensor(miller_array, mask.device), d_min=params.Fmask_res_high)
+        mask, crystal, miller_tensor(miller_array, mask.device), d_min=params.Fmask_res_high
+    )
     return miller_array.set().array(data=as_flex_complex(f_mask))

@@ -6,6 +6,7 @@ cctbx's mask go through unchanged code and give the same bits as before.
 
 Every change is an entry in a list of (undo) functions, so that what is undone is exactly what was done.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -55,11 +56,16 @@ def register(scaling=False):
     Calling it again changes nothing; :func:`unregister` takes everything back.
     """
     if not _undo:
-        _undo.append(_set_item(algorithms, NAME, Algorithm(
-            NAME, _DESCRIPTION, from_scatterers_sfdiff, gradients_sfdiff)))
+        _undo.append(
+            _set_item(algorithms, NAME, Algorithm(NAME, _DESCRIPTION, from_scatterers_sfdiff, gradients_sfdiff))
+        )
         _undo.append(_add_phil_word(f_model_module.sf_and_grads_accuracy_master_params, "algorithm", NAME))
-        _undo.append(_add_phil(f_model_module.sf_and_grads_accuracy_master_params,
-                               f"extra {{\n {NAME} {{\n{STRUCTURE_FACTOR_PHIL}\n}}\n}}"))
+        _undo.append(
+            _add_phil(
+                f_model_module.sf_and_grads_accuracy_master_params,
+                f"extra {{\n {NAME} {{\n{STRUCTURE_FACTOR_PHIL}\n}}\n}}",
+            )
+        )
         _undo.append(_add_phil(mmtbx.masks.mask_master_params, MASK_PHIL))
         _undo.append(_hook_compute_f_mask())
         _undo.append(_hook_gradients())
@@ -130,18 +136,31 @@ def _taken_over(by_fft, direct, mask, scaling):
     _takeovers.append((by_name, mask))
     try:
         for name, settings in by_name.items():
-            undo.append(_set_item(algorithms, name, Algorithm(
-                name, algorithms[name].desc,
-                functools.partial(from_scatterers_sfdiff, settings=settings),
-                functools.partial(gradients_sfdiff, settings=settings, algorithm=name))))
+            undo.append(
+                _set_item(
+                    algorithms,
+                    name,
+                    Algorithm(
+                        name,
+                        algorithms[name].desc,
+                        functools.partial(from_scatterers_sfdiff, settings=settings),
+                        functools.partial(gradients_sfdiff, settings=settings, algorithm=name),
+                    ),
+                )
+            )
         # miller.set.structure_factors_from_scatterers calls direct summation without looking at the table.
-        for name, function in (("from_scatterers_direct", _direct_by(direct)),
-                               ("from_scatterers_fft", algorithms["fft"].from_scatterers),
-                               ("gradients_direct", _direct_gradients_by(direct)),
-                               ("gradients_fft", algorithms["fft"].gradients)):
+        for name, function in (
+            ("from_scatterers_direct", _direct_by(direct)),
+            ("from_scatterers_fft", algorithms["fft"].from_scatterers),
+            ("gradients_direct", _direct_gradients_by(direct)),
+            ("gradients_fft", algorithms["fft"].gradients),
+        ):
             undo.append(_set_attribute(xray_structure_factors, name, function))
-        for name, replacement in (("atom_mask", AtomMask), ("around_atoms", AroundAtoms),
-                                  ("bulk_solvent", bulk_solvent_class())):
+        for name, replacement in (
+            ("atom_mask", AtomMask),
+            ("around_atoms", AroundAtoms),
+            ("bulk_solvent", bulk_solvent_class()),
+        ):
             undo.append(_set_attribute(mmtbx.masks, name, replacement))
         yield
     finally:
@@ -156,25 +175,49 @@ def _taken_over(by_fft, direct, mask, scaling):
 
 
 def _direct_by(settings):
-    def from_scatterers_direct(xray_structure, miller_set, manager=None, cos_sin_table=False, algorithm="direct",
-                               extra_params=None):
+    def from_scatterers_direct(
+        xray_structure, miller_set, manager=None, cos_sin_table=False, algorithm="direct", extra_params=None
+    ):
         return from_scatterers_sfdiff(
-            manager=manager, xray_structure=xray_structure, miller_set=miller_set, algorithm="direct",
-            extra_params=extra_params, settings=settings)
+            manager=manager,
+            xray_structure=xray_structure,
+            miller_set=miller_set,
+            algorithm="direct",
+            extra_params=extra_params,
+            settings=settings,
+        )
+
     return from_scatterers_direct
 
 
 def _direct_gradients_by(settings):
-    def gradients_direct(xray_structure, u_iso_refinable_params, miller_set, d_target_d_f_calc, n_parameters,
-                         manager=None, cos_sin_table=False, extra_params=None):
+    def gradients_direct(
+        xray_structure,
+        u_iso_refinable_params,
+        miller_set,
+        d_target_d_f_calc,
+        n_parameters,
+        manager=None,
+        cos_sin_table=False,
+        extra_params=None,
+    ):
         return gradients_sfdiff(
-            manager=manager, xray_structure=xray_structure, u_iso_refinable_params=u_iso_refinable_params,
-            miller_set=miller_set, d_target_d_f_calc=d_target_d_f_calc, n_parameters=n_parameters,
-            extra_params=extra_params, settings=settings, algorithm="direct")
+            manager=manager,
+            xray_structure=xray_structure,
+            u_iso_refinable_params=u_iso_refinable_params,
+            miller_set=miller_set,
+            d_target_d_f_calc=d_target_d_f_calc,
+            n_parameters=n_parameters,
+            extra_params=extra_params,
+            settings=settings,
+            algorithm="direct",
+        )
+
     return gradients_direct
 
 
 # Hooks.  Each wraps what it finds, so that another package's hook stays in place.
+
 
 def _hook_compute_f_mask():
     original = mmtbx.masks.manager.compute_f_mask
@@ -199,8 +242,9 @@ def _mask_params_in_force(mask_params):
         return mask_params
     by_name, mask = _takeovers[-1]
     chosen = mmtbx.masks.mask_master_params.extract()
-    chosen.__dict__.update({name: value for name, value in mask_params.__dict__.items()
-                            if name not in ("algorithm", "sfdiff")})
+    chosen.__dict__.update(
+        {name: value for name, value in mask_params.__dict__.items() if name not in ("algorithm", "sfdiff")}
+    )
     chosen.algorithm = NAME
     chosen.sfdiff.method = mask
     chosen.sfdiff.device = by_name["fft"].device
@@ -226,14 +270,23 @@ def _hook_update_xray_structure():
     original = f_model_module.manager.update_xray_structure
 
     @functools.wraps(original)
-    def update_xray_structure(self, xray_structure=None, update_f_calc=False, update_f_mask=False,
-                              force_update_f_mask=False):
-        if (update_f_calc and self.arrays is not None and fmodel_hooks.follows_mask(
-                self, _mask_params_in_force(self.mask_params), _settings_in_force(self))):
+    def update_xray_structure(
+        self, xray_structure=None, update_f_calc=False, update_f_mask=False, force_update_f_mask=False
+    ):
+        if (
+            update_f_calc
+            and self.arrays is not None
+            and fmodel_hooks.follows_mask(self, _mask_params_in_force(self.mask_params), _settings_in_force(self))
+        ):
             update_f_mask = True
             force_update_f_mask = force_update_f_mask or fmodel_hooks.mask_is_behind(self, xray_structure)
-        return original(self, xray_structure=xray_structure, update_f_calc=update_f_calc,
-                        update_f_mask=update_f_mask, force_update_f_mask=force_update_f_mask)
+        return original(
+            self,
+            xray_structure=xray_structure,
+            update_f_calc=update_f_calc,
+            update_f_mask=update_f_mask,
+            force_update_f_mask=force_update_f_mask,
+        )
 
     return _set_attribute(f_model_module.manager, "update_xray_structure", update_xray_structure)
 
@@ -242,20 +295,52 @@ def _hook_update_all_scales():
     original = f_model_module.manager.update_all_scales
 
     @functools.wraps(original)
-    def update_all_scales(self, update_f_part1=True, apply_back_trace=False, params=None, nproc=None, cycles=None,
-                          fast=True, optimize_mask=False, refine_hd_scattering=True,
-                          refine_hd_scattering_method="fast", bulk_solvent_and_scaling=True, remove_outliers=True,
-                          apply_scale_k1_to_f_obs=True, show=False, verbose=None, log=None):
+    def update_all_scales(
+        self,
+        update_f_part1=True,
+        apply_back_trace=False,
+        params=None,
+        nproc=None,
+        cycles=None,
+        fast=True,
+        optimize_mask=False,
+        refine_hd_scattering=True,
+        refine_hd_scattering_method="fast",
+        bulk_solvent_and_scaling=True,
+        remove_outliers=True,
+        apply_scale_k1_to_f_obs=True,
+        show=False,
+        verbose=None,
+        log=None,
+    ):
         if not scaling.can_scale(self, apply_back_trace, fast, params):
             return original(
-                self, update_f_part1=update_f_part1, apply_back_trace=apply_back_trace, params=params, nproc=nproc,
-                cycles=cycles, fast=fast, optimize_mask=optimize_mask, refine_hd_scattering=refine_hd_scattering,
+                self,
+                update_f_part1=update_f_part1,
+                apply_back_trace=apply_back_trace,
+                params=params,
+                nproc=nproc,
+                cycles=cycles,
+                fast=fast,
+                optimize_mask=optimize_mask,
+                refine_hd_scattering=refine_hd_scattering,
                 refine_hd_scattering_method=refine_hd_scattering_method,
-                bulk_solvent_and_scaling=bulk_solvent_and_scaling, remove_outliers=remove_outliers,
-                apply_scale_k1_to_f_obs=apply_scale_k1_to_f_obs, show=show, verbose=verbose, log=log)
+                bulk_solvent_and_scaling=bulk_solvent_and_scaling,
+                remove_outliers=remove_outliers,
+                apply_scale_k1_to_f_obs=apply_scale_k1_to_f_obs,
+                show=show,
+                verbose=verbose,
+                log=log,
+            )
         return scaling.update_all_scales(
-            self, params=params, optimize_mask=optimize_mask, refine_hd_scattering=refine_hd_scattering,
-            remove_outliers=remove_outliers, apply_scale_k1_to_f_obs=apply_scale_k1_to_f_obs, log=log)
+            self,
+            params=params,
+            optimize_mask=optimize_mask,
+            refine_hd_scattering=refine_hd_scattering,
+            remove_outliers=remove_outliers,
+            apply_scale_k1_to_f_obs=apply_scale_k1_to_f_obs,
+            log=log,
+        )
 
     return _set_attribute(f_model_module.manager, "update_all_scales", update_all_scales)
 
@@ -274,6 +359,7 @@ def _set_item(table, key, value):
             table.pop(key, None)
         else:
             table[key] = before
+
     return undo
 
 
@@ -290,6 +376,7 @@ def _add_phil_word(scope, name, word):
 
     def undo():
         definition.words = before
+
     return undo
 
 
@@ -307,4 +394,5 @@ def _add_phil(scope, text):
     def take_back():
         for target, addition in undo:
             target.objects.remove(addition)
+
     return take_back

@@ -3,6 +3,7 @@
 The algorithm is mmtbx's own, see :mod:`mmtbx_sfdiff.scaling`; the manager is left in the state mmtbx would leave it in.
 What that scaler does not do (twins, several masks, overall B moved to the atoms, minimised scales) is left to mmtbx.
 """
+
 from __future__ import annotations
 
 import mmtbx.bulk_solvent.bulk_solvent_and_scaling as bss
@@ -20,12 +21,25 @@ from .conversion import as_complex_tensor, as_flex_complex, as_flex_double
 def can_scale(manager, apply_back_trace, fast, params):
     """Whether this package's scaler does what the arguments of mmtbx's ask for."""
     params = bss.master_params.extract() if params is None else params
-    return (fast and not apply_back_trace and not manager.twinned() and manager.twin_law is None
-            and len(manager.k_masks()) == 1 and hasattr(params, "bulk_solvent"))
+    return (
+        fast
+        and not apply_back_trace
+        and not manager.twinned()
+        and manager.twin_law is None
+        and len(manager.k_masks()) == 1
+        and hasattr(params, "bulk_solvent")
+    )
 
 
-def update_all_scales(manager, params=None, optimize_mask=False, refine_hd_scattering=True, remove_outliers=True,
-                      apply_scale_k1_to_f_obs=True, log=None):
+def update_all_scales(
+    manager,
+    params=None,
+    optimize_mask=False,
+    refine_hd_scattering=True,
+    remove_outliers=True,
+    apply_scale_k1_to_f_obs=True,
+    log=None,
+):
     """Scale an ``mmtbx.f_model.manager``; arguments and result as of its own method.
 
     Returns
@@ -45,9 +59,16 @@ def update_all_scales(manager, params=None, optimize_mask=False, refine_hd_scatt
         hydrogens = _riding_hydrogens(manager, tensor)
     f_calc = tensor(manager.f_calc())
     scales = sfdiff_update_all_scales(
-        reflections, f_calc, tensor(manager.f_masks()[0]), remove_outliers=remove_outliers,
-        scale_f_obs=apply_scale_k1_to_f_obs, bulk_solvent=params.bulk_solvent,
-        anisotropic_scaling=params.anisotropic_scaling, f_model=tensor(manager.f_model()), **hydrogens)
+        reflections,
+        f_calc,
+        tensor(manager.f_masks()[0]),
+        remove_outliers=remove_outliers,
+        scale_f_obs=apply_scale_k1_to_f_obs,
+        bulk_solvent=params.bulk_solvent,
+        anisotropic_scaling=params.anisotropic_scaling,
+        f_model=tensor(manager.f_model()),
+        **hydrogens,
+    )
     _leave_in_state(manager, scales)
     if log is not None:
         for step, r_work, r_free, n in scales.log:
@@ -63,8 +84,11 @@ def _leave_in_state(manager, scales):
     if scales.f_obs_scale != 1:
         f_obs = manager.f_obs()
         sigmas = f_obs.sigmas()
-        manager.update(f_obs=f_obs.customized_copy(
-            data=f_obs.data() / scales.f_obs_scale, sigmas=None if sigmas is None else sigmas / scales.f_obs_scale))
+        manager.update(
+            f_obs=f_obs.customized_copy(
+                data=f_obs.data() / scales.f_obs_scale, sigmas=None if sigmas is None else sigmas / scales.f_obs_scale
+            )
+        )
     kept = flex.bool(np.ascontiguousarray(scales.selection.numpy()))
     bins = scales.bin_index[scales.selection].numpy()
     if kept.count(False):
@@ -74,9 +98,12 @@ def _leave_in_state(manager, scales):
     zero = manager.f_calc().array(data=flex.complex_double(manager.f_calc().data().size(), 0))
     f_part2 = zero if scales.f_part2 is None else zero.array(data=as_flex_complex(scales.f_part2[chosen]))
     manager.update_core(
-        f_part1=zero, f_part2=f_part2, k_mask=[as_flex_double(k[chosen]) for k in scales.k_masks],
+        f_part1=zero,
+        f_part2=f_part2,
+        k_mask=[as_flex_double(k[chosen]) for k in scales.k_masks],
         k_isotropic=as_flex_double((scales.k_isotropic_exp * scales.k_isotropic)[chosen]),
-        k_anisotropic=as_flex_double(scales.k_anisotropic[chosen]))
+        k_anisotropic=as_flex_double(scales.k_anisotropic[chosen]),
+    )
 
 
 def _has_riding_hydrogens(manager):
@@ -87,5 +114,7 @@ def _riding_hydrogens(manager, tensor):
     selection = manager.xray_structure.hd_selection()
     riding = manager.xray_structure.select(selection).set_occupancies(value=1).set_b_iso(value=0)
     others = manager.xray_structure.select(~selection)
-    return {"f_hydrogen": tensor(manager.compute_f_calc(xray_structure=riding)),
-            "b_mean": flex.mean(others.extract_u_iso_or_u_equiv()) * adptbx.u_as_b(1.)}
+    return {
+        "f_hydrogen": tensor(manager.compute_f_calc(xray_structure=riding)),
+        "b_mean": flex.mean(others.extract_u_iso_or_u_equiv()) * adptbx.u_as_b(1.0),
+    }

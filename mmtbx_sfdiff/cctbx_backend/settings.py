@@ -1,4 +1,5 @@
 """What cctbx is told about this backend, as PHIL parameters, and how they are read."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -100,8 +101,14 @@ class Settings:
         scope = getattr(extra_params, "sfdiff", None)
         if scope is None:
             return cls()
-        return cls(method=scope.method, accuracy=scope.accuracy, dtype=getattr(torch, scope.dtype),
-                   device=scope.device, memory=scope.memory * 2**20, mask_gradient=scope.mask_gradient)
+        return cls(
+            method=scope.method,
+            accuracy=scope.accuracy,
+            dtype=getattr(torch, scope.dtype),
+            device=scope.device,
+            memory=scope.memory * 2**20,
+            mask_gradient=scope.mask_gradient,
+        )
 
 
 def usable_device(name, parameter="extra.sfdiff.device"):

@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.compare``: structure factors, solvent mask, R factors and times, side by side with mmtbx."""
+
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.compare
 import sys
 

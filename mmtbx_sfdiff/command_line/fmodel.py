@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.fmodel``: structure factors of a model, with or without data."""
+
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.fmodel
 import sys
 

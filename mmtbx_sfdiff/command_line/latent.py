@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.latent``: refinement in the latent space of a Boltzmann generator, stage by stage."""
+
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.latent
 import sys
 

@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.refine``: sites and displacement parameters, refined against the data."""
+
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.refine
 import sys
 

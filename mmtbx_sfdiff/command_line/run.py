@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.run``: an unmodified program of cctbx or Phenix with this package as its engine."""
+
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.run
 import sys
 

@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.show_backend``: which of cctbx's C++ entry points compute, as it is and taken over."""
+
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.show_backend
 import sys
 

@@ -3,6 +3,7 @@
 :mod:`.measure` computes the numbers, :mod:`.schema` says what they look like, and :mod:`.table`,
 :mod:`.figure` and :mod:`.page` show them.  :mod:`.output` writes files, all or none.
 """
+
 from .measure import Comparison, Settings, measure
 
 __all__ = ["Comparison", "Settings", "measure"]

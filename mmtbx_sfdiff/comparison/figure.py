@@ -4,6 +4,7 @@ Made for a journal's full width (180 mm), legible in grey and to colour-blind re
 colours, each with a marker and a line style of its own), and without matplotlib's global state, so that any
 program may call it.
 """
+
 from __future__ import annotations
 
 import io
@@ -21,12 +22,25 @@ from matplotlib.ticker import MultipleLocator
 from ..files import is_entry_id
 
 WIDTH_INCHES, HEIGHT_INCHES = 7.09, 7.0
-STYLE = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5,
-          "axes.titlesize": 8, "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7,
-          "legend.fontsize": 7,
-          "axes.linewidth": 0.6, "lines.linewidth": 1.3, "lines.markersize": 4, "axes.spines.top": False,
-          "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "path",
-          "svg.hashsalt": "mmtbx_sfdiff", "mathtext.default": "regular"}
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "mmtbx_sfdiff",
+    "mathtext.default": "regular",
+}
 BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 BLACK, GREY = "#000000", "#777777"
 OURS = {"color": BLUE, "marker": "o", "linestyle": "-", "zorder": 4}
@@ -35,12 +49,53 @@ CUTOFF = {"color": GREEN, "marker": "^", "linestyle": "-."}
 EQUAL = {"color": SKY, "marker": "D", "linestyle": ":", "markerfacecolor": "white"}
 _MASK_COLOURS = LinearSegmentedColormap.from_list("mask", ["#f4f1ea", "#9ccbe8", "#0b4f80"])
 _MOST_NINES = 15
-_TICKS = (20, 10, 8, 6, 5, 4.5, 4, 3.5, 3.2, 3, 2.8, 2.6, 2.4, 2.2, 2, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3,
-          1.2, 1.1, 1.05, 1, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
-_R_ROWS = (("sfdiff", "mmtbx_sfdiff", BLUE), ("mmtbx", "mmtbx", VERMILLION),
-           ("density_cutoff", "density cutoff", GREEN), ("deposited", "deposited", BLACK))
-_TIME_ROWS = (("f_protein", "$F_{protein}$"), ("f_mask", "$F_{mask}$"), ("gradients", "gradients"),
-              ("scaling", "scaling"))
+_TICKS = (
+    20,
+    10,
+    8,
+    6,
+    5,
+    4.5,
+    4,
+    3.5,
+    3.2,
+    3,
+    2.8,
+    2.6,
+    2.4,
+    2.2,
+    2,
+    1.9,
+    1.8,
+    1.7,
+    1.6,
+    1.5,
+    1.4,
+    1.3,
+    1.2,
+    1.1,
+    1.05,
+    1,
+    0.95,
+    0.9,
+    0.85,
+    0.8,
+    0.7,
+    0.6,
+    0.5,
+)
+_R_ROWS = (
+    ("sfdiff", "mmtbx_sfdiff", BLUE),
+    ("mmtbx", "mmtbx", VERMILLION),
+    ("density_cutoff", "density cutoff", GREEN),
+    ("deposited", "deposited", BLACK),
+)
+_TIME_ROWS = (
+    ("f_protein", "$F_{protein}$"),
+    ("f_mask", "$F_{mask}$"),
+    ("gradients", "gradients"),
+    ("scaling", "scaling"),
+)
 
 
 def draw(comparison):
@@ -61,20 +116,36 @@ def draw(comparison):
         figure.text(0.02, 0.985, _title(result), ha="left", va="top", fontsize=10, fontweight="bold")
         figure.text(0.02, 0.958, _subtitle(result), ha="left", va="top", fontsize=7.5)
         if result["simulated"]:
-            figure.text(0.98, 0.985, "SIMULATED DATA", ha="right", va="top", fontsize=9, fontweight="bold",
-                        color="white", bbox={"facecolor": "#B00020", "edgecolor": "none", "pad": 2.5})
+            figure.text(
+                0.98,
+                0.985,
+                "SIMULATED DATA",
+                ha="right",
+                va="top",
+                fontsize=9,
+                fontweight="bold",
+                color="white",
+                bbox={"facecolor": "#B00020", "edgecolor": "none", "pad": 2.5},
+            )
         top = figure.add_gridspec(1, 2, left=0.115, right=0.985, top=0.885, bottom=0.665, wspace=0.25)
         _protein_panel(figure.add_subplot(top[0]), result)
         _mask_panel(figure.add_subplot(top[1]), result)
-        figure.text(0.02, 0.535, f"(c)  Solvent mask, section {comparison.section.normal} = "
-                    f"{comparison.section.position:.2f}", fontsize=8, fontweight="bold", va="bottom")
+        figure.text(
+            0.02,
+            0.535,
+            f"(c)  Solvent mask, section {comparison.section.normal} = {comparison.section.position:.2f}",
+            fontsize=8,
+            fontweight="bold",
+            va="bottom",
+        )
         draw_sections(figure, comparison.section, result, (0.075, 0.165, 0.395, 0.325))
         bottom = figure.add_gridspec(1, 2, left=0.645, right=0.985, top=0.49, bottom=0.165, wspace=0.62)
         figure.text(0.555, 0.535, "(d)  R factors and times", fontsize=8, fontweight="bold", va="bottom")
         _r_panel(figure.add_subplot(bottom[0]), result)
         _time_panel(figure.add_subplot(bottom[1]), result)
-        figure.text(0.02, 0.012, _caption(comparison), ha="left", va="bottom", fontsize=7, color="#333333",
-                    linespacing=1.25)
+        figure.text(
+            0.02, 0.012, _caption(comparison), ha="left", va="bottom", fontsize=7, color="#333333", linespacing=1.25
+        )
     return figure
 
 
@@ -109,9 +180,11 @@ def _title(result):
 
 
 def _subtitle(result):
-    return (f"{result['space_group']}   ·   {result['d_max']:.1f}–{result['d_min']:.2f} Å   ·   "
-            f"{result['n_atoms']:,} atoms   ·   {result['n_reflections']:,} reflections   ·   "
-            f"solvent {100 * result['mask_map']['solvent_fraction_mmtbx']:.0f} %")
+    return (
+        f"{result['space_group']}   ·   {result['d_max']:.1f}–{result['d_min']:.2f} Å   ·   "
+        f"{result['n_atoms']:,} atoms   ·   {result['n_reflections']:,} reflections   ·   "
+        f"solvent {100 * result['mask_map']['solvent_fraction_mmtbx']:.0f} %"
+    )
 
 
 def panel_title(axes, letter, text):
@@ -125,7 +198,7 @@ def resolution_axis(axes, d_max, d_min):
     low, high = max(0, low - margin), high + margin
     ticks = []
     for d in _TICKS:
-        if low <= d**-2 <= high and (not ticks or d**-2 - ticks[-1]**-2 > 0.075 * (high - low)):
+        if low <= d**-2 <= high and (not ticks or d**-2 - ticks[-1] ** -2 > 0.075 * (high - low)):
             ticks.append(d)
     axes.set_xlim(low, high)
     axes.set_xticks([d**-2 for d in ticks], [f"{d:g}" for d in ticks])
@@ -133,8 +206,11 @@ def resolution_axis(axes, d_max, d_min):
 
 
 def _curve(axes, shells, label, style, transform=lambda cc: cc):
-    points = [((shell["d_max"]**-2 + shell["d_min"]**-2) / 2, transform(shell["cc"]))
-              for shell in shells if shell["cc"] is not None]
+    points = [
+        ((shell["d_max"] ** -2 + shell["d_min"] ** -2) / 2, transform(shell["cc"]))
+        for shell in shells
+        if shell["cc"] is not None
+    ]
     if points:
         axes.plot(*zip(*points), label=label, clip_on=False, markeredgewidth=0.8, **style)
     return bool(points)
@@ -174,8 +250,7 @@ def _mask_panel(axes, result):
     drawn = _curve(axes, part["shells"], f"mmtbx_sfdiff ({part['method'].replace('_', ' ')})", OURS)
     if part["equal_radii"]:
         drawn |= _curve(axes, part["equal_radii"]["shells"], "same, with a hard edge", EQUAL)
-    drawn |= _curve(axes, part["mmtbx_default"]["shells"],
-                    f"mmtbx ({part['mmtbx_default']['grid_step']:g} Å)", MMTBX)
+    drawn |= _curve(axes, part["mmtbx_default"]["shells"], f"mmtbx ({part['mmtbx_default']['grid_step']:g} Å)", MMTBX)
     drawn |= _curve(axes, part["density_cutoff"]["shells"], "density cutoff", CUTOFF)
     if not drawn:
         return _nothing(axes, "no correlation:\nno solvent, or no reflections\nto 3 Å")
@@ -188,8 +263,15 @@ def _mask_panel(axes, result):
 
 
 def _legend_below(axes):
-    axes.legend(loc="upper center", bbox_to_anchor=(0.46, -0.21), ncol=2, columnspacing=0.8, handlelength=2.4,
-                handletextpad=0.5, frameon=False)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.46, -0.21),
+        ncol=2,
+        columnspacing=0.8,
+        handlelength=2.4,
+        handletextpad=0.5,
+        frameon=False,
+    )
 
 
 def _nothing(axes, text):
@@ -220,8 +302,9 @@ def draw_sections(figure, section, result, box):
     names = (f"mmtbx_sfdiff: {result['f_mask']['method'].replace('_', ' ')}", "mmtbx: probe–shrink")
     for number, (mask, name, (x, y)) in enumerate(zip((section.ours, section.mmtbx), names, corners)):
         axes = figure.add_axes((x, y, w, h))
-        image = axes.pcolormesh(section.x, section.y, mask, cmap=_MASK_COLOURS, vmin=0, vmax=1,
-                                rasterized=True, linewidth=0)
+        image = axes.pcolormesh(
+            section.x, section.y, mask, cmap=_MASK_COLOURS, vmin=0, vmax=1, rasterized=True, linewidth=0
+        )
         axes.set_aspect("equal")
         axes.set_xlim(section.x.min(), section.x.max())
         axes.set_ylim(section.y.min(), section.y.max())
@@ -260,8 +343,16 @@ def _r_panel(axes, result):
         if free is not None:
             axes.plot(free, number, marker="o", color=colour, markerfacecolor="white")
         text = " / ".join("–" if value is None else f"{value:.3f}" for value in (work, free))
-        axes.annotate(text, (0.0, number), xycoords=("axes fraction", "data"), xytext=(2, -6.5),
-                      textcoords="offset points", va="top", fontsize=7, color="#333333")
+        axes.annotate(
+            text,
+            (0.0, number),
+            xycoords=("axes fraction", "data"),
+            xytext=(2, -6.5),
+            textcoords="offset points",
+            va="top",
+            fontsize=7,
+            color="#333333",
+        )
     axes.set_yticks(range(len(rows)), [row[1].replace(" ", "\n") for row in rows])
     axes.set_ylim(len(rows) - 0.3, -0.5)
     spread = max(max(values) - min(values), 0.02)
@@ -270,11 +361,20 @@ def _r_panel(axes, result):
     step = next(step for step in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / step < 3.5)
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.set_xlabel("R")
-    axes.legend(handles=[Line2D([], [], color=GREY, marker="o", linestyle="", label="work"),
-                         Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="white",
-                                label="free")],
-                frameon=False, loc="lower left", bbox_to_anchor=(-0.06, 0.985), ncols=2, handletextpad=0.1,
-                columnspacing=0.8, borderpad=0, handlelength=1.2)
+    axes.legend(
+        handles=[
+            Line2D([], [], color=GREY, marker="o", linestyle="", label="work"),
+            Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="white", label="free"),
+        ],
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(-0.06, 0.985),
+        ncols=2,
+        handletextpad=0.1,
+        columnspacing=0.8,
+        borderpad=0,
+        handlelength=1.2,
+    )
 
 
 def _time_panel(axes, result):
@@ -289,21 +389,38 @@ def _time_panel(axes, result):
             if value:
                 axes.plot(value, number, marker=style["marker"], color=style["color"], linestyle="")
         text = " / ".join("–" if value is None else _duration(value) for value in (ours, mmtbx))
-        axes.annotate(text, (0.0, number), xycoords=("axes fraction", "data"), xytext=(2, -6.5),
-                      textcoords="offset points", va="top", fontsize=7, color="#333333")
+        axes.annotate(
+            text,
+            (0.0, number),
+            xycoords=("axes fraction", "data"),
+            xytext=(2, -6.5),
+            textcoords="offset points",
+            va="top",
+            fontsize=7,
+            color="#333333",
+        )
     axes.set_xscale("log")
     low, high = math.floor(math.log10(min(seconds))), math.ceil(math.log10(max(seconds)))
-    axes.set_xlim(0.6 * 10.0**low, 1.6 * 10.0**max(high, low + 1))
+    axes.set_xlim(0.6 * 10.0**low, 1.6 * 10.0 ** max(high, low + 1))
     axes.set_xticks([10.0**n for n in range(low, max(high, low + 1) + 1, max(1, (high - low) // 3))])
     axes.minorticks_off()
     axes.set_yticks(range(len(_TIME_ROWS)), [row[1] for row in _TIME_ROWS])
     axes.set_ylim(len(_TIME_ROWS) - 0.3, -0.5)
     axes.set_xlabel("wall time (s)")
-    axes.legend(handles=[Line2D([], [], color=style["color"], marker=style["marker"], linestyle="",
-                                label=label)
-                         for style, label in ((OURS, "mmtbx_sfdiff"), (MMTBX, "mmtbx"))],
-                frameon=False, loc="lower left", bbox_to_anchor=(-0.62, 0.985), ncols=2, handletextpad=0.1,
-                columnspacing=0.8, borderpad=0, handlelength=1.2)
+    axes.legend(
+        handles=[
+            Line2D([], [], color=style["color"], marker=style["marker"], linestyle="", label=label)
+            for style, label in ((OURS, "mmtbx_sfdiff"), (MMTBX, "mmtbx"))
+        ],
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(-0.62, 0.985),
+        ncols=2,
+        handletextpad=0.1,
+        columnspacing=0.8,
+        borderpad=0,
+        handlelength=1.2,
+    )
 
 
 def _duration(seconds):
@@ -323,7 +440,9 @@ def _caption(comparison):
         "(a) against cctbx's direct summation, drawn up to $1-10^{-15}$;",
         f"(b) to 3 Å, against mmtbx's mask on a grid of {fine_grid}.",
         f"Pale diamonds: this package's mask with a hard edge and mmtbx's radii ({mask['equal_radii']['r_probe']:g}/"
-        f"{mask['equal_radii']['r_shrink']:g} Å)." if mask["equal_radii"] else "",
+        f"{mask['equal_radii']['r_shrink']:g} Å)."
+        if mask["equal_radii"]
+        else "",
         f"(c) The same section of both masks, on a grid of {result['mask_map']['grid_step']:g} Å;",
         "orange: mmtbx's outline.",
         f"(d) R-work / R-free, all scaled by {result['r_factors']['scaling']}, except those of the model",

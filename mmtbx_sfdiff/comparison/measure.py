@@ -5,6 +5,7 @@ Four things are computed by this package and by mmtbx from the same model and th
 reference is mmtbx's mask on a grid so fine that its rounding hardly matters), gradients with respect to the
 sites, and R factors (equation 3) after mmtbx's scaling and after this package's.  Each is timed on both sides.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -117,8 +118,9 @@ def measure(entry, settings=Settings(), report=None):
     try:
         return _Measurement(entry, settings, report or (lambda step, fraction=None: None)).run()
     except torch.cuda.OutOfMemoryError:
-        raise Sorry(f"The device {settings.device} has too little free memory for {entry.name}: "
-                    "use device=cpu.") from None
+        raise Sorry(
+            f"The device {settings.device} has too little free memory for {entry.name}: use device=cpu."
+        ) from None
 
 
 class _Measurement:
@@ -143,8 +145,9 @@ class _Measurement:
         result["gradients"] = self._gradients()
         result["r_factors"] = self._r_factors()
         result["timing_s"] = self.timing | {"conditions": self._conditions()}
-        return Comparison(result, section, {
-            "sfdiff": (self.f_protein, self.f_mask), "mmtbx": (self.f_fft, self.f_mask_mmtbx)})
+        return Comparison(
+            result, section, {"sfdiff": (self.f_protein, self.f_mask), "mmtbx": (self.f_fft, self.f_mask_mmtbx)}
+        )
 
     def _header(self):
         entry, symmetry = self.entry, self.f_obs.crystal_symmetry()
@@ -159,8 +162,7 @@ class _Measurement:
             "n_atoms": self.structure.scatterers().size(),
             "n_reflections": len(self.d_spacings),
             "n_free": None if entry.data.r_free_flags is None else entry.data.r_free_flags.data().count(True),
-            "files": {"model": entry.model.path.name, "data": entry.data.path.name,
-                      "labels": entry.data.labels},
+            "files": {"model": entry.model.path.name, "data": entry.data.path.name, "labels": entry.data.labels},
             "scattering_table": entry.model.scattering_table,
             "messages": list(entry.messages),
             "settings": dataclasses.asdict(self.settings),
@@ -171,10 +173,14 @@ class _Measurement:
     def _conditions(self):
         device = self.settings.device
         name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "CPU"
-        return {"device": device, "device_name": name,
-                "threads_sfdiff": torch.get_num_threads(), "threads_mmtbx": 1,
-                "repeats": self.settings.n_timing,
-                "statistic": "median of calls taken in turns; one call if slow"}
+        return {
+            "device": device,
+            "device_name": name,
+            "threads_sfdiff": torch.get_num_threads(),
+            "threads_mmtbx": 1,
+            "repeats": self.settings.n_timing,
+            "statistic": "median of calls taken in turns; one call if slow",
+        }
 
     @contextlib.contextmanager
     def _explained(self):
@@ -193,6 +199,7 @@ class _Measurement:
             result = function(*arguments)
             torch.cuda.synchronize(self.settings.device)
             return result
+
         return call
 
     def _time(self, name, ours, mmtbx, first):
@@ -211,8 +218,14 @@ class _Measurement:
     # structure factors
 
     def _sf(self, atoms, indices):
-        return structure_factors(atoms, self.crystal, indices, method=self.settings.method,
-                                 accuracy=self.settings.accuracy, memory=self.settings.memory)
+        return structure_factors(
+            atoms,
+            self.crystal,
+            indices,
+            method=self.settings.method,
+            accuracy=self.settings.accuracy,
+            memory=self.settings.memory,
+        )
 
     def _f_protein(self):
         ours = self._synchronised(lambda: self._sf(self.atoms, self.indices))
@@ -226,26 +239,38 @@ class _Measurement:
         step = "structure factors (cctbx, direct summation)"
         self.report(step, 0.0)
         part = self._random_part(self.settings.direct_terms)
-        f_direct, direct_time = timed(lambda: reference.f_calc_direct(
-            self.structure, self.f_obs.select(_flex_bool(part)), progress=lambda fraction: self.report(step, fraction)))
+        f_direct, direct_time = timed(
+            lambda: reference.f_calc_direct(
+                self.structure,
+                self.f_obs.select(_flex_bool(part)),
+                progress=lambda fraction: self.report(step, fraction),
+            )
+        )
         self.f_direct = f_direct if part.all() else None
         self.timing["f_protein"] = self._time("f_protein", ours, mmtbx, first) | {
-            "mmtbx_direct": direct_time * part.size / part.sum()}
+            "mmtbx_direct": direct_time * part.size / part.sum()
+        }
         exact = agreement(self.d_spacings[part], self.f_protein[part], f_direct)
         fft = agreement(self.d_spacings[part], self.f_fft[part], f_direct)
-        return {"method": self.settings.method, "reference": "cctbx direct summation", "n_reflections": int(part.sum()),
-                "relative_l2_vs_direct": exact["relative_l2"],
-                "mmtbx_fft_relative_l2_vs_direct": fft["relative_l2"],
-                "cc": exact["cc"], "shells": exact["shells"],
-                "mmtbx_fft": {"cc": fft["cc"], "shells": fft["shells"]}}
+        return {
+            "method": self.settings.method,
+            "reference": "cctbx direct summation",
+            "n_reflections": int(part.sum()),
+            "relative_l2_vs_direct": exact["relative_l2"],
+            "mmtbx_fft_relative_l2_vs_direct": fft["relative_l2"],
+            "cc": exact["cc"],
+            "shells": exact["shells"],
+            "mmtbx_fft": {"cc": fft["cc"], "shells": fft["shells"]},
+        }
 
     # mask
 
     def _mask(self, method, **parameters):
         """(mask, F_mask of the reflections to 3 Å, those that were not measured last)."""
         with self._explained():
-            mask = solvent_mask(self.atoms, self.crystal, method=method, grid_step=self.settings.grid_step,
-                                **parameters)
+            mask = solvent_mask(
+                self.atoms, self.crystal, method=method, grid_step=self.settings.grid_step, **parameters
+            )
         return mask, mask_structure_factors(mask, self.crystal, self.low_indices.to(mask.device))
 
     def _masks(self):
@@ -263,7 +288,9 @@ class _Measurement:
         # the solvent fraction of a probe-shrink mask.
         d_min = max(self.d_spacings.min(), 3 * self.settings.grid_step)
         fraction = float(solvent_mask(self.atoms, self.crystal, method="binary", grid_step=MMTBX_GRID_STEP).mean())
-        f_cutoff = _numpy(self._mask("density_cutoff", d_min=d_min, solvent_fraction=min(max(fraction, 1e-3), 0.999))[1])
+        f_cutoff = _numpy(
+            self._mask("density_cutoff", d_min=d_min, solvent_fraction=min(max(fraction, 1e-3), 0.999))[1]
+        )
         exact_radii = None
         if self.settings.mask == "probe_shrink":
             exact_radii = _numpy(self._mask("probe_shrink", softness=0, **MMTBX_RADII)[1])
@@ -273,7 +300,8 @@ class _Measurement:
         f_reference = reference.f_mask(self.structure, low_set, step)
         self.timing["f_mask"] = self._time("f_mask", ours, mmtbx, first)
         self.f_mask, self.f_mask_mmtbx, self.f_mask_cutoff = (
-            self._all_reflections(values[:n_measured]) for values in (f_mask, f_mmtbx, f_cutoff))
+            self._all_reflections(values[:n_measured]) for values in (f_mask, f_mmtbx, f_cutoff)
+        )
         d = low_set.d_spacings().data().as_numpy_array()
 
         def against_reference(values):
@@ -281,18 +309,26 @@ class _Measurement:
             measured = agreement(d[:n_measured], values[:n_measured], f_reference[:n_measured])
             return measured | {"complete": agreement(d, values, f_reference)}
 
-        report = {"method": self.settings.mask, "reference": f"mmtbx at {step:g} Å", "d_min": F_MASK_D_MIN,
-                  **against_reference(f_mask),
-                  "density_cutoff": against_reference(f_cutoff),
-                  "mmtbx_default": against_reference(f_mmtbx) | {"grid_step": MMTBX_GRID_STEP},
-                  "equal_radii": None}
+        report = {
+            "method": self.settings.mask,
+            "reference": f"mmtbx at {step:g} Å",
+            "d_min": F_MASK_D_MIN,
+            **against_reference(f_mask),
+            "density_cutoff": against_reference(f_cutoff),
+            "mmtbx_default": against_reference(f_mmtbx) | {"grid_step": MMTBX_GRID_STEP},
+            "equal_radii": None,
+        }
         if exact_radii is not None:
             report["equal_radii"] = against_reference(exact_radii) | MMTBX_RADII
         mask = mask.detach().cpu().numpy().astype(np.float64)
         mask_mmtbx = reference.mask_map(self.structure, mask.shape)
-        maps = {"cc": correlation(mask, mask_mmtbx),
-                "grid": list(mask.shape), "grid_step": self.settings.grid_step,
-                "solvent_fraction": float(mask.mean()), "solvent_fraction_mmtbx": float(mask_mmtbx.mean())}
+        maps = {
+            "cc": correlation(mask, mask_mmtbx),
+            "grid": list(mask.shape),
+            "grid_step": self.settings.grid_step,
+            "solvent_fraction": float(mask.mean()),
+            "solvent_fraction_mmtbx": float(mask_mmtbx.mean()),
+        }
         return report, maps, mask_section(mask, mask_mmtbx, self.crystal.unit_cell)
 
     def _all_reflections(self, values):
@@ -314,9 +350,12 @@ class _Measurement:
         exact = reference.site_gradients(self.structure, part_set, d_target[part], "direct")
         fft = reference.site_gradients(self.structure, part_set, d_target[part], "fft")
         self.timing["gradients"] = self._time_gradients(d_target)
-        return {"parameters": "sites", "n_reflections": int(part.sum()),
-                "relative_l2_vs_direct": relative_l2(ours.cpu().numpy(), exact),
-                "mmtbx_fft_relative_l2_vs_direct": relative_l2(fft, exact)}
+        return {
+            "parameters": "sites",
+            "n_reflections": int(part.sum()),
+            "relative_l2_vs_direct": relative_l2(ours.cpu().numpy(), exact),
+            "mmtbx_fft_relative_l2_vs_direct": relative_l2(fft, exact),
+        }
 
     def _d_target_d_f_calc(self):
         """dT/dRe(F) + i dT/dIm(F) of T = sum (|F| - k F_obs)^2, (n,) complex."""
@@ -334,11 +373,12 @@ class _Measurement:
     def _time_gradients(self, d_target):
         """Ours is the backward pass alone: mmtbx's gradients do not include F_calc either."""
         graph = self._synchronised(lambda: self._graph(self.indices, d_target))
-        functions = {"sfdiff": self._synchronised(_backward),
-                     "mmtbx": lambda: reference.site_gradients(self.structure, self.f_obs, d_target)}
+        functions = {
+            "sfdiff": self._synchronised(_backward),
+            "mmtbx": lambda: reference.site_gradients(self.structure, self.f_obs, d_target),
+        }
         ready = graph()
-        first = {"sfdiff": timed(lambda: functions["sfdiff"](ready))[1],
-                 "mmtbx": timed(functions["mmtbx"])[1]}
+        first = {"sfdiff": timed(lambda: functions["sfdiff"](ready))[1], "mmtbx": timed(functions["mmtbx"])[1]}
         self.report("timing of gradients", None)
         return side_by_side(functions, first, self.settings.n_timing, prepare={"sfdiff": graph})
 
@@ -346,9 +386,12 @@ class _Measurement:
 
     def _r_factors(self):
         """R factors through mmtbx's scaling, what differs being F_calc and F_mask only, and through ours."""
-        pairs = {"sfdiff": (self.f_protein, self.f_mask), "mmtbx": (self.f_fft, self.f_mask_mmtbx),
-                 "mmtbx_direct": (self.f_direct, self.f_mask_mmtbx),
-                 "density_cutoff": (self.f_protein, self.f_mask_cutoff)}
+        pairs = {
+            "sfdiff": (self.f_protein, self.f_mask),
+            "mmtbx": (self.f_fft, self.f_mask_mmtbx),
+            "mmtbx_direct": (self.f_direct, self.f_mask_mmtbx),
+            "density_cutoff": (self.f_protein, self.f_mask_cutoff),
+        }
         result, seconds = {"scaling": "mmtbx"}, {}
         for name, (f_calc, f_mask) in pairs.items():
             if f_calc is None:
@@ -369,14 +412,15 @@ class _Measurement:
     def _scale(self, f_calc, f_mask):
         """(R factors, seconds) of mmtbx's scaling."""
         try:
-            manager = reference.unscaled_model(self.f_obs, self.entry.data.r_free_flags, self.structure, f_calc,
-                                               f_mask)
+            manager = reference.unscaled_model(self.f_obs, self.entry.data.r_free_flags, self.structure, f_calc, f_mask)
             _, seconds = timed(lambda: reference.scale_model(manager))
         except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise Sorry(f"mmtbx cannot scale the model to {self.entry.data.path} "
-                        f"({len(self.d_spacings)} reflections): {reason}. Use more reflections, or another "
-                        "model.") from None
+            raise Sorry(
+                f"mmtbx cannot scale the model to {self.entry.data.path} "
+                f"({len(self.d_spacings)} reflections): {reason}. Use more reflections, or another "
+                "model."
+            ) from None
         r_free = None
         if self.entry.data.r_free_flags is not None and manager.r_free_flags().data().count(True):
             r_free = float(manager.r_free())
@@ -391,12 +435,16 @@ class _Measurement:
         def scale():
             with torch.no_grad():
                 return update_all_scales(reflections, f_calc, f_mask, **model.riding_hydrogens())
+
         with self._explained():
             scales, seconds = timed(self._synchronised(scale))
         used = scales.selection
         has_free = reflections.r_free_flags is not None and bool((reflections.r_free_flags & used).any())
-        return {"r_work": scales.r_work, "r_free": scales.r_free if has_free else None,
-                "n_used": int(used.sum())}, seconds
+        return {
+            "r_work": scales.r_work,
+            "r_free": scales.r_free if has_free else None,
+            "n_used": int(used.sum()),
+        }, seconds
 
 
 def _backward(graph):
@@ -412,7 +460,8 @@ def _with_missing(miller_array, d_min):
     """The array, followed by the reflections to that resolution that it lacks, as zeros."""
     missing = miller_array.complete_set(d_min=d_min).lone_set(miller_array)
     return miller_array.array(data=flex.double(miller_array.size())).concatenate(
-        missing.array(data=flex.double(missing.size())))
+        missing.array(data=flex.double(missing.size()))
+    )
 
 
 def _flex_bool(values):

@@ -5,6 +5,7 @@ Everything here is computed by unchanged cctbx code: structure factors and gradi
 mask by ``mmtbx.masks``, scales and R factors by ``mmtbx.f_model``.  Numbers come back as NumPy arrays in the
 order of the reflections or atoms given.
 """
+
 from __future__ import annotations
 
 import math
@@ -26,8 +27,12 @@ MAX_MASK_POINTS = 1.2e8
 
 def f_calc_fft(xray_structure, miller_set):
     """F_calc by cctbx's FFT at its default accuracy, (n,) complex128."""
-    return miller_set.structure_factors_from_scatterers(
-        xray_structure=xray_structure, algorithm="fft").f_calc().data().as_numpy_array()
+    return (
+        miller_set.structure_factors_from_scatterers(xray_structure=xray_structure, algorithm="fft")
+        .f_calc()
+        .data()
+        .as_numpy_array()
+    )
 
 
 def f_calc_direct(xray_structure, miller_set, progress=None):
@@ -43,7 +48,8 @@ def f_calc_direct(xray_structure, miller_set, progress=None):
     result = np.empty(miller_set.size(), dtype=np.complex128)
     for portion in _portions(xray_structure, miller_set, 1):
         part = xray.structure_factors.from_scatterers_direct(
-            xray_structure=xray_structure, miller_set=_select(miller_set, portion)).f_calc()
+            xray_structure=xray_structure, miller_set=_select(miller_set, portion)
+        ).f_calc()
         result[portion] = part.data().as_numpy_array()
         if progress is not None:
             progress(portion.stop / miller_set.size())
@@ -79,8 +85,13 @@ def site_gradients(xray_structure, miller_set, d_target_d_f_calc, algorithm="fft
         chosen = _select(miller_set, portion)
         weights = flex.complex_double(np.ascontiguousarray(d_target_d_f_calc[portion], np.complex128))
         gradients = xray.structure_factors.gradients(miller_set=chosen)(
-            xray_structure=structure, u_iso_refinable_params=None, miller_set=chosen,
-            d_target_d_f_calc=weights, n_parameters=n_parameters, algorithm=algorithm)
+            xray_structure=structure,
+            u_iso_refinable_params=None,
+            miller_set=chosen,
+            d_target_d_f_calc=weights,
+            n_parameters=n_parameters,
+            algorithm=algorithm,
+        )
         total += gradients.packed().as_numpy_array().reshape(-1, 3)
     return total
 
@@ -118,8 +129,11 @@ def affordable_mask_step(crystal_symmetry, step, max_points=MAX_MASK_POINTS):
     step = max(step, math.ceil(100 * (crystal_symmetry.unit_cell().volume() / max_points) ** (1 / 3)) / 100)
     while True:
         grid = maptbx.crystal_gridding(
-            unit_cell=crystal_symmetry.unit_cell(), space_group_info=crystal_symmetry.space_group_info(),
-            symmetry_flags=maptbx.use_space_group_symmetry, step=step).n_real()
+            unit_cell=crystal_symmetry.unit_cell(),
+            space_group_info=crystal_symmetry.space_group_info(),
+            symmetry_flags=maptbx.use_space_group_symmetry,
+            step=step,
+        ).n_real()
         if math.prod(grid) <= max_points * 1.25:
             return step
         step = round(step + 0.01, 2)
@@ -140,9 +154,11 @@ def unscaled_model(f_obs, r_free_flags, xray_structure, f_calc=None, f_mask=None
     -------
     mmtbx.f_model.manager
     """
-    given = {name: f_obs.customized_copy(data=flex.complex_double(np.ascontiguousarray(value, np.complex128)),
-                                         sigmas=None)
-             for name, value in (("f_calc", f_calc), ("f_mask", f_mask)) if value is not None}
+    given = {
+        name: f_obs.customized_copy(data=flex.complex_double(np.ascontiguousarray(value, np.complex128)), sigmas=None)
+        for name, value in (("f_calc", f_calc), ("f_mask", f_mask))
+        if value is not None
+    }
     return mmtbx.f_model.manager(f_obs=f_obs, r_free_flags=r_free_flags, xray_structure=xray_structure, **given)
 
 

@@ -1,4 +1,5 @@
 """Writing the results of a comparison: all files or none, each complete."""
+
 from __future__ import annotations
 
 import json

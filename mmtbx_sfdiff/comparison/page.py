@@ -1,4 +1,5 @@
 """The comparison as one HTML file: no network, no scripts, the figure inside."""
+
 from __future__ import annotations
 
 import base64
@@ -7,8 +8,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from . import table
 
-_environment = Environment(loader=PackageLoader("mmtbx_sfdiff.comparison", "templates"), autoescape=True,
-                           undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_environment = Environment(
+    loader=PackageLoader("mmtbx_sfdiff.comparison", "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def render(result, svg, suite=None):
@@ -29,14 +35,28 @@ def render(result, svg, suite=None):
     """
     figure = None if svg is None else "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
     return _environment.get_template("compare.html").render(
-        result=result, figure=figure, suite=suite, heading=table.heading(result),
-        agreement=table.rows_of_agreement(result), r_factors=table.rows_of_r_factors(result),
+        result=result,
+        figure=figure,
+        suite=suite,
+        heading=table.heading(result),
+        agreement=table.rows_of_agreement(result),
+        r_factors=table.rows_of_r_factors(result),
         times=table.rows_of_times(result),
-        conditions=table.conditions(result), scaled_by=table.scaled_by(result),
-        shell_tables=[("F_protein", "against cctbx's direct summation",
-                       _shells(result["f_protein"], {"mmtbx FFT": result["f_protein"]["mmtbx_fft"]})),
-                      ("F_mask", f"against {result['f_mask']['reference']}",
-                       _shells(result["f_mask"], _other_masks(result["f_mask"])))])
+        conditions=table.conditions(result),
+        scaled_by=table.scaled_by(result),
+        shell_tables=[
+            (
+                "F_protein",
+                "against cctbx's direct summation",
+                _shells(result["f_protein"], {"mmtbx FFT": result["f_protein"]["mmtbx_fft"]}),
+            ),
+            (
+                "F_mask",
+                f"against {result['f_mask']['reference']}",
+                _shells(result["f_mask"], _other_masks(result["f_mask"])),
+            ),
+        ],
+    )
 
 
 def _other_masks(part):
@@ -47,8 +67,15 @@ def _other_masks(part):
 def _shells(ours, others):
     """(column names, rows) of correlations by shell."""
     columns = {"mmtbx_sfdiff": ours} | others
-    rows = [(f"{shell['d_max']:.2f} – {shell['d_min']:.2f}", f"{shell['n']:,}",
-             *("–" if column["shells"][number]["cc"] is None else f"{column['shells'][number]['cc']:.5f}"
-               for column in columns.values()))
-            for number, shell in enumerate(ours["shells"])]
+    rows = [
+        (
+            f"{shell['d_max']:.2f} – {shell['d_min']:.2f}",
+            f"{shell['n']:,}",
+            *(
+                "–" if column["shells"][number]["cc"] is None else f"{column['shells'][number]['cc']:.5f}"
+                for column in columns.values()
+            ),
+        )
+        for number, shell in enumerate(ours["shells"])
+    ]
     return list(columns), rows

@@ -1,4 +1,5 @@
 """A section through two masks of the same grid, placed in Å, for a figure."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -56,8 +57,15 @@ def mask_section(ours, mmtbx, unit_cell):
     planes = [np.moveaxis(mask, (v, u, normal), (0, 1, 2))[:, :, level] for mask in (ours, mmtbx)]
     angle = math.radians(unit_cell[3 + normal])
     n_v, n_u = planes[0].shape
-    along_u, along_v = np.meshgrid((np.arange(n_u + 1) - 0.5) / n_u * edges[u],
-                                   (np.arange(n_v + 1) - 0.5) / n_v * edges[v])
-    return MaskSection(ours=planes[0], mmtbx=planes[1], x=along_u + along_v * math.cos(angle),
-                       y=along_v * math.sin(angle), axes=("abc"[u], "abc"[v]), normal="abc"[normal],
-                       position=level / ours.shape[normal])
+    along_u, along_v = np.meshgrid(
+        (np.arange(n_u + 1) - 0.5) / n_u * edges[u], (np.arange(n_v + 1) - 0.5) / n_v * edges[v]
+    )
+    return MaskSection(
+        ours=planes[0],
+        mmtbx=planes[1],
+        x=along_u + along_v * math.cos(angle),
+        y=along_v * math.sin(angle),
+        axes=("abc"[u], "abc"[v]),
+        normal="abc"[normal],
+        position=level / ours.shape[normal],
+    )

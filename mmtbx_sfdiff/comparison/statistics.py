@@ -1,4 +1,5 @@
 """Agreement of amplitudes or maps: Pearson correlation, also by resolution shell, and relative L2."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -57,12 +58,21 @@ def by_shell(d_spacings, value, reference, n_least=100):
         _, d_min, chosen = joined.pop()
         joined[-1] = (joined[-1][0], d_min, torch.cat([joined[-1][2], chosen]))
     value, reference = np.abs(value), np.abs(reference)
-    return [{"d_max": float(d_max), "d_min": float(d_min), "n": len(chosen),
-             "cc": correlation(value[chosen.numpy()], reference[chosen.numpy()])}
-            for d_max, d_min, chosen in joined]
+    return [
+        {
+            "d_max": float(d_max),
+            "d_min": float(d_min),
+            "n": len(chosen),
+            "cc": correlation(value[chosen.numpy()], reference[chosen.numpy()]),
+        }
+        for d_max, d_min, chosen in joined
+    ]
 
 
 def agreement(d_spacings, value, reference):
     """``cc`` of the amplitudes, ``relative_l2`` of the complex numbers, and ``shells``: a dict."""
-    return {"cc": correlation(np.abs(value), np.abs(reference)), "relative_l2": relative_l2(value, reference),
-            "shells": by_shell(d_spacings, value, reference)}
+    return {
+        "cc": correlation(np.abs(value), np.abs(reference)),
+        "relative_l2": relative_l2(value, reference),
+        "shells": by_shell(d_spacings, value, reference),
+    }

@@ -1,4 +1,5 @@
 """Times side by side: calls taken in turns in one process, medians, and fewer repeats of what is slow."""
+
 from __future__ import annotations
 
 import statistics

@@ -36,9 +36,7 @@ def normalise_accession(text):
     return name
 
 
-def find_predicted_model(
-    accession, download_allowed=True, cache_dir=None, progress=None, log=None, timeouts=None
-):
+def find_predicted_model(accession, download_allowed=True, cache_dir=None, progress=None, log=None, timeouts=None):
     """The predicted model of a protein: from the cache, or downloaded.
 
     Parameters

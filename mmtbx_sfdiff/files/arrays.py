@@ -5,13 +5,13 @@ Where cctbx would stop because several arrays score the same, the first in the f
 reported; columns that are typed as amplitudes but cannot be observations (figures of merit, anomalous
 differences, calculated amplitudes) are left aside.
 """
+
 import re
 
 from iotbx import reflection_file_utils
 from libtbx.utils import Sorry
 
-_CALCULATED = re.compile(r"f_?calc|fc$|fc_all|f-?model|fmodel|fwt|2?m?fofc|fom$|f_?part|f-?bulk",
-                         re.IGNORECASE)
+_CALCULATED = re.compile(r"f_?calc|fc$|fc_all|f-?model|fmodel|fwt|2?m?fofc|fom$|f_?part|f-?bulk", re.IGNORECASE)
 _BOOKKEEPING = re.compile(r"(wavelength_id|crystal_id|scale_group_code|batch|_id)$", re.IGNORECASE)
 
 
@@ -103,19 +103,27 @@ def choose_observations(arrays, path, labels=None, anomalous=False, prefer="ampl
         array = named(arrays, labels, path, "the data")
         observed = array.is_xray_amplitude_array() or array.is_xray_intensity_array()
         if not (observed and array.is_real_array()):
-            raise Sorry(f"{label_string(array)} in {path} are neither amplitudes nor intensities: choose "
-                        f"among {_listing([a for a in arrays if _may_be_observed(a)])}.")
+            raise Sorry(
+                f"{label_string(array)} in {path} are neither amplitudes nor intensities: choose "
+                f"among {_listing([a for a in arrays if _may_be_observed(a)])}."
+            )
         return array, []
     candidates = [array for array in arrays if _may_be_observed(array)]
     if not candidates:
-        raise Sorry(f"{path} contains no observed amplitudes or intensities (it contains "
-                    f"{_listing(arrays)}): give the file with the observations, or name a column.")
+        raise Sorry(
+            f"{path} contains no observed amplitudes or intensities (it contains "
+            f"{_listing(arrays)}): give the file with the observations, or name a column."
+        )
     scores = reflection_file_utils.get_xray_data_scores(
-        miller_arrays=candidates, ignore_all_zeros=True, prefer_anomalous=anomalous,
-        prefer_amplitudes=prefer == "amplitudes")
+        miller_arrays=candidates,
+        ignore_all_zeros=True,
+        prefer_anomalous=anomalous,
+        prefer_amplitudes=prefer == "amplitudes",
+    )
     wants_amplitudes = prefer == "amplitudes"
-    best = max(zip(scores, candidates), key=lambda pair: (
-        pair[0], pair[1].is_xray_amplitude_array() == wants_amplitudes))[1]  # the first of equals
+    best = max(
+        zip(scores, candidates), key=lambda pair: (pair[0], pair[1].is_xray_amplitude_array() == wants_amplitudes)
+    )[1]  # the first of equals
     messages = []
     if len(candidates) > 1:
         others = [array for array in candidates if array is not best]
@@ -171,8 +179,10 @@ def choose_flags(arrays, observations, path, labels=None, test_flag_value=None, 
     scores = _scores(flags, test_flag_value) if flags else []
     usable = [array for array, score in zip(flags, scores) if score > 0]
     if usable:
+
         def rank(array):
             return (scores[flags.index(array)], _block(array) == _block(observations))
+
         best = max(usable, key=rank)  # the first of equals
         equals = [array for array in usable if array is not best and rank(array) == rank(best)]
         if equals:
@@ -202,5 +212,7 @@ def _unusable(array, path, test_flag_value):
     else:
         common = sorted(values.items(), key=lambda item: -item[1])[:3]
         reason = "have the values " + ", ".join(f"{value} ({n})" for value, n in common)
-    return (f"R-free flags {label_string(array)} in {path} {reason}, which cannot be a test set: name other "
-            "flags or their test value, or go without them with the label none.")
+    return (
+        f"R-free flags {label_string(array)} in {path} {reason}, which cannot be a test set: name other "
+        "flags or their test value, or go without them with the label none."
+    )

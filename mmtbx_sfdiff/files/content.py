@@ -4,6 +4,7 @@ Everything that can be wrong with a file as such (missing, empty, a folder, cut 
 found here and said in one sentence, before a parser sees it.  Reflection files are recognised by content
 because ``iotbx.reflection_file_reader`` would try to unpickle an unknown binary file, which runs code.
 """
+
 import gzip
 import zlib
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from libtbx.utils import Sorry
 
-MAX_BYTES = 2 ** 33
+MAX_BYTES = 2**33
 _AGAIN = "download or copy it again"
 
 
@@ -69,8 +70,9 @@ def read_content(path, what):
     except (FileNotFoundError, NotADirectoryError):
         raise Sorry(f"The {what} file {path} does not exist: check its name and folder.") from None
     except OSError as error:
-        raise Sorry(f"Cannot read the {what} file {path} ({error.strerror or error}): check it and its "
-                    "permissions.") from None
+        raise Sorry(
+            f"Cannot read the {what} file {path} ({error.strerror or error}): check it and its permissions."
+        ) from None
     if not raw.strip():
         raise Sorry(f"The {what} file {path} is empty: {_AGAIN}.")
     return Content(path, raw, _kind(raw, path, what))
@@ -81,8 +83,7 @@ def _unpack(file, path):
         with gzip.GzipFile(fileobj=file) as unpacked:
             raw = unpacked.read(MAX_BYTES)
             if unpacked.read(1):
-                raise Sorry(f"{path} unpacks to more than {MAX_BYTES} bytes: unpack it by hand if that is "
-                            "right.")
+                raise Sorry(f"{path} unpacks to more than {MAX_BYTES} bytes: unpack it by hand if that is right.")
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise Sorry(f"{path} is cut short or damaged (its gzip checksum does not fit): {_AGAIN}.") from None
     return raw

@@ -4,6 +4,7 @@ The arrays go through ``iotbx.extract_xtal_data.run``, as they do in ``mmtbx.mod
 ``DataManager.get_fmodel``: mapping to the asymmetric unit, systematic absences, French and Wilson's
 amplitudes for intensities, merging of Bijvoet mates, the test set, the common set of data and flags.
 """
+
 import contextlib
 import io
 import math
@@ -76,15 +77,24 @@ class Data:
 class _Source:
     """An opened reflection file."""
 
-    arrays_in: object            # callable: crystal symmetry -> list of miller arrays
-    symmetry: object             # from the file, or None
+    arrays_in: object  # callable: crystal symmetry -> list of miller arrays
+    symmetry: object  # from the file, or None
     entry_id: str
     title: str
     is_cif: bool
 
 
-def read_data(path, crystal_symmetry=None, labels=None, r_free_labels=None, test_flag_value=None, d_min=None,
-              d_max=None, anomalous=False, prefer="amplitudes"):
+def read_data(
+    path,
+    crystal_symmetry=None,
+    labels=None,
+    r_free_labels=None,
+    test_flag_value=None,
+    d_min=None,
+    d_max=None,
+    anomalous=False,
+    prefer="amplitudes",
+):
     """Read observed data from an MTZ file, a structure-factor CIF, or another format that cctbx knows.
 
     Parameters
@@ -123,15 +133,21 @@ def read_data(path, crystal_symmetry=None, labels=None, r_free_labels=None, test
         arrays = _arrays(source, symmetry, path)
         observed, more = choose_observations(arrays, path, labels, anomalous, prefer)
         messages += more
-        flags, more = choose_flags(arrays, observed, path, r_free_labels, test_flag_value,
-                                   strict=not source.is_cif)
+        flags, more = choose_flags(arrays, observed, path, r_free_labels, test_flag_value, strict=not source.is_cif)
         messages += more
         messages += _symmetry_messages(source.symmetry, crystal_symmetry)
         chosen = [_cleaned(observed, messages)] + ([flags] if flags is not None else [])
         if change_of_basis is not None:
             chosen = [_reindexed(array, change_of_basis, crystal_symmetry) for array in chosen]
-        result = _extract(chosen, path, symmetry if change_of_basis is None else crystal_symmetry,
-                          test_flag_value, d_min, d_max, anomalous)
+        result = _extract(
+            chosen,
+            path,
+            symmetry if change_of_basis is None else crystal_symmetry,
+            test_flag_value,
+            d_min,
+            d_max,
+            anomalous,
+        )
     messages += dict.fromkeys(" ".join(str(warning.message).split()) for warning in warned)
     return _as_data(result, path, source, observed, flags, messages)
 
@@ -149,23 +165,24 @@ def _open(content, folder):
     if content.kind == "cif":
         return _open_cif(content)
     text = content.text if content.kind == "text" else ""
-    if any(line.startswith(("ATOM  ", "HETATM", "CRYST1")) for line in text[:2 ** 20].splitlines()):
-        raise Sorry(f"{content.path} holds atoms, not reflections: give the data file here and this one as "
-                    "model.")
+    if any(line.startswith(("ATOM  ", "HETATM", "CRYST1")) for line in text[: 2**20].splitlines()):
+        raise Sorry(f"{content.path} holds atoms, not reflections: give the data file here and this one as model.")
     file_name = str(content.path.resolve())
     if content.path.suffix.lower() == ".gz":
         file_name = os.path.join(folder, content.path.stem)
         try:
             Path(file_name).write_bytes(content.raw)
         except OSError as error:
-            raise Sorry(f"Cannot unpack {content.path} ({error.strerror}): make room in "
-                        f"{tempfile.gettempdir()} or set TMPDIR.") from None
+            raise Sorry(
+                f"Cannot unpack {content.path} ({error.strerror}): make room in {tempfile.gettempdir()} or set TMPDIR."
+            ) from None
     if content.kind == "mtz":
         return _open_mtz(content, file_name)
     reader = any_reflection_file(file_name)
     if reader.file_type() is None:
-        raise Sorry(f"{content.path} is not a reflection file that cctbx knows: give an MTZ or "
-                    "structure-factor CIF file.")
+        raise Sorry(
+            f"{content.path} is not a reflection file that cctbx knows: give an MTZ or structure-factor CIF file."
+        )
     return _Source(_arrays_of(reader, content.path), None, None, "", False)
 
 
@@ -182,9 +199,10 @@ def _open_cif(content):
                 symmetry = iotbx.cif.builders.crystal_symmetry_builder(block).crystal_symmetry
                 break
     except (Sorry, RuntimeError, ValueError, AssertionError, KeyError) as error:
-        raise Sorry(f"{content.path} is not a readable CIF file ({' '.join(str(error).split())[:160]}): "
-                    "download or correct it.") from None
-    return _Source(_arrays_of(reader, content.path), symmetry, entry_id_in_data(text[:2 ** 20]), "", True)
+        raise Sorry(
+            f"{content.path} is not a readable CIF file ({' '.join(str(error).split())[:160]}): download or correct it."
+        ) from None
+    return _Source(_arrays_of(reader, content.path), symmetry, entry_id_in_data(text[: 2**20]), "", True)
 
 
 def _open_mtz(content, file_name):
@@ -193,14 +211,13 @@ def _open_mtz(content, file_name):
     if whole:
         order = "<" if content.raw[9] >> 4 == 4 else ">"
         start = 4 * (struct.unpack(order + "i", content.raw[4:8])[0] - 1)
-        whole = start < 0 or content.raw[start:start + 4] == b"VERS"
+        whole = start < 0 or content.raw[start : start + 4] == b"VERS"
     try:
         mtz = iotbx.mtz.object(file_name=file_name) if whole else None
     except (RuntimeError, Sorry):
         mtz = None
     if mtz is None:
-        raise Sorry(f"{content.path} is cut short or damaged (its MTZ header is missing): download or copy "
-                    "it again.")
+        raise Sorry(f"{content.path} is cut short or damaged (its MTZ header is missing): download or copy it again.")
     try:
         symmetry = crystal_symmetry_from_mtz.extract_from(file_name)
     except (RuntimeError, ValueError, AssertionError, Sorry):
@@ -210,8 +227,10 @@ def _open_mtz(content, file_name):
 
 def _arrays_of(reader, path):
     def arrays_in(symmetry):
-        return reader.as_miller_arrays(crystal_symmetry=symmetry, force_symmetry=True,
-                                       base_array_info=miller.array_info(source=str(path)))
+        return reader.as_miller_arrays(
+            crystal_symmetry=symmetry, force_symmetry=True, base_array_info=miller.array_info(source=str(path))
+        )
+
     return arrays_in
 
 
@@ -219,8 +238,9 @@ def _arrays(source, symmetry, path):
     try:
         arrays = source.arrays_in(symmetry)
     except (Sorry, RuntimeError, ValueError, AssertionError, KeyError, IndexError) as error:
-        raise Sorry(f"cctbx cannot read the reflections in {path} ({' '.join(str(error).split())[:160]}): "
-                    "correct the file.") from None
+        raise Sorry(
+            f"cctbx cannot read the reflections in {path} ({' '.join(str(error).split())[:160]}): correct the file."
+        ) from None
     if not arrays:
         raise Sorry(f"{path} contains no reflections: give the file with the observations.")
     return arrays
@@ -272,28 +292,39 @@ def _extract(arrays, path, symmetry, test_flag_value, d_min, d_max, anomalous):
     if d_min is not None and not (math.isfinite(d_min) and d_min > 0):
         raise Sorry(f"The high-resolution limit {d_min} Å is impossible: give a positive number.")
     if d_min is not None and d_min < _FINER_THAN_DATA * finest:
-        raise Sorry(f"The data in {path} end at {finest:.2f} Å, short of the limit of {d_min:g} Å: choose "
-                    f"{finest:.2f} Å or coarser.")
+        raise Sorry(
+            f"The data in {path} end at {finest:.2f} Å, short of the limit of {d_min:g} Å: choose "
+            f"{finest:.2f} Å or coarser."
+        )
     params = extract_xtal_data.data_and_flags_master_params().extract()
     params.high_resolution, params.low_resolution = d_min, d_max
     params.force_anomalous_flag_to_be_equal_to = bool(anomalous)
     params.r_free_flags.test_flag_value = test_flag_value
     server = reflection_file_utils.reflection_file_server(
-        crystal_symmetry=symmetry, force_symmetry=True, miller_arrays=arrays, err=null_out())
+        crystal_symmetry=symmetry, force_symmetry=True, miller_arrays=arrays, err=null_out()
+    )
     try:
         result = extract_xtal_data.run(
-            reflection_file_server=server, parameters=params, keep_going=True,
-            extract_r_free_flags=len(arrays) > 1, extract_experimental_phases=False,
-            allow_mismatch_flags=True)
+            reflection_file_server=server,
+            parameters=params,
+            keep_going=True,
+            extract_r_free_flags=len(arrays) > 1,
+            extract_experimental_phases=False,
+            allow_mismatch_flags=True,
+        )
     except AttributeError:  # cctbx continues with None where the limits leave nothing
         result = None
     except (Sorry, RuntimeError, AssertionError) as error:
-        raise Sorry(f"cctbx cannot use the data in {path} ({' '.join(str(error).split())[:160]}): correct "
-                    "the file or name other columns.") from None
+        raise Sorry(
+            f"cctbx cannot use the data in {path} ({' '.join(str(error).split())[:160]}): correct "
+            "the file or name other columns."
+        ) from None
     if result is None or result.f_obs is None or result.f_obs.size() == 0:
         limits = f" between {d_max or 'infinity'} and {d_min or finest} Å" if d_min or d_max else ""
-        raise Sorry(f"{path} has no reflections{limits} that go with the symmetry {crystal_name(symmetry)}: "
-                    "choose other limits or correct the symmetry.")
+        raise Sorry(
+            f"{path} has no reflections{limits} that go with the symmetry {crystal_name(symmetry)}: "
+            "choose other limits or correct the symmetry."
+        )
     return result
 
 
@@ -310,8 +341,7 @@ def _as_data(result, path, source, observed, flags, messages):
         failed = "Using alternative Iobs->Fobs conversion" in result.log.getvalue()
         kind = "intensities (square root)" if failed else "intensities (French-Wilson)"
         if failed:
-            messages.append("French and Wilson's method failed on these intensities: negative ones were left "
-                            "out")
+            messages.append("French and Wilson's method failed on these intensities: negative ones were left out")
     else:
         kind = "amplitudes"
     if r_free_flags is not None:
@@ -320,9 +350,11 @@ def _as_data(result, path, source, observed, flags, messages):
             messages.append(f"no reflection of the test set of {label_string(flags)} is within the limits")
             r_free_flags = None
         elif n_free > f_obs.size() / 2:
-            raise Sorry(f"R-free flags {label_string(flags)} in {path} mark {n_free} of {f_obs.size()} "
-                        f"reflections with {result.test_flag_value}, more than half: give the right test "
-                        "value or other flags.")
+            raise Sorry(
+                f"R-free flags {label_string(flags)} in {path} mark {n_free} of {f_obs.size()} "
+                f"reflections with {result.test_flag_value}, more than half: give the right test "
+                "value or other flags."
+            )
         elif not observed.anomalous_flag() and kind == "amplitudes" and f_obs.size() < n_before:
             messages.append(f"reflections without an R-free flag, left out: {n_before - f_obs.size()}")
     elif flags is not None:
@@ -331,12 +363,19 @@ def _as_data(result, path, source, observed, flags, messages):
         messages.append(f"{label_string(observed)} come without sigmas")
     wavelength = getattr(observed.info(), "wavelength", None)
     used = r_free_flags is not None
-    return Data(path=path, f_obs=f_obs, r_free_flags=r_free_flags, labels=label_string(observed),
-                r_free_labels=label_string(flags) if used else None,
-                test_flag_value=int(result.test_flag_value) if used else None, kind=kind,
-                entry_id=source.entry_id, wavelength=wavelength or None,
-                simulated="simulated" in (source.title + label_string(observed)).lower(),
-                messages=tuple(messages))
+    return Data(
+        path=path,
+        f_obs=f_obs,
+        r_free_flags=r_free_flags,
+        labels=label_string(observed),
+        r_free_labels=label_string(flags) if used else None,
+        test_flag_value=int(result.test_flag_value) if used else None,
+        kind=kind,
+        entry_id=source.entry_id,
+        wavelength=wavelength or None,
+        simulated="simulated" in (source.title + label_string(observed)).lower(),
+        messages=tuple(messages),
+    )
 
 
 def data_symmetry(path):

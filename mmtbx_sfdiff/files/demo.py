@@ -3,6 +3,7 @@
 The amplitudes are |F_calc + k_sol exp(-B_sol s²/4) F_mask| with cctbx's direct summation and mmtbx's mask,
 plus Gaussian noise.  The file's title, its columns and its name all say that they are simulated.
 """
+
 import contextlib
 import os
 import tempfile
@@ -18,13 +19,17 @@ from mmtbx import masks
 from .fetch import EntryFiles
 from .model import read_model
 
-K_SOL = 0.35          # e/Å³
-B_SOL = 50.0          # Å²
-NOISE = 0.03          # of each amplitude
+K_SOL = 0.35  # e/Å³
+B_SOL = 50.0  # Å²
+NOISE = 0.03  # of each amplitude
 FREE_FRACTION = 0.05
 TITLE = "SIMULATED amplitudes, not measured"
-_MODELS = ("iotbx/regression/data/2ERL.pdb", "iotbx/regression/data/1yjp.pdb",
-           "mmtbx/regression/pdbs/1yjp_h.pdb", "mmtbx/regression/pdbs/1ucs_cutted_xyz_rounded.pdb")
+_MODELS = (
+    "iotbx/regression/data/2ERL.pdb",
+    "iotbx/regression/data/1yjp.pdb",
+    "mmtbx/regression/pdbs/1yjp_h.pdb",
+    "mmtbx/regression/pdbs/1ucs_cutted_xyz_rounded.pdb",
+)
 
 
 def shipped_model():
@@ -49,8 +54,10 @@ def shipped_model():
         for path in found:
             if path.is_file():
                 return path
-    raise Sorry("This cctbx was installed without its example models, so there is no demonstration: give a "
-                "PDB identifier, or the names of a model and a data file.")
+    raise Sorry(
+        "This cctbx was installed without its example models, so there is no demonstration: give a "
+        "PDB identifier, or the names of a model and a data file."
+    )
 
 
 def demo_entry(directory=".", d_min=1.6, seed=0):
@@ -95,8 +102,9 @@ def demo_entry(directory=".", d_min=1.6, seed=0):
     finally:
         if part and os.path.exists(part):
             os.unlink(part)
-    return EntryFiles(entry=model.entry_id, model=model.path, data=path,
-                      source="demo: model shipped with cctbx, simulated amplitudes")
+    return EntryFiles(
+        entry=model.entry_id, model=model.path, data=path, source="demo: model shipped with cctbx, simulated amplitudes"
+    )
 
 
 def simulate(xray_structure, d_min, seed=0):
@@ -126,5 +134,5 @@ def simulate(xray_structure, d_min, seed=0):
     f_obs = f_calc.customized_copy(data=flex.double(noisy), sigmas=flex.double(sigmas))
     f_obs.set_observation_type_xray_amplitude()
     flags = np.zeros(exact.size, dtype=np.int32)
-    flags[rng.permutation(exact.size)[:round(FREE_FRACTION * exact.size)]] = 1
+    flags[rng.permutation(exact.size)[: round(FREE_FRACTION * exact.size)]] = 1
     return f_obs, f_obs.customized_copy(data=flex.int(flags), sigmas=None).set_observation_type(None)

@@ -3,6 +3,7 @@
 A download is written under a temporary name beside its destination, checked (status, length, compression,
 content), flushed to disk and only then renamed, so no reader ever sees part of a file.
 """
+
 import contextlib
 import errno
 import gzip
@@ -27,9 +28,9 @@ try:
 except ImportError:  # Windows: the atomic rename alone keeps files whole there
     fcntl = None
 
-MAX_BYTES = 2 ** 30          # no deposited entry comes near this; a server that sends more is broken
-MAX_UNPACKED_BYTES = 2 ** 33
-_CHUNK = 2 ** 16
+MAX_BYTES = 2**30  # no deposited entry comes near this; a server that sends more is broken
+MAX_UNPACKED_BYTES = 2**33
+_CHUNK = 2**16
 _RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _NOT_THERE = (404, 410)
 _USER_AGENT = "mmtbx_sfdiff (https://github.com/cctbx)"
@@ -79,8 +80,10 @@ def _sorry_for_disk(error, path):
         reason = "it is not writable"
     else:
         reason = os.strerror(error.errno) if error.errno else str(error)
-    return kind(f"Cannot write {Path(path).name} to {folder}: {reason}; make room there or set "
-                "MMTBX_SFDIFF_CACHE_DIR to another folder.")
+    return kind(
+        f"Cannot write {Path(path).name} to {folder}: {reason}; make room there or set "
+        "MMTBX_SFDIFF_CACHE_DIR to another folder."
+    )
 
 
 def make_folder(folder):
@@ -94,8 +97,10 @@ def make_folder(folder):
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Sorry(f"Cannot create the folder {folder} for downloads ({os.strerror(error.errno)}): set "
-                    "MMTBX_SFDIFF_CACHE_DIR to a folder that you can write to.") from None
+        raise Sorry(
+            f"Cannot create the folder {folder} for downloads ({os.strerror(error.errno)}): set "
+            "MMTBX_SFDIFF_CACHE_DIR to a folder that you can write to."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -126,8 +131,11 @@ def lock(path, timeout=900.0, busy=None):
                 if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
                     raise _sorry_for_disk(error, path) from None
             if time.monotonic() > deadline:
-                raise Sorry(busy or f"Another run has been downloading to {Path(path).parent} for more than "
-                            f"{timeout:.0f} s: wait for it, end it, or set MMTBX_SFDIFF_CACHE_DIR.")
+                raise Sorry(
+                    busy
+                    or f"Another run has been downloading to {Path(path).parent} for more than "
+                    f"{timeout:.0f} s: wait for it, end it, or set MMTBX_SFDIFF_CACHE_DIR."
+                )
             time.sleep(0.05)
         yield
     finally:
@@ -242,7 +250,7 @@ def _receive(url, out, destination, wait, deadline, progress):
         if isinstance(error.reason, ConnectionResetError):
             raise _Again("broke the connection") from None
         raise Failed(f"no connection ({_short(error.reason)})") from None
-    except (TimeoutError, socket.timeout):
+    except TimeoutError:
         raise _Again("stopped answering") from None
     except (http.client.HTTPException, OSError):  # errors of the disk are a Sorry already
         raise _Again("broke the connection") from None
@@ -263,7 +271,7 @@ def _is_gzip(file):
     return file.read(2) == b"\x1f\x8b"
 
 
-def _unpacked_head(file, size=2 ** 20):
+def _unpacked_head(file, size=2**20):
     """Unpack everything, which checks gzip's own checksum, and return the beginning."""
     if not _is_gzip(file):
         file.seek(0)
@@ -286,7 +294,7 @@ def check_gzip(file, size=0):
     with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
         head = unpacked.read(size)
         total = len(head)
-        while block := unpacked.read(2 ** 20):
+        while block := unpacked.read(2**20):
             total += len(block)
             if total > MAX_UNPACKED_BYTES:
                 raise OSError("unpacks to more than any entry has")
@@ -309,7 +317,7 @@ def _compressed(file, part, destination):
         with os.fdopen(handle, "wb") as raw:
             file.seek(0)
             with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as out:
-                while block := file.read(2 ** 20):
+                while block := file.read(2**20):
                     out.write(block)
             raw.flush()
             os.fsync(raw.fileno())
@@ -328,6 +336,7 @@ def progress_bar(name):
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=None)

@@ -3,6 +3,7 @@
 The pieces live in their own modules: :mod:`.model` (coordinates), :mod:`.data` (observations), :mod:`.arrays`
 (which columns) and :mod:`.symmetry` (whose cell and space group).  Finding the files is :mod:`.fetch`.
 """
+
 from dataclasses import dataclass, field, replace
 
 from libtbx.utils import Sorry
@@ -37,9 +38,20 @@ class Entry:
         return self.entry_id or self.model.path.name.split(".")[0]
 
 
-def load_entry(model_path, data_path, scattering_table="n_gaussian", labels=None, r_free_labels=None,
-               test_flag_value=None, d_min=None, d_max=None, anomalous=False, prefer="amplitudes",
-               crystal_symmetry=None, allow_other_entry=False):
+def load_entry(
+    model_path,
+    data_path,
+    scattering_table="n_gaussian",
+    labels=None,
+    r_free_labels=None,
+    test_flag_value=None,
+    d_min=None,
+    d_max=None,
+    anomalous=False,
+    prefer="amplitudes",
+    crystal_symmetry=None,
+    allow_other_entry=False,
+):
     """Read a model and its data and check that they belong together.
 
     Parameters
@@ -65,14 +77,25 @@ def load_entry(model_path, data_path, scattering_table="n_gaussian", labels=None
         In one sentence, for the first thing that is wrong with the files or between them.
     """
     model = read_model(model_path, scattering_table=scattering_table, crystal_symmetry=crystal_symmetry)
-    data = read_data(data_path, model.crystal_symmetry, labels=labels, r_free_labels=r_free_labels,
-                     test_flag_value=test_flag_value, d_min=d_min, d_max=d_max, anomalous=anomalous,
-                     prefer=prefer)
+    data = read_data(
+        data_path,
+        model.crystal_symmetry,
+        labels=labels,
+        r_free_labels=r_free_labels,
+        test_flag_value=test_flag_value,
+        d_min=d_min,
+        d_max=d_max,
+        anomalous=anomalous,
+        prefer=prefer,
+    )
     if model.entry_id and data.entry_id and model.entry_id != data.entry_id and not allow_other_entry:
-        raise Sorry(f"{model.path} is entry {model.entry_id}, but {data.path} holds data of entry "
-                    f"{data.entry_id}: give files of one entry, or set allow_other_entry if this is meant.")
+        raise Sorry(
+            f"{model.path} is entry {model.entry_id}, but {data.path} holds data of entry "
+            f"{data.entry_id}: give files of one entry, or set allow_other_entry if this is meant."
+        )
     # the manager was made a moment ago and nobody else holds it, so it may be changed in place
     set_scattering(model.manager, scattering_table, data.f_obs.d_min(), model.path)
     model = replace(model, xray_structure=model.manager.get_xray_structure())
-    return Entry(model=model, data=data, entry_id=model.entry_id or data.entry_id,
-                 messages=model.messages + data.messages)
+    return Entry(
+        model=model, data=data, entry_id=model.entry_id or data.entry_id, messages=model.messages + data.messages
+    )

@@ -4,6 +4,7 @@ Two forms exist: the classic four characters (``1abc``) and wwPDB's extended ``p
 characters (``pdb_00001abc``), of which those that begin with four zeros are the classic ones.  Only a text
 that passes :func:`normalise_entry_id` ever becomes part of a path or a URL.
 """
+
 import re
 
 from libtbx.utils import Sorry
@@ -20,7 +21,7 @@ def _normalised(text):
         return name
     if _EXTENDED.fullmatch(name):
         if name.startswith("pdb_0000"):
-            classic = name[len("pdb_0000"):]
+            classic = name[len("pdb_0000") :]
             return classic if _CLASSIC.fullmatch(classic) else None
         return name
     return None
@@ -59,8 +60,10 @@ def normalise_entry_id(text):
     """
     name = _normalised(text)
     if name is None:
-        raise Sorry(f"{text!r} is not a PDB entry: give four characters that begin with 1-9 (such as 1yjp), "
-                    "or pdb_ and eight characters, or the names of a model and a data file.")
+        raise Sorry(
+            f"{text!r} is not a PDB entry: give four characters that begin with 1-9 (such as 1yjp), "
+            "or pdb_ and eight characters, or the names of a model and a data file."
+        )
     return name
 
 

@@ -5,6 +5,7 @@ Order: ``MMTBX_SFDIFF_PDB_DIR``; Phenix's mirror variables ``PDB_MIRROR_MMCIF``,
 (``MMTBX_SFDIFF_CACHE_DIR``); and the three sites of the wwPDB, whose addresses are those in
 ``iotbx.pdb.fetch.all_links_dict`` or their present successors.
 """
+
 import contextlib
 import os
 import sys
@@ -72,19 +73,36 @@ class Server:
 
 _DIVIDED = "/pub/pdb/data/structures/divided"
 SERVERS = {
-    "rcsb": Server("https://files.rcsb.org", "MMTBX_SFDIFF_RCSB_URL",
-                   "/download/{id}.cif.gz", "/download/{id}-sf.cif.gz"),
-    "pdbe": Server("https://www.ebi.ac.uk", "MMTBX_SFDIFF_PDBE_URL",
-                   "/pdbe/entry-files/download/{id}.cif", "/pdbe/entry-files/download/r{id}sf.ent"),
-    "pdbj": Server("https://data.pdbj.org", "MMTBX_SFDIFF_PDBJ_URL",
-                   _DIVIDED + "/mmCIF/{middle}/{id}.cif.gz",
-                   _DIVIDED + "/structure_factors/{middle}/r{id}sf.ent.gz"),
+    "rcsb": Server(
+        "https://files.rcsb.org", "MMTBX_SFDIFF_RCSB_URL", "/download/{id}.cif.gz", "/download/{id}-sf.cif.gz"
+    ),
+    "pdbe": Server(
+        "https://www.ebi.ac.uk",
+        "MMTBX_SFDIFF_PDBE_URL",
+        "/pdbe/entry-files/download/{id}.cif",
+        "/pdbe/entry-files/download/r{id}sf.ent",
+    ),
+    "pdbj": Server(
+        "https://data.pdbj.org",
+        "MMTBX_SFDIFF_PDBJ_URL",
+        _DIVIDED + "/mmCIF/{middle}/{id}.cif.gz",
+        _DIVIDED + "/structure_factors/{middle}/r{id}sf.ent.gz",
+    ),
 }
 
-_NAMES = {"model": ("{id}.cif.gz", "{id}.cif", "{id}.pdb.gz", "{id}.pdb", "{id}.ent.gz", "{id}.ent",
-                    "pdb{id}.ent.gz", "pdb{id}.ent"),
-          "data": ("{id}-sf.cif.gz", "{id}-sf.cif", "r{id}sf.ent.gz", "r{id}sf.ent", "{id}.mtz",
-                   "{id}.mtz.gz")}
+_NAMES = {
+    "model": (
+        "{id}.cif.gz",
+        "{id}.cif",
+        "{id}.pdb.gz",
+        "{id}.pdb",
+        "{id}.ent.gz",
+        "{id}.ent",
+        "pdb{id}.ent.gz",
+        "pdb{id}.ent",
+    ),
+    "data": ("{id}-sf.cif.gz", "{id}-sf.cif", "r{id}sf.ent.gz", "r{id}sf.ent", "{id}.mtz", "{id}.mtz.gz"),
+}
 _WHAT = {"model": "coordinates", "data": "structure factors"}
 
 
@@ -115,8 +133,9 @@ def cache_folder(cache_dir=None):
     return (base / "mmtbx_sfdiff").expanduser()
 
 
-def find_entry(entry_id, download=True, cache_dir=None, mirrors=("rcsb", "pdbe", "pdbj"), progress=None,
-               log=None, timeouts=None):
+def find_entry(
+    entry_id, download=True, cache_dir=None, mirrors=("rcsb", "pdbe", "pdbj"), progress=None, log=None, timeouts=None
+):
     """Find an entry's model and data on this machine, or download them.
 
     Parameters
@@ -165,8 +184,10 @@ def find_entry(entry_id, download=True, cache_dir=None, mirrors=("rcsb", "pdbe",
         if kind in found:
             continue
         if not download:
-            raise Sorry(f"The {_WHAT[kind]} of {entry} are not on this machine and downloading is off: allow "
-                        "it, give the names of a model and a data file, or set MMTBX_SFDIFF_PDB_DIR.")
+            raise Sorry(
+                f"The {_WHAT[kind]} of {entry} are not on this machine and downloading is off: allow "
+                "it, give the names of a model and a data file, or set MMTBX_SFDIFF_PDB_DIR."
+            )
         found[kind] = _fetch(kind, entry, folder, mirrors, progress, log, timeouts or Timeouts())
     sources = dict.fromkeys(found[kind][1] for kind in ("model", "data"))
     return EntryFiles(entry, found["model"][0], found["data"][0], "+".join(sources))
@@ -188,9 +209,11 @@ def _local_places(entry):
         base = Path(own).expanduser()
         folders = (base / entry, base / entry[-3:-1] / entry, base / entry[-3:-1], base)
         yield "MMTBX_SFDIFF_PDB_DIR", _pair(folders, folders, entry)
-    mirror = {name: Path(os.environ[name]).expanduser() / entry[-3:-1]
-              for name in ("PDB_MIRROR_MMCIF", "PDB_MIRROR_PDB", "PDB_MIRROR_STRUCTURE_FACTORS")
-              if os.environ.get(name)}
+    mirror = {
+        name: Path(os.environ[name]).expanduser() / entry[-3:-1]
+        for name in ("PDB_MIRROR_MMCIF", "PDB_MIRROR_PDB", "PDB_MIRROR_STRUCTURE_FACTORS")
+        if os.environ.get(name)
+    }
     data = [mirror[n] for n in ("PDB_MIRROR_STRUCTURE_FACTORS",) if n in mirror]
     for name in ("PDB_MIRROR_MMCIF", "PDB_MIRROR_PDB"):
         if name in mirror:
@@ -269,6 +292,7 @@ def _checker(kind, entry):
         if kind == "data" and "_refln" not in text:
             return "sent a file without reflections"
         return None
+
     return check
 
 
@@ -276,9 +300,14 @@ def _explain(kind, entry, answers):
     said = "; ".join(f"{name} {answer}" for name, answer in answers.items())
     if answers and all(isinstance(answer, NotThere) for answer in answers.values()):
         if kind == "data":
-            return NotDeposited(f"Entry {entry} exists, but no structure factors were deposited with it ({said}): "
-                                "choose another entry, or give the names of a model and a data file.")
-        return NotDeposited(f"There is no entry {entry} ({said}): check the identifier, or give the names of a "
-                            "model and a data file.")
-    return Unreachable(f"Cannot download the {_WHAT[kind]} of {entry} ({said}): give the names of a model and a "
-                       "data file, or set MMTBX_SFDIFF_PDB_DIR to a folder that holds the entry.")
+            return NotDeposited(
+                f"Entry {entry} exists, but no structure factors were deposited with it ({said}): "
+                "choose another entry, or give the names of a model and a data file."
+            )
+        return NotDeposited(
+            f"There is no entry {entry} ({said}): check the identifier, or give the names of a model and a data file."
+        )
+    return Unreachable(
+        f"Cannot download the {_WHAT[kind]} of {entry} ({said}): give the names of a model and a "
+        "data file, or set MMTBX_SFDIFF_PDB_DIR to a folder that holds the entry."
+    )

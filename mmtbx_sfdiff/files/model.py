@@ -4,6 +4,7 @@ The scattering-type registry is set by ``mmtbx.model.manager.setup_scattering_di
 ``DataManager.get_fmodel`` and ``mmtbx.model_vs_data`` make, because the Gaussians of the ``n_gaussian`` table
 depend on the resolution.
 """
+
 import contextlib
 import io
 import re
@@ -23,8 +24,8 @@ from .entry_id import entry_id_in_model
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
 
 # X-PLOR and CNS write 9999.000 for an atom whose position is unknown; no unit cell is a micrometre long.
-MAX_COORDINATE = 9990.0   # Å
-MAX_B = 1.0e4             # Å²; the PDB format itself ends at 999.99
+MAX_COORDINATE = 9990.0  # Å
+MAX_B = 1.0e4  # Å²; the PDB format itself ends at 999.99
 _DUMMY_CELL_VOLUME = 10.0  # Å³; electron microscopy and NMR files carry a cell of 1 x 1 x 1 Å
 
 
@@ -84,8 +85,7 @@ class Model:
         """
         manager = self.manager.deep_copy()
         set_scattering(manager, table, d_min, self.path)
-        return replace(self, manager=manager, xray_structure=manager.get_xray_structure(),
-                       scattering_table=table)
+        return replace(self, manager=manager, xray_structure=manager.get_xray_structure(), scattering_table=table)
 
 
 def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry=None):
@@ -116,8 +116,7 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
     text = content.text
     if content.kind == "mtz" or "\n_refln.index_h" in text or "\n_refln_index_h" in text:
         if "\n_atom_site" not in text:
-            raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as "
-                        "data.")
+            raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as data.")
     pdb_input, hierarchy = _parse(text, content.kind, path)
     atoms = hierarchy.atoms()
     if atoms.size() == 0:
@@ -129,15 +128,22 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
         manager = _manager(pdb_input, symmetry, messages)
         structure = manager.get_xray_structure()
     except (Sorry, RuntimeError, ValueError) as error:
-        raise Sorry(f"{path} has an atom that cctbx cannot use ({_one_line(error)}): correct the "
-                    "file.") from None
+        raise Sorry(f"{path} has an atom that cctbx cannot use ({_one_line(error)}): correct the file.") from None
     set_scattering(manager, scattering_table, d_min, path)
     messages.extend(_structure_messages(structure))
     published = _published(pdb_input, text)
-    return Model(path=path, manager=manager, xray_structure=manager.get_xray_structure(),
-                 crystal_symmetry=symmetry, entry_id=entry_id_in_model(text),
-                 r_work=published[0], r_free=published[1], d_min=published[2],
-                 scattering_table=scattering_table, messages=tuple(messages))
+    return Model(
+        path=path,
+        manager=manager,
+        xray_structure=manager.get_xray_structure(),
+        crystal_symmetry=symmetry,
+        entry_id=entry_id_in_model(text),
+        r_work=published[0],
+        r_free=published[1],
+        d_min=published[2],
+        scattering_table=scattering_table,
+        messages=tuple(messages),
+    )
 
 
 def _one_line(error):
@@ -167,17 +173,21 @@ def _symmetry(pdb_input, given, path):
     try:
         symmetry = pdb_input.crystal_symmetry()
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise Sorry(f"{path} has an impossible unit cell or space group ({_one_line(error)}): correct its "
-                    "CRYST1 record or mmCIF cell.") from None
-    usable = (symmetry is not None and symmetry.unit_cell() is not None
-              and symmetry.unit_cell().volume() > _DUMMY_CELL_VOLUME)
+        raise Sorry(
+            f"{path} has an impossible unit cell or space group ({_one_line(error)}): correct its "
+            "CRYST1 record or mmCIF cell."
+        ) from None
+    usable = (
+        symmetry is not None and symmetry.unit_cell() is not None and symmetry.unit_cell().volume() > _DUMMY_CELL_VOLUME
+    )
     if usable and symmetry.space_group() is not None:
         return symmetry
     if given is not None and given.unit_cell() is not None and given.space_group() is not None:
         return given
     missing = "unit cell" if not usable else "known space group"
-    raise Sorry(f"{path} has no {missing} (CRYST1 record, or mmCIF _cell and _symmetry): add it, or give a "
-                "crystal symmetry.")
+    raise Sorry(
+        f"{path} has no {missing} (CRYST1 record, or mmCIF _cell and _symmetry): add it, or give a crystal symmetry."
+    )
 
 
 def _label(atom):
@@ -190,22 +200,26 @@ def _check_atoms(atoms, path):
     for i in _unusable(xyz, -MAX_COORDINATE, MAX_COORDINATE):
         atom = atoms[i // 3]
         place = ", ".join(f"{x:g}" for x in atom.xyz)
-        raise Sorry(f"{path}: atom {_label(atom)} has the impossible coordinates ({place}) Å: correct or "
-                    "remove it.")
+        raise Sorry(f"{path}: atom {_label(atom)} has the impossible coordinates ({place}) Å: correct or remove it.")
     for i in _unusable(atoms.extract_b(), 0, MAX_B):
-        raise Sorry(f"{path}: atom {_label(atoms[i])} has the impossible B factor {atoms[i].b:g} Å²: correct "
-                    f"or remove it (0 to {MAX_B:g} is accepted).")
+        raise Sorry(
+            f"{path}: atom {_label(atoms[i])} has the impossible B factor {atoms[i].b:g} Å²: correct "
+            f"or remove it (0 to {MAX_B:g} is accepted)."
+        )
     occupancies = atoms.extract_occ()
     for i in _unusable(occupancies, -1e3, 1e3):
-        raise Sorry(f"{path}: atom {_label(atoms[i])} has the impossible occupancy {atoms[i].occ:g}: correct "
-                    "or remove it.")
+        raise Sorry(
+            f"{path}: atom {_label(atoms[i])} has the impossible occupancy {atoms[i].occ:g}: correct or remove it."
+        )
     if occupancies.all_eq(0):
         raise Sorry(f"{path}: all atoms have occupancy 0, so nothing scatters: set the occupancies.")
     elements = [element.strip() for element in atoms.extract_element()]
     for element in set(elements) - {""}:  # blank in older files: cctbx derives it from the atom's name
         if xray_scattering.get_standard_label(label=element, exact=False, optional=True) is None:
-            raise Sorry(f"{path}: atom {_label(atoms[elements.index(element)])} is of the unknown element "
-                        f"{element!r}: correct columns 77-78 (mmCIF: _atom_site.type_symbol) or remove it.")
+            raise Sorry(
+                f"{path}: atom {_label(atoms[elements.index(element)])} is of the unknown element "
+                f"{element!r}: correct columns 77-78 (mmCIF: _atom_site.type_symbol) or remove it."
+            )
 
 
 def _unusable(values, low, high):
@@ -222,8 +236,9 @@ def _manager(pdb_input, symmetry, messages):
             if "rotation matrices" not in str(error):
                 raise
             messages.append("the MTRIX records are not proper rotations and were not applied")
-            return mmtbx.model.manager(model_input=pdb_input, crystal_symmetry=symmetry, log=null_out(),
-                                       expand_with_mtrix=False)
+            return mmtbx.model.manager(
+                model_input=pdb_input, crystal_symmetry=symmetry, log=null_out(), expand_with_mtrix=False
+            )
 
 
 def set_scattering(manager, table, d_min, path):
@@ -239,8 +254,10 @@ def set_scattering(manager, table, d_min, path):
     try:
         manager.setup_scattering_dictionaries(scattering_table=table, d_min=d_min)
     except (Sorry, RuntimeError, ValueError) as error:
-        raise Sorry(f"{path} has an atom without form factor in the {table} table ({_one_line(error)}): "
-                    "correct its element or charge, or choose another table.") from None
+        raise Sorry(
+            f"{path} has an atom without form factor in the {table} table ({_one_line(error)}): "
+            "correct its element or charge, or choose another table."
+        ) from None
 
 
 def _published(pdb_input, text):
@@ -286,7 +303,9 @@ def _structure_messages(structure):
     if bad:
         yield f"atoms whose displacement parameters are not positive definite: {bad}"
     occupancies = structure.scatterers().extract_occupancies()
-    for n, what in (((occupancies < 0).count(True), "a negative occupancy"),
-                    ((occupancies == 0).count(True), "occupancy 0, which do not scatter")):
+    for n, what in (
+        ((occupancies < 0).count(True), "a negative occupancy"),
+        ((occupancies == 0).count(True), "occupancy 0, which do not scatter"),
+    ):
         if n:
             yield f"atoms with {what}: {n}"

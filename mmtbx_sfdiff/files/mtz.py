@@ -1,4 +1,5 @@
 """Reflections as MTZ files."""
+
 from __future__ import annotations
 
 import os
@@ -57,8 +58,9 @@ class MTZ:
         """
         options = {"column_types": column_types, "label_decorator": _MAP_LABELS if is_map else None}
         if self._dataset is None:
-            self._dataset = array.as_mtz_dataset(column_root_label=label, title=self._title,
-                                                 wavelength=self._wavelength, **options)
+            self._dataset = array.as_mtz_dataset(
+                column_root_label=label, title=self._title, wavelength=self._wavelength, **options
+            )
         else:
             self._dataset.add_miller_array(array, column_root_label=label, **options)
 

@@ -4,6 +4,7 @@ mmtbx gives the model's symmetry priority (``crystal.select_crystal_symmetry``) 
 when their lengths agree to 1 % and their angles to 1 degree (``crystal.symmetry.is_similar_symmetry``).  Both
 rules are kept; in addition a different setting of the same crystal is recognised and reindexed.
 """
+
 from cctbx import crystal
 from libtbx.utils import Sorry
 
@@ -36,27 +37,35 @@ def reconcile(own, model, path):
     group = own.space_group_info() if own is not None else None
     if model is None:
         if cell is None or group is None:
-            raise Sorry(f"{path} has no {'unit cell' if cell is None else 'space group'}: give the model "
-                        "with it, or a crystal symmetry.")
+            raise Sorry(
+                f"{path} has no {'unit cell' if cell is None else 'space group'}: give the model "
+                "with it, or a crystal symmetry."
+            )
         return own, None, []
     messages = []
     if cell is None or group is None:
         parts = (("unit cell", cell), ("space group", group))
         missing = " and ".join(name for name, value in parts if value is None)
         messages.append(f"the data file has no {missing}: the model's is used")
-        own = crystal.symmetry(unit_cell=cell or model.unit_cell(),
-                               space_group_info=group or model.space_group_info(),
-                               assert_is_compatible_unit_cell=False)
+        own = crystal.symmetry(
+            unit_cell=cell or model.unit_cell(),
+            space_group_info=group or model.space_group_info(),
+            assert_is_compatible_unit_cell=False,
+        )
     if own.unit_cell().is_similar_to(model.unit_cell(), 0.01, 1.0):
         return _same_cell(own, model, path, messages)
     change = _other_setting(own, model)
     if change is not None:
-        messages.append(f"the data are in the setting {own.space_group_info()} and were reindexed with "
-                        f"{change.as_hkl()} to the model's, {model.space_group_info()}")
+        messages.append(
+            f"the data are in the setting {own.space_group_info()} and were reindexed with "
+            f"{change.as_hkl()} to the model's, {model.space_group_info()}"
+        )
         return own, change, messages
-    raise Sorry(f"The cell of the data file {path} ({_cell(own)}, {own.space_group_info()}) differs from the "
-                f"model's ({_cell(model)}, {model.space_group_info()}) by more than 1 % or 1 degree: give the "
-                "data and the model of one crystal.")
+    raise Sorry(
+        f"The cell of the data file {path} ({_cell(own)}, {own.space_group_info()}) differs from the "
+        f"model's ({_cell(model)}, {model.space_group_info()}) by more than 1 % or 1 degree: give the "
+        "data and the model of one crystal."
+    )
 
 
 def _same_cell(own, model, path, messages):
@@ -70,8 +79,10 @@ def _same_cell(own, model, path, messages):
     if all(data_laue(i) in _operators(model_laue) for i in range(data_laue.order_z())):
         messages.append(f"space groups differ ({names}): the data are merged in the model's")
         return model, None, messages
-    raise Sorry(f"The space groups do not go together ({names}, {path}): merge the data in the model's "
-                "symmetry, or correct the space group of one file.")
+    raise Sorry(
+        f"The space groups do not go together ({names}, {path}): merge the data in the model's "
+        "symmetry, or correct the space group of one file."
+    )
 
 
 def _operators(group):
@@ -99,8 +110,7 @@ def _other_setting(own, model):
 def _via_minimum(own, model):
     """Through the two reduced cells, for settings whose reference axes were chosen differently."""
     try:
-        return (model.change_of_basis_op_to_niggli_cell().inverse()
-                * own.change_of_basis_op_to_niggli_cell())
+        return model.change_of_basis_op_to_niggli_cell().inverse() * own.change_of_basis_op_to_niggli_cell()
     except (RuntimeError, ValueError):
         return None
 

@@ -8,6 +8,7 @@ agrees best with the data is near zero for a single crystal.  The laws T are tho
 
 Reference: ``mmtbx.scaling.twin_analyses.twin_laws``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -35,9 +36,11 @@ class Twin:
         return self.fraction >= LEAST_FRACTION and self.r_twinned <= (1 - LEAST_GAIN) * self.r
 
     def __str__(self):
-        return (f"The data look twinned: with a fraction of {self.fraction:.2f} by the law {self.law}, R falls from {self.r:.3f} "
-                f"to {self.r_twinned:.3f}. There is no twin model here, so R factors, scales and what is refined are those of a "
-                "single crystal: use a program with a twin model, such as mmtbx's.")
+        return (
+            f"The data look twinned: with a fraction of {self.fraction:.2f} by the law {self.law}, R falls from {self.r:.3f} "
+            f"to {self.r_twinned:.3f}. There is no twin model here, so R factors, scales and what is refined are those of a "
+            "single crystal: use a program with a twin model, such as mmtbx's."
+        )
 
 
 def twin_messages(fmodel):
@@ -66,7 +69,9 @@ def twins(fmodel):
         pairs = miller.match_indices(standard, mates)
         rows, columns = (pairs.pairs().column(i).as_numpy_array() for i in (0, 1))
         both = used[columns]
-        found.append(_best(law.operator.r().as_hkl(), observed[columns][both], f_model[columns][both], f_model[rows][both]))
+        found.append(
+            _best(law.operator.r().as_hkl(), observed[columns][both], f_model[columns][both], f_model[rows][both])
+        )
     return [twin for twin in found if twin is not None]
 
 
@@ -75,7 +80,7 @@ def _best(law, observed, own, mate):
         return None
 
     def r(fraction):
-        model = np.sqrt((1 - fraction) * own ** 2 + fraction * mate ** 2)
+        model = np.sqrt((1 - fraction) * own**2 + fraction * mate**2)
         scale = (observed @ model) / max(model @ model, 1e-300)
         return np.abs(observed - scale * model).sum() / observed.sum()
 

@@ -1,4 +1,5 @@
 """Writing results: all files of a program or none, each complete."""
+
 from __future__ import annotations
 
 import contextlib
@@ -36,8 +37,9 @@ def check_writable(paths, overwrite=True):
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise Sorry(f"Cannot write to the folder {folder} ({error.strerror or error}): choose another with "
-                    "output.directory.") from None
+        raise Sorry(
+            f"Cannot write to the folder {folder} ({error.strerror or error}): choose another with output.directory."
+        ) from None
     for path in paths:
         if path.is_dir():
             raise Sorry(f"{path} is a folder, so no file can be written there: choose another output.prefix.")
@@ -80,8 +82,9 @@ def write_all(contents):
                 file.write(content)
     except OSError as error:
         kind = DiskFull if error.errno in DISK_FULL else Sorry
-        raise kind(f"Cannot write {path} ({error.strerror or error}): make room, or choose another "
-                   "output.directory.") from None
+        raise kind(
+            f"Cannot write {path} ({error.strerror or error}): make room, or choose another output.directory."
+        ) from None
     finally:
         for part in parts.values():
             with contextlib.suppress(OSError):

@@ -31,5 +31,4 @@ class DensityJob:
 
     @property
     def has_constant(self):
-        return bool(self.dispersion or self.gradient or self.setting.table.constants.any()
-                    or (self.fp != 0).any())
+        return bool(self.dispersion or self.gradient or self.setting.table.constants.any() or (self.fp != 0).any())

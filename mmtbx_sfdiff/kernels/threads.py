@@ -8,6 +8,7 @@ threads, the caller's own included, which gets its number back afterwards.
 To wake a sleeping thread takes longer than a small transform.  So a calculation is handed over once, between
 its phases the threads wait for one another awake, and afterwards they stay awake for a moment.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -57,7 +58,7 @@ class _Team:
     def run(self, phases):
         threads = torch.get_num_threads()
         self.phases, self.error = phases, None
-        self.flags[:self.n] = 0
+        self.flags[: self.n] = 0
         with self.condition:
             self.number += 1
             _set(self.flags, self.n, self.number)

@@ -3,6 +3,7 @@
 Needs the optional libraries of ``pip install "mmtbx_sfdiff[latent]"``; each module says so when it meets one
 that is missing.
 """
+
 from .generator.chirality import chiral_centres, handedness
 from .generator.coupling_flows import RealNVP, SplineFlow
 from .generator.energy import OpenMMEnergy, log_clip
@@ -16,7 +17,29 @@ from .generator.torch_amber import TorchAmber, energy_on
 from .generator.train import TrainingSettings, frame_features, train
 from .generator.transform import MixedTransform, superpose
 
-__all__ = ["BoltzmannGenerator", "LinearFlow", "MixedTransform", "OpenMMEnergy", "PreparedModel", "RealNVP",
-           "SplineFlow", "TorchAmber", "TrainingSettings", "add_position_restraints", "calibrate", "chiral_centres",
-           "create_system", "energy_on", "frame_features", "handedness", "load_frames", "log_clip", "minimise",
-           "plddt_force_constants", "prepare_model", "run_md", "superpose", "train"]
+__all__ = [
+    "BoltzmannGenerator",
+    "LinearFlow",
+    "MixedTransform",
+    "OpenMMEnergy",
+    "PreparedModel",
+    "RealNVP",
+    "SplineFlow",
+    "TorchAmber",
+    "TrainingSettings",
+    "add_position_restraints",
+    "calibrate",
+    "chiral_centres",
+    "create_system",
+    "energy_on",
+    "frame_features",
+    "handedness",
+    "load_frames",
+    "log_clip",
+    "minimise",
+    "plddt_force_constants",
+    "prepare_model",
+    "run_md",
+    "superpose",
+    "train",
+]

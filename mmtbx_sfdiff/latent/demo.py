@@ -22,4 +22,5 @@ def alanine_dipeptide():
     iotbx.pdb.hierarchy.root
     """
     import iotbx.pdb
+
     return iotbx.pdb.input(source_info=None, lines=_SITES.splitlines()).construct_hierarchy()

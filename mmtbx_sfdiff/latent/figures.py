@@ -121,9 +121,7 @@ def convergence(points, title=""):
     panels = figure.subplots(1, len(limits), sharey=True, squeeze=False)[0]
     for panel, limit in zip(panels, limits):
         for i, name in enumerate(names):
-            mine = sorted(
-                (p for p in points if p["d_min"] == limit and p["name"] == name), key=lambda p: p["rmsd"]
-            )
+            mine = sorted((p for p in points if p["d_min"] == limit and p["name"] == name), key=lambda p: p["rmsd"])
             panel.plot(
                 [p["rmsd"] for p in mine],
                 [p["r_free"] for p in mine],

@@ -51,9 +51,7 @@ def load_run(path, device="cpu"):
     try:
         with np.load(path, allow_pickle=False) as archive:
             content = json.loads(str(archive["text"]))
-            arrays = {
-                name: torch.from_numpy(archive[name]).to(device) for name in archive.files if name != "text"
-            }
+            arrays = {name: torch.from_numpy(archive[name]).to(device) for name in archive.files if name != "text"}
         return Run(
             **content["summary"],
             history=History(cycles=content["cycles"], steps=content["steps"]),

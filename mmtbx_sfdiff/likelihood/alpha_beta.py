@@ -8,6 +8,7 @@ false position; t is smoothed over zones, and gives alpha and beta of each.
 References: Lunin & Skovoroda (1995), Acta Cryst. A51, 880; Afonine, Lunin & Urzhumtsev (2003), J. Appl.
 Cryst. 36, 158; ``alpha_beta_est`` in ``mmtbx/max_lik/max_lik.h``, ``mmtbx.f_model.manager.alpha_beta``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -100,9 +101,7 @@ def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
 
 def _estimate(f_obs, f_model, free, epsilons, centric, d_star_sq):
     n_free = int(free.sum())
-    few = (
-        n_free < _FEW_FREE and 1 / math.sqrt(float(d_star_sq.min())) > _LOW_RESOLUTION and n_free != len(free)
-    )
+    few = n_free < _FEW_FREE and 1 / math.sqrt(float(d_star_sq.min())) > _LOW_RESOLUTION and n_free != len(free)
     test = ~free if few or not n_free else free
     zones = _zones_of_equal_number(d_star_sq[test].cpu().numpy(), min(_PER_ZONE, int(test.sum())))
     a, b, t = _best_t(zones, f_obs[test], f_model[test], epsilons[test], centric[test])
@@ -138,9 +137,7 @@ def _zones_of_equal_volume(d_star_sq, n):
     volume = low**1.5
     step = (high**1.5 - volume) / n
     limits = [(volume + i * step) ** (2 / 3) for i in range(1, n)]
-    return torch.searchsorted(
-        torch.tensor(limits, dtype=torch.float64, device=d_star_sq.device), d_star_sq, right=True
-    )
+    return torch.searchsorted(torch.tensor(limits, dtype=torch.float64, device=d_star_sq.device), d_star_sq, right=True)
 
 
 def _best_t(zones, f_obs, f_model, epsilons, centric):
@@ -152,8 +149,10 @@ def _best_t(zones, f_obs, f_model, epsilons, centric):
     cen = centric[index]
     weight = torch.where(present, torch.where(cen, 1.0, 2.0), 0.0).to(torch.float64)
     weight = weight / weight.sum(1, keepdim=True)
-    oo, mm, om = (torch.where(present, x[index], 0.0)
-                  for x in (f_obs**2 / epsilons, f_model**2 / epsilons, f_obs * f_model / epsilons))
+    oo, mm, om = (
+        torch.where(present, x[index], 0.0)
+        for x in (f_obs**2 / epsilons, f_model**2 / epsilons, f_obs * f_model / epsilons)
+    )
     sums = [(weight * x).sum(1).cpu().numpy() for x in (mm, oo, om, om * om, mm * mm, oo * oo)]
     a, b, c, d, p, q = sums
     w = a * b - c * c

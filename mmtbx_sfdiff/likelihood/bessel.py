@@ -6,6 +6,7 @@ ones.
 
 References: Abramowitz & Stegun (1964), 9.8.1-9.8.4; ``scitbx/math/bessel.h``.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,11 +17,29 @@ SWITCH = 3.75
 # The middle coefficient differs between cctbx's functions.
 _I0_SMALL = (1.0, 3.5156229, 3.0899424, 1.2067492, 0.2659732, 0.0360768, 0.0045813)
 _I0_SMALL_RATIO = (1.0, 3.5156229, 3.0899424, 1.2067292, 0.2659732, 0.0360768, 0.0045813)
-_I0_LARGE = (0.39894228, 0.01328592, 0.00225319, -0.00157565, 0.00916281, -0.02057706,
-             0.02635537, -0.01647633, 0.00392377)
+_I0_LARGE = (
+    0.39894228,
+    0.01328592,
+    0.00225319,
+    -0.00157565,
+    0.00916281,
+    -0.02057706,
+    0.02635537,
+    -0.01647633,
+    0.00392377,
+)
 _I1_SMALL = (0.5, 0.87890594, 0.51498869, 0.15084934, 0.02658733, 0.00301532, 0.00032411)
-_I1_LARGE = (0.39894228, -0.03988024, -0.00362018, 0.00163801, -0.01031555, 0.02282967,
-             -0.02895312, 0.01787654, -0.00420059)
+_I1_LARGE = (
+    0.39894228,
+    -0.03988024,
+    -0.00362018,
+    0.00163801,
+    -0.01031555,
+    0.02282967,
+    -0.02895312,
+    0.01787654,
+    -0.00420059,
+)
 _E_I0 = (1.0, -1.51857, 0.862203, -1.11554, 1.72229, -0.804154)
 _E_I1 = (0.0, 0.47735, 0.175945, -2.82479, 8.74696, -14.2023, 10.9149, -3.14135)
 
@@ -64,8 +83,9 @@ def i1_over_i0(x):
     small = size < SWITCH
     y = torch.where(small, (x / SWITCH).square(), 0.0)
     z = SWITCH / size.clamp(min=SWITCH)
-    ratio = torch.where(small, size * horner(_I1_SMALL, y) / horner(_I0_SMALL_RATIO, y),
-                        horner(_I1_LARGE, z) / horner(_I0_LARGE, z))
+    ratio = torch.where(
+        small, size * horner(_I1_SMALL, y) / horner(_I0_SMALL_RATIO, y), horner(_I1_LARGE, z) / horner(_I0_LARGE, z)
+    )
     return torch.where(x < 0, -ratio, ratio)
 
 

@@ -7,6 +7,7 @@ sorted by d*^2.
 Reference: ``mmtbx.scaling.absolute_scaling.kernel_normalisation`` (auto_kernel=True),
 ``scitbx.math.chebyshev_lsq_fit``.
 """
+
 from __future__ import annotations
 
 import numpy as np

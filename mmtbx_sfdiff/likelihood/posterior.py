@@ -10,6 +10,7 @@ reflections only, because :func:`candidates` tells all others apart without it.
 Reference: ``likelihood_ratio_outlier_test`` in ``mmtbx/scaling/outlier.h``; Read (1999), Acta Cryst. D55,
 1759.
 """
+
 from __future__ import annotations
 
 import math
@@ -36,9 +37,7 @@ def candidates(e_obs, e_calc, centric, sigmaa, gain):
     model = alpha * e_calc
     result = _could_reach(_log_acentric, _mean_acentric, e_obs, model, beta, gain)
     chosen = centric.nonzero()[:, 0]
-    result[chosen] = _could_reach(
-        _log_centric, _mean_centric, e_obs[chosen], model[chosen], beta[chosen], gain
-    )
+    result[chosen] = _could_reach(_log_centric, _mean_centric, e_obs[chosen], model[chosen], beta[chosen], gain)
     return result
 
 
@@ -88,10 +87,20 @@ class _Distribution:
         x = self.model * f / self.beta
         if self.centric:
             log_cosh = x * 0.999921 - 0.65543 if x > 40 else math.log(math.cosh(x))
-            return (0.5 * math.log(2.0) - 0.5 * math.log(math.pi) - 0.5 * math.log(self.beta)
-                    - (f * f + self.model * self.model) / (2.0 * self.beta) + log_cosh)
-        return (math.log(2.0) + math.log(f) - math.log(self.beta) - (f - self.model) ** 2 / self.beta
-                + math.log(scaled_i0(2.0 * x)))
+            return (
+                0.5 * math.log(2.0)
+                - 0.5 * math.log(math.pi)
+                - 0.5 * math.log(self.beta)
+                - (f * f + self.model * self.model) / (2.0 * self.beta)
+                + log_cosh
+            )
+        return (
+            math.log(2.0)
+            + math.log(f)
+            - math.log(self.beta)
+            - (f - self.model) ** 2 / self.beta
+            + math.log(scaled_i0(2.0 * x))
+        )
 
     def slope(self, f):
         f = max(f, _LEAST_F)
@@ -109,8 +118,9 @@ class _Distribution:
         m = i1_over_i0_scalar(x)
         x = max(x, 1e-13)
         # Fc to the first power, as the reference has it; the curvature only sets the first step.
-        return (-1.0 / (f * f) - 2.0 / self.beta
-                + self.f_calc * 4.0 * (self.alpha / self.beta) ** 2 * (1.0 - m / x - m * m))
+        return (
+            -1.0 / (f * f) - 2.0 / self.beta + self.f_calc * 4.0 * (self.alpha / self.beta) ** 2 * (1.0 - m / x - m * m)
+        )
 
     def mean(self):
         square = self.model * self.model
@@ -118,8 +128,7 @@ class _Distribution:
             t = self.model / math.sqrt(2.0 * self.beta)
             return math.exp(-t * t) * math.sqrt(2.0 * self.beta / math.pi) + self.model * math.erf(t)
         x = square / (2.0 * self.beta)
-        return (((self.beta + square) * scaled_i0(x) + square * scaled_i1(x))
-                * 0.5 * math.sqrt(math.pi / self.beta))
+        return ((self.beta + square) * scaled_i0(x) + square * scaled_i1(x)) * 0.5 * math.sqrt(math.pi / self.beta)
 
     def mode(self):
         mean = self.mean()

@@ -10,6 +10,7 @@ Gaussian kernel; a Chebyshev polynomial is then fitted to its logit.  With sigma
 References: Read (1986), Acta Cryst. A42, 140; Read (1999), Acta Cryst. D55, 1759;
 ``mmtbx.scaling.sigmaa_estimation``, ``mmtbx/scaling/outlier.h``.
 """
+
 from __future__ import annotations
 
 import math
@@ -52,9 +53,7 @@ def sigmaa(e_obs, e_calc, centric, free, d_star_cubed, reflections_per_kernel=20
     width = kernel_width(len(free), int(free.sum()), low, high, reflections_per_kernel)
     low, high = low * 0.99, high * 1.01
     nodes = chebyshev_nodes(_N_NODES, low, high)
-    likelihood = _Likelihood(
-        e_obs[free], e_calc[free], centric[free], d_star_cubed[free], width, _distinct(nodes)
-    )
+    likelihood = _Likelihood(e_obs[free], e_calc[free], centric[free], d_star_cubed[free], width, _distinct(nodes))
     at_nodes = likelihood.most_likely()
     logit = -np.log(1.0 / at_nodes - 1.0)
     coefficients = fit_chebyshev(nodes, logit, n_terms)
@@ -101,8 +100,9 @@ class _Likelihood:
             index = torch.where(column < count, first + column, 0)
             at = torch.as_tensor(nodes, device=x.device)[:, None]
             weight = torch.where(column < count, ((x[index] - at) / width).square().mul(-0.5).exp(), 0.0)
-            sums = torch.stack([weight.sum(1), *((weight * value[index]).sum(1)
-                                                 for value in (eo.square(), ec.square(), eo.log()))], 1)
+            sums = torch.stack(
+                [weight.sum(1), *((weight * value[index]).sum(1) for value in (eo.square(), ec.square(), eo.log()))], 1
+            )
             self.parts.append((is_centric, weight, (eo * ec)[index], sums.cpu().numpy()))
 
     def most_likely(self):
@@ -125,7 +125,7 @@ class _Likelihood:
                 if i not in points:
                     continue
                 try:
-                    points[i] = paths[i].send((-float(values[row]), -gradients[row:row + 1] * slope[row]))
+                    points[i] = paths[i].send((-float(values[row]), -gradients[row : row + 1] * slope[row]))
                 except StopIteration as end:
                     last, lowest, failed = end.value
                     result[i] = (lowest if failed else last)[0]

@@ -6,6 +6,7 @@ Reflections that are not selected do not count; the free ones never enter a targ
 References: Afonine, Grosse-Kunstleve, Adams (2005), CCP4 Newsl. 42; Lunin, Afonine & Urzhumtsev (2002), Acta
 Cryst. A58, 270; ``cctbx/xray/targets/{least_squares,mlf}.h``, ``mmtbx.refinement.targets``.
 """
+
 from __future__ import annotations
 
 import math
@@ -53,9 +54,7 @@ def least_squares(reflections, f_model, selection=None, f_obs_scale=1.0):
     return (w * (reflections.f_obs / f_obs_scale - f_model.abs()).square()).sum(-1)
 
 
-def normalized_least_squares(
-    reflections, f_model, weights="unit", scale="k1", selection=None, f_obs_scale=1.0
-):
+def normalized_least_squares(reflections, f_model, weights="unit", scale="k1", selection=None, f_obs_scale=1.0):
     """``T = sum w (Fo - k |Fm|)^2 / sum w Fo^2`` over work reflections: mmtbx's ``ls_w..._k...``.
 
     Parameters
@@ -77,9 +76,7 @@ def normalized_least_squares(
     if scale not in ("k1", "unit"):
         raise ValueError(f"scale must be 'k1' or 'unit', not {scale!r}.")
     if weights == "sigma" and reflections.sigmas is None:
-        raise ValueError(
-            "Weights from standard deviations need sigmas, and there are none; use weights='unit'."
-        )
+        raise ValueError("Weights from standard deviations need sigmas, and there are none; use weights='unit'.")
     work = _used(reflections, selection) & reflections.work
     f_obs, model = reflections.f_obs / f_obs_scale, f_model.abs()
     w = work.to(f_obs.dtype)
@@ -114,8 +111,15 @@ def maximum_likelihood(reflections, f_model, alpha_beta, selection=None, f_obs_s
     # What the reference leaves at 0 is left out here; it still counts in the mean.
     work = work & (alpha_beta.alpha > 0) & (alpha_beta.beta > _LEAST_BETA) & (reflections.f_obs > 0)
     rows = work.nonzero()[:, 0]
-    f_obs, a, eb, centric = (x.index_select(0, rows) for x in (
-        reflections.f_obs / f_obs_scale, alpha_beta.alpha, alpha_beta.epsilons * alpha_beta.beta, alpha_beta.centric))
+    f_obs, a, eb, centric = (
+        x.index_select(0, rows)
+        for x in (
+            reflections.f_obs / f_obs_scale,
+            alpha_beta.alpha,
+            alpha_beta.epsilons * alpha_beta.beta,
+            alpha_beta.centric,
+        )
+    )
     model = f_model.index_select(-1, rows).abs()
     x = a * f_obs * model / eb
     squares = (f_obs.square() + (a * model).square()) / eb
@@ -170,5 +174,5 @@ class _LogI0(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         return grad * bessel.i1_over_i0(x)

@@ -7,6 +7,7 @@ Problems here have 1 to 13 parameters: everything is plain floats.
 References: Liu & Nocedal (1989), Math. Program. 45, 503; Moré & Thuente (1994), ACM TOMS 20, 286;
 ``scitbx.lbfgs`` and ``scitbx.line_search`` for constants, tests and their order.
 """
+
 from __future__ import annotations
 
 import math
@@ -54,8 +55,13 @@ class LineSearch:
         else:
             self.low, self.high = self.best[0], self.step + 4 * (self.step - self.best[0])
         self.step = min(max(self.step, _STEP_MIN), _STEP_MAX)
-        if (self.bracketed and (self.step <= self.low or self.step >= self.high)
-                or self.n_evaluations >= _MAX_EVALUATIONS - 1 or not self.usable or self._interval_is_tiny()):
+        if (
+            self.bracketed
+            and (self.step <= self.low or self.step >= self.high)
+            or self.n_evaluations >= _MAX_EVALUATIONS - 1
+            or not self.usable
+            or self._interval_is_tiny()
+        ):
             self.step = self.best[0]
 
     def _interval_is_tiny(self):
@@ -82,17 +88,14 @@ class LineSearch:
             raise LineSearchFailed("The interval of uncertainty is too small.")
         if value <= limit and abs(slope) <= self.tolerance * -self.slope0:
             return True
-        if (
-            self.first_stage
-            and value <= limit
-            and slope >= min(_SUFFICIENT_DECREASE, self.tolerance) * self.slope0
-        ):
+        if self.first_stage and value <= limit and slope >= min(_SUFFICIENT_DECREASE, self.tolerance) * self.slope0:
             self.first_stage = False
         if self.first_stage and value <= self.best[1] and value > limit:
             # A lower value without sufficient decrease: predict with the function less its expected decrease.
             test = self.slope_test
             best, other, self.step = self._update(
-                _tilted(self.best, test), _tilted(self.other, test), _tilted((self.step, value, slope), test))
+                _tilted(self.best, test), _tilted(self.other, test), _tilted((self.step, value, slope), test)
+            )
             self.best, self.other = _tilted(best, -test), _tilted(other, -test)
         else:
             self.best, self.other, self.step = self._update(self.best, self.other, (self.step, value, slope))
@@ -107,11 +110,7 @@ class LineSearch:
     def _update(self, best, other, new):
         """The smaller interval of uncertainty, and a safeguarded step (dcstep of MINPACK)."""
         (x, fx, dx), (y, fy, dy), (t, ft, dt) = best, other, new
-        if (
-            (self.bracketed and (t <= min(x, y) or t >= max(x, y)))
-            or dx * (t - x) >= 0
-            or self.high < self.low
-        ):
+        if (self.bracketed and (t <= min(x, y) or t >= max(x, y))) or dx * (t - x) >= 0 or self.high < self.low:
             self.usable = False
             return best, other, t
         opposite = dt * (dx / abs(dx)) if dx else 0.0

@@ -1,4 +1,5 @@
 """What is worked out of a tensor, kept as long as the tensor lives and is not changed."""
+
 from __future__ import annotations
 
 from torch.utils.weak import WeakIdKeyDictionary

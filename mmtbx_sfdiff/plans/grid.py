@@ -4,6 +4,7 @@ The grid's axes are those of the :class:`MillerPlan`, (p, q, s): the contiguous 
 others where the cell has such an axis.  The transform of a real grid holds the half with non-negative index
 along s, which is how the plan chose its unique indices.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,7 +14,7 @@ import math
 import torch
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def fast_size(least):
     """Smallest even number of grid points >= least with no prime factor above 7 (at most one 7)."""
     n = least + least % 2
@@ -114,8 +115,8 @@ def _make_packed_plan(grid):
     places = torch.cat([grid.targets, grid.mirror[mates]])
     unique = torch.cat([torch.arange(len(grid.targets)), mates])
     kinds = torch.zeros(len(places), dtype=torch.int64)
-    kinds[:len(grid.targets)][grid.mirror == grid.targets] = 2
-    kinds[len(grid.targets):] = 1
+    kinds[: len(grid.targets)][grid.mirror == grid.targets] = 2
+    kinds[len(grid.targets) :] = 1
     columns, column = torch.unique(places % plane, return_inverse=True)
     packed = column * n_p + places // plane
     order = torch.argsort(packed)
@@ -126,21 +127,36 @@ def _make_packed_plan(grid):
     readers = torch.where(grid.conjugate.flatten()[sources], -1 - sources, sources).to(torch.int32)
     reflections = (sources % grid.rows.shape[1]).to(torch.int32)
     place_of = torch.empty(n_p * plane, dtype=torch.int32)
-    place_of[grid.targets] = packed[:len(grid.targets)].to(torch.int32)
+    place_of[grid.targets] = packed[: len(grid.targets)].to(torch.int32)
     bounds = torch.searchsorted(packed[order], torch.arange(len(columns) + 1) * n_p)
     length = grid.dims[2] // 2 + 1
     q, s = columns // length, columns % length
     n_s = int(s.max()) + 1
-    return PackedPlan(columns.numpy(), (s * grid.dims[1] + q).numpy(), n_s, *(x.numpy() for x in (
-        place_of[grid.rows.to(torch.int64)].contiguous(), packed[order], kinds[order], starts, readers,
-        reflections, bounds)))
+    return PackedPlan(
+        columns.numpy(),
+        (s * grid.dims[1] + q).numpy(),
+        n_s,
+        *(
+            x.numpy()
+            for x in (
+                place_of[grid.rows.to(torch.int64)].contiguous(),
+                packed[order],
+                kinds[order],
+                starts,
+                readers,
+                reflections,
+                bounds,
+            )
+        ),
+    )
 
 
 def grid_dims(plan, oversampling):
     """Grid points along the plan's axes for sampling at oversampling times the Nyquist rate."""
     extents = plan.indices.abs().amax(0).tolist() if len(plan.indices) else [0, 0, 0]
-    return tuple(fast_size(max(math.ceil(2 * oversampling * extents[axis]), 2 * extents[axis] + 2, 4))
-                 for axis in plan.axes)
+    return tuple(
+        fast_size(max(math.ceil(2 * oversampling * extents[axis]), 2 * extents[axis] + 2, 4)) for axis in plan.axes
+    )
 
 
 def make_grid_plan(plan, dims):
@@ -152,9 +168,13 @@ def make_grid_plan(plan, dims):
     gather = plan.gather.flatten()
     counts = torch.bincount(gather, minlength=len(plan.indices))
     return GridPlan(
-        axes=plan.axes, dims=dims, targets=targets, mirror=mirror,
+        axes=plan.axes,
+        dims=dims,
+        targets=targets,
+        mirror=mirror,
         rows=targets[plan.gather].to(torch.int32).contiguous(),
         # The transform has exp(-2 pi i h.x), the structure factor exp(+2 pi i h.x).
         conjugate=(plan.conjugate > 0).contiguous(),
         starts=torch.cat([counts.new_zeros(1), torch.cumsum(counts, 0)]),
-        sources=torch.argsort(gather, stable=True))
+        sources=torch.argsort(gather, stable=True),
+    )

@@ -4,6 +4,7 @@ On such a grid (:meth:`Crystal.grid`) every operator permutes the grid points, s
 atoms becomes the map of the crystal by combining permuted copies of it.  Doing that one subgroup at a time takes far
 fewer copies than there are operators.
 """
+
 from __future__ import annotations
 
 import functools
@@ -83,15 +84,23 @@ def operators_on_grid(crystal, shape):
     ValueError
         When the grid does not carry the symmetry.
     """
-    return _on_grid(crystal.hall_symbol, tuple(shape), crystal.rotations.flatten(1).tolist(),
-                    crystal.translations.tolist(), crystal.centring.tolist())
+    return _on_grid(
+        crystal.hall_symbol,
+        tuple(shape),
+        crystal.rotations.flatten(1).tolist(),
+        crystal.translations.tolist(),
+        crystal.centring.tolist(),
+    )
 
 
 def _coset_steps(crystal, shape):
-    return _coset_steps_of(crystal.hall_symbol, shape,
-                           tuple(map(tuple, crystal.rotations.flatten(1).tolist())),
-                           tuple(map(tuple, crystal.translations.tolist())),
-                           tuple(map(tuple, crystal.centring.tolist())))
+    return _coset_steps_of(
+        crystal.hall_symbol,
+        shape,
+        tuple(map(tuple, crystal.rotations.flatten(1).tolist())),
+        tuple(map(tuple, crystal.translations.tolist())),
+        tuple(map(tuple, crystal.centring.tolist())),
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -132,8 +141,9 @@ def _on_grid(hall_symbol, shape, rotations, translations, centring):
     translation = translation.reshape(-1, 3)
     integers = [values.round().astype(np.int64) for values in (rotation, translation)]
     if max(np.abs(rotation - integers[0]).max(), np.abs(translation - integers[1]).max()) > 1e-6:
-        raise ValueError(f"A grid of {shape} points does not carry the symmetry {hall_symbol!r}: "
-                         "take the grid from Crystal.grid().")
+        raise ValueError(
+            f"A grid of {shape} points does not carry the symmetry {hall_symbol!r}: take the grid from Crystal.grid()."
+        )
     return integers[0], integers[1] % n
 
 

@@ -10,6 +10,7 @@ Those indices are laid out in columns along one axis of the reciprocal lattice, 
 product over the atoms: (two-axis phase factors, columns x atoms) times (one-axis phase factors, atoms x
 position in the column).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -69,8 +70,11 @@ def miller_plan(crystal, miller_indices, prefer="separable"):
     ``prefer`` is what decides on the axis of the columns: "separable" for isotropic atoms, "longest" for
     anisotropic ones, of which each column costs something before its first term.
     """
-    return _CACHE.get(miller_indices, (crystal.unit_cell, crystal.hall_symbol, prefer),
-                      lambda: _make_plan(crystal, miller_indices, prefer))
+    return _CACHE.get(
+        miller_indices,
+        (crystal.unit_cell, crystal.hall_symbol, prefer),
+        lambda: _make_plan(crystal, miller_indices, prefer),
+    )
 
 
 _CACHE = TensorCache()
@@ -103,8 +107,7 @@ def _make_plan(crystal, miller_indices, prefer):
     keys = ((sign * p + extent[axes[0]]) * size_q + (sign * q + extent[axes[1]])) * size_s + sign * s
     keys, inverse = torch.unique(keys, return_inverse=True)
 
-    column_keys, column_of, lengths = torch.unique_consecutive(
-        keys // size_s, return_inverse=True, return_counts=True)
+    column_keys, column_of, lengths = torch.unique_consecutive(keys // size_s, return_inverse=True, return_counts=True)
     running = keys % size_s
     last = torch.cumsum(lengths, 0) - 1
     s_max, s_min = running[last], running[last - lengths + 1]
@@ -117,18 +120,24 @@ def _make_plan(crystal, miller_indices, prefer):
     position[rows] = torch.arange(len(rows), device=rows.device)
 
     column_keys = column_keys[order]
-    columns = torch.stack([column_keys // size_q - extent[axes[0]],
-                           column_keys % size_q - extent[axes[1]]], -1)
+    columns = torch.stack([column_keys // size_q - extent[axes[0]], column_keys % size_q - extent[axes[1]]], -1)
     column_of = rank[column_of][rows]
     indices = torch.empty((len(rows), 3), dtype=torch.int64, device=flat.device)
     indices[:, axes[0]], indices[:, axes[1]] = columns[column_of, 0], columns[column_of, 1]
     indices[:, axes[2]] = running[rows]
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=rows.device),
-                        torch.cumsum(lengths[order], 0)])
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=rows.device), torch.cumsum(lengths[order], 0)])
     factor = crystal.centring_factor(miller_indices)
     return MillerPlan(
-        axes=axes, separable=separable, indices=indices, columns=columns, column_of=column_of,
-        column_start=starts.tolist(), s_min=s_min[order].tolist(), s_max=s_max[order].tolist(),
-        gather=position[inverse].reshape(n_ops, n), conjugate=sign.reshape(n_ops, n).to(torch.float64),
+        axes=axes,
+        separable=separable,
+        indices=indices,
+        columns=columns,
+        column_of=column_of,
+        column_start=starts.tolist(),
+        s_min=s_min[order].tolist(),
+        s_max=s_max[order].tolist(),
+        gather=position[inverse].reshape(n_ops, n),
+        conjugate=sign.reshape(n_ops, n).to(torch.float64),
         phase=torch.polar(factor.expand(n_ops, n), 2 * torch.pi * shifts),
-        d_star_sq=crystal.d_star_sq(indices))
+        d_star_sq=crystal.d_star_sq(indices),
+    )

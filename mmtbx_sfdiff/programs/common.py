@@ -1,4 +1,5 @@
 """What the programs that take an entry have in common: parameters, checks, progress."""
+
 from __future__ import annotations
 
 import contextlib
@@ -165,8 +166,7 @@ class EntryProgram(ProgramTemplate):
         params = self.inputs
         self.check_numbers({"accuracy": (0, math.inf, False), "grid_step": (0.1, 1, False)})
         if params.accuracy >= 1:
-            raise Sorry(f"accuracy={params.accuracy:g} is not possible: give a relative error below 1, "
-                        "such as 1e-4.")
+            raise Sorry(f"accuracy={params.accuracy:g} is not possible: give a relative error below 1, such as 1e-4.")
         check_device(params.device)
 
     def prefix(self):
@@ -187,9 +187,13 @@ class EntryProgram(ProgramTemplate):
         elif params.entry_id:
             report("model and data", None)
             files = find_entry(
-                params.entry_id, download=params.download, mirrors=params.mirrors, cache_dir=params.cache_dir,
+                params.entry_id,
+                download=params.download,
+                mirrors=params.mirrors,
+                cache_dir=params.cache_dir,
                 log=self.logger,
-                progress=lambda name, done, total: report(f"download of {name}", total and done / total))
+                progress=lambda name, done, total: report(f"download of {name}", total and done / total),
+            )
         else:
             return params.model_file, params.data_file
         return files.model, files.data
@@ -197,10 +201,18 @@ class EntryProgram(ProgramTemplate):
     def load(self, model, data, d_min, d_max, **options):
         """Read a model and its data as the parameters say."""
         params = self.inputs
-        return load_entry(model, data, scattering_table=params.scattering_table, labels=params.labels,
-                          r_free_labels=params.free_flag_labels if params.read_free_flags else "none",
-                          test_flag_value=params.test_flag_value, d_min=d_min, d_max=d_max,
-                          allow_other_entry=params.allow_other_entry, **options)
+        return load_entry(
+            model,
+            data,
+            scattering_table=params.scattering_table,
+            labels=params.labels,
+            r_free_labels=params.free_flag_labels if params.read_free_flags else "none",
+            test_flag_value=params.test_flag_value,
+            d_min=d_min,
+            d_max=d_max,
+            allow_other_entry=params.allow_other_entry,
+            **options,
+        )
 
     def on_terminal(self, stream):
         """Whether output goes to a person at a terminal, and --quiet was not given."""
@@ -212,13 +224,21 @@ class EntryProgram(ProgramTemplate):
         if not self.on_terminal(sys.stderr):
             yield lambda step, fraction=None: None
             return
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-                      console=Console(stderr=True), transient=True) as progress:
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        ) as progress:
             task = progress.add_task("starting", total=None)
 
             def report(step, fraction=None):
-                progress.update(task, description=step, completed=fraction or 0,
-                                total=None if fraction is None else 1.0)
+                progress.update(
+                    task, description=step, completed=fraction or 0, total=None if fraction is None else 1.0
+                )
+
             yield report
 
     def get_results(self):
@@ -237,8 +257,10 @@ def check_device(name):
     if device.type == "cuda":
         n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not n_devices:
-            raise Sorry(f"device={name} needs an NVIDIA GPU and a CUDA build of PyTorch, and this "
-                        "machine lacks one of them: use device=cpu.")
+            raise Sorry(
+                f"device={name} needs an NVIDIA GPU and a CUDA build of PyTorch, and this "
+                "machine lacks one of them: use device=cpu."
+            )
         if (device.index or 0) >= n_devices:
             raise Sorry(f"device={name} does not exist: this machine has cuda:0 to cuda:{n_devices - 1}.")
     elif device.type != "cpu":

@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.compare``: one entry, this package and mmtbx side by side."""
+
 from __future__ import annotations
 
 import math
@@ -68,12 +69,19 @@ The exit code is 0 only if everything was computed and written.
         """Everything that can be wrong with the parameters, before any work."""
         params = self.params.compare
         self.check_inputs()
-        self.check_numbers({"d_min": (0, math.inf, True), "d_max": (0, math.inf, True),
-                            "reference_step": (0.1, 1, False), "direct_terms": (0, math.inf, True),
-                            "n_timing": (1, 1000, False)})
+        self.check_numbers(
+            {
+                "d_min": (0, math.inf, True),
+                "d_max": (0, math.inf, True),
+                "reference_step": (0.1, 1, False),
+                "direct_terms": (0, math.inf, True),
+                "n_timing": (1, 1000, False),
+            }
+        )
         if params.d_min and params.d_max and params.d_min >= params.d_max:
-            raise Sorry(f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: "
-                        "d_min is the smaller.")
+            raise Sorry(
+                f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: d_min is the smaller."
+            )
         self.check_computing()
         out = self.params.output
         kinds = ["json"] + ["png", "pdf"] * bool(out.figure) + ["html"] * bool(out.html)
@@ -82,9 +90,22 @@ The exit code is 0 only if everything was computed and written.
 
     def run(self):
         params = self.params.compare
-        settings = Settings(**{name: getattr(params, name) for name in (
-            "method", "accuracy", "mask", "grid_step", "reference_step", "device", "dtype", "n_timing",
-            "direct_terms")})
+        settings = Settings(
+            **{
+                name: getattr(params, name)
+                for name in (
+                    "method",
+                    "accuracy",
+                    "mask",
+                    "grid_step",
+                    "reference_step",
+                    "device",
+                    "dtype",
+                    "n_timing",
+                    "direct_terms",
+                )
+            }
+        )
         with tempfile.TemporaryDirectory() as folder, self.progress() as report:
             model, data = self.find_files(folder, report)
             report("reading", None)
@@ -99,6 +120,7 @@ The exit code is 0 only if everything was computed and written.
     def _contents(self, comparison):
         # matplotlib takes half a second to import: not for --help.
         from ..comparison import figure, page
+
         out = self.params.output
         kinds = ["png", "pdf"] * bool(out.figure) + ["svg"] * bool(out.html)
         contents = figure.render(comparison, kinds) if kinds else {}

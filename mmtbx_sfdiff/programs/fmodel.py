@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.fmodel``: structure factors of a model, with or without data."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -154,18 +155,28 @@ The exit code is 0 only if everything was computed and written.
         params, out = self.inputs, self.params.output
         self.check_inputs(data_needed=False)
         infinity = math.inf
-        self.check_numbers({
-            "high_resolution": (0, infinity, True), "low_resolution": (0, infinity, True),
-            "wavelength": (0.1, 10, True), "scale": (0, infinity, False), "k_sol": (-10, 10, False),
-            "b_sol": (-1000, 10000, False), "add_random_error_to_amplitudes_percent": (0, 100, True),
-            "r_free_flags_fraction": (0, 0.5, True)})
+        self.check_numbers(
+            {
+                "high_resolution": (0, infinity, True),
+                "low_resolution": (0, infinity, True),
+                "wavelength": (0.1, 10, True),
+                "scale": (0, infinity, False),
+                "k_sol": (-10, 10, False),
+                "b_sol": (-1000, 10000, False),
+                "add_random_error_to_amplitudes_percent": (0, 100, True),
+                "r_free_flags_fraction": (0, 0.5, True),
+            }
+        )
         if params.high_resolution and params.low_resolution and params.high_resolution >= params.low_resolution:
-            raise Sorry(f"No reflection is between high_resolution={params.high_resolution:g} and "
-                        f"low_resolution={params.low_resolution:g} Å: high_resolution is the smaller.")
+            raise Sorry(
+                f"No reflection is between high_resolution={params.high_resolution:g} and "
+                f"low_resolution={params.low_resolution:g} Å: high_resolution is the smaller."
+            )
         if not self._with_data():
             if params.high_resolution is None:
-                raise Sorry("Without data, give high_resolution: the limit (Å) to which structure factors are "
-                            "computed.")
+                raise Sorry(
+                    "Without data, give high_resolution: the limit (Å) to which structure factors are computed."
+                )
             if params.scales not in ("auto", "given"):
                 raise Sorry(f"scales={params.scales} needs data: give a data file, or scales=given.")
         if params.b_cart is None or not all(map(math.isfinite, params.b_cart)):
@@ -202,8 +213,9 @@ The exit code is 0 only if everything was computed and written.
         print(render(self.result, self.on_terminal(sys.stdout)), file=self.logger)
         print(f"\nWritten: {self._path}", file=self.logger)
         if params.add_random_error_to_amplitudes_percent:
-            print(f"Random errors of {params.add_random_error_to_amplitudes_percent:g} % were put in.",
-                  file=self.logger)
+            print(
+                f"Random errors of {params.add_random_error_to_amplitudes_percent:g} % were put in.", file=self.logger
+            )
 
     # Model and data
 
@@ -214,8 +226,13 @@ The exit code is 0 only if everything was computed and written.
             model = read_model(model_name, params.scattering_table, d_min=params.high_resolution)
             self._messages = list(model.messages)
         else:
-            self._entry = self.load(model_name, data_name, params.high_resolution, params.low_resolution,
-                                    anomalous=params.wavelength is not None)
+            self._entry = self.load(
+                model_name,
+                data_name,
+                params.high_resolution,
+                params.low_resolution,
+                anomalous=params.wavelength is not None,
+            )
             model, self._messages = self._entry.model, list(self._entry.messages)
         structure = model.xray_structure
         if params.wavelength is not None:
@@ -228,8 +245,10 @@ The exit code is 0 only if everything was computed and written.
         if self._entry is not None:
             data = self._entry.data
             if params.r_free_flags_fraction and data.r_free_flags is not None:
-                raise Sorry(f"{data.path} has free flags already: leave r_free_flags_fraction out, or set "
-                            "read_free_flags=False.")
+                raise Sorry(
+                    f"{data.path} has free flags already: leave r_free_flags_fraction out, or set "
+                    "read_free_flags=False."
+                )
             self._reflections = Reflections.from_cctbx(data.f_obs, data.r_free_flags, **options)
         else:
             self._reflections = self._complete_set(structure, options)
@@ -239,12 +258,14 @@ The exit code is 0 only if everything was computed and written.
         """All reflections between the limits, with amplitudes of zero."""
         params = self.inputs
         miller_set = structure.build_miller_set(
-            d_min=params.high_resolution, anomalous_flag=structure.scatterers().count_anomalous() > 0)
+            d_min=params.high_resolution, anomalous_flag=structure.scatterers().count_anomalous() > 0
+        )
         if params.low_resolution is not None:
             miller_set = miller_set.resolution_filter(d_max=params.low_resolution)
         if miller_set.size() == 0:
-            raise Sorry(f"The crystal has no reflection to high_resolution={params.high_resolution:g} Å: give a "
-                        "smaller number.")
+            raise Sorry(
+                f"The crystal has no reflection to high_resolution={params.high_resolution:g} Å: give a smaller number."
+            )
         blank = miller_set.array(data=flex.double(miller_set.size(), 0.0)).set_observation_type_xray_amplitude()
         return Reflections.from_cctbx(blank, **options)
 
@@ -254,8 +275,13 @@ The exit code is 0 only if everything was computed and written.
         params = self.inputs
         if self._entry is None or params.scales == "given":
             return self._compute_given()
-        fmodel = FModel(self._atoms, self._reflections, method=params.method, accuracy=params.accuracy,
-                        mask={"method": params.mask, "grid_step": params.grid_step})
+        fmodel = FModel(
+            self._atoms,
+            self._reflections,
+            method=params.method,
+            accuracy=params.accuracy,
+            mask={"method": params.mask, "grid_step": params.grid_step},
+        )
         fmodel._source = self._entry
         model = "exponential" if params.scales == "exponential" else "mmtbx"
         try:
@@ -265,26 +291,34 @@ The exit code is 0 only if everything was computed and written.
                 f_model = scales.f_model(f_calc, f_mask) * scales.f_obs_scale
                 self._messages += twin_messages(fmodel)
         except (ValueError, IndexError) as error:
-            raise Sorry(f"The model cannot be scaled to {self._entry.data.path}: {error} Use more reflections, or "
-                        "scales=given.") from None
-        return _Parts(self._reflections, f_calc, f_mask, scales.k_total * scales.f_obs_scale, scales.k_masks[0],
-                      f_model, fmodel, scales.selection)
+            raise Sorry(
+                f"The model cannot be scaled to {self._entry.data.path}: {error} Use more reflections, or scales=given."
+            ) from None
+        return _Parts(
+            self._reflections,
+            f_calc,
+            f_mask,
+            scales.k_total * scales.f_obs_scale,
+            scales.k_masks[0],
+            f_model,
+            fmodel,
+            scales.selection,
+        )
 
     def _compute_given(self):
         params = self.inputs
         crystal, indices = self._reflections.crystal, self._reflections.miller_indices
         try:
-            k_total, k_mask = given_scales(crystal, indices, params.scale, params.k_sol, params.b_sol,
-                                           params.b_cart)
+            k_total, k_mask = given_scales(crystal, indices, params.scale, params.k_sol, params.b_sol, params.b_cart)
         except ValueError as error:
             raise Sorry(str(error)) from None
         with torch.no_grad():
-            f_calc = structure_factors(self._atoms, crystal, indices, method=params.method,
-                                       accuracy=params.accuracy)
+            f_calc = structure_factors(self._atoms, crystal, indices, method=params.method, accuracy=params.accuracy)
             f_mask = torch.zeros_like(f_calc)
             if params.k_sol or self.params.output.components:
-                f_mask = solvent_structure_factors(self._atoms, crystal, indices, method=params.mask,
-                                                   grid_step=params.grid_step).to(f_calc.dtype)
+                f_mask = solvent_structure_factors(
+                    self._atoms, crystal, indices, method=params.mask, grid_step=params.grid_step
+                ).to(f_calc.dtype)
         f_model = k_total.to(f_calc.real) * (f_calc + k_mask.to(f_calc.real) * f_mask)
         return _Parts(self._reflections, f_calc, f_mask, k_total, k_mask, f_model)
 
@@ -300,13 +334,16 @@ The exit code is 0 only if everything was computed and written.
         mtz = MTZ(f"mmtbx_sfdiff.fmodel: {self._model.path.name}", params.wavelength)
         self._add_f_model(mtz, miller_set, parts.f_model)
         if self._entry is not None:
-            mtz.add(miller_array(miller_set, reflections.f_obs, reflections.sigmas)
-                    .set_observation_type_xray_amplitude(), "FOBS")
+            mtz.add(
+                miller_array(miller_set, reflections.f_obs, reflections.sigmas).set_observation_type_xray_amplitude(),
+                "FOBS",
+            )
         if flags is not None:
             mtz.add(miller_array(miller_set, flags), "R-free-flags")
         elif params.r_free_flags_fraction:
-            new = miller_set.generate_r_free_flags(fraction=params.r_free_flags_fraction, max_free=None,
-                                                   use_lattice_symmetry=False)
+            new = miller_set.generate_r_free_flags(
+                fraction=params.r_free_flags_fraction, max_free=None, use_lattice_symmetry=False
+            )
             mtz.add(new.array(data=new.data().as_int()), "R-free-flags")
         if out.components:
             mtz.add(miller_array(miller_set, parts.f_calc), "FCALC")
@@ -346,27 +383,48 @@ The exit code is 0 only if everything was computed and written.
             values = r_factors(reflections, parts.f_model / k1, parts.selection, k1)
             r_work = float(values[0])
             r_free = float(values[1]) if reflections.r_free_flags is not None else None
-        exponential = scales.exponential if scales else {
-            "k_total": params.scale, "k_sol": params.k_sol, "b_sol": params.b_sol, "b_cart": list(params.b_cart)}
+        exponential = (
+            scales.exponential
+            if scales
+            else {"k_total": params.scale, "k_sol": params.k_sol, "b_sol": params.b_sol, "b_cart": list(params.b_cart)}
+        )
         self.result = {
             "entry": self._entry.name if self._entry else self._model.path.name.split(".")[0],
             "simulated": bool(self._entry is not None and self._entry.data.simulated),
             "space_group": reflections.crystal.space_group_symbol,
             "unit_cell": list(reflections.crystal.unit_cell),
-            "d_max": float(d.max()), "d_min": float(d.min()),
-            "n_atoms": self._atoms.n_atoms, "n_reflections": len(reflections),
+            "d_max": float(d.max()),
+            "d_min": float(d.min()),
+            "n_atoms": self._atoms.n_atoms,
+            "n_reflections": len(reflections),
             "anomalous": reflections.anomalous,
             "n_used": len(reflections) if parts.selection is None else int(parts.selection.sum()),
-            "r_work": r_work, "r_free": r_free,
+            "r_work": r_work,
+            "r_free": r_free,
             "scales": "given" if scales is None else "mmtbx" if scales.exponential is None else "exponential",
-            "exponential": exponential and {name: exponential[name] for name in ("k_total", "k_sol", "b_sol", "b_cart")},
+            "exponential": exponential
+            and {name: exponential[name] for name in ("k_total", "k_sol", "b_sol", "b_cart")},
             "shells": self._shells(parts),
-            "files": {"model": self._model.path.name,
-                      "data": self._entry.data.path.name if self._entry else None,
-                      "mtz": str(self._path)},
-            "settings": {name: getattr(params, name) for name in (
-                "method", "accuracy", "mask", "grid_step", "device", "dtype", "scattering_table", "wavelength")},
-            "messages": list(self._messages), "versions": versions(),
+            "files": {
+                "model": self._model.path.name,
+                "data": self._entry.data.path.name if self._entry else None,
+                "mtz": str(self._path),
+            },
+            "settings": {
+                name: getattr(params, name)
+                for name in (
+                    "method",
+                    "accuracy",
+                    "mask",
+                    "grid_step",
+                    "device",
+                    "dtype",
+                    "scattering_table",
+                    "wavelength",
+                )
+            },
+            "messages": list(self._messages),
+            "versions": versions(),
         }
         self._json = json.dumps(self.result, indent=1, ensure_ascii=False) + "\n"
 
@@ -374,13 +432,21 @@ The exit code is 0 only if everything was computed and written.
         reflections = parts.reflections
         used = torch.ones_like(reflections.work) if parts.selection is None else parts.selection
         shells = []
-        for d_max, d_min, chosen in resolution_shells(reflections.d_spacings, n_shells=10 if len(used) >= 500 else None):
+        for d_max, d_min, chosen in resolution_shells(
+            reflections.d_spacings, n_shells=10 if len(used) >= 500 else None
+        ):
             work = chosen[used[chosen] & reflections.work[chosen]]
             amplitudes, f_obs = parts.f_model[work].abs(), reflections.f_obs[work]
             known = self._entry is not None and len(work) and float(f_obs.sum()) > 0
-            shells.append({
-                "d_max": d_max, "d_min": d_min, "n": len(chosen),
-                "r_work": float((f_obs - amplitudes).abs().sum() / f_obs.sum()) if known else None,
-                "f_model": float(parts.f_model[chosen].abs().mean()),
-                "k_mask": float(parts.k_mask[chosen].mean()), "k_total": float(parts.k_total[chosen].mean())})
+            shells.append(
+                {
+                    "d_max": d_max,
+                    "d_min": d_min,
+                    "n": len(chosen),
+                    "r_work": float((f_obs - amplitudes).abs().sum() / f_obs.sum()) if known else None,
+                    "f_model": float(parts.f_model[chosen].abs().mean()),
+                    "k_mask": float(parts.k_mask[chosen].mean()),
+                    "k_total": float(parts.k_total[chosen].mean()),
+                }
+            )
         return shells

@@ -1,4 +1,5 @@
 """What ``mmtbx_sfdiff.fmodel`` prints."""
+
 from __future__ import annotations
 
 from rich.text import Text
@@ -12,12 +13,14 @@ def render(result, terminal=False, width=None):
 
 
 def _parts(result, style):
-    yield Text(f"{result['entry']}: {result['space_group']}, {result['d_max']:.1f}-{result['d_min']:.2f} Å, "
-               f"{result['n_atoms']:,} atoms, {result['n_reflections']:,} reflections"
-               + (", Bijvoet mates apart" if result["anomalous"] else ""), style="bold")
+    yield Text(
+        f"{result['entry']}: {result['space_group']}, {result['d_max']:.1f}-{result['d_min']:.2f} Å, "
+        f"{result['n_atoms']:,} atoms, {result['n_reflections']:,} reflections"
+        + (", Bijvoet mates apart" if result["anomalous"] else ""),
+        style="bold",
+    )
     if result["simulated"]:
-        yield Text("SIMULATED amplitudes, not measured: R factors say nothing about a real crystal.",
-                   style="bold red")
+        yield Text("SIMULATED amplitudes, not measured: R factors say nothing about a real crystal.", style="bold red")
     with_data = result["r_work"] is not None
     if with_data:
         free = "-" if result["r_free"] is None else f"{result['r_free']:.4f}"
@@ -25,8 +28,10 @@ def _parts(result, style):
     part = result["exponential"]
     if part:
         b_cart = " ".join(f"{x:.3g}" for x in part["b_cart"])
-        yield Text(f"Scale {part['k_total']:.4g}, k_sol {part['k_sol']:.3f} e/Å^3, B_sol {part['b_sol']:.1f} Å^2, "
-                   f"B_cart {b_cart} Å^2")
+        yield Text(
+            f"Scale {part['k_total']:.4g}, k_sol {part['k_sol']:.3f} e/Å^3, B_sol {part['b_sol']:.1f} Å^2, "
+            f"B_cart {b_cart} Å^2"
+        )
     names = ["Resolution (Å)", "reflections", "mean |F_model|", "k_mask", "k_total"] + ["R-work"] * with_data
     yield text_tables.table(style, names, [_row(shell, with_data) for shell in result["shells"]])
     for message in result["messages"]:
@@ -34,8 +39,13 @@ def _parts(result, style):
 
 
 def _row(shell, with_data):
-    row = [f"{shell['d_max']:.2f}-{shell['d_min']:.2f}", f"{shell['n']:,}", f"{shell['f_model']:.4g}",
-           f"{shell['k_mask']:.3f}", f"{shell['k_total']:.4g}"]
+    row = [
+        f"{shell['d_max']:.2f}-{shell['d_min']:.2f}",
+        f"{shell['n']:,}",
+        f"{shell['f_model']:.4g}",
+        f"{shell['k_mask']:.3f}",
+        f"{shell['k_total']:.4g}",
+    ]
     if with_data:
         row.append("-" if shell["r_work"] is None else f"{shell['r_work']:.4f}")
     return row

@@ -198,9 +198,7 @@ def stage_arguments(arguments):
     if not words:
         return arguments
     if words[0] not in STAGES:
-        raise Sorry(
-            f"{words[0]} is not a stage: the first word is one of {', '.join(STAGES)}, the second a folder."
-        )
+        raise Sorry(f"{words[0]} is not a stage: the first word is one of {', '.join(STAGES)}, the second a folder.")
     if len(words) < 2:
         raise Sorry(f"The working folder is missing: mmtbx_sfdiff.latent {words[0]} WORKDIR.")
     folder = words[1].replace("\\", "\\\\").replace('"', '\\"')
@@ -234,13 +232,11 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
                 f"Give a stage ({', '.join(STAGES)}) and a folder: mmtbx_sfdiff.latent prep WORKDIR model.pdb data.mtz."
             )
         if params.stage != "prep":
-            given = [n for n in ("entry_id", "model_file", "data_file") if getattr(params, n)] + [
-                "demo"
-            ] * bool(params.demo)
+            given = [n for n in ("entry_id", "model_file", "data_file") if getattr(params, n)] + ["demo"] * bool(
+                params.demo
+            )
             if given:
-                raise Sorry(
-                    f"The stage {params.stage} takes model and data from the stage prep: leave out {given[0]}."
-                )
+                raise Sorry(f"The stage {params.stage} takes model and data from the stage prep: leave out {given[0]}.")
         else:
             self._check_prep()
         self._check_numbers()
@@ -314,9 +310,7 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
                 if (value is None and optional) or (value is Auto and name == "force_field_weight"):
                     continue
                 if value in (None, Auto) or not low <= value <= high or (low == 0 and value == 0):
-                    raise Sorry(
-                        f"{scope}.{name}={value} is not possible: see mmtbx_sfdiff.latent --show-defaults."
-                    )
+                    raise Sorry(f"{scope}.{name}={value} is not possible: see mmtbx_sfdiff.latent --show-defaults.")
 
     def run(self):
         from . import latent_refining, latent_stages
@@ -328,9 +322,7 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
             except (ValueError, IndexError, ImportError) as error:
                 raise Sorry(" ".join(str(error).split())) from None
             except torch.cuda.OutOfMemoryError:
-                raise Sorry(
-                    f"The device {self.inputs.device} has too little free memory: use device=cpu."
-                ) from None
+                raise Sorry(f"The device {self.inputs.device} has too little free memory: use device=cpu.") from None
         self._json = json.dumps(self.result, indent=1, ensure_ascii=False) + "\n"
 
     def say(self, *words):

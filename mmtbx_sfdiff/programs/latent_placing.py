@@ -63,9 +63,7 @@ def place_on(predicted, reference, log=None):
                 file=log,
             )
     if not model.chains():
-        raise Sorry(
-            "No chain of the model to be placed has the sequence of a chain of superpose_on: check both files."
-        )
+        raise Sorry("No chain of the model to be placed has the sequence of a chain of superpose_on: check both files.")
     result.atoms().reset_i_seq()
     result.atoms().reset_serial()
     return result

@@ -56,9 +56,7 @@ def refine(program, report):
     settings |= {name: getattr(program.inputs, name) for name in ("method", "mask", "grid_step")}
     settings["force_field_weight"] = weight
     facts = work.need("prep")["facts"]
-    settings["b_source"] = (
-        params.b_source if params.b_source != "auto" else "plddt" if facts["predicted"] else "wilson"
-    )
+    settings["b_source"] = params.b_source if params.b_source != "auto" else "plddt" if facts["predicted"] else "wilson"
     inputs = {"benchmark": params.benchmark} if params.benchmark else {}
     if not work.begin(
         "refine", settings, inputs, program.inputs.random_seed, program.inputs.restart, resumable=("starts",)
@@ -132,9 +130,7 @@ def _kept(program, path, compute):
     if run is None:
         run = compute()
         reporting.save_run(path, run)
-        program.say(
-            f"{run.label}: target {run.target:.0f}, {_r(run.r_work, run.r_free)}, {run.seconds:.0f} s"
-        )
+        program.say(f"{run.label}: target {run.target:.0f}, {_r(run.r_work, run.r_free)}, {run.seconds:.0f} s")
     return run
 
 
@@ -289,9 +285,7 @@ def _energies(program, folder):
             generator = BoltzmannGenerator.load(work.folder("train") / file)
             values[name] = energy(generator.sample(_SAMPLES, 1.0, random))
         values[f"{flow}, z x 0.5"] = energy(generator.sample(_SAMPLES, 0.5, random))
-    picture = figures.energies(
-        {k: v.numpy() for k, v in values.items()}, prepared.n_ff, "Energies of structures"
-    )
+    picture = figures.energies({k: v.numpy() for k, v in values.items()}, prepared.n_ff, "Energies of structures")
     path = folder / "energies.png"
     write_atomically(path, figures.png(picture))
     return path

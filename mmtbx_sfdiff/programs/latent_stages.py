@@ -123,9 +123,7 @@ def _model_and_data(program, report):
     params = program.inputs
     if not params.prep.uniprot_id:
         if params.demo:
-            raise Sorry(
-                "There is no demonstration of this program: give a model and a data file, or a PDB entry."
-            )
+            raise Sorry("There is no demonstration of this program: give a model and a data file, or a PDB entry.")
         return program.find_files(None, report)
     data = params.data_file
     if not data:
@@ -185,9 +183,7 @@ def md(program, report):
     prepared = PreparedModel.load(work.folder("prep"))
     system = create_system(prepared)
     if params.restraint:
-        system = add_position_restraints(
-            system, prepared.sites_cart, prepared.ca_index, _constants(program, prepared)
-        )
+        system = add_position_restraints(system, prepared.sites_cart, prepared.ca_index, _constants(program, prepared))
     last = [time.perf_counter()]
 
     def progress(done, total, energy):
@@ -254,9 +250,7 @@ def train(program, report):
         flow = (
             RealNVP(linear, seed=program.inputs.random_seed)
             if params.flow == "realnvp"
-            else SplineFlow.from_samples(
-                features, transform.kinds, params.shrink, seed=program.inputs.random_seed
-            )
+            else SplineFlow.from_samples(features, transform.kinds, params.shrink, seed=program.inputs.random_seed)
         )
     generator = BoltzmannGenerator(transform, flow)
     if params.flow != "linear":

@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.refine``: sites and displacement parameters of a model, refined against its data."""
+
 from __future__ import annotations
 
 import contextlib
@@ -29,8 +30,10 @@ from ..versions import versions
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, EntryProgram, choices
 from .refine_table import cycle_line, heading, render
 
-NO_RESTRAINTS = ("There are no geometry restraints: bonds, angles and contacts are held by the data alone. At less than "
-                 "atomic resolution, regularise the model afterwards.")
+NO_RESTRAINTS = (
+    "There are no geometry restraints: bonds, angles and contacts are held by the data alone. At less than "
+    "atomic resolution, regularise the model afterwards."
+)
 _DEFAULTS = Settings()
 _TRIAL_CYCLES = 3  # of a trial of a weight
 
@@ -162,12 +165,23 @@ everything was computed and written.
         self.check_inputs()
         positive = (0, math.inf, False)
         weight = {} if params.force_field_weight is Auto else {"force_field_weight": (-1e-300, math.inf, False)}
-        self.check_numbers({
-            "d_min": (0, math.inf, True), "d_max": (0, math.inf, True), "cycles": (1, 1000, False),
-            "steps": (1, 100000, False), "first_d_min": positive, "resolution_cycles": (1, 1000, False),
-            "adp_from_cycle": (1, 1000, False), "least_squares_cycles": (-0.5, 1000, False),
-            "damping": (-1e-300, math.inf, False), "learning_rate": positive, "tolerance": positive,
-            "shake": (0, 10, True)} | weight)
+        self.check_numbers(
+            {
+                "d_min": (0, math.inf, True),
+                "d_max": (0, math.inf, True),
+                "cycles": (1, 1000, False),
+                "steps": (1, 100000, False),
+                "first_d_min": positive,
+                "resolution_cycles": (1, 1000, False),
+                "adp_from_cycle": (1, 1000, False),
+                "least_squares_cycles": (-0.5, 1000, False),
+                "damping": (-1e-300, math.inf, False),
+                "learning_rate": positive,
+                "tolerance": positive,
+                "shake": (0, 10, True),
+            }
+            | weight
+        )
         if params.force_field_weight:
             try:
                 for name in ("openmm", "pdbfixer"):
@@ -175,8 +189,9 @@ everything was computed and written.
             except ImportError as error:
                 raise Sorry(str(error)) from None
         if params.d_min and params.d_max and params.d_min >= params.d_max:
-            raise Sorry(f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: "
-                        "d_min is the smaller.")
+            raise Sorry(
+                f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: d_min is the smaller."
+            )
         self._settings = Settings(**{field.name: getattr(params, field.name) for field in dataclasses.fields(Settings)})
         try:
             check_settings(self._settings)
@@ -241,17 +256,26 @@ everything was computed and written.
             reflections = Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, **options)
         except ValueError as error:
             raise Sorry(f"{model}: {error}") from None
-        fmodel = FModel(atoms, reflections, method=params.method, accuracy=params.accuracy,
-                        mask={"method": params.mask, "grid_step": params.grid_step})
+        fmodel = FModel(
+            atoms,
+            reflections,
+            method=params.method,
+            accuracy=params.accuracy,
+            mask={"method": params.mask, "grid_step": params.grid_step},
+        )
         fmodel._source = entry
         suffix = self._model_suffix()
         if suffix == ".pdb" and not entry.model.manager.can_be_output_as_pdb():
-            raise Sorry(f"{model} does not fit into the PDB format (too many atoms, or long names): set "
-                        "output.model_format=mmcif.")
+            raise Sorry(
+                f"{model} does not fit into the PDB format (too many atoms, or long names): set "
+                "output.model_format=mmcif."
+            )
         least_squares = params.target == "least_squares" or params.least_squares_cycles
         if least_squares and reflections.sigmas is None:
-            raise Sorry(f"{data} has no standard deviations of the amplitudes, which least squares needs: set "
-                        "target=maximum_likelihood and least_squares_cycles=0.")
+            raise Sorry(
+                f"{data} has no standard deviations of the amplitudes, which least squares needs: set "
+                "target=maximum_likelihood and least_squares_cycles=0."
+            )
         return fmodel
 
     def _find_twins(self, fmodel):
@@ -272,14 +296,17 @@ everything was computed and written.
             return None
         report("force field", None)
         from ..latent.refinement.restraint import ForceFieldRestraint
+
         manager = self._entry.model.manager
         weight = self.inputs.force_field_weight
         restraint = ForceFieldRestraint(manager.get_hierarchy(), 1.0 if weight is Auto else weight)
         self._weight = {"force_field_weight": weight}
         if weight is Auto:
             self._weight = self._choose_weight(restraint, report)
-        self._messages = [f"Restrained by a force field (ff14SB, implicit solvent): {restraint.n_restrained} of "
-                          f"{manager.size()} atoms; others, and contacts with symmetry mates, are not."]
+        self._messages = [
+            f"Restrained by a force field (ff14SB, implicit solvent): {restraint.n_restrained} of "
+            f"{manager.size()} atoms; others, and contacts with symmetry mates, are not."
+        ]
         print(self._messages[0], file=self.logger)
         return restraint
 
@@ -304,8 +331,23 @@ everything was computed and written.
     def _start(self, fmodel, files):
         """(the model to refine, history): as read, shifted at random, or as it was when it was interrupted."""
         params = self.inputs
-        names = ("scattering_table", "labels", "free_flag_labels", "read_free_flags", "test_flag_value", "d_min",
-                 "d_max", "method", "accuracy", "mask", "grid_step", "dtype", "shake", "random_seed", "force_field_weight")
+        names = (
+            "scattering_table",
+            "labels",
+            "free_flag_labels",
+            "read_free_flags",
+            "test_flag_value",
+            "d_min",
+            "d_max",
+            "method",
+            "accuracy",
+            "mask",
+            "grid_step",
+            "dtype",
+            "shake",
+            "random_seed",
+            "force_field_weight",
+        )
         decisive = {name: getattr(params, name) for name in names} | dataclasses.asdict(self._settings)
         if params.force_field_weight is Auto:
             decisive["force_field_weight"] = "Auto"
@@ -331,11 +373,14 @@ everything was computed and written.
         entry, reflections = self._entry, fmodel.reflections
         d = reflections.d_spacings
         return {
-            "entry": entry.name, "simulated": bool(entry.data.simulated),
+            "entry": entry.name,
+            "simulated": bool(entry.data.simulated),
             "space_group": reflections.crystal.space_group_symbol,
             "unit_cell": list(reflections.crystal.unit_cell),
-            "d_max": float(d.max()), "d_min": float(d.min()),
-            "n_atoms": fmodel.atoms.n_atoms, "n_reflections": len(reflections),
+            "d_max": float(d.max()),
+            "d_min": float(d.min()),
+            "n_atoms": fmodel.atoms.n_atoms,
+            "n_reflections": len(reflections),
             "n_free": None if reflections.r_free_flags is None else int(reflections.r_free_flags.sum()),
         }
 
@@ -344,21 +389,43 @@ everything was computed and written.
         first.update_scales(remove_outliers=self._settings.remove_outliers)
         moved = (refined.atoms.sites_cart - self._shaken.sites_cart).square().sum(-1).sqrt()
         settings = dataclasses.asdict(self._settings)
-        settings |= {name: getattr(self.inputs, name) for name in (
-            "method", "accuracy", "mask", "grid_step", "device", "dtype", "scattering_table", "shake", "random_seed")}
+        settings |= {
+            name: getattr(self.inputs, name)
+            for name in (
+                "method",
+                "accuracy",
+                "mask",
+                "grid_step",
+                "device",
+                "dtype",
+                "scattering_table",
+                "shake",
+                "random_seed",
+            )
+        }
         self.result = self._header(fmodel) | {
-            "start": _r(first), "final": _r(refined), "cycles": history.cycles, "steps": history.steps,
-            "shift_rms": float(moved.square().mean().sqrt()), "shift_max": float(moved.max()),
-            "geometry_restraints": self._weight, "settings": settings,
-            "files": {"model": self._entry.model.path.name, "data": self._entry.data.path.name,
-                      "labels": self._entry.data.labels},
-            "messages": [*self._twins, *self._messages, *self._entry.messages], "versions": versions(),
+            "start": _r(first),
+            "final": _r(refined),
+            "cycles": history.cycles,
+            "steps": history.steps,
+            "shift_rms": float(moved.square().mean().sqrt()),
+            "shift_max": float(moved.max()),
+            "geometry_restraints": self._weight,
+            "settings": settings,
+            "files": {
+                "model": self._entry.model.path.name,
+                "data": self._entry.data.path.name,
+                "labels": self._entry.data.labels,
+            },
+            "messages": [*self._twins, *self._messages, *self._entry.messages],
+            "versions": versions(),
         }
         self._json = json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def _contents(self, refined):
         # matplotlib takes half a second to import: not for --help.
         from ..refinement import figure
+
         suffix = self._model_suffix()
         contents = {suffix: model_file(refined, suffix), ".mtz": map_file(refined), ".json": self._json.encode()}
         if self.params.output.figure:

@@ -1,4 +1,5 @@
 """``mmtbx_sfdiff.run``: an unmodified program of cctbx or Phenix, with this package registered or everywhere."""
+
 from __future__ import annotations
 
 import argparse
@@ -27,7 +28,8 @@ _NAME_LINE = re.compile(r"^\s*#\s*LIBTBX_SET_DISPATCHER_NAME\s+(\S+)", re.MULTIL
 def parser():
     """The command line of the program."""
     result = argparse.ArgumentParser(
-        prog="mmtbx_sfdiff.run", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="mmtbx_sfdiff.run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run a program of cctbx or Phenix, unmodified, with mmtbx_sfdiff as its engine.",
         epilog="""\
 By default the program knows algorithm=sfdiff and mask.algorithm=sfdiff and computes with them where asked:
@@ -39,18 +41,33 @@ By default the program knows algorithm=sfdiff and mask.algorithm=sfdiff and comp
 With --takeover everything goes through mmtbx_sfdiff, whatever the program asks for:
 
   mmtbx_sfdiff.run --takeover mmtbx.model_vs_data model.pdb data.mtz
-""")
-    result.add_argument("--takeover", action="store_true", help="send every F_calc, gradient and mask through "
-                        "mmtbx_sfdiff")
-    result.add_argument("--mask", choices=tuple(MASKS), default="binary",
-                        help="with --takeover: the solvent mask (default: cctbx's own definition)")
-    result.add_argument("--method", choices=("auto", *METHODS), default="auto",
-                        help="with --takeover: how structure factors are computed")
-    result.add_argument("--accuracy", type=float, default=1e-4,
-                        help="with --takeover: largest relative error of the FFT (default: %(default)g)")
+""",
+    )
+    result.add_argument(
+        "--takeover", action="store_true", help="send every F_calc, gradient and mask through mmtbx_sfdiff"
+    )
+    result.add_argument(
+        "--mask",
+        choices=tuple(MASKS),
+        default="binary",
+        help="with --takeover: the solvent mask (default: cctbx's own definition)",
+    )
+    result.add_argument(
+        "--method",
+        choices=("auto", *METHODS),
+        default="auto",
+        help="with --takeover: how structure factors are computed",
+    )
+    result.add_argument(
+        "--accuracy",
+        type=float,
+        default=1e-4,
+        help="with --takeover: largest relative error of the FFT (default: %(default)g)",
+    )
     result.add_argument("--device", default="cpu", help="with --takeover: cpu, cuda, ...")
-    result.add_argument("--scaling", action="store_true", help="let mmtbx_sfdiff do update_all_scales, by the same "
-                        "algorithm")
+    result.add_argument(
+        "--scaling", action="store_true", help="let mmtbx_sfdiff do update_all_scales, by the same algorithm"
+    )
     result.add_argument("program", help="name of a dispatcher (mmtbx.model_vs_data, phenix.refine), or a Python script")
     result.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on as they are")
     return result
@@ -66,8 +83,12 @@ def _run(options):
     if options.takeover:
         try:
             context = mmtbx_sfdiff.takeover(
-                method=options.method, accuracy=options.accuracy, device=options.device, mask=options.mask,
-                scaling=options.scaling)
+                method=options.method,
+                accuracy=options.accuracy,
+                device=options.device,
+                mask=options.mask,
+                scaling=options.scaling,
+            )
         except ValueError as error:
             raise Sorry(str(error)) from None
     else:
@@ -100,7 +121,7 @@ def find_program(name):
     if not _DISPATCHER.fullmatch(name):
         raise Sorry(f"{name} is not the name of a program, such as mmtbx.model_vs_data, nor a Python script.")
     module, command = name.split(".", 1)
-    folders = {package: path for package, path in _command_folders(module)}
+    folders = dict(_command_folders(module))
     direct = folders.get(module, Path("/nonexistent")) / f"{command}.py"
     if direct.is_file():
         return _script(str(direct))
@@ -112,8 +133,10 @@ def find_program(name):
         program = getattr(importlib.import_module(f"{module}.programs.{command}"), "Program", None)
         if program is not None:
             return lambda arguments: run_program(program_class=program, args=list(arguments))
-    raise Sorry(f"There is no program {name} here: it was looked for in command_line and programs of "
-                f"{', '.join(sorted(folders)) or 'no module at all'}.")
+    raise Sorry(
+        f"There is no program {name} here: it was looked for in command_line and programs of "
+        f"{', '.join(sorted(folders)) or 'no module at all'}."
+    )
 
 
 def _script(path):

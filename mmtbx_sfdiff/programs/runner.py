@@ -4,6 +4,7 @@ What a user meets beyond cctbx's own behaviour: entry ids and the names of a mod
 alone on the command line; an error is one sentence and a non-zero exit code, never a traceback; Ctrl-C leaves
 nothing behind.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -36,12 +37,15 @@ class Parser(CCTBXParser):
         except RuntimeError as error:
             # PHIL's complaints about values and syntax, which cctbx lets through as a traceback.
             reason = re.sub(r": NameError: .*?(?= \()", "", " ".join(str(error).split()))
-            raise Sorry(f"{reason}. See {self.prog} --show-defaults --attributes-level=2 for what is "
-                        "possible.") from None
+            raise Sorry(
+                f"{reason}. See {self.prog} --show-defaults --attributes-level=2 for what is possible."
+            ) from None
         except (OverflowError, ValueError) as error:
             # Infinities and what is no number, where PHIL wants a whole one.
-            raise Sorry(f"A parameter that is a whole number was given another value ({error}). See {self.prog} "
-                        "--show-defaults --attributes-level=2 for what is possible.") from None
+            raise Sorry(
+                f"A parameter that is a whole number was given another value ({error}). See {self.prog} "
+                "--show-defaults --attributes-level=2 for what is possible."
+            ) from None
 
     def process_files(self, file_list, message="Processing files:"):
         phil = [name for name in file_list if name.lower().endswith(_PHIL_SUFFIXES)]
@@ -51,8 +55,10 @@ class Parser(CCTBXParser):
             super().process_files(phil, message)
         for name in phil:
             if name not in self.data_manager.get_phil_names():
-                raise Sorry(f"{name} is not a file of PHIL parameters that can be read: correct it; "
-                            f"{self.prog} --write-defaults shows the form.")
+                raise Sorry(
+                    f"{name} is not a file of PHIL parameters that can be read: correct it; "
+                    f"{self.prog} --write-defaults shows the form."
+                )
 
 
 def inputs_from_arguments(scope_name):
@@ -60,6 +66,7 @@ def inputs_from_arguments(scope_name):
 
     The scope of that name has ``entry_id``, ``model_file``, ``data_file`` and ``demo``.
     """
+
     def process(parser):
         _refuse_auto(parser.working_phil)
         params = parser.working_phil.extract()
@@ -73,13 +80,16 @@ def inputs_from_arguments(scope_name):
             elif word.startswith("-"):
                 unknown.append(word)
             else:
-                raise Sorry(f"{word} is not a file that exists, a PDB entry or a parameter (name=value): "
-                            f"check it, or see {parser.prog} --help.")
+                raise Sorry(
+                    f"{word} is not a file that exists, a PDB entry or a parameter (name=value): "
+                    f"check it, or see {parser.prog} --help."
+                )
         for name in parser.plain_files:
             kind = "data_file" if _holds_reflections(name) else "model_file"
             _set_once(scope, kind, name, kind.replace("_", " "))
         parser.namespace.unknown = unknown
         parser.working_phil = parser.master_phil.format(python_object=params)
+
     return process
 
 
@@ -87,7 +97,9 @@ def _refuse_auto(working_phil):
     """PHIL lets every parameter be Auto; it means something where the help of the parameter says what."""
     for definition in working_phil.all_definitions():
         if definition.object.extract() is libtbx.Auto and "Auto" not in (definition.object.help or ""):
-            raise Sorry(f"{definition.path.split('.', 1)[-1]}=Auto is not possible: give a value, or leave the parameter out.")
+            raise Sorry(
+                f"{definition.path.split('.', 1)[-1]}=Auto is not possible: give a value, or leave the parameter out."
+            )
 
 
 def _set_once(scope, name, value, what):
@@ -101,7 +113,7 @@ def _holds_reflections(path):
     content = read_content(path, "model or data")
     if content.kind == "mtz":
         return True
-    head = content.raw[:2**20]
+    head = content.raw[: 2**20]
     return b"_refln" in head and b"_atom_site." not in head or path.lower().endswith((".hkl", ".sca", ".cv"))
 
 
@@ -122,10 +134,15 @@ def main(program_class, args=None):
         0 when everything was computed and written, 1 after an error that was explained, 2 for wrong options,
         130 after Ctrl-C.
     """
-    return guarded(lambda: run_program(
-        program_class=program_class, parser_class=Parser, args=None if args is None else list(args),
-        custom_process_arguments=inputs_from_arguments(program_class.input_scope)),
-        interrupted=getattr(program_class, "interrupted", "Interrupted: nothing was written."))
+    return guarded(
+        lambda: run_program(
+            program_class=program_class,
+            parser_class=Parser,
+            args=None if args is None else list(args),
+            custom_process_arguments=inputs_from_arguments(program_class.input_scope),
+        ),
+        interrupted=getattr(program_class, "interrupted", "Interrupted: nothing was written."),
+    )
 
 
 def guarded(run, interrupted="Interrupted."):
@@ -148,8 +165,10 @@ def guarded(run, interrupted="Interrupted."):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError:
-        _say("Sorry: There is too little memory for this entry: use a machine with more, a coarser "
-             "grid_step, or a larger d_min.")
+        _say(
+            "Sorry: There is too little memory for this entry: use a machine with more, a coarser "
+            "grid_step, or a larger d_min."
+        )
         return 1
     except SystemExit as end:
         # From --help, --version, --show-defaults (0), wrong options (2), and programs that end themselves.

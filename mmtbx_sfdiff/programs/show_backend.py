@@ -3,6 +3,7 @@
 A small crystal is put through the ways mmtbx has to structure factors, gradients and masks, three times: by cctbx, with
 ``sfdiff`` by name, and inside ``takeover()``.  What is printed is counted, not claimed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,17 +28,21 @@ _D_MIN = 2.5
 
 def run(args=None):
     """Print the table; return the exit code."""
+
     def show():
         argparse.ArgumentParser(prog="mmtbx_sfdiff.show_backend", description=__doc__.splitlines()[0]).parse_args(args)
         print(report())
+
     return guarded(show)
 
 
 def report():
     """The table as text."""
     lines = [" ".join(f"{name} {value}" for name, value in versions().items() if value)]
-    lines.append(f"torch: {torch.get_num_threads()} threads, "
-                 + (f"CUDA: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no CUDA device"))
+    lines.append(
+        f"torch: {torch.get_num_threads()} threads, "
+        + (f"CUDA: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no CUDA device")
+    )
     lines.append(f"Algorithms that cctbx knows before registration: {', '.join(sorted(algorithms))}")
     counts = {"cctbx": count_calls(), "by name": count_calls("sfdiff")}
     with mmtbx_sfdiff.takeover():
@@ -46,8 +51,10 @@ def report():
     lines.append(render(lambda style: [table(style, ["C++ entry point", *counts, ""], rows)], width=110))
     lines.append("")
     lines += [f"{point.name}: {point.remark}" for point in ENTRY_POINTS]
-    lines.append("\nCounted: calls while a small crystal is scaled, tried with another mask, differentiated with two targets and "
-                 "mapped.\nEngines of their own, never replaced: smtbx, phaser, density maps of cctbx.maptbx.")
+    lines.append(
+        "\nCounted: calls while a small crystal is scaled, tried with another mask, differentiated with two targets and "
+        "mapped.\nEngines of their own, never replaced: smtbx, phaser, density maps of cctbx.maptbx."
+    )
     return "\n".join(lines)
 
 
@@ -84,8 +91,12 @@ def count_calls(algorithm="fft"):
 
 def _round(structure, f_obs, flags, parameters, mask):
     manager = mmtbx.f_model.manager(
-        f_obs=f_obs, r_free_flags=flags.customized_copy(data=flags.data() == 1), xray_structure=structure,
-        sf_and_grads_accuracy_params=parameters, mask_params=mask)
+        f_obs=f_obs,
+        r_free_flags=flags.customized_copy(data=flags.data() == 1),
+        xray_structure=structure,
+        sf_and_grads_accuracy_params=parameters,
+        mask_params=mask,
+    )
     manager.update_all_scales()
     manager.try_mask_params((1.0, 0.8))
     xray.set_scatterer_grad_flags(scatterers=manager.xray_structure.scatterers(), site=True)
@@ -95,7 +106,12 @@ def _round(structure, f_obs, flags, parameters, mask):
     manager.electron_density_map().map_coefficients("2mFo-DFc", fill_missing=True)
     f_obs.structure_factors_from_scatterers(structure, algorithm="direct")
     mmtbx.masks.mask_from_xray_structure(
-        xray_structure=structure, p1=True, for_structure_factors=True, n_real=(24, 24, 24))
+        xray_structure=structure, p1=True, for_structure_factors=True, n_real=(24, 24, 24)
+    )
     mmtbx.masks.bulk_solvent(
-        xray_structure=structure, ignore_zero_occupancy_atoms=True, solvent_radius=1.1, shrink_truncation_radius=0.9,
-        grid_step=0.8)
+        xray_structure=structure,
+        ignore_zero_occupancy_atoms=True,
+        solvent_radius=1.1,
+        shrink_truncation_radius=0.9,
+        grid_step=0.8,
+    )

@@ -1,4 +1,5 @@
 """A picture of a refinement: R factors and the target at every step."""
+
 from __future__ import annotations
 
 import io
@@ -31,9 +32,11 @@ def draw(result):
     _name_limits(upper, result)
     final, start = result["final"], result["start"]
     simulated = " (SIMULATED data)" if result.get("simulated") else ""
-    figure.suptitle(f"{result['entry']}{simulated}: R-work {start['r_work']:.3f} to {final['r_work']:.3f}"
-                    + ("" if final["r_free"] is None
-                       else f", R-free {start['r_free']:.3f} to {final['r_free']:.3f}"), fontsize=11)
+    figure.suptitle(
+        f"{result['entry']}{simulated}: R-work {start['r_work']:.3f} to {final['r_work']:.3f}"
+        + ("" if final["r_free"] is None else f", R-free {start['r_free']:.3f} to {final['r_free']:.3f}"),
+        fontsize=11,
+    )
     return figure
 
 
@@ -63,15 +66,21 @@ def _draw_target(axes, result):
         # Scales, and alpha and beta, are new in every macro-cycle, so that its target is a curve of its own.
         for cycle in dict.fromkeys(steps[i]["cycle"] for i in x):
             part = [i for i in x if steps[i]["cycle"] == cycle]
-            where.plot(part, [steps[i]["target"] for i in part], color=_TARGET if number == 0 else _FREE,
-                       marker=".", markersize=3, linewidth=1)
+            where.plot(
+                part,
+                [steps[i]["target"] for i in part],
+                color=_TARGET if number == 0 else _FREE,
+                marker=".",
+                markersize=3,
+                linewidth=1,
+            )
         where.set_ylabel(names[kind])
     axes.set_xlabel("step")
     axes.spines["top"].set_visible(False)
 
 
 def _mark_cycles(axes, result):
-    for cycle, first in _first_steps(result)[1:]:
+    for _cycle, first in _first_steps(result)[1:]:
         axes.axvline(first - 0.5, color=_LIMIT, linewidth=0.5)
 
 
@@ -80,8 +89,16 @@ def _name_limits(axes, result):
     last = None
     for cycle, first in _first_steps(result):
         if limits[cycle] != last:
-            axes.annotate(f"to {limits[cycle]:.2f} Å", (first, 1.0), xycoords=("data", "axes fraction"), fontsize=7,
-                          xytext=(2, -2), textcoords="offset points", va="top", rotation=90)
+            axes.annotate(
+                f"to {limits[cycle]:.2f} Å",
+                (first, 1.0),
+                xycoords=("data", "axes fraction"),
+                fontsize=7,
+                xytext=(2, -2),
+                textcoords="offset points",
+                va="top",
+                rotation=90,
+            )
         last = limits[cycle]
 
 

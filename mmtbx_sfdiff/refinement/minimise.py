@@ -2,6 +2,7 @@
 
 Both are PyTorch's own.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,9 +11,9 @@ import torch
 
 MINIMISERS = ("lbfgs", "adam")
 _HISTORY = 20
-_EVALUATIONS = 15          # of a line search, at most
+_EVALUATIONS = 15  # of a line search, at most
 _REMEMBERED = 4
-_WINDOW = {"lbfgs": 5, "adam": 20}   # steps over which the decrease of the target is judged
+_WINDOW = {"lbfgs": 5, "adam": 20}  # steps over which the decrease of the target is judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,16 @@ def minimise(evaluate, vector, n_steps, name="lbfgs", learning_rate=0.02, tolera
     else:
         # PyTorch makes the first step 1 / |g|_1 long; with a curvature of 1 it should be the gradient itself.
         length = max(1.0, float(first.gradient.abs().sum()))
-        optimiser = torch.optim.LBFGS([vector], lr=length, max_iter=1, max_eval=_EVALUATIONS, history_size=_HISTORY,
-                                      tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS(
+            [vector],
+            lr=length,
+            max_iter=1,
+            max_eval=_EVALUATIONS,
+            history_size=_HISTORY,
+            tolerance_grad=0,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        )
     lowest, best = [first.value], vector.detach().clone()
     for _ in range(n_steps):
         optimiser.step(closure)

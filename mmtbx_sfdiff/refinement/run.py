@@ -7,6 +7,7 @@ that atoms far from their places are not caught in side minima.
 There are no geometry restraints, unless one is given. The free set feeds no gradient and does not decide when to stop. It enters, as in
 mmtbx, alpha and beta and some choices among scales (R of whole resolution bins).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -92,8 +93,13 @@ def check_settings(settings):
     for name, allowed in (("target", TARGETS), ("minimiser", MINIMISERS), ("mask_update", MASK_UPDATES)):
         if getattr(settings, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(settings, name)!r}.")
-    for name, least in (("cycles", 1), ("steps", 1), ("resolution_cycles", 1), ("adp_from_cycle", 1),
-                        ("least_squares_cycles", 0)):
+    for name, least in (
+        ("cycles", 1),
+        ("steps", 1),
+        ("resolution_cycles", 1),
+        ("adp_from_cycle", 1),
+        ("least_squares_cycles", 0),
+    ):
         if not getattr(settings, name) >= least:
             raise ValueError(f"{name} must be at least {least}, not {getattr(settings, name)!r}.")
     if not 0 <= settings.damping < math.inf:
@@ -207,8 +213,7 @@ class _Cycle:
         self.fmodel, self.settings, self.history, self.report = fmodel, settings, history, report
         self.number, self.target = number, target
         method = fmodel.mask_options.get("method", DEFAULT_MASK)
-        follows = settings.mask_update == "step" or (
-            settings.mask_update == "auto" and method not in _WITHOUT_GRADIENT)
+        follows = settings.mask_update == "step" or (settings.mask_update == "auto" and method not in _WITHOUT_GRADIENT)
         self.mask_follows = follows and settings.sites
         self.taken = 0
 
@@ -231,8 +236,15 @@ class _Cycle:
         first = self._evaluate(variables, vector, unit)
         if self.number == 1 and not self.history.steps:
             self._record(first)
-        end = minimise(lambda v: self._evaluate(variables, v, unit), vector, settings.steps, settings.minimiser,
-                       settings.learning_rate, self._tolerance(first.value * unit) / unit / 10, self._record)
+        end = minimise(
+            lambda v: self._evaluate(variables, v, unit),
+            vector,
+            settings.steps,
+            settings.minimiser,
+            settings.learning_rate,
+            self._tolerance(first.value * unit) / unit / 10,
+            self._record,
+        )
         last = end.info["target"]
         self._close(first, end, last, adp, time.perf_counter() - start)
         with torch.no_grad():
@@ -252,7 +264,7 @@ class _Cycle:
             nats = 1 / max(1, int(self.work.sum())) if self.target == "maximum_likelihood" else 2.0
             held = nats * self.restraint(fmodel.atoms.sites_cart)
             value = value + held
-        gradient, = torch.autograd.grad(value / unit, vector)
+        (gradient,) = torch.autograd.grad(value / unit, vector)
         value = value.detach()
         with torch.no_grad():
             penalty, gradient_of_penalty = variables.damping(vector, self.settings.damping)
@@ -274,8 +286,10 @@ class _Cycle:
         k = scales.k_total[work].to(torch.float64)
         if self.target == "least_squares":
             if reflections.sigmas is None:
-                raise ValueError("The least-squares target needs the standard deviations of f_obs, and there are "
-                                 "none: use the maximum-likelihood target.")
+                raise ValueError(
+                    "The least-squares target needs the standard deviations of f_obs, and there are "
+                    "none: use the maximum-likelihood target."
+                )
             sigmas = reflections.sigmas[work].to(torch.float64) / scales.f_obs_scale
             weights = torch.where(sigmas > 0, 2 / sigmas.square(), 0.0)
         else:
@@ -289,8 +303,10 @@ class _Cycle:
         steps = self.history.steps
         steps.append({"step": len(steps), "cycle": self.number, "function": self.target, **evaluation.info})
         self.taken += 1
-        self.report(f"macro-cycle {self.number}: R-work {evaluation.info['r_work']:.4f}",
-                    min(1.0, self.taken / self.settings.steps))
+        self.report(
+            f"macro-cycle {self.number}: R-work {evaluation.info['r_work']:.4f}",
+            min(1.0, self.taken / self.settings.steps),
+        )
 
     def _close(self, first, end, last, adp, seconds):
         reflections = self.fmodel.reflections
@@ -299,15 +315,27 @@ class _Cycle:
         if self.target == "least_squares":
             decrease /= abs(before) or 1.0
         parameters = ["sites"] * self.settings.sites + ["adp"] * adp
-        self.history.cycles.append({
-            "cycle": self.number, "d_min": reflections.d_min, "n_reflections": len(reflections),
-            "n_used": int(self.fmodel.scales.selection.sum()), "target": self.target, "refined": parameters,
-            "mask_gradient": self.mask_follows, "steps": self.taken,
-            "target_start": before, "target_end": last, "decrease": decrease,
-            "r_work_start": first.info["r_work"], "r_free_start": first.info["r_free"],
-            "r_work": end.info["r_work"], "r_free": end.info["r_free"], "seconds": seconds})
+        self.history.cycles.append(
+            {
+                "cycle": self.number,
+                "d_min": reflections.d_min,
+                "n_reflections": len(reflections),
+                "n_used": int(self.fmodel.scales.selection.sum()),
+                "target": self.target,
+                "refined": parameters,
+                "mask_gradient": self.mask_follows,
+                "steps": self.taken,
+                "target_start": before,
+                "target_end": last,
+                "decrease": decrease,
+                "r_work_start": first.info["r_work"],
+                "r_free_start": first.info["r_free"],
+                "r_work": end.info["r_work"],
+                "r_free": end.info["r_free"],
+                "seconds": seconds,
+            }
+        )
 
 
 def _detached(atoms):
-    return atoms.replace(sites_cart=atoms.sites_cart.detach(), u_iso=atoms.u_iso.detach(),
-                         u_star=atoms.u_star.detach())
+    return atoms.replace(sites_cart=atoms.sites_cart.detach(), u_iso=atoms.u_iso.detach(), u_star=atoms.u_star.detach())

@@ -3,6 +3,7 @@
 A NumPy archive without pickled objects: the parameters of the atoms, and the history as JSON text. It belongs to
 one set of inputs, of which it holds a fingerprint.
 """
+
 from __future__ import annotations
 
 import hashlib

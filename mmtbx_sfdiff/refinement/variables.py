@@ -11,6 +11,7 @@ magnitude.
 
 Reference for the curvatures: Agarwal (1978), Acta Cryst. A34, 791; Tronrud (1999), Acta Cryst. A55, 700.
 """
+
 from __future__ import annotations
 
 import math
@@ -18,12 +19,12 @@ import math
 import numpy as np
 import torch
 
-B_LOW, B_HIGH = 1.0, 300.0          # Å²; widened where the model is outside already
-LEAST_ANISOTROPIC_B = 0.1           # Å², along any axis
+B_LOW, B_HIGH = 1.0, 300.0  # Å²; widened where the model is outside already
+LEAST_ANISOTROPIC_B = 0.1  # Å², along any axis
 _EIGHT_PI_SQ = 8 * math.pi**2
 _MATRIX = (0, 3, 4, 3, 1, 5, 4, 5, 2)
 _LOWER = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
-_LEAST_CURVATURE = 1e-3              # of the median: an atom without scattering must not run away
+_LEAST_CURVATURE = 1e-3  # of the median: an atom without scattering must not run away
 _N_BINS = 40
 
 
@@ -191,8 +192,10 @@ def _special_positions(atoms):
         operators = table.get(i)
         op = operators.special_op()
         average = np.array([operators.average_u_star(tuple(row)) for row in np.eye(6).tolist()]).T
-        result[int(i)] = tuple(torch.tensor(np.array(x), dtype=torch.float64, device=atoms.device) for x in (
-            np.reshape(op.r().as_double(), (3, 3)), op.t().as_double(), average))
+        result[int(i)] = tuple(
+            torch.tensor(np.array(x), dtype=torch.float64, device=atoms.device)
+            for x in (np.reshape(op.r().as_double(), (3, 3)), op.t().as_double(), average)
+        )
     return result
 
 

@@ -6,6 +6,7 @@ how good the model is, is never looked at.
 
 Weights are tried from the middle of a grid downhill, so that three or four of them are enough as a rule.
 """
+
 from __future__ import annotations
 
 import dataclasses

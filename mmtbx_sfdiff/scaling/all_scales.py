@@ -13,6 +13,7 @@ reference.
 
 Reference: ``mmtbx.f_model.manager.update_all_scales(fast=True)``, ``mmtbx.bulk_solvent.f_model_all_scales``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -100,9 +101,20 @@ class Scales:
         return "\n".join(lines)
 
 
-def update_all_scales(reflections, f_calc, f_mask, f_hydrogen=None, b_mean=None, remove_outliers=True,
-                      scale_f_obs=True, bulk_solvent=True, anisotropic_scaling=True, f_model=None,
-                      model="mmtbx", twin_law=None):
+def update_all_scales(
+    reflections,
+    f_calc,
+    f_mask,
+    f_hydrogen=None,
+    b_mean=None,
+    remove_outliers=True,
+    scale_f_obs=True,
+    bulk_solvent=True,
+    anisotropic_scaling=True,
+    f_model=None,
+    model="mmtbx",
+    twin_law=None,
+):
     """Bulk-solvent and overall scales, and the reflections to use.
 
     Parameters
@@ -150,7 +162,8 @@ def update_all_scales(reflections, f_calc, f_mask, f_hydrogen=None, b_mean=None,
     _check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model)
     with torch.no_grad(), one_cpu_thread(reflections.f_obs.device):
         return _Run(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model, scale_f_obs).run(
-            model, remove_outliers, bulk_solvent, anisotropic_scaling)
+            model, remove_outliers, bulk_solvent, anisotropic_scaling
+        )
 
 
 def _check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
@@ -272,8 +285,14 @@ class _Run:
             self._centric = self.crystal.centric_flags(self.indices)
         chosen = self.kept.nonzero()[:, 0]
         kept, reasons = reject(
-            self.f_obs[chosen], self._epsilons[chosen], self._centric[chosen], self.free[chosen],
-            self.d_star_sq[chosen], self._amplitude()[chosen] if with_model else None, _ROUNDS)
+            self.f_obs[chosen],
+            self._epsilons[chosen],
+            self._centric[chosen],
+            self.free[chosen],
+            self.d_star_sq[chosen],
+            self._amplitude()[chosen] if with_model else None,
+            _ROUNDS,
+        )
         for name, rejected in reasons.items():
             self.outliers.setdefault(name, []).append(chosen[rejected])
         if bool(kept.all()):
@@ -292,12 +311,17 @@ class _Run:
         self._note("bulk solvent and scales")
         if self.f_hydrogen is None:
             return
-        used = order[:data.n_used]
+        used = order[: data.n_used]
         f_bulk = self.f_calc + self.k_mask * self.f_mask
         k, b = fit_hydrogens(
-            self.f_obs[used], f_bulk[used], self.f_hydrogen[used],
-            (self.k_isotropic_exp * self.k_isotropic * self.k_anisotropic)[used], data.ss[:data.n_used],
-            self.b_mean, self._r_factors()[0])
+            self.f_obs[used],
+            f_bulk[used],
+            self.f_hydrogen[used],
+            (self.k_isotropic_exp * self.k_isotropic * self.k_anisotropic)[used],
+            data.ss[: data.n_used],
+            self.b_mean,
+            self._r_factors()[0],
+        )
         self.hydrogens = (k, b)
         f_part2 = k * (-b * self.d_star_sq / 4).exp() * self.f_hydrogen
         result = Scaler(data, f_bulk[order], f_part2[order], bulk_solvent, anisotropic_scaling)
@@ -333,9 +357,7 @@ class _Run:
         device = self.f_obs.device
 
         def segments(selection):
-            return Segments(
-                np.concatenate([[0], np.cumsum(self._counts(selection).cpu().numpy())]).tolist(), device
-            )
+            return Segments(np.concatenate([[0], np.cumsum(self._counts(selection).cpu().numpy())]).tolist(), device)
 
         ss = self.d_star_sq / 4
         used, counts = ss[self.kept], self._counts(self.kept).cumsum(0)
@@ -385,9 +407,18 @@ class _Run:
             f_part2 = back(self.f_part2, torch.complex64 if dtype == torch.float32 else torch.complex128)
         r_work, r_free = self._r_factors()
         return Scales(
-            k_isotropic_exp=back(self.k_isotropic_exp), k_isotropic=back(self.k_isotropic),
-            k_anisotropic=back(self.k_anisotropic), k_masks=(back(self.k_mask),), f_part2=f_part2,
-            selection=back(self.kept, torch.bool), f_obs_scale=self.k1, r_work=r_work, r_free=r_free,
+            k_isotropic_exp=back(self.k_isotropic_exp),
+            k_isotropic=back(self.k_isotropic),
+            k_anisotropic=back(self.k_anisotropic),
+            k_masks=(back(self.k_mask),),
+            f_part2=f_part2,
+            selection=back(self.kept, torch.bool),
+            f_obs_scale=self.k1,
+            r_work=r_work,
+            r_free=r_free,
             bin_index=back(self.bin_index, torch.int64),
             outliers={name: self.order[torch.cat(parts)] for name, parts in self.outliers.items()},
-            hydrogens=self.hydrogens, log=tuple(self.log), exponential=self.exponential)
+            hydrogens=self.hydrogens,
+            log=tuple(self.log),
+            exponential=self.exponential,
+        )

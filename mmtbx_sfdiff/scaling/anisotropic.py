@@ -9,6 +9,7 @@ References: Afonine et al. (2013), Acta Cryst. D69, 625; Usón et al. (1999), Ac
 ``aniso_u_scaler`` in ``mmtbx/bulk_solvent/bulk_solvent.h``; ``mmtbx.bulk_solvent.kbu_refinery``;
 ``cctbx.sgtbx.tensor_rank_2_constraints``.
 """
+
 from __future__ import annotations
 
 import math
@@ -50,7 +51,7 @@ def independent_tensors(rotations):
     rows = [[Fraction(value) for value in row] for row in rows]
     pivots = []
     for column in range(6):
-        found = next((row for row in rows[len(pivots):] if row[column]), None)
+        found = next((row for row in rows[len(pivots) :] if row[column]), None)
         if found is None:
             continue
         at = len(pivots)
@@ -120,17 +121,17 @@ class AnisotropicScale:
 
     def fit_polynomial(self, f_obs, f_model):
         """12 coefficients (floats) from amplitudes of the first n_work reflections."""
-        terms = self.terms[:, :self.n_work]
+        terms = self.terms[:, : self.n_work]
         weighted = terms * f_model
         return _solve(weighted @ weighted.T, weighted @ (f_obs - f_model)).tolist()
 
     def minimize_exponential(self, f_obs, f_model, u_star, crystal):
         """u_star (6 floats) by minimisation from ``u_star``, with mmtbx's number of steps and cycles."""
-        quadratic = self.quadratic[:, :self.n_work]
+        quadratic = self.quadratic[:, : self.n_work]
         total = float(f_obs @ f_obs)
 
         def k_anisotropic(u):
-            return self.exponential(u)[:self.n_work]
+            return self.exponential(u)[: self.n_work]
 
         def evaluate(x):
             k = k_anisotropic(x @ self.basis)

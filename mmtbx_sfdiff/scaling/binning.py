@@ -5,6 +5,7 @@ first, at most 30 bins, none with fewer than 50 reflections.
 
 References: Urzhumtsev, Afonine & Adams (2009), Acta Cryst. D65, 1283; ``cctbx.miller.set.log_binning``.
 """
+
 from __future__ import annotations
 
 import math
@@ -37,7 +38,7 @@ def log_binning(d_star_sq):
         When reflections are repeated so often at low resolution that no bin width follows from them.
     """
     n = len(d_star_sq)
-    if 2 * _N_LOWEST >= n:
+    if n <= 2 * _N_LOWEST:
         return [0, n]
     d = 1 / np.sqrt(d_star_sq.cpu().numpy())
     # Limits are made from these very d, and whether a reflection is above its own limit is a matter of the
@@ -91,7 +92,7 @@ class Segments:
 
     def first(self, n):
         """The first n segments."""
-        return Segments(self.offsets[:n + 1], self.index.device)
+        return Segments(self.offsets[: n + 1], self.index.device)
 
     def sum(self, values):
         """(n_segments,) sums of (n,) values."""

@@ -7,6 +7,7 @@ References: Afonine et al. (2013), Acta Cryst. D69, 625; ``k_mask_and_k_overall_
 ``overall_and_bulk_solvent_scale_coefficients_analytical`` in ``mmtbx/bulk_solvent/bulk_solvent.h``;
 ``mmtbx.bulk_solvent.scaler`` (smoothing and interpolation).
 """
+
 from __future__ import annotations
 
 import math
@@ -151,7 +152,7 @@ def smooth(k_mask, ss_max):
     for _ in range(5):
         values = list(padded)
         for i in range(1, len(values) - 1):
-            before, here, after = padded[i - 1:i + 2]
+            before, here, after = padded[i - 1 : i + 2]
             if min(here - before, here - after) > TIE or min(before - here, after - here) > TIE:
                 values[i] = (before + here + after) / 3.0
         padded = values

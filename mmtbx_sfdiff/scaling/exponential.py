@@ -10,6 +10,7 @@ References: Fokine & Urzhumtsev (2002), Acta Cryst. D58, 1387; Afonine, Grosse-K
 Cryst. D61, 850; ``k_sol_b_sol_k_anisotropic_scaler_twin`` in ``mmtbx/bulk_solvent/bulk_solvent.h`` for the
 grid.
 """
+
 from __future__ import annotations
 
 import math
@@ -60,8 +61,13 @@ def fit_exponential_model(data, f_calc, f_mask):
         f_obs,
         fits.exponential(u_star)[:n] * amplitude(square, product, mask_square, k_sol * (-b_sol * ss).exp()),
     )
-    return {"k_total": float(k), "k_sol": k_sol, "b_sol": b_sol, "u_star": list(u_star),
-            "b_cart": b_cart(u_star, data.crystal).tolist()}
+    return {
+        "k_total": float(k),
+        "k_sol": k_sol,
+        "b_sol": b_sol,
+        "u_star": list(u_star),
+        "b_cart": b_cart(u_star, data.crystal).tolist(),
+    }
 
 
 def _refine(data, square, product, mask_square, k_sol, b_sol, u_star):
@@ -88,8 +94,9 @@ def _refine(data, square, product, mask_square, k_sol, b_sol, u_star):
         d_model = -2 / total * overall * difference * aniso
         d_mask = d_model * (0.5 * product + k * decay * mask_square) / without.clamp(min=1e-300)
         d_u = quadratic @ (d_model * without) * (-2 * math.pi**2)
-        gradient = np.concatenate([[float(d_mask @ decay), float(d_mask @ (-k * ss * decay))],
-                                   fits.basis @ d_u.cpu().numpy()])
+        gradient = np.concatenate(
+            [[float(d_mask @ decay), float(d_mask @ (-k * ss * decay))], fits.basis @ d_u.cpu().numpy()]
+        )
         return float(difference @ difference) / total, gradient * size
 
     value = evaluate(start)[0]

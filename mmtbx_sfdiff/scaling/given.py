@@ -6,6 +6,7 @@ with A the orthogonalization matrix.
 
 Reference: ``mmtbx.programs.fmodel``, whose parameters have the same names.
 """
+
 from __future__ import annotations
 
 import torch
@@ -60,6 +61,8 @@ def _b_star(crystal, b_cart):
     allowed = matrix @ mean @ matrix.T
     if bool((allowed - b).abs().max() > _TOLERANCE * max(1.0, float(b.abs().max()))):
         nearest = " ".join(f"{float(allowed.reshape(-1)[i]):.4g}" for i in (0, 4, 8, 1, 2, 5))
-        raise ValueError(f"b_cart={' '.join(f'{float(x):g}' for x in b_cart)} does not have the symmetry of "
-                         f"{crystal.space_group_symbol}: the nearest tensor that has is {nearest}.")
+        raise ValueError(
+            f"b_cart={' '.join(f'{float(x):g}' for x in b_cart)} does not have the symmetry of "
+            f"{crystal.space_group_symbol}: the nearest tensor that has is {nearest}."
+        )
     return b_star

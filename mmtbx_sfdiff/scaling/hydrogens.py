@@ -6,6 +6,7 @@ k_H and B_H come from two grids, coarse and fine, by the R factor over all refle
 Reference: ``mmtbx.bulk_solvent.f_model_all_scales.run.update_solvent_and_scale_2`` and
 ``k_sol_b_sol_k_anisotropic_scaler_twin`` in ``mmtbx/bulk_solvent/bulk_solvent.h``.
 """
+
 from __future__ import annotations
 
 import math
@@ -49,9 +50,7 @@ def fit_hydrogens(f_obs, f_model, f_hydrogen, k_total, ss, b_mean, r_work):
         for j, b in enumerate(b_range):
             decay = (-b * ss).exp()
             for rows in torch.arange(len(k_range)).split(max(1, _BLOCK // len(ss))):
-                model = k_total * amplitude(
-                    square, product * decay, hydrogen_square * decay.square(), k[rows]
-                )
+                model = k_total * amplitude(square, product * decay, hydrogen_square * decay.square(), k[rows])
                 denominator = torch.linalg.vecdot(model, model)
                 scale = torch.where(denominator == 0, 0.0, model @ f_obs / denominator)
                 r[rows, j] = ((f_obs - scale[:, None] * model).abs().sum(1) / total).cpu()
@@ -70,7 +69,4 @@ def fit_hydrogens(f_obs, f_model, f_hydrogen, k_total, ss, b_mean, r_work):
 
 def _range(start, stop, step):
     """Floats from start to stop in thousandths, as mmtbx counts them."""
-    return [
-        i / 1000.0
-        for i in range(math.floor(start * 1000.0), math.ceil(stop * 1000.0) + 1, int(step * 1000.0))
-    ]
+    return [i / 1000.0 for i in range(math.floor(start * 1000.0), math.ceil(stop * 1000.0) + 1, int(step * 1000.0))]

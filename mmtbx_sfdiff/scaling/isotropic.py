@@ -3,6 +3,7 @@
 References: Afonine, Grosse-Kunstleve, Adams & Urzhumtsev (2013), Acta Cryst. D69, 625;
 ``scitbx.math.gaussian_fit_1d_analytical``, ``f_kb_scaled`` in ``mmtbx/bulk_solvent/bulk_solvent.h``.
 """
+
 from __future__ import annotations
 
 import math
@@ -52,8 +53,11 @@ def search_b(f_obs, f_model, ss):
     found = _search(f_obs, f_model, ss, range(B_RANGE.start, B_RANGE.stop, coarse_step))
     if coarse_step > 1:
         values = sorted(found)
-        lowest = [b for i, b in enumerate(values)
-                  if found[b][0] <= min(found[other][0] for other in values[max(0, i - 1):i + 2])]
+        lowest = [
+            b
+            for i, b in enumerate(values)
+            if found[b][0] <= min(found[other][0] for other in values[max(0, i - 1) : i + 2])
+        ]
         for b in sorted(lowest, key=lambda b: found[b][0])[:2]:
             near = range(max(B_RANGE.start, b - coarse_step + 1), min(B_RANGE.stop, b + coarse_step))
             found.update(_search(f_obs, f_model, ss, near))

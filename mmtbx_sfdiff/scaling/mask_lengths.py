@@ -13,6 +13,7 @@ each frequent element.  The restraint is weak; it keeps apart lengths whose effe
 
 Reference: ``mmtbx.f_model.manager.optimize_mask``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -60,7 +61,9 @@ class OptimizedMask:
     n_masks: int
 
 
-def optimize_mask(atoms, reflections, f_calc, steps=2, per_element=True, weight=1e-4, grid_step=0.6, report=None, **scaling):
+def optimize_mask(
+    atoms, reflections, f_calc, steps=2, per_element=True, weight=1e-4, grid_step=0.6, report=None, **scaling
+):
     """Radii and softness of the probe-shrink mask that lower R-work.
 
     Parameters
@@ -96,15 +99,24 @@ def optimize_mask(atoms, reflections, f_calc, steps=2, per_element=True, weight=
     first = update_all_scales(reflections, f_calc, f_first, **scaling)
     fit = _Fit(reflections, f_calc, first, f_first)
     f_mask = fit.of(f_first)
-    jacobian = np.stack([(fit.of(masks.f_mask(start + _DIFFERENCE * axis)) - f_mask) / _DIFFERENCE
-                         for axis in np.eye(len(start))], 1) if fit.n else np.zeros((0, len(start)))
+    jacobian = (
+        np.stack(
+            [(fit.of(masks.f_mask(start + _DIFFERENCE * axis)) - f_mask) / _DIFFERENCE for axis in np.eye(len(start))],
+            1,
+        )
+        if fit.n
+        else np.zeros((0, len(start)))
+    )
     points = [(fit.r(f_mask), start, f_first)]
     if report is not None:
         report(0, points[0][0])
     for step in range(steps if fit.n else 0):
         point = points[-1][1]
-        point = np.clip(point + fit.step(fit.of(points[-1][2]), jacobian, (point - start) / spread**2,
-                                         1 / spread**2, weight), low, high)
+        point = np.clip(
+            point + fit.step(fit.of(points[-1][2]), jacobian, (point - start) / spread**2, 1 / spread**2, weight),
+            low,
+            high,
+        )
         f_all = masks.f_mask(point)
         points.append((fit.r(fit.of(f_all)), point, f_all))
         if report is not None:
@@ -116,8 +128,14 @@ def optimize_mask(atoms, reflections, f_calc, steps=2, per_element=True, weight=
     options = dict(zip(("r_probe", "r_shrink", "softness"), best[:3].tolist()))
     if masks.learned:
         options["radii"] = masks.radii(best)
-    return OptimizedMask(options, dict(zip(masks.learned, best[3:].tolist())), float(scales.r_work), float(scales.r_free),
-                         (float(first.r_work), float(first.r_free)), masks.n_made)
+    return OptimizedMask(
+        options,
+        dict(zip(masks.learned, best[3:].tolist())),
+        float(scales.r_work),
+        float(scales.r_free),
+        (float(first.r_work), float(first.r_free)),
+        masks.n_made,
+    )
 
 
 class _Masks:
@@ -128,7 +146,9 @@ class _Masks:
         heavy = [e for e in atoms.elements if e.strip().upper() not in ("H", "D")]
         self.learned = [e for e in sorted(set(heavy)) if per_element and heavy.count(e) >= _FREQUENT * len(heavy)]
         self.names = ["r_probe", "r_shrink", "softness"] + ["element"] * len(self.learned)
-        self.row = torch.tensor([self.learned.index(e) if e in self.learned else len(self.learned) for e in atoms.elements])
+        self.row = torch.tensor(
+            [self.learned.index(e) if e in self.learned else len(self.learned) for e in atoms.elements]
+        )
         self.table = atoms.vdw_radii()
         self.n_made = 0
 
@@ -140,8 +160,16 @@ class _Masks:
         self.n_made += 1
         crystal = self.reflections.crystal
         with torch.no_grad():
-            mask = solvent_mask(self.atoms, crystal, method="probe_shrink", grid_step=self.grid_step, r_probe=lengths[0],
-                                r_shrink=lengths[1], softness=lengths[2], radii=self.radii(lengths))
+            mask = solvent_mask(
+                self.atoms,
+                crystal,
+                method="probe_shrink",
+                grid_step=self.grid_step,
+                r_probe=lengths[0],
+                r_shrink=lengths[1],
+                softness=lengths[2],
+                radii=self.radii(lengths),
+            )
             return mask_structure_factors(mask, crystal, self.reflections.miller_indices)
 
 
@@ -196,7 +224,9 @@ class _Fit:
         residual = self.f_obs - k * np.abs(f)
         by_length = (phase * k_mask * k)[:, None] * jacobian
         in_bin = np.eye(self.n_bins)[self.bins]
-        by_scales = np.concatenate([in_bin * (k * np.abs(f))[:, None], in_bin * (k * (phase * f_mask).real)[:, None]], 1)
+        by_scales = np.concatenate(
+            [in_bin * (k * np.abs(f))[:, None], in_bin * (k * (phase * f_mask).real)[:, None]], 1
+        )
         columns = np.concatenate([by_length.real, by_scales], 1)
         size = np.abs(residual)
         size = np.maximum(size, _SMALLEST * np.median(size))

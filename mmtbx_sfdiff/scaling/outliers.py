@@ -14,6 +14,7 @@ Each is repeated, because what is left out changes the statistics of the rest.
 References: Read (1999), Acta Cryst. D55, 1759; ``mmtbx.scaling.outlier_rejection.outlier_manager`` and
 ``mmtbx.f_model.manager.remove_outliers``.
 """
+
 from __future__ import annotations
 
 import math
@@ -125,9 +126,7 @@ def outliers(f_obs, epsilons, centric, free, d_star_sq, f_model=None):
     found = dict(zip(("basic", "extreme", "beam_stop"), wilson_outliers(z, d_star_sq, centric)))
     if f_model is not None and bool(free.any()):
         intensity = f_model * f_model / epsilons
-        found["model"] = model_outliers(
-            z.sqrt(), (intensity / kernel.mean(intensity)).sqrt(), centric, free, d_star_sq
-        )
+        found["model"] = model_outliers(z.sqrt(), (intensity / kernel.mean(intensity)).sqrt(), centric, free, d_star_sq)
     return found
 
 
@@ -144,8 +143,14 @@ def reject(f_obs, epsilons, centric, free, d_star_sq, f_model=None, rounds=5):
     kept = torch.arange(len(f_obs), device=f_obs.device)
     reasons = {}
     for _ in range(rounds):
-        found = outliers(f_obs[kept], epsilons[kept], centric[kept], free[kept], d_star_sq[kept],
-                         None if f_model is None else f_model[kept])
+        found = outliers(
+            f_obs[kept],
+            epsilons[kept],
+            centric[kept],
+            free[kept],
+            d_star_sq[kept],
+            None if f_model is None else f_model[kept],
+        )
         rejected = torch.zeros_like(free[kept])
         for name, flags in found.items():
             reasons.setdefault(name, []).append(kept[flags])

@@ -5,6 +5,7 @@ how they would respond: in each resolution bin the overall scale by least square
 analytical solution of :mod:`.bulk`, differentiated implicitly.  The response of the anisotropic scale is not
 included.
 """
+
 from __future__ import annotations
 
 import torch
@@ -40,7 +41,8 @@ def refit(scales, reflections, f_calc, f_mask, overall=True, solvent=True):
     if overall:
         model = k_total * total.abs()
         k = _sum(scales.bin_index, torch.where(used, f_obs * model, 0.0)) / _sum(
-            scales.bin_index, torch.where(used, model.square(), 0.0)).clamp(min=torch.finfo(model.dtype).tiny)
+            scales.bin_index, torch.where(used, model.square(), 0.0)
+        ).clamp(min=torch.finfo(model.dtype).tiny)
         k_total = k_total * (k / k.detach())[scales.bin_index]
     return k_total * total
 

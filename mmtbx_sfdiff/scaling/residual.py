@@ -7,6 +7,7 @@ in mmtbx.
 
 Reference: ``scale`` and ``r_factor`` in ``mmtbx/bulk_solvent/bulk_solvent.h``.
 """
+
 from __future__ import annotations
 
 import torch

@@ -7,6 +7,7 @@ with the anisotropic scale.  A step is kept when it lowers R(work), and cycles e
 
 References: Afonine et al. (2013), Acta Cryst. D69, 625; ``mmtbx.bulk_solvent.scaler.run``.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -85,7 +86,7 @@ class Scaler:
         self.square = f_calc.real.square() + f_calc.imag.square()
         self.product = 2 * (f_calc.real * f_mask.real + f_calc.imag * f_mask.imag)
         self.mask_square = f_mask.real.square() + f_mask.imag.square()
-        self.bulk_solvent = bulk_solvent and bool((self.mask_square[:data.n_used] != 0).any())
+        self.bulk_solvent = bulk_solvent and bool((self.mask_square[: data.n_used] != 0).any())
         self.try_anisotropic = anisotropic_scaling
         self.try_minimized = False
         self.u_minimized = [0.0] * 6
@@ -98,14 +99,14 @@ class Scaler:
         self._model = self._without_mask
         self._exponentials = (None, None)
         self._k_mask_bins = None
-        self._f_obs_work = data.f_obs[:data.n_work]
-        self._ss_work = data.ss[:data.n_work]
+        self._f_obs_work = data.f_obs[: data.n_work]
+        self._ss_work = data.ss[: data.n_work]
         self._run()
 
     def _find_mask_bins(self):
         """How many bins, from low resolution, hold all the reflections with a solvent contribution."""
         data = self.data
-        present = data.bin_index[:data.n_used][self.mask_square[:data.n_used] != 0]
+        present = data.bin_index[: data.n_used][self.mask_square[: data.n_used] != 0]
         self.n_mask_bins = int(present.max()) + 1 if len(present) else 0
         self.mask_bins = data.work.first(self.n_mask_bins)
         self.n_mask_work = self.mask_bins.offsets[-1]
@@ -118,9 +119,7 @@ class Scaler:
         n_work = self.data.n_work
         result = self._without_mask.clone()
         for part in (slice(0, self.n_mask_work), slice(n_work, None)):
-            result[part] = bulk.amplitude(
-                self.square[part], self.product[part], self.mask_square[part], k_mask[part]
-            )
+            result[part] = bulk.amplitude(self.square[part], self.product[part], self.mask_square[part], k_mask[part])
         return result
 
     def _overall(self):
@@ -159,15 +158,13 @@ class Scaler:
 
     def _converged(self, r_start):
         r = self._r()
-        return (
-            r_start <= r or abs(r_start - r) < _CONVERGED or abs(round(r_start, 4) - round(r, 4)) < _CONVERGED
-        )
+        return r_start <= r or abs(r_start - r) < _CONVERGED or abs(round(r_start, 4) - round(r, 4)) < _CONVERGED
 
     def _fit_exponential(self, r_start):
         """k_isotropic_exp from the model with no other scale, if that lowers R."""
         data = self.data
         if self._exponentials[0] is not self.k_mask:
-            model = self._model[:data.n_work]
+            model = self._model[: data.n_work]
             fits = fit_logarithm(self._f_obs_work, model, self._ss_work)
             if fits[1] >= _B_LIMIT:
                 fits = (fits, search_b(self._f_obs_work, model, self._ss_work))
@@ -210,12 +207,9 @@ class Scaler:
         f_obs = data.f_obs / self._total_scale()
         r_limit = self._r_without_solvent(f_obs, self._without_mask)
         k_overall = binned_scale(f_obs[:n], self._without_mask[:n], data.work)
-        r_bins = binned_residual(f_obs[:n], self._without_mask[:n], k_overall, data.work) / data.work.sum(
-            f_obs[:n]
-        )
+        r_bins = binned_residual(f_obs[:n], self._without_mask[:n], k_overall, data.work) / data.work.sum(f_obs[:n])
         k_overall = [
-            k if r < limit - bulk.TIE else 1.0
-            for k, r, limit in zip(k_overall.tolist(), r_bins.tolist(), r_limit)
+            k if r < limit - bulk.TIE else 1.0 for k, r, limit in zip(k_overall.tolist(), r_bins.tolist(), r_limit)
         ]
         k_bins = [0.0] * data.work.n
         trials = bulk.mask_range(0, 1010, 10)
@@ -240,14 +234,16 @@ class Scaler:
         square, product, mask_square = (x[:m] * t for x in (self.square, self.product, self.mask_square))
         best = self._analytical(f_obs[:m], square, product, mask_square)
         if self._k_mask_bins is not None:
-            previous = self._k_mask_bins[:self.n_mask_bins]
-            r_previous, r_best = (self._r_of_bins(f_obs[:m], square, product, mask_square, k).tolist()
-                                  for k in (previous, best))
+            previous = self._k_mask_bins[: self.n_mask_bins]
+            r_previous, r_best = (
+                self._r_of_bins(f_obs[:m], square, product, mask_square, k).tolist() for k in (previous, best)
+            )
             best = [x0 if r0 <= r1 else x1 for x0, r0, x1, r1 in zip(previous, r_previous, best, r_best)]
         k_bins = [0.0] * data.work.n
         for i, part in enumerate(self.mask_bins):
-            k_bins[i], _ = bulk.search(f_obs[part], square[part], product[part], mask_square[part],
-                                       bulk.fine_trials(best[i]), r_limit[i])
+            k_bins[i], _ = bulk.search(
+                f_obs[part], square[part], product[part], mask_square[part], bulk.fine_trials(best[i]), r_limit[i]
+            )
         k_mask = self._interpolate(bulk.smooth(k_bins, data.ss_max))
         n = data.n_work
         model = self._amplitude(k_mask)
@@ -299,10 +295,10 @@ class Scaler:
         def r(k_mask):
             return binned_r_factor(parts[0], k * bulk.amplitude(*parts[1:], k_mask), segments).tolist()
 
-        line = (
-            segments.spread(slopes[: segments.n]) * data.ss[:m] + segments.spread(intercepts[: segments.n])
-        ).clamp(min=0)
-        r_lines, r_constants = r(line), r(segments.spread(k_bins[:segments.n]))
+        line = (segments.spread(slopes[: segments.n]) * data.ss[:m] + segments.spread(intercepts[: segments.n])).clamp(
+            min=0
+        )
+        r_lines, r_constants = r(line), r(segments.spread(k_bins[: segments.n]))
         for i in range(len(k_bins)):
             if i >= segments.n or not r_lines[i] < r_constants[i]:
                 slopes[i], intercepts[i] = 0.0, k_bins[i]
@@ -332,7 +328,7 @@ class Scaler:
         exponential = trial(fits.exponential(fits.fit_exponential(f_obs, model)))
         polynomial = trial(fits.polynomial(fits.fit_polynomial(f_obs, model)))
         trials = [exponential, polynomial]
-        forced = polynomial[0] < exponential[0] and bool((polynomial[1][:data.n_used] <= 0).any())
+        forced = polynomial[0] < exponential[0] and bool((polynomial[1][: data.n_used] <= 0).any())
         if forced or self.try_minimized:
             self.try_minimized = True
             self.u_minimized = fits.minimize_exponential(f_obs, model, self.u_minimized, data.crystal)

@@ -1,4 +1,5 @@
 """Structure factors: one table of methods, one signature."""
+
 from __future__ import annotations
 
 import torch
@@ -74,8 +75,16 @@ def structure_factors(atoms, crystal, miller_indices, method="auto", accuracy=1e
     return METHODS[method](atoms, atoms.crystal, indices, accuracy=accuracy, memory=memory)
 
 
-def structure_factor_gradients(atoms, crystal, miller_indices, d_target_d_f, parameters=("sites_cart",), method="auto",
-                               accuracy=1e-4, memory=DEFAULT_MEMORY):
+def structure_factor_gradients(
+    atoms,
+    crystal,
+    miller_indices,
+    d_target_d_f,
+    parameters=("sites_cart",),
+    method="auto",
+    accuracy=1e-4,
+    memory=DEFAULT_MEMORY,
+):
     """Gradients of a target whose derivative by the structure factors is known, without computing these.
 
     Parameters
@@ -99,11 +108,16 @@ def structure_factor_gradients(atoms, crystal, miller_indices, d_target_d_f, par
     """
     leaves = [getattr(atoms, name).detach().clone().requires_grad_() for name in parameters]
     with torch.enable_grad(), without_values():
-        f = structure_factors(atoms.replace(**dict(zip(parameters, leaves))), crystal, miller_indices, method=method,
-                              accuracy=accuracy, memory=memory)
+        f = structure_factors(
+            atoms.replace(**dict(zip(parameters, leaves))),
+            crystal,
+            miller_indices,
+            method=method,
+            accuracy=accuracy,
+            memory=memory,
+        )
     gradients = torch.autograd.grad(f, leaves, d_target_d_f.to(f.dtype), allow_unused=True)
-    return tuple(torch.zeros_like(leaf) if gradient is None else gradient
-                 for leaf, gradient in zip(leaves, gradients))
+    return tuple(torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, gradients))
 
 
 def _fft_is_faster(atoms, indices, accuracy, memory):

@@ -18,6 +18,7 @@ counts; gradients with another, in which the largest counts of those that are as
 The sharpening is then the largest p for which (1) takes its share of the request, and c of every term follows
 from (2). Derived in docs/fft.rst.
 """
+
 from __future__ import annotations
 
 import functools
@@ -66,8 +67,11 @@ def multiplicities(plan):
     size = (plan.phase[0].abs() ** 2).clamp(min=1e-30)
     epsilon = ((plan.phase * plan.phase[0].conj()).real * same).sum(0).clamp(min=0) / size
     epsilon = epsilon * (plan.phase[0].abs() > 1e-6)
-    weights = torch.bincount(plan.gather.flatten(), epsilon.expand(plan.gather.shape).flatten(),
-                             minlength=len(plan.indices)).cpu().numpy()
+    weights = (
+        torch.bincount(plan.gather.flatten(), epsilon.expand(plan.gather.shape).flatten(), minlength=len(plan.indices))
+        .cpu()
+        .numpy()
+    )
     return weights if weights.sum() > 0 else np.ones_like(weights)
 
 
@@ -128,14 +132,15 @@ class ErrorModel:
 
         inside = factors(self.tau) ** 2 * self.weights
         decay = np.exp(-2 * bins[:, None] * self.tau)
-        powers = np.stack([np.ones_like(self.tau), self.tau, self.tau ** 2])
+        powers = np.stack([np.ones_like(self.tau), self.tau, self.tau**2])
         #  Mean squares of an atom's contributions to F, to the position and to the B gradient, (3, n_types +
         # 1, N_E).
         self.norms = np.einsum("mr,tr,er->mte", powers, inside, decay)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             outside = factors(self.alias_tau)
             squares = (outside * outside)[:, None] * np.stack(
-                [np.ones_like(self.alias_tau), self.alias_tau, self.alias_tau ** 2])
+                [np.ones_like(self.alias_tau), self.alias_tau, self.alias_tau**2]
+            )
             growth = 2 * SHARPENINGS[:, None] * self.alias_tau
             kernel = np.exp(np.minimum(growth[:, None, :] - 2 * bins[:, None] * self.alias_tau, 300.0))
             kernel *= self.alias_weights[:, None, :]
@@ -143,10 +148,16 @@ class ErrorModel:
             self.aliases = np.einsum("pes,tms->pmte", kernel, squares, optimize=True)
         # White rounding noise of the grid, seen through q: its mean square over the share of the spectrum
         # that the band fills, per unit of what the atoms put there.
-        filled = 4 / 3 * math.pi * self.s_sq ** 1.5 / abs(np.linalg.det(reciprocal_basis)) / math.prod(grid)
+        filled = 4 / 3 * math.pi * self.s_sq**1.5 / abs(np.linalg.det(reciprocal_basis)) / math.prod(grid)
         noise = (np.exp(-2 * SHARPENINGS[:, None] * self.tau) @ self.weights) * filled
-        blurred = np.einsum("r,pr,tr,er->pte", self.weights, np.exp(2 * SHARPENINGS[:, None] * self.tau),
-                            factors(self.tau) ** 2, np.exp(-2 * bins[:, None] * self.tau), optimize=True)
+        blurred = np.einsum(
+            "r,pr,tr,er->pte",
+            self.weights,
+            np.exp(2 * SHARPENINGS[:, None] * self.tau),
+            factors(self.tau) ** 2,
+            np.exp(-2 * bins[:, None] * self.tau),
+            optimize=True,
+        )
         #: Mean squares of rounding noise, for a relative rounding of 1, (n_sharpenings, n_types + 1, N_E).
         self.noises = noise[:, None, None] * blurred
         self._cut_tables = {}
@@ -160,7 +171,7 @@ class ErrorModel:
         # Few reflections are close to an image of the atoms' spectrum, and they make most of the error.
         walls = np.asarray(grid)[:, None] * reciprocal_basis
         along = np.abs(indices @ (reciprocal_basis @ walls.T))
-        nearest = d_star_sq + ((walls ** 2).sum(1) - 2 * along).min(1)
+        nearest = d_star_sq + ((walls**2).sum(1) - 2 * along).min(1)
         n = len(nearest)
         order = np.argpartition(nearest, min(_N_NEAREST, n - 1))
         first, others = order[:_N_NEAREST], order[_N_NEAREST:]
@@ -169,7 +180,7 @@ class ErrorModel:
         share = multiplicities[chosen] / multiplicities.sum()
         if len(sample):
             left = multiplicities[others].sum() / multiplicities.sum()
-            share[len(first):] *= left / max(share[len(first):].sum(), 1e-300)
+            share[len(first) :] *= left / max(share[len(first) :].sum(), 1e-300)
         vectors = indices[chosen] @ reciprocal_basis
         steps = np.array([m for m in itertools.product(range(-2, 3), repeat=3) if any(m)])
         lattice = (steps * np.asarray(grid)) @ reciprocal_basis
@@ -183,9 +194,9 @@ class ErrorModel:
         counts = np.bincount(bins, minlength=_N_ALIAS_BINS)
         used = counts > 0
         self.alias_tau = np.bincount(bins, found, minlength=_N_ALIAS_BINS)[used] / counts[used]
-        self.alias_weights = np.stack([
-            np.bincount(bins, share * np.exp(-2 * p * band), minlength=_N_ALIAS_BINS)[used]
-            for p in SHARPENINGS])
+        self.alias_weights = np.stack(
+            [np.bincount(bins, share * np.exp(-2 * p * band), minlength=_N_ALIAS_BINS)[used] for p in SHARPENINGS]
+        )
 
     def sharpening(self, histogram, accuracy, rounding, orders):
         """Number of the sharpest p of the ladder that leaves aliasing its share of the error.
@@ -223,14 +234,14 @@ class ErrorModel:
         ratios = tuple(round(4 * math.log2(norms[m] / norms[0])) if m in orders else 0 for m in (1, 2))
         key = (index, ratios, orders)
         if key not in self._cut_tables:
-            self._cut_tables[key] = self._make_cut_table(
-                SHARPENINGS[index], [2 ** (r / 4) for r in ratios], orders)
+            self._cut_tables[key] = self._make_cut_table(SHARPENINGS[index], [2 ** (r / 4) for r in ratios], orders)
         return self._cut_tables[key]
 
     def _make_cut_table(self, p, ratios, orders):
         tau = np.concatenate([self.tau, self.alias_tau])
-        weights = np.concatenate([self.weights * np.exp(-2 * p * self.tau),
-                                  self.alias_weights[int(np.searchsorted(SHARPENINGS, p))]])
+        weights = np.concatenate(
+            [self.weights * np.exp(-2 * p * self.tau), self.alias_weights[int(np.searchsorted(SHARPENINGS, p))]]
+        )
         phi = _truncation_transforms()
         # Thousands of samples are more than a smooth average needs: bins of tau.
         edges = np.linspace(0, math.sqrt(tau.max()) * 1.0001, 161)
@@ -241,20 +252,18 @@ class ErrorModel:
             y = np.minimum(math.sqrt(width) * root_tau, _Y_MAX - _Y_STEP) / _Y_STEP
             j = y.astype(np.int64)
             values = phi[:, j] * (1 - (y - j)) + phi[:, j + 1] * (y - j)
-            error = np.sqrt((values ** 2) @ total)
+            error = np.sqrt((values**2) @ total)
             # The derivatives of a Gaussian are larger beyond the cut than the Gaussian, by 2 sqrt(c) and by
             # c.
-            larger = {0: 1.0, 1: np.sqrt(_CUTS / (width * ratios[0])),
-                      2: _CUTS / (width * math.sqrt(ratios[1]))}
+            larger = {0: 1.0, 1: np.sqrt(_CUTS / (width * ratios[0])), 2: _CUTS / (width * math.sqrt(ratios[1]))}
             worst = np.max([np.broadcast_to(larger[order], _CUTS.shape) for order in orders], axis=0)
             logs = np.minimum.accumulate(np.log(error * worst + 1e-300))
             table[i] = np.interp(-_LEVELS, -logs, _CUTS, left=0.0, right=_CUTS[-1])
             # A term that is below the tolerance even when all of it is left out.
             all_of_it = (np.exp(-2 * (width + p) * self.tau) * self.weights).sum()
             everything = 0.5 * math.log(max(all_of_it, 1e-300))
-            table[i][_LEVELS > everything + math.log(5.0)] = -1.0
-        return (table, math.log(_WIDTHS[0]), math.log(_WIDTHS[1] / _WIDTHS[0]),
-                _LEVELS[0], _LEVELS[1] - _LEVELS[0])
+            table[i][everything + math.log(5.0) < _LEVELS] = -1.0
+        return (table, math.log(_WIDTHS[0]), math.log(_WIDTHS[1] / _WIDTHS[0]), _LEVELS[0], _LEVELS[1] - _LEVELS[0])
 
     @staticmethod
     def tolerance(norms, n_atoms, accuracy, n_terms):

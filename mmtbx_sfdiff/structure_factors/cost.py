@@ -15,7 +15,6 @@ _COSTS = {False: (1.7, 8.0, 300.0, 4.0), True: (3.0, 30.0, 400.0, 7.0)}
 
 def cost(model, index, norms, orders, cache, dims, n_atoms, mean_exponent, accuracy):
     """Estimated time of the values (``orders`` (0,)) or the gradients of one model, ns on one core."""
-    from .accuracy import SHARPENINGS
 
     block, column, pair, point = _COSTS[orders != (0,)]
     table, width_first, width_step, level_first, level_step = model.cut_table(index, norms, orders)
@@ -29,7 +28,7 @@ def cost(model, index, norms, orders, cache, dims, n_atoms, mean_exponent, accur
         exponents = np.append(exponents, 0.0)
     exponents = np.sort(exponents)
     for first in range(0, len(exponents), 2):
-        width = max(float(exponents[first:first + 2].max()) + mean_exponent - SHARPENINGS[index], 0.05)
+        width = max(float(exponents[first : first + 2].max()) + mean_exponent - SHARPENINGS[index], 0.05)
         i = int(np.clip((math.log(width) - width_first) / width_step, 0, table.shape[0] - 1))
         radius = math.sqrt(width * max(table[i, j], 0.5) / cache.s_sq) / math.pi
         half = [radius * lengths[axis] * n for axis, n in zip(axes, dims)]

@@ -10,6 +10,7 @@ does not separate, take one exponential a term instead.
 
 Reference: ``cctbx.xray.structure_factors.from_scatterers_direct``.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -68,7 +69,7 @@ class _Parameters:
 
     def __init__(self, atoms, batch):
         def flat(value, tail):
-            own = value.shape[value.ndim - tail:]
+            own = value.shape[value.ndim - tail :]
             return value.expand(*batch, *own).reshape(-1, *own)
 
         self.atoms = atoms
@@ -96,9 +97,9 @@ class _Parameters:
                 results.append(None)
                 continue
             one = torch.ones((1, len(plan.indices)), dtype=self.atoms.dtype, device=value.device)
-            results.append(self._sum(plan, chosen, self.weights * value,
-                                     torch.zeros_like(self.atoms.type_index),
-                                     one, memory))
+            results.append(
+                self._sum(plan, chosen, self.weights * value, torch.zeros_like(self.atoms.type_index), one, memory)
+            )
         return results
 
     def _sum(self, plan, chosen, weights, type_index, table, memory):
@@ -119,8 +120,16 @@ class _Parameters:
             else:
                 metric = _packed_metric(self.atoms.crystal, self.u_iso)
                 u = self.u_star[:, rows] + self.u_iso[:, rows, None] * metric
-            part = _AtomSum.apply(self.sites[:, rows], u, weights[:, rows], table, counts, plan,
-                                  self.atoms.crystal.reciprocal_metric, memory)
+            part = _AtomSum.apply(
+                self.sites[:, rows],
+                u,
+                weights[:, rows],
+                table,
+                counts,
+                plan,
+                self.atoms.crystal.reciprocal_metric,
+                memory,
+            )
             total = part if total is None else total + part
         return total
 
@@ -165,7 +174,8 @@ class _AtomSum(torch.autograd.Function):
                 for columns in block.column_blocks():
                     sums = block.sums(columns).flatten(2)[..., columns.cells]
                     result[:, columns.rows] += torch.einsum(
-                        "kbn,kn->bn", sums, table[kinds][:, columns.rows].to(complex_dtype))
+                        "kbn,kn->bn", sums, table[kinds][:, columns.rows].to(complex_dtype)
+                    )
         return result
 
     @staticmethod
@@ -173,8 +183,10 @@ class _AtomSum(torch.autograd.Function):
     def backward(ctx, grad):
         sites, u, weights, table, metric = ctx.saved_tensors
         want_sites, want_u, want_weights = ctx.needs_input_grad[:3]
-        grads = [torch.zeros_like(x) if want else None
-                 for x, want in ((sites, want_sites), (u, want_u), (weights, want_weights))]
+        grads = [
+            torch.zeros_like(x) if want else None
+            for x, want in ((sites, want_sites), (u, want_u), (weights, want_weights))
+        ]
         grad = grad.conj().resolve_conj()
         if _has_kernel(u):
             for model, atoms, column_sum in _column_sums(sites, u, ctx.counts, table, ctx.plan, ctx.memory):
@@ -202,13 +214,21 @@ def _has_kernel(u):
 def _column_sums(sites, u, counts, table, plan, memory):
     """Yield (model, atoms, ColumnSum) for blocks of atoms whose tables fit half the memory."""
     from ..kernels.cpu.direct_sum import ColumnSum
+
     for first, last, kinds in atom_ranges(counts, memory / 2, 16 * sum(extents(plan))):
         atoms = slice(first, last)
         for model in range(len(sites)):
-            yield model, atoms, ColumnSum(
-                plan, sites[model, atoms][:, plan.axes],
-                u[model, atoms].to(torch.float64).T[packed_pairs(plan.axes)],
-                kinds, table)
+            yield (
+                model,
+                atoms,
+                ColumnSum(
+                    plan,
+                    sites[model, atoms][:, plan.axes],
+                    u[model, atoms].to(torch.float64).T[packed_pairs(plan.axes)],
+                    kinds,
+                    table,
+                ),
+            )
 
 
 def _add_moments(moments, weights, model, atoms, axes, grads):

@@ -8,6 +8,7 @@ and :mod:`~mmtbx_sfdiff.kernels.cuda.density` do the sum over the atoms, its tra
 Ten Eyck (1977) Acta Cryst. A33, 486; the gradient is the transpose of the calculation, Agarwal (1978) A34,
 791. Reference: ``cctbx.xray.structure_factors.from_scatterers_fft``, ``gradients_fft``.
 """
+
 from __future__ import annotations
 
 import torch
@@ -56,7 +57,8 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY, po
     """
     if accuracy < LEAST_ACCURACY:
         raise FFTUnsuitable(
-            f"accuracy={accuracy:g} is beyond the FFT (at best {LEAST_ACCURACY:g}): use method='direct'.")
+            f"accuracy={accuracy:g} is beyond the FFT (at best {LEAST_ACCURACY:g}): use method='direct'."
+        )
     plan = miller_plan(crystal, miller_indices)
     batch = atoms.batch_shape
     n = miller_indices.shape[0]
@@ -64,7 +66,7 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY, po
         return (atoms.occupancies[..., :1] * 0).to(complex_of(atoms.dtype)).expand(*batch, -1)[..., :0]
 
     def flat(value, tail):
-        own = value.shape[value.ndim - tail:]
+        own = value.shape[value.ndim - tail :]
         return value.expand(*batch, *own).reshape(-1, *own)
 
     with own_threads(atoms.device):
@@ -72,8 +74,19 @@ def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY, po
         u_star = torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0)
         weights = atoms.occupancies * atoms.site_weights.to(atoms.dtype)
         result = _Transform.apply(
-            flat(atoms.sites_cart, 2), flat(u_iso, 1), flat(u_star, 2), flat(weights, 1), flat(atoms.fp, 1),
-            flat(atoms.fdp, 1), flat(atoms._frac_residual, 2), atoms, plan, accuracy, memory, population)
+            flat(atoms.sites_cart, 2),
+            flat(u_iso, 1),
+            flat(u_star, 2),
+            flat(weights, 1),
+            flat(atoms.fp, 1),
+            flat(atoms.fdp, 1),
+            flat(atoms._frac_residual, 2),
+            atoms,
+            plan,
+            accuracy,
+            memory,
+            population,
+        )
         return result.reshape(*batch, n)
 
 
@@ -128,12 +141,12 @@ def _parts(engine, setting, n_models, memory):
     """What an engine takes of a batch at a time: a model, or as many as memory allows."""
     if not engine.BATCHED:
         return range(n_models)
-    size = max(1, int(min(memory // storage(setting.grid.dims, setting.dtype),
-                          engine.LARGEST // setting.grid.n_points)))
+    size = max(
+        1, int(min(memory // storage(setting.grid.dims, setting.dtype), engine.LARGEST // setting.grid.n_points))
+    )
     return [slice(first, first + size) for first in range(0, n_models, size)]
 
 
 def _job(atoms, setting, values, part, dispersion, gradient):
     sites, u_iso, u_star, weights, fp, fdp = (value[part] for value in values)
-    return DensityJob(atoms, setting, sites, u_iso, u_star, weights, fdp if dispersion else fp, dispersion,
-                         gradient)
+    return DensityJob(atoms, setting, sites, u_iso, u_star, weights, fdp if dispersion else fp, dispersion, gradient)

@@ -3,6 +3,7 @@
 The choice is a function of the atoms' values alone, never of what was computed before.  What does not depend
 on the atoms' parameters is kept with the Miller plan.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -105,8 +106,10 @@ class TermTable:
         return float(np.sqrt((((alphas * np.exp(-0.6 * exponents)).sum(1)) ** 2).mean()))
 
     def with_constants(self):
-        return (np.hstack([self.alphas, self.constants[:, None]]),
-                np.hstack([self.exponents, np.zeros((len(self.constants), 1))]))
+        return (
+            np.hstack([self.alphas, self.constants[:, None]]),
+            np.hstack([self.exponents, np.zeros((len(self.constants), 1))]),
+        )
 
 
 class _PlanCache:
@@ -128,8 +131,8 @@ class _PlanCache:
             for axis, n in zip(self.plan().axes, dims):
                 grid[axis] = n
             self.models[dims] = ErrorModel(
-                self.indices, self.d_star_sq, self.multiplicities, self.basis, grid,
-                *self.table.with_constants())
+                self.indices, self.d_star_sq, self.multiplicities, self.basis, grid, *self.table.with_constants()
+            )
         return self.models[dims]
 
     def grid(self, dims):
@@ -202,8 +205,9 @@ def _population(values, atoms, cache, wanted=None):
     _, u_iso, u_star, weights, *dispersion = values
     # The gradient of a term that may be zero: as if it were as large as a form factor.
     least = cache.table.typical_factor if wanted and (wanted[4] or wanted[5]) else 0.0
-    extras = [value for i, value in enumerate(dispersion)
-              if wanted and wanted[4 + i] or bool((value.detach() != 0).any())]
+    extras = [
+        value for i, value in enumerate(dispersion) if wanted and wanted[4 + i] or bool((value.detach() != 0).any())
+    ]
     of = _compiled_population if u_iso.device.type == "cpu" else _torch_population
     histogram, n_atoms, largest, heaviest = of(u_iso, u_star, weights, extras, least, atoms, cache)
     if not n_atoms:
@@ -225,9 +229,20 @@ def _compiled_population(u_iso, u_star, weights, extras, least, atoms, cache):
     n_atoms, largest, heaviest = 0, 0.0, 0.0
     for i in range(len(u_iso)):
         found = population(
-            u_iso[i], u_star[i], use_aniso, orthogonalization, 2 * math.pi ** 2 * cache.s_sq, weights[i],
-            extras[:, i], least, types, error_model.E_FIRST, error_model.E_SCALE,
-            math.log(error_model.E_GROWTH), histogram)
+            u_iso[i],
+            u_star[i],
+            use_aniso,
+            orthogonalization,
+            2 * math.pi**2 * cache.s_sq,
+            weights[i],
+            extras[:, i],
+            least,
+            types,
+            error_model.E_FIRST,
+            error_model.E_SCALE,
+            math.log(error_model.E_GROWTH),
+            histogram,
+        )
         n_atoms, largest, heaviest = n_atoms + found[0], max(largest, found[1]), max(heaviest, found[2])
     return histogram, n_atoms, largest, heaviest
 
@@ -240,7 +255,7 @@ def _torch_population(u_iso, u_star, weights, extras, least, atoms, cache):
         if bool(atoms.use_u_aniso.any()):
             widest = u + _cart_trace(u_star, atoms)
             u = u + _least_u(u_star, atoms)
-        scale = 2 * math.pi ** 2 * cache.s_sq
+        scale = 2 * math.pi**2 * cache.s_sq
         position = error_model.exponent_bins(u * scale).clamp(max=n_e - 1.001)
         low = position.to(torch.int64)
         high_share = position - low
@@ -252,8 +267,12 @@ def _torch_population(u_iso, u_star, weights, extras, least, atoms, cache):
         for value in extras:
             extra = squares * value.to(torch.float64).abs().clamp(min=least) ** 2
             result += torch.bincount((n_types * n_e + low).flatten(), extra.flatten(), minlength=size)
-        return (result.reshape(n_types + 1, n_e).cpu().numpy(), int((squares > 0).sum()),
-                float(widest.max()) * scale, float(squares.max()) ** 0.5)
+        return (
+            result.reshape(n_types + 1, n_e).cpu().numpy(),
+            int((squares > 0).sum()),
+            float(widest.max()) * scale,
+            float(squares.max()) ** 0.5,
+        )
 
 
 def _least_u(u_star, atoms):
@@ -310,7 +329,8 @@ def choose_setting(values, atoms, plan, accuracy, memory, wanted=None, populatio
     else:
         raise FFTUnsuitable(
             f"accuracy={accuracy:g} is out of the FFT's reach for these atoms within memory={memory} bytes: "
-            "raise memory, or use method='direct'.")
+            "raise memory, or use method='direct'."
+        )
     n_terms = cache.table.alphas.shape[1] + (1 if cache.table.constants.any() else 0)
     sharpening = float(error_model.SHARPENINGS[index])
     slack = engines.density_engine(plan.indices.device).SLACK
@@ -320,10 +340,18 @@ def choose_setting(values, atoms, plan, accuracy, memory, wanted=None, populatio
     size = max(cache.table.largest + found.extra, cache.table.typical_factor)
     lowest = math.log(tolerance / (size * max(found.heaviest, typical)))
     return found, Setting(
-        grid=cache.grid(dims), dtype=dtype, sharpening=sharpening, s_sq=cache.s_sq, cuts=cuts,
-        tolerance=tolerance, typical_weight=typical, table=cache.table,
-        factor=cache.factor(sharpening, dtype), phase=cache.phase(dtype),
-        box=_box(cache, dims, found.largest, lowest, sharpening, cuts))
+        grid=cache.grid(dims),
+        dtype=dtype,
+        sharpening=sharpening,
+        s_sq=cache.s_sq,
+        cuts=cuts,
+        tolerance=tolerance,
+        typical_weight=typical,
+        table=cache.table,
+        factor=cache.factor(sharpening, dtype),
+        phase=cache.phase(dtype),
+        box=_box(cache, dims, found.largest, lowest, sharpening, cuts),
+    )
 
 
 def _from(chosen, plan, memory):
@@ -334,7 +362,8 @@ def _from(chosen, plan, memory):
         for rate in OVERSAMPLING:
             dims = grid_dims(plan, rate)
             finer = (dtype == chosen[1] and math.prod(dims) > math.prod(chosen[0])) or (
-                dtype == torch.float64 and chosen[1] == torch.float32)
+                dtype == torch.float64 and chosen[1] == torch.float32
+            )
             if finer and storage(dims, dtype) <= memory:
                 yield dims, dtype
 
@@ -353,14 +382,14 @@ def _box(cache, dims, largest, lowest, sharpening, cuts):
     radius = math.sqrt(width * max(float(table[:, column].max()), 0.5) / cache.s_sq) / math.pi
     # Half the box is radius times the length of the reciprocal axis, in grid units.
     lengths = np.linalg.norm(cache.basis, axis=1)
-    return tuple(8 * (int(2 * radius * lengths[axis] * n + 1) // 8 + 2)
-                 for axis, n in zip(cache.plan().axes, dims))
+    return tuple(8 * (int(2 * radius * lengths[axis] * n + 1) // 8 + 2) for axis, n in zip(cache.plan().axes, dims))
 
 
 def _cart_trace(u_star, atoms):
     metric = atoms.crystal.orthogonalization.T @ atoms.crystal.orthogonalization
-    packed = torch.stack([metric[0, 0], metric[1, 1], metric[2, 2],
-                          2 * metric[0, 1], 2 * metric[0, 2], 2 * metric[1, 2]])
+    packed = torch.stack(
+        [metric[0, 0], metric[1, 1], metric[2, 2], 2 * metric[0, 1], 2 * metric[0, 2], 2 * metric[1, 2]]
+    )
     return (u_star.detach().to(torch.float64) @ packed).clamp(min=0)
 
 
@@ -412,9 +441,9 @@ def _choose(cache, plan, histogram, n_atoms, accuracy, memory, orders):
     if smallest < math.inf:
         raise FFTUnsuitable(
             f"accuracy={accuracy:g} needs a grid of {smallest / 2**20:.0f} MiB, more than memory={memory} "
-            "bytes: raise memory, or use method='direct'.")
-    raise FFTUnsuitable(
-        f"accuracy={accuracy:g} is out of the FFT's reach for these atoms: use method='direct'.")
+            "bytes: raise memory, or use method='direct'."
+        )
+    raise FFTUnsuitable(f"accuracy={accuracy:g} is out of the FFT's reach for these atoms: use method='direct'.")
 
 
 def estimated_time(atoms, plan, accuracy, memory):
@@ -428,15 +457,19 @@ def estimated_time(atoms, plan, accuracy, memory):
     batch = atoms.batch_shape
 
     def flat(value, tail=1):
-        own = value.shape[value.ndim - tail:]
+        own = value.shape[value.ndim - tail :]
         return value.expand(*batch, *own).reshape(-1, *own)
 
     # The sites do not matter.
     with torch.no_grad():
-        values = (None, flat(torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)),
-                  flat(torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0), 2),
-                  flat(atoms.occupancies * atoms.site_weights.to(atoms.dtype)), flat(atoms.fp),
-                  flat(atoms.fdp))
+        values = (
+            None,
+            flat(torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)),
+            flat(torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0), 2),
+            flat(atoms.occupancies * atoms.site_weights.to(atoms.dtype)),
+            flat(atoms.fp),
+            flat(atoms.fdp),
+        )
     cache = _cache(plan, atoms)
     found = _population(values, atoms, cache)
     n_models = len(values[1])

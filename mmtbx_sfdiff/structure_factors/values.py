@@ -4,6 +4,7 @@ The gradient of a target with known dT/dF is the transpose of the calculation an
 :func:`without_values` the autograd functions of :mod:`.direct` and :mod:`.fft` give zeros for values and remember what
 their backward pass needs.
 """
+
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,5 @@
 """The binary mask is mmtbx's own, in every space group; F_mask to rounding."""
+
 import gemmi
 import mmtbx_sfdiff as sfdiff
 import numpy as np
@@ -11,8 +12,21 @@ from cctbx.array_family import flex
 from cctbx.development import random_structure
 from mmtbx_sfdiff.bulk_solvent import solvent_fraction
 
-SETTINGS = ["R 3 :R", "R -3 c :R", "P 1 1 21", "I 1 2 1", "A 1 1 2", "B 1 1 2", "F d d d :1", "P n n n :1", "B 1 1 2/b",
-            "Hall: C 2y (x-y,x+y,z)", "P 21 1 1", "P 1 2/n 1", "Hall: P 31 2 (x,y,z+1/3)"]
+SETTINGS = [
+    "R 3 :R",
+    "R -3 c :R",
+    "P 1 1 21",
+    "I 1 2 1",
+    "A 1 1 2",
+    "B 1 1 2",
+    "F d d d :1",
+    "P n n n :1",
+    "B 1 1 2/b",
+    "Hall: C 2y (x-y,x+y,z)",
+    "P 21 1 1",
+    "P 1 2/n 1",
+    "Hall: P 31 2 (x,y,z+1/3)",
+]
 NUMBERS = [str(number) for number in range(1, 231)]
 
 
@@ -21,8 +35,12 @@ def structure(symbol, seed, n_atoms=6, volume_per_atom=150, elements=("C", "N", 
     flex.set_random_seed(seed)
     elements = [elements[i % len(elements)] for i in range(n_atoms)]
     return random_structure.xray_structure(
-        space_group_info=sgtbx.space_group_info(symbol), elements=elements, volume_per_atom=volume_per_atom,
-        min_distance=1.0, general_positions_only=False)
+        space_group_info=sgtbx.space_group_info(symbol),
+        elements=elements,
+        volume_per_atom=volume_per_atom,
+        min_distance=1.0,
+        general_positions_only=False,
+    )
 
 
 def mmtbx_f_mask(structure, d_min=3.0, **parameters):
@@ -32,7 +50,8 @@ def mmtbx_f_mask(structure, d_min=3.0, **parameters):
         setattr(params, name, value)
     miller_set = miller.build_set(structure.crystal_symmetry(), anomalous_flag=False, d_min=d_min)
     manager = mmtbx.masks.manager(
-        miller_array=miller_set.array(data=flex.double(miller_set.size())), xray_structure=structure, mask_params=params)
+        miller_array=miller_set.array(data=flex.double(miller_set.size())), xray_structure=structure, mask_params=params
+    )
     return miller_set, torch.tensor(manager.shell_f_masks()[0].data().as_numpy_array()), manager
 
 
@@ -89,17 +108,26 @@ def test_which_atoms_take_part():
     for i, occupancy in ((0, 0.0), (2, 0.01), (5, 0.0), (7, -0.5)):
         xrs.scatterers()[i].occupancy = occupancy
     mask, f, _ = check(xrs)
-    for options, parameters in (({"include_hydrogens": True}, {"ignore_hydrogens": False}),
-                                ({"include_zero_occupancy": True}, {"ignore_zero_occupancy_atoms": False})):
+    for options, parameters in (
+        ({"include_hydrogens": True}, {"ignore_hydrogens": False}),
+        ({"include_zero_occupancy": True}, {"ignore_zero_occupancy_atoms": False}),
+    ):
         other, _, _ = check(xrs, mask_options=options, **parameters)
         assert float((other - mask).abs().sum()) > 0
 
 
-@pytest.mark.parametrize("r_probe, r_shrink, step", [(1.1, 0.9, 0.3), (0.0, 0.0, 0.6), (1.4, 0.0, 0.5), (0.8, 1.5, 0.7)])
+@pytest.mark.parametrize(
+    "r_probe, r_shrink, step", [(1.1, 0.9, 0.3), (0.0, 0.0, 0.6), (1.4, 0.0, 0.5), (0.8, 1.5, 0.7)]
+)
 def test_radii_and_steps(r_probe, r_shrink, step):
     xrs = structure("P 31 2 1", seed=9, n_atoms=10, volume_per_atom=200)
-    check(xrs, mask_options={"r_probe": r_probe, "r_shrink": r_shrink, "grid_step": step},
-          solvent_radius=r_probe, shrink_truncation_radius=r_shrink, step=step)
+    check(
+        xrs,
+        mask_options={"r_probe": r_probe, "r_shrink": r_shrink, "grid_step": step},
+        solvent_radius=r_probe,
+        shrink_truncation_radius=r_shrink,
+        step=step,
+    )
 
 
 def test_own_radii():
@@ -209,8 +237,11 @@ def test_transform():
     torch.testing.assert_close(f[:, 1], f[:, 5].conj())
     small = torch.rand(1, 6, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda m: torch.view_as_real(sfdiff.mask_structure_factors(m, c, torch.tensor([[0, 0, 0], [1, -2, -1]]),
-                                                                   d_min=None)), (small,))
+        lambda m: torch.view_as_real(
+            sfdiff.mask_structure_factors(m, c, torch.tensor([[0, 0, 0], [1, -2, -1]]), d_min=None)
+        ),
+        (small,),
+    )
 
 
 def test_resolution_cut():
@@ -245,8 +276,12 @@ def test_refusals():
         sfdiff.solvent_mask(atoms, atoms.crystal, method="binary", softness=0.3)
     hexagonal = structure("P 6", seed=1)
     with pytest.raises(ValueError, match="symmetry"):
-        sfdiff.solvent_mask(sfdiff.Atoms.from_cctbx(hexagonal), sfdiff.Crystal.from_cctbx(hexagonal), method="binary",
-                            n_real=(20, 21, 20))
+        sfdiff.solvent_mask(
+            sfdiff.Atoms.from_cctbx(hexagonal),
+            sfdiff.Crystal.from_cctbx(hexagonal),
+            method="binary",
+            n_real=(20, 21, 20),
+        )
     with pytest.raises(TypeError, match="real"):
         sfdiff.mask_structure_factors(torch.ones(3, 3, 3, dtype=torch.int64), atoms.crystal, torch.zeros(1, 3).long())
     with pytest.raises(ValueError, match="n1, n2, n3"):
@@ -256,6 +291,7 @@ def test_refusals():
 @pytest.mark.parametrize("entry", ["1yjp", "5wkd", "1dur", "6mw0", "5awl", "1aie", "5c11", "5o5i", "3sb3"])
 def test_real_entries(pdb_dir, entry):
     import iotbx.pdb
+
     path = next(pdb_dir.joinpath(entry).glob(f"{entry}.[pc][di][bf].gz"))
     xrs = iotbx.pdb.input(file_name=str(path)).xray_structure_simple()
     check(xrs, bound=1e-12)
@@ -263,8 +299,11 @@ def test_real_entries(pdb_dir, entry):
 
 @pytest.mark.parametrize("limits", [(0, 0, 0), (2, 0, 1), (2, 3, 3)])
 def test_few_frequencies_are_those_of_the_whole_transform(limits):
-    atoms = sfdiff.Atoms.from_cctbx(random_structure.xray_structure(
-        space_group_info=sgtbx.space_group_info("P 1"), elements=["C"], unit_cell=(9, 10, 11, 80, 95, 100)))
+    atoms = sfdiff.Atoms.from_cctbx(
+        random_structure.xray_structure(
+            space_group_info=sgtbx.space_group_info("P 1"), elements=["C"], unit_cell=(9, 10, 11, 80, 95, 100)
+        )
+    )
     mask = torch.rand(2, 5, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     h = torch.cartesian_prod(*(torch.arange(-n, n + 1) for n in limits))
     grid = torch.cartesian_prod(*(torch.arange(n) for n in mask.shape[1:])).to(torch.float64)
@@ -272,8 +311,8 @@ def test_few_frequencies_are_those_of_the_whole_transform(limits):
     expected = mask.detach().flatten(1).to(phases.dtype) @ phases.T * atoms.crystal.volume / mask[0].numel()
     f_mask = sfdiff.mask_structure_factors(mask, atoms.crystal, h, d_min=None)
     assert torch.allclose(f_mask.detach(), expected, rtol=1e-12, atol=1e-12)
-    gradient, = torch.autograd.grad(torch.view_as_real(f_mask).square().sum(), mask, create_graph=True)
+    (gradient,) = torch.autograd.grad(torch.view_as_real(f_mask).square().sum(), mask, create_graph=True)
     # A quadratic form: its gradient is linear, and the gradient of half its own product with the map is itself.
-    again, = torch.autograd.grad((gradient * mask).sum() / 2, mask)
+    (again,) = torch.autograd.grad((gradient * mask).sum() / 2, mask)
     assert torch.allclose(again, gradient, rtol=1e-12, atol=1e-12)
     assert float((gradient * mask).sum().detach()) == pytest.approx(2 * float(expected.abs().square().sum()), rel=1e-12)

@@ -1,4 +1,5 @@
 """The density-cutoff mask: equations 5-8, batches, and a gradient that finite differences confirm."""
+
 import mmtbx_sfdiff as sfdiff
 import numpy as np
 import pytest
@@ -15,8 +16,13 @@ def random_atoms(symbol="P 21 21 21", seed=0, n_atoms=20, volume_per_atom=60, **
     random_structure.random.seed(seed)
     flex.set_random_seed(seed)
     structure = random_structure.xray_structure(
-        space_group_info=sgtbx.space_group_info(symbol), elements=["C", "N", "O", "S"] * (n_atoms // 4),
-        volume_per_atom=volume_per_atom, min_distance=1.2, u_iso=0.15, general_positions_only=False)
+        space_group_info=sgtbx.space_group_info(symbol),
+        elements=["C", "N", "O", "S"] * (n_atoms // 4),
+        volume_per_atom=volume_per_atom,
+        min_distance=1.2,
+        u_iso=0.15,
+        general_positions_only=False,
+    )
     return structure, sfdiff.Atoms.from_cctbx(structure, **keywords)
 
 
@@ -25,13 +31,16 @@ def entry_atoms(pdb_dir, entry):
     return sfdiff.Atoms.from_cctbx(iotbx.pdb.input(file_name=str(path)).xray_structure_simple())
 
 
-@pytest.mark.parametrize("symbol", ["P 1", "P -1", "C 1 2 1", "P 31 2 1", "R 3 :R", "R 3 :H", "I 4/m", "F d -3 m :2", "P 65"])
+@pytest.mark.parametrize(
+    "symbol", ["P 1", "P -1", "C 1 2 1", "P 31 2 1", "R 3 :R", "R 3 :H", "I 4/m", "F d -3 m :2", "P 65"]
+)
 def test_density_is_cctbx_fft_map(symbol):
     structure, atoms = random_atoms(symbol, n_atoms=8)
     n_real = atoms.crystal.grid(0.5)
     f = structure.structure_factors(d_min=2.0, algorithm="direct").f_calc()
-    gridding = maptbx.crystal_gridding(unit_cell=structure.unit_cell(), space_group_info=structure.space_group_info(),
-                                       pre_determined_n_real=n_real)
+    gridding = maptbx.crystal_gridding(
+        unit_cell=structure.unit_cell(), space_group_info=structure.space_group_info(), pre_determined_n_real=n_real
+    )
     expected = f.fft_map(crystal_gridding=gridding).apply_volume_scaling().real_map_unpadded().as_numpy_array()
     indices = sfdiff.crystal.as_miller_tensor(f)
     density = density_map(torch.tensor(f.data().as_numpy_array()), atoms.crystal, indices, n_real)
@@ -40,12 +49,22 @@ def test_density_is_cctbx_fft_map(symbol):
 
 def test_equations_are_applied_as_written():
     structure, atoms = random_atoms()
-    mask = sfdiff.solvent_mask(atoms, atoms.crystal, method="density_cutoff", solvent_fraction=0.4, d_min=2.5,
-                               grid_step=0.6, voxel_average=False)
+    mask = sfdiff.solvent_mask(
+        atoms,
+        atoms.crystal,
+        method="density_cutoff",
+        solvent_fraction=0.4,
+        d_min=2.5,
+        grid_step=0.6,
+        voxel_average=False,
+    )
     assert tuple(mask.shape) == atoms.crystal.grid(0.6)
     f = structure.structure_factors(d_min=2.5, algorithm="direct").f_calc()
-    gridding = maptbx.crystal_gridding(unit_cell=structure.unit_cell(), space_group_info=structure.space_group_info(),
-                                       pre_determined_n_real=tuple(mask.shape))
+    gridding = maptbx.crystal_gridding(
+        unit_cell=structure.unit_cell(),
+        space_group_info=structure.space_group_info(),
+        pre_determined_n_real=tuple(mask.shape),
+    )
     density = f.fft_map(crystal_gridding=gridding).apply_sigma_scaling().real_map_unpadded().as_numpy_array()
     cutoff = np.quantile(density, 0.4)
     # cctbx's sigma counts deviations from zero; without F(000) the mean of the map is zero.
@@ -71,11 +90,13 @@ def test_voxel_average_is_the_mask_of_a_fine_grid():
     indices = atoms.crystal.build_miller_indices(3.5)
 
     def f_mask(step, **options):
-        mask = sfdiff.solvent_mask(atoms, atoms.crystal, method="density_cutoff", solvent_fraction=0.4, d_min=2.4,
-                                   grid_step=step, **options)
+        mask = sfdiff.solvent_mask(
+            atoms, atoms.crystal, method="density_cutoff", solvent_fraction=0.4, d_min=2.4, grid_step=step, **options
+        )
         return sfdiff.mask_structure_factors(mask, atoms.crystal, indices)
 
     fine = f_mask(0.1, voxel_average=False)
+
     def error(step, **options):
         return float((f_mask(step, **options) - fine).norm() / fine.norm())
 
@@ -91,7 +112,7 @@ def test_percentile():
     expected = torch.stack([torch.quantile(v, q) for v, q in zip(values, fractions)])
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
     values = values.requires_grad_()
-    gradient, = torch.autograd.grad(percentile(values, fractions, 0.1).sum(), values)
+    (gradient,) = torch.autograd.grad(percentile(values, fractions, 0.1).sum(), values)
     torch.testing.assert_close(gradient.sum(-1), torch.ones(3, dtype=torch.float64))
     assert int((gradient[1] > 1e-6).sum()) > 50
 
@@ -104,9 +125,11 @@ def test_percentile_gradient_is_that_of_the_level():
         return (torch.exp(a * x[:, None]) * (1 + x[None, :] ** 2)).flatten()
 
     a = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(percentile(function(a), torch.tensor(0.3), 0.02), a)
-    difference = (torch.quantile(function(torch.tensor(0.75)).double(), 0.3)
-                  - torch.quantile(function(torch.tensor(0.65)).double(), 0.3)) / 0.1
+    (gradient,) = torch.autograd.grad(percentile(function(a), torch.tensor(0.3), 0.02), a)
+    difference = (
+        torch.quantile(function(torch.tensor(0.75)).double(), 0.3)
+        - torch.quantile(function(torch.tensor(0.65)).double(), 0.3)
+    ) / 0.1
     assert float(gradient) == pytest.approx(float(difference), rel=0.02)
 
 
@@ -117,8 +140,9 @@ def test_a_batch_is_its_models_in_any_order():
     indices = atoms.crystal.build_miller_indices(3.0)
 
     def f_mask(sites, **options):
-        mask = sfdiff.solvent_mask(atoms.replace(sites_cart=sites), atoms.crystal, method="density_cutoff",
-                                   grid_step=0.6, **options)
+        mask = sfdiff.solvent_mask(
+            atoms.replace(sites_cart=sites), atoms.crystal, method="density_cutoff", grid_step=0.6, **options
+        )
         return sfdiff.mask_structure_factors(mask, atoms.crystal, indices)
 
     together = f_mask(sites)
@@ -129,8 +153,9 @@ def test_a_batch_is_its_models_in_any_order():
     fractions = torch.tensor([0.2, 0.3, 0.4, 0.5])
     together = f_mask(sites, solvent_fraction=fractions)
     for i in range(4):
-        torch.testing.assert_close(f_mask(sites[i], solvent_fraction=float(fractions[i])), together[i], rtol=1e-5,
-                                   atol=1e-4)
+        torch.testing.assert_close(
+            f_mask(sites[i], solvent_fraction=float(fractions[i])), together[i], rtol=1e-5, atol=1e-4
+        )
     assert torch.equal(f_mask(sites), f_mask(sites))
 
 
@@ -172,7 +197,7 @@ def test_gradient_against_finite_differences(pdb_dir, entry):
         return (torch.view_as_real(sfdiff.mask_structure_factors(mask, crystal, indices)) * weights).sum()
 
     sites = atoms.sites_cart.clone().requires_grad_()
-    gradient, = torch.autograd.grad(functional(sites), sites)
+    (gradient,) = torch.autograd.grad(functional(sites), sites)
     for step in (0.003, 0.01, 0.02):
         expected, found = [], []
         for _ in range(6):
@@ -188,7 +213,9 @@ def test_gradient_against_finite_differences(pdb_dir, entry):
 
 def test_gradient_reaches_all_parameters():
     _, atoms = random_atoms()
-    parameters = {name: getattr(atoms, name).clone().requires_grad_() for name in ("sites_cart", "u_iso", "occupancies")}
+    parameters = {
+        name: getattr(atoms, name).clone().requires_grad_() for name in ("sites_cart", "u_iso", "occupancies")
+    }
     mask = sfdiff.solvent_mask(atoms.replace(**parameters), atoms.crystal, method="density_cutoff", grid_step=0.6)
     f = sfdiff.mask_structure_factors(mask, atoms.crystal, atoms.crystal.build_miller_indices(4.0))
     for gradient in torch.autograd.grad(f.abs().sum(), parameters.values()):

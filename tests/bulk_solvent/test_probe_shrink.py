@@ -1,4 +1,5 @@
 """The probe-shrink mask: its two engines, its hard limit against mmtbx, and its gradients."""
+
 import random
 
 import mmtbx_sfdiff as sfdiff
@@ -10,8 +11,26 @@ from cctbx import miller, sgtbx, xray, crystal
 from cctbx.array_family import flex
 from cctbx.development import random_structure
 
-GROUPS = ["P 1", "P -1", "P 1 21 1", "C 1 2 1", "I 1 2 1", "P 21 21 21", "F d d d :1", "P 41 21 2", "I 41/a :2", "R 3 :R", "R 3 :H",
-          "P 31 2 1", "P 65 2 2", "P 21 3", "I 4 3 2", "F 2 3", "A 1 1 2", "Hall: C 2y (x-y,x+y,z)"]
+GROUPS = [
+    "P 1",
+    "P -1",
+    "P 1 21 1",
+    "C 1 2 1",
+    "I 1 2 1",
+    "P 21 21 21",
+    "F d d d :1",
+    "P 41 21 2",
+    "I 41/a :2",
+    "R 3 :R",
+    "R 3 :H",
+    "P 31 2 1",
+    "P 65 2 2",
+    "P 21 3",
+    "I 4 3 2",
+    "F 2 3",
+    "A 1 1 2",
+    "Hall: C 2y (x-y,x+y,z)",
+]
 
 HARD_GROUPS = ["P 1", "C 1 2 1", "P 31 2 1"]
 
@@ -21,8 +40,12 @@ def structure(symbol, n_atoms=5, volume_per_atom=60, seed=0):
     flex.set_random_seed(seed)
     elements = [("C", "N", "O", "S", "P")[i % 5] for i in range(n_atoms)]
     return random_structure.xray_structure(
-        space_group_info=sgtbx.space_group_info(symbol), elements=elements, volume_per_atom=volume_per_atom,
-        min_distance=1.0, general_positions_only=False)
+        space_group_info=sgtbx.space_group_info(symbol),
+        elements=elements,
+        volume_per_atom=volume_per_atom,
+        min_distance=1.0,
+        general_positions_only=False,
+    )
 
 
 def atoms_of(symbol, dtype=torch.float64, **options):
@@ -49,8 +72,16 @@ def gradients(atoms, engine, softness, seed=0, **options):
     occupancies = (0.3 * torch.ones_like(atoms.occupancies)).requires_grad_()
     radii = atoms.vdw_radii().requires_grad_()
     lengths = [torch.tensor(x, dtype=torch.float64, requires_grad=True, device=there) for x in (1.1, 0.9, softness)]
-    result = mask(atoms.replace(sites_cart=sites, occupancies=occupancies), engine=engine, radii=radii, r_probe=lengths[0],
-                  r_shrink=lengths[1], softness=lengths[2], full_occupancy=0.7, **options)
+    result = mask(
+        atoms.replace(sites_cart=sites, occupancies=occupancies),
+        engine=engine,
+        radii=radii,
+        r_probe=lengths[0],
+        r_shrink=lengths[1],
+        softness=lengths[2],
+        full_occupancy=0.7,
+        **options,
+    )
     weights = torch.randn(result.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(there)
     inputs = [sites, radii, *lengths[:2]] + ([occupancies, lengths[2]] if softness else [])
     return [result.detach(), *torch.autograd.grad((result * weights).sum(), inputs)]
@@ -83,12 +114,20 @@ def test_hard_mask_is_mmtbx_on_a_fine_grid(symbol):
     parameters = mmtbx.masks.mask_master_params.extract()
     parameters.step, parameters.Fmask_res_high = 0.1 if group.order_z() < 24 else 0.15, 0.0
     miller_set = miller.build_set(xray_structure.crystal_symmetry(), anomalous_flag=False, d_min=3.0)
-    manager = mmtbx.masks.manager(miller_array=miller_set.array(data=flex.double(miller_set.size())),
-                                  xray_structure=xray_structure, mask_params=parameters)
+    manager = mmtbx.masks.manager(
+        miller_array=miller_set.array(data=flex.double(miller_set.size())),
+        xray_structure=xray_structure,
+        mask_params=parameters,
+    )
     expected = torch.tensor(manager.shell_f_masks()[0].data().as_numpy_array())
     atoms = sfdiff.Atoms.from_cctbx(xray_structure)
-    hard, coarse = (sfdiff.mask_structure_factors(m, atoms.crystal, miller_set) for m in (
-        mask(atoms, softness=0, r_probe=1.1, r_shrink=0.9), sfdiff.solvent_mask(atoms, atoms.crystal, method="binary")))
+    hard, coarse = (
+        sfdiff.mask_structure_factors(m, atoms.crystal, miller_set)
+        for m in (
+            mask(atoms, softness=0, r_probe=1.1, r_shrink=0.9),
+            sfdiff.solvent_mask(atoms, atoms.crystal, method="binary"),
+        )
+    )
     assert relative(hard, expected) < 0.1
     assert relative(hard, expected) < 0.5 * relative(coarse, expected)
 
@@ -114,19 +153,31 @@ def test_gradients_against_differences(symbol):
     radii = atoms.vdw_radii()
 
     def value(sites, occupancies, radii, r_probe, r_shrink, softness):
-        result = mask(atoms.replace(sites_cart=sites, occupancies=occupancies), radii=radii, r_probe=r_probe,
-                      r_shrink=r_shrink, softness=softness, full_occupancy=0.7)
+        result = mask(
+            atoms.replace(sites_cart=sites, occupancies=occupancies),
+            radii=radii,
+            r_probe=r_probe,
+            r_shrink=r_shrink,
+            softness=softness,
+            full_occupancy=0.7,
+        )
         return (result * weights).sum()
 
-    point = [atoms.sites_cart, 0.3 * torch.ones(atoms.n_atoms, dtype=torch.float64), radii,
-             *(torch.tensor(x, dtype=torch.float64) for x in (1.1, 0.9, 0.8))]
+    point = [
+        atoms.sites_cart,
+        0.3 * torch.ones(atoms.n_atoms, dtype=torch.float64),
+        radii,
+        *(torch.tensor(x, dtype=torch.float64) for x in (1.1, 0.9, 0.8)),
+    ]
     point = [x.clone().requires_grad_() for x in point]
     found = torch.autograd.grad(value(*point), point)
     for number, gradient in enumerate(found):
         direction = torch.randn(gradient.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
         h = 1e-4
         with torch.no_grad():
-            up, down = ([x + sign * h * direction if i == number else x for i, x in enumerate(point)] for sign in (1, -1))
+            up, down = (
+                [x + sign * h * direction if i == number else x for i, x in enumerate(point)] for sign in (1, -1)
+            )
             difference = float(value(*up) - value(*down)) / (2 * h)
         # Beyond the fine steps, what the sum over the fine grid lacks of the integral is differentiated too.
         assert float((gradient * direction).sum()) == pytest.approx(difference, rel=2e-3, abs=2e-3)
@@ -140,11 +191,15 @@ def test_gradient_holds_over_finite_steps():
     weights = torch.randn(len(indices), dtype=torch.complex128, generator=generator)
 
     def value(sites):
-        return (sfdiff.mask_structure_factors(
-            mask(atoms.replace(sites_cart=sites), precision="single"), atoms.crystal, indices) * weights).real.sum()
+        return (
+            sfdiff.mask_structure_factors(
+                mask(atoms.replace(sites_cart=sites), precision="single"), atoms.crystal, indices
+            )
+            * weights
+        ).real.sum()
 
     sites = atoms.sites_cart.clone().requires_grad_()
-    gradient, = torch.autograd.grad(value(sites), sites)
+    (gradient,) = torch.autograd.grad(value(sites), sites)
     deviations = []
     for _ in range(10):
         direction = torch.randn(sites.shape, dtype=torch.float64, generator=generator)
@@ -208,7 +263,9 @@ def test_no_atom_takes_part():
 
 
 def test_an_atom_fades_with_its_occupancy():
-    values = [float(mask(one_atom((12, 12, 12, 90, 90, 90), occupancy=q)).mean()) for q in (1.0, 0.5, 0.1, 0.05, 1e-4, 0.0)]
+    values = [
+        float(mask(one_atom((12, 12, 12, 90, 90, 90), occupancy=q)).mean()) for q in (1.0, 0.5, 0.1, 0.05, 1e-4, 0.0)
+    ]
     assert values[0] == values[1] == values[2] < values[3] < values[4] < values[5]
     assert values[5] - values[4] < 1e-4
 
@@ -221,8 +278,10 @@ def test_grid_origin_hardly_matters():
     moved = atoms.replace(sites_frac=atoms.sites_frac + shift)
     phase = torch.exp(2j * torch.pi * (indices.to(torch.float64) @ shift))
     f, g = (sfdiff.mask_structure_factors(mask(a), atoms.crystal, indices) for a in (atoms, moved))
-    rough = [sfdiff.mask_structure_factors(sfdiff.solvent_mask(a, a.crystal, method="binary"), a.crystal, indices)
-             for a in (atoms, moved)]
+    rough = [
+        sfdiff.mask_structure_factors(sfdiff.solvent_mask(a, a.crystal, method="binary"), a.crystal, indices)
+        for a in (atoms, moved)
+    ]
     assert relative(g, f * phase) < 0.03
     assert relative(g, f * phase) < 0.2 * relative(rough[1], rough[0] * phase)
 
@@ -237,5 +296,7 @@ def test_zero_radii_are_allowed():
     atoms = atoms_of("P 1", volume_per_atom=100)
     for engine in ("cpu", "torch"):
         assert torch.isfinite(mask(atoms, r_shrink=0.0, engine=engine)).all()
-        assert torch.isfinite(mask(atoms, r_probe=0.0, radii=torch.zeros(atoms.n_atoms, dtype=torch.float64), engine=engine)).all()
+        assert torch.isfinite(
+            mask(atoms, r_probe=0.0, radii=torch.zeros(atoms.n_atoms, dtype=torch.float64), engine=engine)
+        ).all()
         assert torch.isfinite(mask(atoms, r_shrink=0.0, softness=0, engine=engine)).all()

@@ -1,4 +1,5 @@
 """Structure factors of the solvent from the representatives of the grid's orbits, against the way by the map of the cell."""
+
 import pytest
 import torch
 from tests.bulk_solvent.test_probe_shrink import GROUPS, atoms_of, relative
@@ -20,7 +21,9 @@ def both(atoms, indices, d_min=3.0, **options):
         if short:
             f = solvent_structure_factors(moved, atoms.crystal, indices, d_min=d_min, **given)
         else:
-            f = sfdiff.mask_structure_factors(sfdiff.solvent_mask(moved, atoms.crystal, **given), atoms.crystal, indices, d_min)
+            f = sfdiff.mask_structure_factors(
+                sfdiff.solvent_mask(moved, atoms.crystal, **given), atoms.crystal, indices, d_min
+            )
         weights = torch.randn(f.shape, dtype=f.dtype, generator=torch.Generator().manual_seed(0))
         gradients = torch.autograd.grad((f * weights.conj()).real.sum(), (sites, occupancies, radii))
         results.append((f.detach(), *gradients))
@@ -42,7 +45,9 @@ def test_as_by_the_map(symbol):
         assert float((a - b).norm()) <= 1e-10 * float(b.norm()) + 1e-9
 
 
-@pytest.mark.parametrize("options", [{"precision": "single"}, {"memory": 2**20}, {"grid_step": 0.9}, {"d_min": None, "grid_step": 0.4}])
+@pytest.mark.parametrize(
+    "options", [{"precision": "single"}, {"memory": 2**20}, {"grid_step": 0.9}, {"d_min": None, "grid_step": 0.4}]
+)
 def test_choices(options):
     atoms = atoms_of("P 21 21 21", n_atoms=12)
     short, long = both(atoms, atoms.crystal.build_miller_indices(2.5), **options)
@@ -63,13 +68,22 @@ def test_batches_float32_and_a_set_that_changes():
     assert solvent_structure_factors(atoms, atoms.crystal, indices[:0]).shape == (0,)
 
 
-@pytest.mark.parametrize("options", [{"softness": 0.0}, {"engine": "torch"}, {"method": "binary"},
-                                     {"softness": torch.tensor(0.8, dtype=torch.float64, requires_grad=True)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"softness": 0.0},
+        {"engine": "torch"},
+        {"method": "binary"},
+        {"softness": torch.tensor(0.8, dtype=torch.float64, requires_grad=True)},
+    ],
+)
 def test_other_masks_go_the_long_way(options):
     atoms = atoms_of("P 21 21 21")
     indices = atoms.crystal.build_miller_indices(3.0)
     f = solvent_structure_factors(atoms, atoms.crystal, indices, **options)
-    expected = sfdiff.mask_structure_factors(sfdiff.solvent_mask(atoms, atoms.crystal, **options), atoms.crystal, indices)
+    expected = sfdiff.mask_structure_factors(
+        sfdiff.solvent_mask(atoms, atoms.crystal, **options), atoms.crystal, indices
+    )
     assert torch.equal(f, expected) and f.requires_grad == expected.requires_grad
 
 
@@ -77,9 +91,11 @@ def test_two_gradients_of_one_value():
     """The field that is kept serves the first gradient; the second makes its own."""
     atoms = atoms_of("P 21 21 21")
     sites = atoms.sites_cart.clone().requires_grad_()
-    f = solvent_structure_factors(atoms.replace(sites_cart=sites), atoms.crystal, atoms.crystal.build_miller_indices(3.0))
-    first, = torch.autograd.grad(f.real.sum(), sites, retain_graph=True)
-    second, = torch.autograd.grad(f.real.sum(), sites)
+    f = solvent_structure_factors(
+        atoms.replace(sites_cart=sites), atoms.crystal, atoms.crystal.build_miller_indices(3.0)
+    )
+    (first,) = torch.autograd.grad(f.real.sum(), sites, retain_graph=True)
+    (second,) = torch.autograd.grad(f.real.sum(), sites)
     assert torch.equal(first, second)
 
 

@@ -1,4 +1,5 @@
 """cctbx computing with this package: by name, everywhere, and as before once it is taken back."""
+
 import copy
 import os
 import pickle
@@ -61,8 +62,13 @@ def make_manager(demo, algorithm="sfdiff", mask="binary", method="direct", twin_
         mask_params.algorithm = "sfdiff"
         mask_params.sfdiff.method = mask
     return mmtbx.f_model.manager(
-        f_obs=f_obs, r_free_flags=flags, xray_structure=structure.deep_copy_scatterers(), twin_law=twin_law,
-        sf_and_grads_accuracy_params=parameters, mask_params=mask_params)
+        f_obs=f_obs,
+        r_free_flags=flags,
+        xray_structure=structure.deep_copy_scatterers(),
+        twin_law=twin_law,
+        sf_and_grads_accuracy_params=parameters,
+        mask_params=mask_params,
+    )
 
 
 def with_solvent(manager):
@@ -94,8 +100,15 @@ def random_flags(structure, mixed, rng):
 
 def random_model(symbol, rng):
     structure = random_structure.xray_structure(
-        sgtbx.space_group_info(symbol), elements=["C", "N", "O", "Fe"] * 2, volume_per_atom=60,
-        general_positions_only=False, use_u_iso=True, use_u_aniso=True, random_u_iso=True, random_occupancy=True)
+        sgtbx.space_group_info(symbol),
+        elements=["C", "N", "O", "Fe"] * 2,
+        volume_per_atom=60,
+        general_positions_only=False,
+        use_u_iso=True,
+        use_u_aniso=True,
+        random_u_iso=True,
+        random_occupancy=True,
+    )
     # One on the origin, which is a special position of most groups.
     structure.add_scatterer(xray.scatterer("S0", site=(0, 0, 0), u=0.1, scattering_type="S"))
     for number, scatterer in enumerate(structure.scatterers()):
@@ -106,8 +119,10 @@ def random_model(symbol, rng):
     return structure
 
 
-@pytest.mark.parametrize("symbol", ["P1", "P21", "C2", "I4122", "P3121", "R3:H", "R3:R", "P6122", "F432", "P-1", "C2/c",
-                                    "Pnma", "Fddd:1", "Ia-3d"])
+@pytest.mark.parametrize(
+    "symbol",
+    ["P1", "P21", "C2", "I4122", "P3121", "R3:H", "R3:R", "P6122", "F432", "P-1", "C2/c", "Pnma", "Fddd:1", "Ia-3d"],
+)
 def test_structure_factors_and_gradients_equal_direct_summation(symbol):
     rng = random.Random(symbol)
     random.seed(symbol)
@@ -120,13 +135,17 @@ def test_structure_factors_and_gradients_equal_direct_summation(symbol):
         random_flags(structure, mixed, rng)
         miller_set = miller.build_set(structure.crystal_symmetry(), True, d_min=1.6)
         expected = miller_set.structure_factors_from_scatterers(structure, algorithm="direct").f_calc()
-        found = miller_set.structure_factors_from_scatterers(
-            structure, algorithm="sfdiff", extra_params=extra).f_calc()
+        found = miller_set.structure_factors_from_scatterers(structure, algorithm="sfdiff", extra_params=extra).f_calc()
         assert relative(found.data(), expected.data()) < 1e-12
         d_target = flex.complex_double([complex(rng.gauss(0, 1), rng.gauss(0, 1)) for _ in range(miller_set.size())])
         factory = xray.structure_factors.gradients(miller_set=miller_set)
-        arguments = dict(xray_structure=structure, u_iso_refinable_params=None, miller_set=miller_set,
-                         d_target_d_f_calc=d_target, n_parameters=structure.n_parameters() if packed else 0)
+        arguments = dict(
+            xray_structure=structure,
+            u_iso_refinable_params=None,
+            miller_set=miller_set,
+            d_target_d_f_calc=d_target,
+            n_parameters=structure.n_parameters() if packed else 0,
+        )
         expected = factory(algorithm="direct", **arguments)
         found = factory(algorithm="sfdiff", extra_params=extra, **arguments)
         if packed:
@@ -148,20 +167,30 @@ def test_structure_factors_and_gradients_equal_direct_summation(symbol):
 def test_special_positions_keep_their_weight_in_p1():
     random.seed(4)
     whole = xray.structure(
-        crystal_symmetry=crystal.symmetry((11, 11, 15, 90, 90, 90), "P 4"), scatterers=flex.xray_scatterer([
-            xray.scatterer("C", site=(0, 0, 0.1), u=0.1), xray.scatterer("N", site=(0.5, 0, 0.4), u=0.2),
-            xray.scatterer("O", site=(0.1, 0.3, 0.7), u=0.15)]))
+        crystal_symmetry=crystal.symmetry((11, 11, 15, 90, 90, 90), "P 4"),
+        scatterers=flex.xray_scatterer(
+            [
+                xray.scatterer("C", site=(0, 0, 0.1), u=0.1),
+                xray.scatterer("N", site=(0.5, 0, 0.4), u=0.2),
+                xray.scatterer("O", site=(0.1, 0.3, 0.7), u=0.15),
+            ]
+        ),
+    )
     structure = whole.asymmetric_unit_in_p1()  # with the site symmetries of P 4
     assert structure.site_symmetry_table().special_position_indices().size()
     mmtbx_sfdiff.register()
     xray.set_scatterer_grad_flags(scatterers=structure.scatterers(), site=True, u_iso=True, occupancy=True)
     miller_set = miller.build_set(structure, False, d_min=2)
     d_target = flex.complex_double([complex(random.gauss(0, 1), random.gauss(0, 1)) for _ in range(miller_set.size())])
-    results = [(
-        miller_set.structure_factors_from_scatterers(structure, algorithm=algorithm).f_calc().data(),
-        xray.structure_factors.gradients(miller_set=miller_set)(
-            structure, None, miller_set, d_target, structure.n_parameters(), algorithm=algorithm).packed())
-        for algorithm in ("sfdiff", "direct")]
+    results = [
+        (
+            miller_set.structure_factors_from_scatterers(structure, algorithm=algorithm).f_calc().data(),
+            xray.structure_factors.gradients(miller_set=miller_set)(
+                structure, None, miller_set, d_target, structure.n_parameters(), algorithm=algorithm
+            ).packed(),
+        )
+        for algorithm in ("sfdiff", "direct")
+    ]
     for found, expected in zip(*results):
         assert relative(found, expected) < 1e-12
 
@@ -179,11 +208,18 @@ def test_fft_meets_the_accuracy_asked_for(demo, accuracy):
     assert relative(found.data(), expected.data()) < accuracy
     rng = np.random.default_rng(0)
     d_target = flex.complex_double(rng.standard_normal(f_obs.size()) + 1j * rng.standard_normal(f_obs.size()))
-    arguments = dict(xray_structure=structure, u_iso_refinable_params=None, miller_set=f_obs, n_parameters=0,
-                     d_target_d_f_calc=d_target)
+    arguments = dict(
+        xray_structure=structure,
+        u_iso_refinable_params=None,
+        miller_set=f_obs,
+        n_parameters=0,
+        d_target_d_f_calc=d_target,
+    )
     factory = xray.structure_factors.gradients(miller_set=f_obs)
-    expected, found = factory(algorithm="direct", **arguments), factory(
-        algorithm="sfdiff", extra_params=extra, **arguments)
+    expected, found = (
+        factory(algorithm="direct", **arguments),
+        factory(algorithm="sfdiff", extra_params=extra, **arguments),
+    )
     assert relative(found.d_target_d_site_cart().as_double(), expected.d_target_d_site_cart().as_double()) < accuracy
     assert relative(found.d_target_d_u_iso(), expected.d_target_d_u_iso()) < accuracy
 
@@ -194,8 +230,9 @@ def test_what_does_not_ask_for_it_keeps_its_bits(demo):
         manager.update_all_scales()
         xray.set_scatterer_grad_flags(scatterers=manager.xray_structure.scatterers(), site=True)
         gradient = manager.one_time_gradients_wrt_atomic_parameters().packed()
-        return [list(x) for x in (manager.f_calc().data(), manager.f_masks()[0].data(), manager.f_model().data(),
-                                  gradient)]
+        return [
+            list(x) for x in (manager.f_calc().data(), manager.f_masks()[0].data(), manager.f_model().data(), gradient)
+        ]
 
     before = bits()
     mmtbx_sfdiff.register()
@@ -208,10 +245,18 @@ def test_what_does_not_ask_for_it_keeps_its_bits(demo):
 def test_registering_is_idempotent_and_reversible():
     def state():
         manager_class = mmtbx.f_model.manager
-        return (sorted(algorithms), SF_PHIL.as_str(attributes_level=3), MASK_PHIL.as_str(attributes_level=3),
-                manager_class.__dict__["structure_factor_gradients_w"], manager_class.update_xray_structure,
-                manager_class.update_all_scales, mmtbx.masks.manager.compute_f_mask, mmtbx.masks.atom_mask,
-                mmtbx.masks.bulk_solvent, xray_structure_factors.from_scatterers_direct)
+        return (
+            sorted(algorithms),
+            SF_PHIL.as_str(attributes_level=3),
+            MASK_PHIL.as_str(attributes_level=3),
+            manager_class.__dict__["structure_factor_gradients_w"],
+            manager_class.update_xray_structure,
+            manager_class.update_all_scales,
+            mmtbx.masks.manager.compute_f_mask,
+            mmtbx.masks.atom_mask,
+            mmtbx.masks.bulk_solvent,
+            xray_structure_factors.from_scatterers_direct,
+        )
 
     before = state()
     mmtbx_sfdiff.register()
@@ -233,10 +278,14 @@ def test_registering_is_idempotent_and_reversible():
 
 
 def test_the_words_reach_programs_that_include_the_parameters():
-    text = "structure_factors_accuracy { include scope mmtbx.f_model.f_model.sf_and_grads_accuracy_master_params }\n" \
-           "mask { include scope mmtbx.masks.mask_master_params }"
-    wish = iotbx.phil.parse("structure_factors_accuracy { algorithm=sfdiff\n extra.sfdiff.accuracy=1e-5 }\n"
-                            "mask { algorithm=sfdiff\n sfdiff.softness=0 }")
+    text = (
+        "structure_factors_accuracy { include scope mmtbx.f_model.f_model.sf_and_grads_accuracy_master_params }\n"
+        "mask { include scope mmtbx.masks.mask_master_params }"
+    )
+    wish = iotbx.phil.parse(
+        "structure_factors_accuracy { algorithm=sfdiff\n extra.sfdiff.accuracy=1e-5 }\n"
+        "mask { algorithm=sfdiff\n sfdiff.softness=0 }"
+    )
     with pytest.raises(Sorry, match="sfdiff"):
         iotbx.phil.parse(text, process_includes=True).fetch(wish).extract()
     mmtbx_sfdiff.register()
@@ -246,7 +295,8 @@ def test_the_words_reach_programs_that_include_the_parameters():
     for wrong in ("accuracy=0", "method=exact", "memory=0"):
         with pytest.raises((RuntimeError, Sorry)):
             iotbx.phil.parse(text, process_includes=True).fetch(
-                iotbx.phil.parse(f"structure_factors_accuracy.extra.sfdiff.{wrong}")).extract()
+                iotbx.phil.parse(f"structure_factors_accuracy.extra.sfdiff.{wrong}")
+            ).extract()
 
 
 def test_a_manager_stays_with_it_through_every_copy(demo):
@@ -262,8 +312,15 @@ def test_a_manager_stays_with_it_through_every_copy(demo):
     in_place.select(chosen, in_place=True)
     updated = manager.deep_copy()
     updated.update(mask_params=copy.deepcopy(manager.mask_params))  # as phenix.refine does
-    copies = [manager.deep_copy(), manager.select(chosen), in_place, manager.resolution_filter(d_min=2.5), updated,
-              pickle.loads(pickle.dumps(manager)), copy.deepcopy(manager)]
+    copies = [
+        manager.deep_copy(),
+        manager.select(chosen),
+        in_place,
+        manager.resolution_filter(d_min=2.5),
+        updated,
+        pickle.loads(pickle.dumps(manager)),
+        copy.deepcopy(manager),
+    ]
     for one in copies:
         with spy() as calls:
             one.update_xray_structure(update_f_calc=True, update_f_mask=True, force_update_f_mask=True)
@@ -305,8 +362,9 @@ def test_gradient_is_that_of_the_whole_model(demo, target):
         for sign in (1, -1):
             moved = manager.deep_copy()
             structure = moved.xray_structure
-            structure.set_sites_cart(structure.sites_cart() + flex.vec3_double(
-                flex.double(np.ascontiguousarray(sign * step * direction))))
+            structure.set_sites_cart(
+                structure.sites_cart() + flex.vec3_double(flex.double(np.ascontiguousarray(sign * step * direction)))
+            )
             moved.update_xray_structure(xray_structure=structure, update_f_calc=True)  # the mask follows by itself
             functor.manager = moved
             values.append(functor(compute_gradients=False).target_work())
@@ -342,7 +400,8 @@ def test_takeover_leaves_nothing_to_cpp(demo):
     manager.update_all_scales()
     expected = manager.r_work(), manager.r_free()
     mask = mmtbx.masks.mask_from_xray_structure(
-        xray_structure=structure, p1=True, for_structure_factors=True, n_real=(24, 24, 24)).mask_data
+        xray_structure=structure, p1=True, for_structure_factors=True, n_real=(24, 24, 24)
+    ).mask_data
     with mmtbx_sfdiff.takeover(), spy() as calls:
         for algorithm in ("direct", "fft"):
             manager = make_manager(demo, algorithm)
@@ -351,11 +410,17 @@ def test_takeover_leaves_nothing_to_cpp(demo):
             manager.one_time_gradients_wrt_atomic_parameters().packed()
             assert (manager.r_work(), manager.r_free()) == pytest.approx(expected, abs=3e-4)
         own = mmtbx.masks.mask_from_xray_structure(
-            xray_structure=structure, p1=True, for_structure_factors=True, n_real=(24, 24, 24)).mask_data
+            xray_structure=structure, p1=True, for_structure_factors=True, n_real=(24, 24, 24)
+        ).mask_data
         assert own.accessor() == mask.accessor()
         assert np.array_equal(own.as_numpy_array(), mask.as_numpy_array())
-        mmtbx.masks.bulk_solvent(xray_structure=structure, ignore_zero_occupancy_atoms=True, solvent_radius=1.1,
-                                 shrink_truncation_radius=0.9, grid_step=0.8).structure_factors(demo[1])
+        mmtbx.masks.bulk_solvent(
+            xray_structure=structure,
+            ignore_zero_occupancy_atoms=True,
+            solvent_radius=1.1,
+            shrink_truncation_radius=0.9,
+            grid_step=0.8,
+        ).structure_factors(demo[1])
         demo[1].structure_factors_from_scatterers(structure, algorithm="direct")
     assert not calls
     with spy() as calls:
@@ -380,7 +445,8 @@ def test_takeover_with_another_mask_differentiates_it(demo):
 def test_mask_of_the_asymmetric_unit_is_cctbxs(symbol):
     random.seed(symbol)
     structure = random_structure.xray_structure(
-        sgtbx.space_group_info(symbol), elements=["C", "N", "O"] * 5, volume_per_atom=60)
+        sgtbx.space_group_info(symbol), elements=["C", "N", "O"] * 5, volume_per_atom=60
+    )
 
     def masks():
         own = mmtbx.masks.asu_mask(xray_structure=structure)
@@ -416,10 +482,12 @@ def test_scaling_leaves_the_state_mmtbx_leaves(demo, remove_outliers):
     result = found.update_all_scales(remove_outliers=remove_outliers)
     assert found.f_obs().indices().all_eq(expected.f_obs().indices())
     assert relative(found.f_obs().data(), expected.f_obs().data()) < 1e-9
-    for own, reference in ((found.k_isotropic(), expected.k_isotropic()),
-                           (found.k_anisotropic(), expected.k_anisotropic()),
-                           (found.k_masks()[0], expected.k_masks()[0]),
-                           (found.f_model().data(), expected.f_model().data())):
+    for own, reference in (
+        (found.k_isotropic(), expected.k_isotropic()),
+        (found.k_anisotropic(), expected.k_anisotropic()),
+        (found.k_masks()[0], expected.k_masks()[0]),
+        (found.f_model().data(), expected.f_model().data()),
+    ):
         assert relative(own, reference) < 1e-6
     assert found.r_work() == pytest.approx(expected.r_work(), abs=1e-6)
     assert found.r_free() == pytest.approx(expected.r_free(), abs=1e-6)
@@ -493,8 +561,13 @@ def test_a_refinement_of_mmtbx_runs_on_it(demo):
         manager.update_all_scales(remove_outliers=False)
         xray.set_scatterer_grad_flags(scatterers=manager.xray_structure.scatterers(), site=True)
         minimization.lbfgs(
-            fmodels=mmtbx.fmodels(fmodel_xray=manager), model=model, is_neutron_scat_table=False, refine_xyz=True,
-            collect_monitor=False, lbfgs_termination_params=scitbx.lbfgs.termination_parameters(max_iterations=10))
+            fmodels=mmtbx.fmodels(fmodel_xray=manager),
+            model=model,
+            is_neutron_scat_table=False,
+            refine_xyz=True,
+            collect_monitor=False,
+            lbfgs_termination_params=scitbx.lbfgs.termination_parameters(max_iterations=10),
+        )
         ends[name] = manager.r_work()
     assert ends["sfdiff"] == pytest.approx(ends["direct"], abs=0.003)
     assert ends["sfdiff"] < 0.8 * make_manager(demo, "fft").r_work()
@@ -545,33 +618,52 @@ def test_bad_input_is_one_sentence(demo):
 def run_program(*arguments, cwd, **environment):
     root = Path(mmtbx_sfdiff.__file__).parents[1]
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, text=True, capture_output=True, timeout=240,
-        env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS="1", **environment))
+        [sys.executable, *arguments],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=240,
+        env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS="1", **environment),
+    )
 
 
 def test_programs_run_unmodified(tmp_path):
     model = str(shipped_model())
-    done = run_program("-m", "mmtbx_sfdiff.command_line.run", "mmtbx.fmodel", model, "high_resolution=3",
-                       "structure_factors_accuracy.algorithm=sfdiff", "mask.algorithm=sfdiff",
-                       f"output.file_name={tmp_path / 'by_name.mtz'}", cwd=tmp_path)
+    done = run_program(
+        "-m",
+        "mmtbx_sfdiff.command_line.run",
+        "mmtbx.fmodel",
+        model,
+        "high_resolution=3",
+        "structure_factors_accuracy.algorithm=sfdiff",
+        "mask.algorithm=sfdiff",
+        f"output.file_name={tmp_path / 'by_name.mtz'}",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "by_name.mtz").is_file()
     script = tmp_path / "script.py"
-    script.write_text("import sys\nfrom cctbx.xray.structure_factors.algorithm import algorithms\n"
-                      "print(sys.argv, algorithms['fft'].from_scatterers)\nsys.exit(3)\n")
+    script.write_text(
+        "import sys\nfrom cctbx.xray.structure_factors.algorithm import algorithms\n"
+        "print(sys.argv, algorithms['fft'].from_scatterers)\nsys.exit(3)\n"
+    )
     done = run_program("-m", "mmtbx_sfdiff.command_line.run", "--takeover", str(script), "--a", "b=c", cwd=tmp_path)
     assert done.returncode == 3
     assert "sfdiff" in done.stdout and "'--a', 'b=c'" in done.stdout
 
 
-@pytest.mark.parametrize("words, said", [
-    (["mmtbx.no_such_program"], "There is no program mmtbx.no_such_program"),
-    (["nowhere.py"], "There is no script nowhere.py"),
-    (["rm -rf"], "is not the name of a program"),
-    (["--takeover", "--accuracy", "2", "mmtbx.model_vs_data"], "accuracy must be between 0 and 1"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["mmtbx.no_such_program"], "There is no program mmtbx.no_such_program"),
+        (["nowhere.py"], "There is no script nowhere.py"),
+        (["rm -rf"], "is not the name of a program"),
+        (["--takeover", "--accuracy", "2", "mmtbx.model_vs_data"], "accuracy must be between 0 and 1"),
+    ],
+)
 def test_run_says_what_is_wrong(capsys, words, said):
     from mmtbx_sfdiff.programs.run import run
+
     assert run(words) == 1
     assert said in capsys.readouterr().err
 
@@ -580,11 +672,13 @@ def test_start_up_file_registers_where_asked(tmp_path):
     root = Path(mmtbx_sfdiff.__file__).parents[1]
     line = (root / "mmtbx_sfdiff_startup.pth").read_text()
     script = tmp_path / "program.py"
-    script.write_text(line + "\nfrom cctbx.array_family import flex\nimport mmtbx.f_model\nimport sys, torch\n"
-                      "from cctbx.xray.structure_factors.algorithm import algorithms\n"
-                      "print('sfdiff' in algorithms, 'takeover' if 'sfdiff' in str(algorithms['fft']) else 'table',\n"
-                      "      mmtbx.f_model.manager.update_all_scales.__module__)\n"
-                      "torch.fft.rfftn(torch.zeros(4, 4, 4))\n")
+    script.write_text(
+        line + "\nfrom cctbx.array_family import flex\nimport mmtbx.f_model\nimport sys, torch\n"
+        "from cctbx.xray.structure_factors.algorithm import algorithms\n"
+        "print('sfdiff' in algorithms, 'takeover' if 'sfdiff' in str(algorithms['fft']) else 'table',\n"
+        "      mmtbx.f_model.manager.update_all_scales.__module__)\n"
+        "torch.fft.rfftn(torch.zeros(4, 4, 4))\n"
+    )
     for value, expected in (("1", "True table"), ("scaling", "True table"), ("takeover", "True takeover")):
         done = run_program(str(script), cwd=tmp_path, MMTBX_SFDIFF=value)
         assert done.returncode == 0, done.stderr
@@ -592,14 +686,17 @@ def test_start_up_file_registers_where_asked(tmp_path):
     done = run_program(str(script), cwd=tmp_path, MMTBX_SFDIFF="yes")
     assert "MMTBX_SFDIFF=yes is ignored" in done.stderr
     # Programs without mmtbx, at their first structure factors; and one that uses this package itself.
-    small = ("\nfrom cctbx import miller, sgtbx, xray\n"
-             "from cctbx.development import random_structure\n"
-             "s = random_structure.xray_structure(sgtbx.space_group_info('P21'), elements=['C'] * 3)\n"
-             "m = miller.build_set(s, False, d_min=3)\n")
+    small = (
+        "\nfrom cctbx import miller, sgtbx, xray\n"
+        "from cctbx.development import random_structure\n"
+        "s = random_structure.xray_structure(sgtbx.space_group_info('P21'), elements=['C'] * 3)\n"
+        "m = miller.build_set(s, False, d_min=3)\n"
+    )
     for value, use in (
-            ("takeover", "print(type(xray.structure_factors.from_scatterers_direct(s, m)))"),
-            ("1", "print(type(xray.structure_factors.from_scatterers(miller_set=m)(s, m, algorithm='sfdiff')))"),
-            ("1", "import mmtbx_sfdiff\nmmtbx_sfdiff.register()\nprint(mmtbx_sfdiff.takeover.__module__)")):
+        ("takeover", "print(type(xray.structure_factors.from_scatterers_direct(s, m)))"),
+        ("1", "print(type(xray.structure_factors.from_scatterers(miller_set=m)(s, m, algorithm='sfdiff')))"),
+        ("1", "import mmtbx_sfdiff\nmmtbx_sfdiff.register()\nprint(mmtbx_sfdiff.takeover.__module__)"),
+    ):
         script.write_text(line + small + use)
         done = run_program(str(script), cwd=tmp_path, MMTBX_SFDIFF=value)
         assert done.returncode == 0 and "mmtbx_sfdiff." in done.stdout, (use, done.stdout, done.stderr)
@@ -607,9 +704,13 @@ def test_start_up_file_registers_where_asked(tmp_path):
 
 def test_show_backend_counts(capsys):
     from mmtbx_sfdiff.programs.show_backend import run
+
     assert run([]) == 0
-    lines = {line.split("|")[0].strip(): [word.strip() for word in line.split("|")[1:4]]
-             for line in capsys.readouterr().out.splitlines() if line.count("|") == 4}
+    lines = {
+        line.split("|")[0].strip(): [word.strip() for word in line.split("|")[1:4]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.count("|") == 4
+    }
     for point in ENTRY_POINTS:
         by_cctbx, _, taken_over = (int(word) for word in lines[point.name])
         assert taken_over == 0, point.name
@@ -621,8 +722,12 @@ def test_bounded_u_iso_follows_cctbxs_chain_rule():
 
     random.seed(1)
     structure = random_structure.xray_structure(
-        sgtbx.space_group_info("P21"), elements=["C", "N", "O"] * 2, volume_per_atom=60, use_u_iso=True,
-        random_u_iso=True)
+        sgtbx.space_group_info("P21"),
+        elements=["C", "N", "O"] * 2,
+        volume_per_atom=60,
+        use_u_iso=True,
+        random_u_iso=True,
+    )
     xray.set_scatterer_grad_flags(scatterers=structure.scatterers(), u_iso=True)
     refinable = flex.double()
     for scatterer in structure.scatterers():
@@ -633,8 +738,13 @@ def test_bounded_u_iso_follows_cctbxs_chain_rule():
     mmtbx_sfdiff.register()
     extra = SF_PHIL.extract().extra
     extra.sfdiff.method = "direct"
-    arguments = dict(xray_structure=structure, u_iso_refinable_params=refinable, miller_set=miller_set,
-                     d_target_d_f_calc=flex.complex_double(miller_set.size(), 1 + 2j), n_parameters=0)
+    arguments = dict(
+        xray_structure=structure,
+        u_iso_refinable_params=refinable,
+        miller_set=miller_set,
+        d_target_d_f_calc=flex.complex_double(miller_set.size(), 1 + 2j),
+        n_parameters=0,
+    )
     factory = xray.structure_factors.gradients(miller_set=miller_set)
     expected = factory(algorithm="direct", **arguments).d_target_d_u_iso()
     found = factory(algorithm="sfdiff", extra_params=extra, **arguments).d_target_d_u_iso()

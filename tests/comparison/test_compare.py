@@ -46,16 +46,24 @@ KINDS = ("html", "json", "pdf", "png")
 
 def strict_json(path):
     """Read JSON, refusing the NaN and Infinity that Python would let through."""
+
     def refuse(word):
         raise AssertionError(f"{word} in {path}")
+
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
 def subprocess_run(arguments, **kwargs):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
-    return subprocess.Popen([sys.executable, "-m", "mmtbx_sfdiff.command_line.compare", *arguments],
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=heed_interrupts, **kwargs)
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmtbx_sfdiff.command_line.compare", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+        **kwargs,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +91,26 @@ def result(files_1yjp, tmp_path_factory):
     """1yjp with mmtbx's own mask, so that every number has a twin that cctbx computes alone."""
     folder = tmp_path_factory.mktemp("1yjp")
     # Files in either order; a folder that does not exist yet.
-    assert run([*reversed(files_1yjp), "mask=binary", "method=direct", "n_timing=1", "reference_step=0.3",
-                f"output.directory={folder / 'new'}", "prefix=x"]) == 0
+    assert (
+        run(
+            [
+                *reversed(files_1yjp),
+                "mask=binary",
+                "method=direct",
+                "n_timing=1",
+                "reference_step=0.3",
+                f"output.directory={folder / 'new'}",
+                "prefix=x",
+            ]
+        )
+        == 0
+    )
     assert sorted(path.name for path in (folder / "new").iterdir()) == [f"x_compare.{kind}" for kind in KINDS]
     return strict_json(folder / "new" / "x_compare.json")
 
 
 # what is written
+
 
 def test_demo_leaves_its_four_files_and_nothing_else(demo):
     folder, result, _ = demo
@@ -127,6 +148,7 @@ def test_agreement_of_the_demo(demo):
 
 # numbers, against cctbx called directly
 
+
 def test_header(result, entry):
     structure, f_obs = entry.model.xray_structure, entry.data.f_obs
     assert result["entry"] == "1yjp" and result["space_group"] == str(f_obs.space_group_info())
@@ -138,8 +160,13 @@ def test_header(result, entry):
 
 
 def test_f_protein(result, entry):
-    f = {name: entry.data.f_obs.structure_factors_from_scatterers(entry.model.xray_structure, algorithm=name)
-         .f_calc().data().as_numpy_array() for name in ("direct", "fft")}
+    f = {
+        name: entry.data.f_obs.structure_factors_from_scatterers(entry.model.xray_structure, algorithm=name)
+        .f_calc()
+        .data()
+        .as_numpy_array()
+        for name in ("direct", "fft")
+    }
     error = np.linalg.norm(f["fft"] - f["direct"]) / np.linalg.norm(f["direct"])
     part = result["f_protein"]
     assert part["mmtbx_fft_relative_l2_vs_direct"] == pytest.approx(error, rel=1e-6)
@@ -162,7 +189,8 @@ def test_f_mask_and_map(result, entry):
         parameters.step = step
         # All reflections, with mmtbx's own cut at 3 Å, through the f_model.
         managers[step] = mmtbx.f_model.manager(
-            f_obs=entry.data.f_obs, xray_structure=entry.model.xray_structure, mask_params=parameters)
+            f_obs=entry.data.f_obs, xray_structure=entry.model.xray_structure, mask_params=parameters
+        )
         low = managers[step].f_obs().d_spacings().data() >= 3
         f[step] = abs(managers[step].f_masks()[0].data().select(low).as_numpy_array())
     part, maps = result["f_mask"], result["mask_map"]
@@ -181,14 +209,16 @@ def test_f_mask_and_map(result, entry):
         assert maps[name] == pytest.approx(share, abs=1e-9)
 
 
-@pytest.mark.parametrize("name, algorithm", [
-    ("mmtbx", "fft"), ("mmtbx_direct", "direct"), ("sfdiff", "direct")])
+@pytest.mark.parametrize("name, algorithm", [("mmtbx", "fft"), ("mmtbx_direct", "direct"), ("sfdiff", "direct")])
 def test_r_factors(result, entry, name, algorithm):
     parameters = mmtbx.f_model.sf_and_grads_accuracy_master_params.extract()
     parameters.algorithm = algorithm
     manager = mmtbx.f_model.manager(
-        f_obs=entry.data.f_obs, r_free_flags=entry.data.r_free_flags,
-        xray_structure=entry.model.xray_structure, sf_and_grads_accuracy_params=parameters)
+        f_obs=entry.data.f_obs,
+        r_free_flags=entry.data.r_free_flags,
+        xray_structure=entry.model.xray_structure,
+        sf_and_grads_accuracy_params=parameters,
+    )
     manager.update_all_scales(log=null_out())
     part = result["r_factors"][name]
     assert (part["r_work"], part["r_free"]) == pytest.approx((manager.r_work(), manager.r_free()), abs=1e-6)
@@ -221,8 +251,10 @@ def test_times_were_measured(result):
 def test_reference_on_a_part_of_the_reflections(entry, result):
     """Where direct summation would take too long, a random part of the reflections stands for all."""
     n_atoms, order = result["n_atoms"], entry.model.xray_structure.space_group().order_z()
-    part = measure(entry, Settings(mask="binary", method="direct", n_timing=1, reference_step=0.6,
-                                   direct_terms=100 * n_atoms * order)).result
+    part = measure(
+        entry,
+        Settings(mask="binary", method="direct", n_timing=1, reference_step=0.6, direct_terms=100 * n_atoms * order),
+    ).result
     assert part["f_protein"]["n_reflections"] == 100 and part["f_protein"]["relative_l2_vs_direct"] < 1e-12
     assert sum(shell["n"] for shell in part["f_protein"]["shells"]) == 100
     assert part["r_factors"]["mmtbx_direct"] is None and schema.errors(part) == []
@@ -232,8 +264,21 @@ def test_reference_on_a_part_of_the_reflections(entry, result):
 
 def test_limits_and_no_free_flags(files_1yjp, tmp_path):
     """Without reflections to 3 Å there is no F_mask, without flags no R-free; neither is an error."""
-    assert run([*files_1yjp, "d_max=2.9", "d_min=2", "read_free_flags=False", "n_timing=1",
-                "reference_step=0.6", "dtype=float32", f"directory={tmp_path}"]) == 0
+    assert (
+        run(
+            [
+                *files_1yjp,
+                "d_max=2.9",
+                "d_min=2",
+                "read_free_flags=False",
+                "n_timing=1",
+                "reference_step=0.6",
+                "dtype=float32",
+                f"directory={tmp_path}",
+            ]
+        )
+        == 0
+    )
     result = strict_json(tmp_path / "1yjp_compare.json")
     assert 2 <= result["d_min"] and result["d_max"] <= 2.9
     assert result["n_free"] is None and result["r_factors"]["sfdiff"]["r_free"] is None
@@ -245,12 +290,17 @@ def test_limits_and_no_free_flags(files_1yjp, tmp_path):
 def test_measuring_changes_nothing_and_tells_what_it_does(entry):
     def state():
         structure, f_obs = entry.model.xray_structure, entry.data.f_obs
-        return ([(s.site, s.occupancy, s.u_iso, s.flags.bits) for s in structure.scatterers()],
-                list(f_obs.data()), list(f_obs.indices()), structure.scattering_type_registry().last_table())
+        return (
+            [(s.site, s.occupancy, s.u_iso, s.flags.bits) for s in structure.scatterers()],
+            list(f_obs.data()),
+            list(f_obs.indices()),
+            structure.scattering_type_registry().last_table(),
+        )
 
     before, steps = state(), []
-    comparison = measure(entry, Settings(n_timing=1, reference_step=0.6),
-                         lambda step, fraction=None: steps.append((step, fraction)))
+    comparison = measure(
+        entry, Settings(n_timing=1, reference_step=0.6), lambda step, fraction=None: steps.append((step, fraction))
+    )
     assert state() == before
     assert any("direct summation" in step and fraction == 1 for step, fraction in steps)
     assert any("scaling" in step for step, _ in steps)
@@ -268,6 +318,7 @@ def test_cuda(files_1yjp, tmp_path):
 
 
 # the pieces of the reference
+
 
 def test_portions_give_the_same_numbers(entry, monkeypatch):
     structure, f_obs = entry.model.xray_structure, entry.data.f_obs
@@ -319,6 +370,7 @@ def test_affordable_mask_step(entry):
 
 # statistics and timing
 
+
 def test_statistics():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(2, 500))
@@ -337,18 +389,21 @@ def test_statistics():
 
 def test_times_are_taken_in_turns_and_slow_calls_once():
     calls = []
-    functions = {"a": lambda: calls.append("a"), "b": lambda: time.sleep(0.02) or calls.append("b"),
-                 "slow": lambda: calls.append("slow")}
+    functions = {
+        "a": lambda: calls.append("a"),
+        "b": lambda: time.sleep(0.02) or calls.append("b"),
+        "slow": lambda: calls.append("slow"),
+    }
     seconds = timing.side_by_side(functions, {"a": 1.0, "b": 1.0, "slow": 2 * timing.SLOW}, 3)
     assert calls == ["a", "b"] * 3
     assert seconds["slow"] == 2 * timing.SLOW and 0.02 <= seconds["b"] < 0.5 and seconds["a"] < 0.02
     # What is prepared is passed on and not timed.
-    seconds = timing.side_by_side({"a": calls.append}, {"a": 0.0}, 1,
-                                  prepare={"a": lambda: time.sleep(0.05) or "made"})
+    seconds = timing.side_by_side({"a": calls.append}, {"a": 0.0}, 1, prepare={"a": lambda: time.sleep(0.05) or "made"})
     assert calls[-1] == "made" and seconds["a"] < 0.04
 
 
 # schema and files
+
 
 def test_schema_finds_faults(result):
     def broken(change):
@@ -415,13 +470,18 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         except Sorry as error:
             print(error)
     """
-    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert "Cannot write" in done.stdout and "a.png" in done.stdout, done
     assert list(tmp_path.iterdir()) == []
 
 
 # figure and page
+
 
 def test_section_of_an_oblique_cell():
     ours, mmtbx_mask = np.zeros((2, 8, 4, 6))
@@ -494,28 +554,32 @@ def test_figure_says_what_it_shows(demo, tmp_path):
 
 # the command line
 
-@pytest.mark.parametrize("arguments, words", [
-    (["nosuch.pdb"], "nosuch.pdb is not a file that exists"),
-    (["demo", "bogus=1"], "not recognized"),
-    (["demo", "d_min=abc"], 'd_min="abc"'),
-    (["demo", "d_min=-1"], "d_min=-1"),
-    (["demo", "d_min=3", "d_max=2"], "No reflection is between"),
-    (["demo", "accuracy=2"], "accuracy=2"),
-    (["demo", "grid_step=0"], "grid_step=0"),
-    (["demo", "grid_step=nan"], "grid_step"),
-    (["demo", "n_timing=0"], "n_timing=0"),
-    (["demo", "method=fast"], "method"),
-    (["demo", "mask=none_such"], "mask"),
-    (["demo", "device=tpu"], "device=tpu"),
-    (["demo", "device=mps"], "device=mps"),
-    (["demo", "mirrors=nowhere"], "mirrors=nowhere"),
-    (["demo", "prefix=a/b"], "holds a folder"),
-    (["demo", "1yjp"], "Give only one of"),
-    (["1yjp", "1dur"], "Two values"),
-    (["n_timing=1"], "Give one of"),
-    (["zz9z", "download=False"], "zz9z"),
-    (["9zzz", "download=False"], "downloading is off"),
-])
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nosuch.pdb"], "nosuch.pdb is not a file that exists"),
+        (["demo", "bogus=1"], "not recognized"),
+        (["demo", "d_min=abc"], 'd_min="abc"'),
+        (["demo", "d_min=-1"], "d_min=-1"),
+        (["demo", "d_min=3", "d_max=2"], "No reflection is between"),
+        (["demo", "accuracy=2"], "accuracy=2"),
+        (["demo", "grid_step=0"], "grid_step=0"),
+        (["demo", "grid_step=nan"], "grid_step"),
+        (["demo", "n_timing=0"], "n_timing=0"),
+        (["demo", "method=fast"], "method"),
+        (["demo", "mask=none_such"], "mask"),
+        (["demo", "device=tpu"], "device=tpu"),
+        (["demo", "device=mps"], "device=mps"),
+        (["demo", "mirrors=nowhere"], "mirrors=nowhere"),
+        (["demo", "prefix=a/b"], "holds a folder"),
+        (["demo", "1yjp"], "Give only one of"),
+        (["1yjp", "1dur"], "Two values"),
+        (["n_timing=1"], "Give one of"),
+        (["zz9z", "download=False"], "zz9z"),
+        (["9zzz", "download=False"], "downloading is off"),
+    ],
+)
 def test_bad_arguments_are_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MMTBX_SFDIFF_CACHE_DIR", str(tmp_path / "cache"))
@@ -533,13 +597,16 @@ def test_bad_files(files_1yjp, tmp_path, monkeypatch, capsys):
     (tmp_path / "1yjp_compare.json").write_text("kept")
     (tmp_path / "plain").write_text("a file")
     for arguments, words in [
-            ([model], "data file is missing"), ([data], "model file is missing"),
-            (["empty.pdb", data], "empty.pdb is empty"),
-            ([model, "bad.eff", data], "bad.eff"),
-            ([model, data, "directory=plain/below"], "Cannot write to the folder"),
-            ([model, data, "labels=XX"], "XX"),
-            ([model, data, "prefix=y", "labels=XX"], "XX"), ([model, data, "prefix=y", "d_min=0.5"], "0.5"),
-            ([model, data, "prefix=y", "scattering_table=neutron", "d_max=2", "d_min=1.9999"], "")]:
+        ([model], "data file is missing"),
+        ([data], "model file is missing"),
+        (["empty.pdb", data], "empty.pdb is empty"),
+        ([model, "bad.eff", data], "bad.eff"),
+        ([model, data, "directory=plain/below"], "Cannot write to the folder"),
+        ([model, data, "labels=XX"], "XX"),
+        ([model, data, "prefix=y", "labels=XX"], "XX"),
+        ([model, data, "prefix=y", "d_min=0.5"], "0.5"),
+        ([model, data, "prefix=y", "scattering_table=neutron", "d_max=2", "d_min=1.9999"], ""),
+    ]:
         assert run(arguments) == 1, arguments
         error = capsys.readouterr().err
         assert error.startswith("Sorry: ") and words in error and "Traceback" not in error, arguments
@@ -568,6 +635,7 @@ def test_wrong_option(capsys):
 def test_every_parameter_has_help_and_a_caption():
     import iotbx.phil
     from mmtbx_sfdiff.programs.compare import Program
+
     definitions = iotbx.phil.parse(Program.master_phil_str).all_definitions()
     assert len(definitions) > 20
     for definition in definitions:
@@ -582,11 +650,19 @@ def test_dry_run_and_quiet(files_1yjp, tmp_path, monkeypatch, capsys):
 
 def test_ctrl_c_while_libraries_are_loaded(tmp_path):
     """A second after the start nothing is there yet that could answer: the process ends, without a traceback."""
-    program = ("import sys; sys.argv[0] = '/usr/bin/mmtbx_sfdiff.compare'; "
-               "from mmtbx_sfdiff.command_line.compare import run; sys.exit(run(['demo', 'n_timing=1000']))")
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, preexec_fn=heed_interrupts,
-                               env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    program = (
+        "import sys; sys.argv[0] = '/usr/bin/mmtbx_sfdiff.compare'; "
+        "from mmtbx_sfdiff.command_line.compare import run; sys.exit(run(['demo', 'n_timing=1000']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_interrupts,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
     maps = Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and "torch" not in maps.read_text():
         time.sleep(0.01)

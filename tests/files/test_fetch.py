@@ -1,4 +1,5 @@
 """Finding and downloading entries, against a server of the test's own on the loopback interface."""
+
 import gzip
 import os
 import resource
@@ -51,15 +52,42 @@ def test_extended_identifier_is_the_same_entry(site):
     assert find_entry("PDB_00009ABC", timeouts=QUICK).entry == "9abc"
 
 
-@pytest.mark.parametrize("text, name", [("1YJP", "1yjp"), (" 3tsv ", "3tsv"), ("pdb_00003tsv", "3tsv"),
-                                        ("pdb_10003tsv", "pdb_10003tsv"), ("PDB_0002ABCD", "pdb_0002abcd")])
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("1YJP", "1yjp"),
+        (" 3tsv ", "3tsv"),
+        ("pdb_00003tsv", "3tsv"),
+        ("pdb_10003tsv", "pdb_10003tsv"),
+        ("PDB_0002ABCD", "pdb_0002abcd"),
+    ],
+)
 def test_identifiers(text, name):
     assert is_entry_id(text) and normalise_entry_id(text) == name
 
 
-@pytest.mark.parametrize("text", [
-    "", "0abc", "12345", "abc", "../1", "1a/c", "../../etc/passwd", "1abc/..", "1ab.", "pdb_0000../..",
-    "pdb_1234567", "pdb_00000abc", "1ab\nc", "١abc", "1abç", None, 1234])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0abc",
+        "12345",
+        "abc",
+        "../1",
+        "1a/c",
+        "../../etc/passwd",
+        "1abc/..",
+        "1ab.",
+        "pdb_0000../..",
+        "pdb_1234567",
+        "pdb_00000abc",
+        "1ab\nc",
+        "١abc",
+        "1abç",
+        None,
+        1234,
+    ],
+)
 def test_nothing_else_is_an_identifier(site, text):
     assert not is_entry_id(text)
     with pytest.raises(Sorry, match="is not a PDB entry"):
@@ -107,7 +135,7 @@ def cut(handler, n):
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
-    handler.wfile.write(body[:len(body) // 2])
+    handler.wfile.write(body[: len(body) // 2])
     handler.close_connection = True
 
 
@@ -126,27 +154,45 @@ def trickle(handler, n):
 
 def damaged():
     body = bytearray(gzip.compress(MODEL))
-    body[-6] ^= 0xff  # in the checksum: only a reader that goes to the end notices
+    body[-6] ^= 0xFF  # in the checksum: only a reader that goes to the end notices
     return bytes(body)
 
 
-@pytest.mark.parametrize("answer, said", [
-    (stall, "rcsb (stopped answering|did not answer in time)"),
-    (reset, "rcsb broke the connection"),
-    (cut, r"rcsb sent \d+ of \d+ bytes"),
-    (trickle, "rcsb sent data too slowly"),
-    (damaged(), "rcsb sent a damaged gzip file"),
-    (gzip.compress(MODEL)[:60], "rcsb sent a damaged gzip file"),
-    (b"<!DOCTYPE html><html><body>Please log in</body></html>", "rcsb sent a web page"),
-    (gzip.compress(b"<html>maintenance</html>"), "rcsb sent a web page"),
-    (b"", "rcsb sent an empty file"),
-    (b"\0\1\2" * 100, "rcsb sent binary data"),
-    (b"hello\n" * 10, "rcsb sent something that is not a CIF"),
-    (gzip.compress(MODEL.replace(b"9ABC", b"9ABD")), "rcsb sent a file of 9abd"),
-    (gzip.compress(DATA.replace(b"9abc", b"xxxx")), "rcsb sent a file that does not name the entry"),
-    (418, "rcsb answered 418"),
-], ids=["stall", "reset", "cut", "trickle", "checksum", "short-gzip", "html", "html-gz", "empty", "binary",
-        "text", "other-entry", "no-entry", "418"])
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (stall, "rcsb (stopped answering|did not answer in time)"),
+        (reset, "rcsb broke the connection"),
+        (cut, r"rcsb sent \d+ of \d+ bytes"),
+        (trickle, "rcsb sent data too slowly"),
+        (damaged(), "rcsb sent a damaged gzip file"),
+        (gzip.compress(MODEL)[:60], "rcsb sent a damaged gzip file"),
+        (b"<!DOCTYPE html><html><body>Please log in</body></html>", "rcsb sent a web page"),
+        (gzip.compress(b"<html>maintenance</html>"), "rcsb sent a web page"),
+        (b"", "rcsb sent an empty file"),
+        (b"\0\1\2" * 100, "rcsb sent binary data"),
+        (b"hello\n" * 10, "rcsb sent something that is not a CIF"),
+        (gzip.compress(MODEL.replace(b"9ABC", b"9ABD")), "rcsb sent a file of 9abd"),
+        (gzip.compress(DATA.replace(b"9abc", b"xxxx")), "rcsb sent a file that does not name the entry"),
+        (418, "rcsb answered 418"),
+    ],
+    ids=[
+        "stall",
+        "reset",
+        "cut",
+        "trickle",
+        "checksum",
+        "short-gzip",
+        "html",
+        "html-gz",
+        "empty",
+        "binary",
+        "text",
+        "other-entry",
+        "no-entry",
+        "418",
+    ],
+)
 def test_bad_answer_is_refused_and_the_next_site_is_asked(site, tmp_path, answer, said):
     site.answers["/download/9abc.cif.gz"] = answer
     limits = Timeouts(connect=0.3, total=1.0, retries=1, backoff=0.01)
@@ -230,10 +276,16 @@ def write(path, content):
     return path
 
 
-@pytest.mark.parametrize("model, data", [
-    ("9abc/9abc.pdb.gz", "9abc/9abc.mtz"), ("9abc/9abc.cif", "9abc/9abc-sf.cif"),
-    ("9abc.cif.gz", "9abc-sf.cif.gz"), ("ab/pdb9abc.ent.gz", "ab/r9abcsf.ent.gz"),
-    ("9abc/9abc.pdb", "9abc.mtz")])
+@pytest.mark.parametrize(
+    "model, data",
+    [
+        ("9abc/9abc.pdb.gz", "9abc/9abc.mtz"),
+        ("9abc/9abc.cif", "9abc/9abc-sf.cif"),
+        ("9abc.cif.gz", "9abc-sf.cif.gz"),
+        ("ab/pdb9abc.ent.gz", "ab/r9abcsf.ent.gz"),
+        ("9abc/9abc.pdb", "9abc.mtz"),
+    ],
+)
 def test_own_folder_comes_first(site, monkeypatch, tmp_path, model, data):
     model, data = write(tmp_path / "own" / model, b"x"), write(tmp_path / "own" / data, b"x")
     monkeypatch.setenv("MMTBX_SFDIFF_PDB_DIR", str(tmp_path / "own"))
@@ -292,9 +344,16 @@ def start(before=None, **variables):
     """A process of its own that waits for a line before it looks for the entry."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **variables}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, env=environment,
-                               preexec_fn=before, cwd=root)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=before,
+        cwd=root,
+    )
     assert process.stdout.readline() == "ready\n", process.communicate()[1]
     return process
 
@@ -303,6 +362,7 @@ def test_two_runs_at_once_download_once(site, tmp_path):
     def slowly(handler, n):
         time.sleep(0.5)
         return GOOD["/download/9abc.cif.gz"]
+
     site.answers["/download/9abc.cif.gz"] = slowly
     runs = [start(), start()]
     for run in runs:
@@ -325,6 +385,7 @@ def test_interrupt_leaves_nothing_behind(site, tmp_path):
         handler.wfile.flush()
         arrived.set()
         time.sleep(3)
+
     site.answers["/download/9abc.cif.gz"] = begin
     run = start(before=heed_interrupts)
     run.stdin.write("\n")
@@ -358,8 +419,7 @@ def test_no_space(site, tmp_path):
     assert cached_files(tmp_path) == []
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux's /proc, where nobody can create a "
-                                                            "folder")
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux's /proc, where nobody can create a folder")
 def test_cache_that_cannot_be_written(site, monkeypatch):
     monkeypatch.setenv("MMTBX_SFDIFF_CACHE_DIR", "/proc/no_cache_here")
     with pytest.raises(Sorry, match="Cannot create the folder .*MMTBX_SFDIFF_CACHE_DIR"):
@@ -374,6 +434,7 @@ def test_cache_that_is_a_file(site, monkeypatch, tmp_path):
 
 def test_lock_held_too_long(tmp_path):
     from mmtbx_sfdiff.files.download import lock
+
     with lock(tmp_path / ".lock"):
         with pytest.raises(Sorry, match="Another run has been downloading"):
             with lock(tmp_path / ".lock", timeout=0.1):

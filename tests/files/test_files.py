@@ -1,4 +1,5 @@
 """Reading models and data: what is taken, what is refused, and in which words."""
+
 import gzip
 import os
 
@@ -18,8 +19,10 @@ HEADER = "HEADER    TEST                                    01-JAN-20   9ABC    
 
 
 def atom(i=1, x="   1.000", occupancy="  1.00", b=" 20.00", element=" C", name=" CA "):
-    return (f"ATOM  {i:5d} {name} ALA A{i:4d}    {x:>8}{2.0 * i:8.3f}{3.0 + i:8.3f}{occupancy:>6}{b:>6}"
-            f"          {element:>2}  \n")
+    return (
+        f"ATOM  {i:5d} {name} ALA A{i:4d}    {x:>8}{2.0 * i:8.3f}{3.0 + i:8.3f}{occupancy:>6}{b:>6}"
+        f"          {element:>2}  \n"
+    )
 
 
 ATOMS = "".join(atom(i, x=f"{1.7 * i % 19:8.3f}", b=f"{10 + i:6.2f}") for i in range(1, 12))
@@ -62,8 +65,10 @@ def write_cif(path, array, entry="9abc", status=None, symmetry=True):
         names = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
         lines += [f"_cell.{name} {value}" for name, value in zip(names, array.unit_cell().parameters())]
         lines += [f"_symmetry.space_group_name_H-M '{array.space_group_info()}'"]
-    lines += ["loop_", *(f"_refln.{name}" for name in ("index_h", "index_k", "index_l", "F_meas_au",
-                                                       "F_meas_sigma_au", "status"))]
+    lines += [
+        "loop_",
+        *(f"_refln.{name}" for name in ("index_h", "index_k", "index_l", "F_meas_au", "F_meas_sigma_au", "status")),
+    ]
     for i, (h, f, s) in enumerate(zip(array.indices(), array.data(), array.sigmas())):
         mark = status(i) if status else "o"
         lines.append(f"{h[0]} {h[1]} {h[2]} {f:.5f} {s:.5f} {mark}")
@@ -86,6 +91,7 @@ def refused(match, function, *args, **kwargs):
 
 
 # good input
+
 
 def test_model_and_data(model_file, data_file, amplitudes):
     entry = load_entry(model_file, data_file)
@@ -177,8 +183,13 @@ def test_both_kinds_present(tmp_path, amplitudes):
 
 
 def test_first_of_equal_arrays_is_taken_and_said(tmp_path, amplitudes):
-    path = write_mtz(tmp_path / "two.mtz", (amplitudes, "F1"), (amplitudes, "F2"),
-                     (flags_for(amplitudes), "FREE"), (flags_for(amplitudes, every=9), "FREE2"))
+    path = write_mtz(
+        tmp_path / "two.mtz",
+        (amplitudes, "F1"),
+        (amplitudes, "F2"),
+        (flags_for(amplitudes), "FREE"),
+        (flags_for(amplitudes, every=9), "FREE2"),
+    )
     data = read_data(path)
     assert (data.labels, data.r_free_labels) == ("F1,SIGF1", "FREE")
     assert "observations: took F1,SIGF1; also present: F2,SIGF2" in data.messages
@@ -191,8 +202,12 @@ def test_first_of_equal_arrays_is_taken_and_said(tmp_path, amplitudes):
 def test_columns_that_are_not_observations_are_left_aside(tmp_path, amplitudes):
     merit = amplitudes.customized_copy(data=flex.double(amplitudes.size(), 0.9), sigmas=None)
     merit.set_observation_type_xray_amplitude()
-    path = write_mtz(tmp_path / "x.mtz", (merit, "FOM"), (merit, "FC"),
-                     (amplitudes.customized_copy(sigmas=None).set_observation_type(amplitudes), "F"))
+    path = write_mtz(
+        tmp_path / "x.mtz",
+        (merit, "FOM"),
+        (merit, "FC"),
+        (amplitudes.customized_copy(sigmas=None).set_observation_type(amplitudes), "F"),
+    )
     assert read_data(path).labels == "F"
 
 
@@ -241,9 +256,9 @@ def test_values_that_are_no_numbers_are_left_out(tmp_path, amplitudes):
 
 def test_systematic_absences_are_left_out(tmp_path, model_file, amplitudes):
     with_absences = amplitudes.customized_copy(
-        crystal_symmetry=crystal.symmetry(amplitudes.unit_cell(), "P 1 2 1")).complete_set(d_min=2.0)
-    f = with_absences.array(data=flex.double(with_absences.size(), 10.0),
-                            sigmas=flex.double(with_absences.size(), 1.0))
+        crystal_symmetry=crystal.symmetry(amplitudes.unit_cell(), "P 1 2 1")
+    ).complete_set(d_min=2.0)
+    f = with_absences.array(data=flex.double(with_absences.size(), 10.0), sigmas=flex.double(with_absences.size(), 1.0))
     f.set_observation_type_xray_amplitude()
     data = load_entry(model_file, write_mtz(tmp_path / "x.mtz", (f, "F"))).data
     assert data.f_obs.size() == amplitudes.complete_set(d_min=2.0).size() < f.size()
@@ -251,12 +266,12 @@ def test_systematic_absences_are_left_out(tmp_path, model_file, amplitudes):
     assert any("screw axes" in message for message in data.messages)
 
 
-@pytest.mark.parametrize("symbol, other", [("P 1 21 1", "P 1 1 21"), ("C 1 2 1", "I 1 2 1"),
-                                           ("C 1 2 1", "A 1 2 1"), ("R 3 :H", "R 3 :R")])
+@pytest.mark.parametrize(
+    "symbol, other", [("P 1 21 1", "P 1 1 21"), ("C 1 2 1", "I 1 2 1"), ("C 1 2 1", "A 1 2 1"), ("R 3 :H", "R 3 :R")]
+)
 def test_data_in_another_setting_are_reindexed(tmp_path, symbol, other):
     """The amplitudes read must be those of the model in its own setting, whatever the setting in the file."""
-    cell = {"P": (20, 25, 30, 90, 95, 90), "C": (40, 25, 30, 90, 105, 90),
-            "R": (40, 40, 30, 90, 90, 120)}[symbol[0]]
+    cell = {"P": (20, 25, 30, 90, 95, 90), "C": (40, 25, 30, 90, 105, 90), "R": (40, 40, 30, 90, 90, 120)}[symbol[0]]
     symmetry = crystal.symmetry(cell, symbol)
     structure = read_model_text(tmp_path, ATOMS, symmetry).xray_structure
     f = abs(structure.structure_factors(d_min=2.5, anomalous_flag=False, algorithm="direct").f_calc())
@@ -286,9 +301,11 @@ def test_model_messages(tmp_path):
     anisou = "ANISOU    1  CA  ALA A   1     2000   2000  -2000      0      0      0       C  \n"
     atoms = atom() + anisou + atom(2, occupancy="  0.00") + atom(3, occupancy=" -0.50")
     model = read_model_text(tmp_path, atoms)
-    assert model.messages == ("atoms whose displacement parameters are not positive definite: 1",
-                              "atoms with a negative occupancy: 1", "atoms with occupancy 0, which do not "
-                                                                    "scatter: 1")
+    assert model.messages == (
+        "atoms whose displacement parameters are not positive definite: 1",
+        "atoms with a negative occupancy: 1",
+        "atoms with occupancy 0, which do not scatter: 1",
+    )
     two = "MODEL        1\n" + ATOMS + "ENDMDL\nMODEL        2\n" + ATOMS + "ENDMDL\n"
     model = read_model_text(tmp_path, two)
     assert "2 models" in model.messages[0] and model.xray_structure.scatterers().size() == 22
@@ -303,9 +320,11 @@ def test_neutron_header_is_noticed(tmp_path):
 
 def test_deposited_r_factors(tmp_path):
     path = tmp_path / "m.pdb"
-    path.write_text(HEADER + "REMARK   2 RESOLUTION.    1.80 ANGSTROMS.\n"
-                    "REMARK   3   R VALUE            (WORKING SET) : 0.171\n"
-                    "REMARK   3   FREE R VALUE                     : NULL\n" + CRYST1 + ATOMS)
+    path.write_text(
+        HEADER + "REMARK   2 RESOLUTION.    1.80 ANGSTROMS.\n"
+        "REMARK   3   R VALUE            (WORKING SET) : 0.171\n"
+        "REMARK   3   FREE R VALUE                     : NULL\n" + CRYST1 + ATOMS
+    )
     model = read_model(path)
     assert (model.r_work, model.r_free) == (0.171, None)
 
@@ -338,8 +357,7 @@ def test_empty_file(read, tmp_path, content):
 
 
 @READERS
-@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"\n<html><body>404",
-                                     gzip.compress(b"<HTML>no")])
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"\n<html><body>404", gzip.compress(b"<HTML>no")])
 def test_web_page(read, tmp_path, content):
     (tmp_path / "x.mtz").write_bytes(content)
     refused("x.mtz is a web page", read, tmp_path / "x.mtz")
@@ -373,7 +391,7 @@ def test_gzip_with_a_wrong_checksum(tmp_path, model_file):
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.99])
 def test_mtz_cut_short(tmp_path, data_file, part, capfd):
     content = data_file.read_bytes()
-    (tmp_path / "cut.mtz").write_bytes(content[:int(part * len(content))])
+    (tmp_path / "cut.mtz").write_bytes(content[: int(part * len(content))])
     refused("cut.mtz is cut short or damaged", read_data, tmp_path / "cut.mtz")
     assert capfd.readouterr() == ("", "")
 
@@ -381,7 +399,7 @@ def test_mtz_cut_short(tmp_path, data_file, part, capfd):
 def test_cif_cut_short(tmp_path, amplitudes):
     path = write_cif(tmp_path / "x-sf.cif", amplitudes)
     text = path.read_text()
-    path.write_text(text[:len(text) // 2].rsplit(" ", 2)[0])
+    path.write_text(text[: len(text) // 2].rsplit(" ", 2)[0])
     refused("x-sf.cif is not a readable CIF file", read_data, path)
 
 
@@ -417,29 +435,41 @@ def test_nothing_in_a_file_is_executed(tmp_path):
 
 # bad models
 
-@pytest.mark.parametrize("atoms, said", [
-    ("", "contains no atoms"),
-    (atom(x="     nan"), "not a readable model .*not a floating-point number"),
-    (atom(x="   1.0x0"), "not a readable model"),
-    (atom(x="9999.999"), r"A *1.* has the impossible coordinates \(10000, 2, 4\)"),
-    (atom(b=" -5.00"), "has the impossible B factor -5"),
-    (atom(b="   nan"), "not a readable model"),
-    (atom(occupancy="  0.00") + atom(2, occupancy="  0.00"), "all atoms have occupancy 0"),
-    (atom() + atom(2, element="QQ", name="QQ  "), "is of the unknown element 'QQ'"),
-    (atom() + atom(2, element=" X", name=" X  "), "is of the unknown element 'X'"),
-], ids=["none", "nan", "letters", "9999", "negative-B", "nan-B", "no-occupancy", "element", "element-X"])
+
+@pytest.mark.parametrize(
+    "atoms, said",
+    [
+        ("", "contains no atoms"),
+        (atom(x="     nan"), "not a readable model .*not a floating-point number"),
+        (atom(x="   1.0x0"), "not a readable model"),
+        (atom(x="9999.999"), r"A *1.* has the impossible coordinates \(10000, 2, 4\)"),
+        (atom(b=" -5.00"), "has the impossible B factor -5"),
+        (atom(b="   nan"), "not a readable model"),
+        (atom(occupancy="  0.00") + atom(2, occupancy="  0.00"), "all atoms have occupancy 0"),
+        (atom() + atom(2, element="QQ", name="QQ  "), "is of the unknown element 'QQ'"),
+        (atom() + atom(2, element=" X", name=" X  "), "is of the unknown element 'X'"),
+    ],
+    ids=["none", "nan", "letters", "9999", "negative-B", "nan-B", "no-occupancy", "element", "element-X"],
+)
 def test_bad_atoms(tmp_path, atoms, said):
     message = refused(said, read_model_text, tmp_path, atoms)
     assert "m.pdb" in message
 
 
-@pytest.mark.parametrize("field, value, said", [
-    ("Cartn_x", "nan", "impossible coordinates"), ("Cartn_x", "1e9", "impossible coordinates"),
-    ("Cartn_y", "-inf", "impossible coordinates"), ("Cartn_z", "?", "not a readable model"),
-    ("Cartn_x", "__import__('os')", "not a readable model"), ("B_iso_or_equiv", "12000", "impossible B "
-                                                                                         "factor 12000"),
-    ("B_iso_or_equiv", "-0.5", "impossible B factor -0.5"), ("occupancy", "nan", "impossible occupancy nan"),
-    ("type_symbol", "Qq", "unknown element 'Qq'")])
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("Cartn_x", "nan", "impossible coordinates"),
+        ("Cartn_x", "1e9", "impossible coordinates"),
+        ("Cartn_y", "-inf", "impossible coordinates"),
+        ("Cartn_z", "?", "not a readable model"),
+        ("Cartn_x", "__import__('os')", "not a readable model"),
+        ("B_iso_or_equiv", "12000", "impossible B factor 12000"),
+        ("B_iso_or_equiv", "-0.5", "impossible B factor -0.5"),
+        ("occupancy", "nan", "impossible occupancy nan"),
+        ("type_symbol", "Qq", "unknown element 'Qq'"),
+    ],
+)
 def test_bad_values_in_mmcif(tmp_path, model_file, field, value, said):
     text = read_model(model_file).manager.model_as_mmcif()
     lines = text.splitlines()
@@ -452,13 +482,17 @@ def test_bad_values_in_mmcif(tmp_path, model_file, field, value, said):
     assert "x.cif" in refused(said, read_model, tmp_path / "x.cif")
 
 
-@pytest.mark.parametrize("record, said", [
-    ("", "has no unit cell"),
-    ("CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1\n", "has no unit cell"),
-    (CRYST1.replace("P 1 21 1", "X 9 9 9 "), "has no known space group"),
-    (CRYST1.replace("P 1 21 1", "P 4 3 2 "), "impossible unit cell or space group"),
-    (CRYST1.replace("20.000", " 0.000"), "impossible unit cell|has no unit cell|not a readable model"),
-], ids=["none", "dummy", "unknown-group", "incompatible", "zero"])
+@pytest.mark.parametrize(
+    "record, said",
+    [
+        ("", "has no unit cell"),
+        ("CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1\n", "has no unit cell"),
+        (CRYST1.replace("P 1 21 1", "X 9 9 9 "), "has no known space group"),
+        (CRYST1.replace("P 1 21 1", "P 4 3 2 "), "impossible unit cell or space group"),
+        (CRYST1.replace("20.000", " 0.000"), "impossible unit cell|has no unit cell|not a readable model"),
+    ],
+    ids=["none", "dummy", "unknown-group", "incompatible", "zero"],
+)
 def test_bad_symmetry(tmp_path, record, said):
     path = tmp_path / "m.pdb"
     path.write_text(record + ATOMS)
@@ -491,6 +525,7 @@ def test_cif_files_in_the_wrong_order(tmp_path, model_file, amplitudes):
 
 # bad data
 
+
 def test_no_observations(tmp_path, amplitudes):
     coefficients = amplitudes.customized_copy(data=flex.polar(amplitudes.data(), 0.5), sigmas=None)
     path = write_mtz(tmp_path / "map.mtz", (coefficients, "2FOFCWT"))
@@ -499,15 +534,14 @@ def test_no_observations(tmp_path, amplitudes):
 
 
 def test_unknown_labels(data_file):
-    refused("no array labelled NONE for the data: choose among FP,SIGFP; FREE", read_data, data_file,
-            labels="NONE")
+    refused("no array labelled NONE for the data: choose among FP,SIGFP; FREE", read_data, data_file, labels="NONE")
     refused("no array labelled NIX for the R-free flags", read_data, data_file, r_free_labels="NIX")
 
 
-@pytest.mark.parametrize("every, said", [(1, "are all 1"), (10 ** 9, "are all 0"), (2, r"have the values")])
+@pytest.mark.parametrize("every, said", [(1, "are all 1"), (10**9, "are all 0"), (2, r"have the values")])
 def test_unusable_flags(tmp_path, amplitudes, every, said):
     flags = flags_for(amplitudes, every=every)
-    if every == 10 ** 9:
+    if every == 10**9:
         flags.data()[0] = 0
     path = write_mtz(tmp_path / "x.mtz", (amplitudes, "F"), (flags, "FREE"))
     refused(f"R-free flags FREE in .*x.mtz {said}.*cannot be a test set", read_data, path)
@@ -571,16 +605,19 @@ def test_unknown_preference(data_file):
 
 # the demonstration
 
+
 def test_demonstration(tmp_path):
     from mmtbx_sfdiff.files.demo import demo_entry
+
     files = demo_entry(tmp_path / "new", d_min=2.5)
     entry = load_entry(files.model, files.data)
     assert entry.data.simulated and "SIMULATED" in entry.data.labels and "simulated" in files.data.name
     assert files.source.startswith("demo")
     share = entry.data.r_free_flags.data().count(True) / entry.data.f_obs.size()
     assert 0.04 < share < 0.06
-    calculated = abs(entry.data.f_obs.structure_factors_from_scatterers(
-        entry.model.xray_structure, algorithm="direct").f_calc())
+    calculated = abs(
+        entry.data.f_obs.structure_factors_from_scatterers(entry.model.xray_structure, algorithm="direct").f_calc()
+    )
     assert 0.9 < calculated.correlation(entry.data.f_obs).coefficient() < 0.9999
     again = load_entry(*[(f.model, f.data) for f in [demo_entry(tmp_path / "b", d_min=2.5)]][0])
     assert approx_equal(again.data.f_obs.data(), entry.data.f_obs.data())
@@ -589,6 +626,7 @@ def test_demonstration(tmp_path):
 
 def test_demonstration_that_cannot_be_written(tmp_path):
     from mmtbx_sfdiff.files.demo import demo_entry
+
     (tmp_path / "taken").write_text("")
     refused("Cannot write .*choose another folder", demo_entry, tmp_path / "taken", d_min=4.0)
 
@@ -604,8 +642,7 @@ def entry_parameters():
     if not rows:
         return [pytest.param(None, id="no-entries")]
     big = {row["entry"] for row in rows if int(row["n_refl"]) > 30000}
-    return [pytest.param(row, id=row["entry"], marks=[pytest.mark.slow] if row["entry"] in big else [])
-            for row in rows]
+    return [pytest.param(row, id=row["entry"], marks=[pytest.mark.slow] if row["entry"] in big else []) for row in rows]
 
 
 @pytest.mark.parametrize("row", entry_parameters())
@@ -639,11 +676,14 @@ def observed_intensities(path, symmetry, labels):
     content = path.read_bytes()
     if path.suffix == ".gz":
         import iotbx.cif
+
         arrays = iotbx.cif.reader(input_string=gzip.decompress(content).decode()).as_miller_arrays(
-            crystal_symmetry=symmetry, force_symmetry=True)
+            crystal_symmetry=symmetry, force_symmetry=True
+        )
     else:
         arrays = reflection_file_reader.any_reflection_file(str(path)).as_miller_arrays(
-            crystal_symmetry=symmetry, force_symmetry=True)
+            crystal_symmetry=symmetry, force_symmetry=True
+        )
     return next(array for array in arrays if array.info().label_string() == labels)
 
 
@@ -669,9 +709,16 @@ def check_flags(row, data):
             assert free == n_free
 
 
-@pytest.mark.parametrize("entry, prefer", [("1yjp", "amplitudes"), ("2okz", "intensities"),
-                                           ("1bdw", "amplitudes"), ("5o5i", "amplitudes"),
-                                           ("3wap", "intensities")])
+@pytest.mark.parametrize(
+    "entry, prefer",
+    [
+        ("1yjp", "amplitudes"),
+        ("2okz", "intensities"),
+        ("1bdw", "amplitudes"),
+        ("5o5i", "amplitudes"),
+        ("3wap", "intensities"),
+    ],
+)
 def test_data_are_those_that_mmtbx_reads(pdb_dir, tmp_path, entry, prefer):
     """What ``mmtbx.model_vs_data`` extracts from the same columns in the model's symmetry.
 
@@ -679,6 +726,7 @@ def test_data_are_those_that_mmtbx_reads(pdb_dir, tmp_path, entry, prefer):
     """
     from iotbx import extract_xtal_data, reflection_file_utils
     from libtbx.utils import null_out
+
     folder = pdb_dir / entry
     model, data = (next(folder.glob(name)) for name in (f"{entry}.pdb*", f"{entry}[.-][ms][tf]*"))
     ours = load_entry(model, data, prefer=prefer).data
@@ -686,8 +734,11 @@ def test_data_are_those_that_mmtbx_reads(pdb_dir, tmp_path, entry, prefer):
     content = data.read_bytes()
     plain.write_bytes(gzip.decompress(content) if data.suffix == ".gz" else content)
     server = reflection_file_utils.reflection_file_server(
-        crystal_symmetry=ours.f_obs.crystal_symmetry(), force_symmetry=True, err=null_out(),
-        reflection_files=[reflection_file_reader.any_reflection_file(str(plain))])
+        crystal_symmetry=ours.f_obs.crystal_symmetry(),
+        force_symmetry=True,
+        err=null_out(),
+        reflection_files=[reflection_file_reader.any_reflection_file(str(plain))],
+    )
     params = extract_xtal_data.data_and_flags_master_params().extract()
     params.labels, params.r_free_flags.label = [ours.labels], ours.r_free_labels
     theirs = extract_xtal_data.run(reflection_file_server=server, parameters=params, keep_going=True)

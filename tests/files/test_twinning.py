@@ -1,4 +1,5 @@
 """Data that are twinned are recognised, and those that are not are left alone."""
+
 import dataclasses
 
 import pytest
@@ -24,8 +25,12 @@ def twinned(fmodel, fraction):
     mate = torch.tensor([own.get(index, n) for n, index in enumerate(mates)])
     amplitudes = ((1 - fraction) * intensities + fraction * intensities[mate]).sqrt()
     noise = 1 + 0.1 * torch.randn(len(amplitudes), generator=torch.Generator().manual_seed(0), dtype=amplitudes.dtype)
-    return FModel(fmodel.atoms, dataclasses.replace(reflections, f_obs=amplitudes * noise.clamp(min=0.5)), method="direct",
-                  mask={"method": "binary"})
+    return FModel(
+        fmodel.atoms,
+        dataclasses.replace(reflections, f_obs=amplitudes * noise.clamp(min=0.5)),
+        method="direct",
+        mask={"method": "binary"},
+    )
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5])

@@ -1,5 +1,6 @@
 """The Triton kernels: on a GPU where there is one, else on the CPU by Triton's interpreter, in a process of
 its own."""
+
 import importlib.util
 import os
 import pathlib
@@ -48,8 +49,13 @@ print("passed")
 def test_triton_kernels_by_interpretation():
     tests = pathlib.Path(__file__).resolve().parents[2]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT.format(tests=str(tests))],
-                          env=environment, cwd=tests, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(tests=str(tests))],
+        env=environment,
+        cwd=tests,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-3000:]
 
 
@@ -69,7 +75,9 @@ def test_gpu_batch_repeats_and_is_its_models():
     indices = atoms.crystal.build_miller_indices(2.0)
     noise = torch.randn(5, *atoms.sites_cart.shape, generator=torch.Generator().manual_seed(0)).cuda()
     many = atoms.replace(sites_cart=atoms.sites_cart + 0.1 * noise)
-    runs = [evaluate(many, indices, ("sites_cart", "u_iso"), method="fft", accuracy=1e-3, memory=memory)
-            for memory in (2**28, 2**28, 2**22)]
+    runs = [
+        evaluate(many, indices, ("sites_cart", "u_iso"), method="fft", accuracy=1e-3, memory=memory)
+        for memory in (2**28, 2**28, 2**22)
+    ]
     for f, gradients in runs[1:]:
         assert torch.equal(f, runs[0][0]) and all(torch.equal(a, b) for a, b in zip(gradients, runs[0][1]))

@@ -1,5 +1,6 @@
 """The Triton kernels of the soft mask: on a GPU where there is one, else on the CPU by Triton's interpreter, in a process
 of its own."""
+
 import importlib.util
 import os
 import pathlib
@@ -41,8 +42,13 @@ print("passed")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_triton_kernels_by_interpretation():
     tests = pathlib.Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", SCRIPT.format(tests=str(tests))], cwd=tests, capture_output=True,
-                          text=True, env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(tests=str(tests))],
+        cwd=tests,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-3000:]
 
 
@@ -82,8 +88,9 @@ def test_gpu_batch_and_memory():
 def test_gpu_cell_without_atoms():
     assert float(mask(one_atom((9, 10, 11, 90, 90, 90), occupancy=0.0).to(device="cuda")).min()) > 1 - 1e-6
     with pytest.raises(ValueError, match="engine"):
-        sfdiff.solvent_mask(one_atom((9, 10, 11, 90, 90, 90)).to(device="cuda"), one_atom((9, 10, 11, 90, 90, 90)).crystal,
-                            engine="cpu")
+        sfdiff.solvent_mask(
+            one_atom((9, 10, 11, 90, 90, 90)).to(device="cuda"), one_atom((9, 10, 11, 90, 90, 90)).crystal, engine="cpu"
+        )
 
 
 @pytest.mark.gpu

@@ -1,4 +1,5 @@
 """Threads that take the phases of a calculation side by side."""
+
 import importlib
 import threading
 

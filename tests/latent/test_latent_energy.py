@@ -56,11 +56,12 @@ def test_cpu_platform_is_near_the_reference():
 def test_native_solvent_is_that_of_openmms_own_file():
     prepared = dipeptide()
     slow = app.ForceField("amber14/protein.ff14SB.xml", "implicit/obc2.xml").createSystem(
-        prepared.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds)
+        prepared.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds
+    )
     sites = random_sites(prepared, 1, 0.02)[0]
     expected, forces = openmm_reference(slow, sites)
     found, own = openmm_reference(dipeptide_system(), sites)
-    assert abs(found - expected) < 5e-3 and (own - forces).abs().max() < 2e-3   # constants of seven digits
+    assert abs(found - expected) < 5e-3 and (own - forces).abs().max() < 2e-3  # constants of seven digits
     dry, _ = openmm_reference(create_system(prepared, implicit_solvent=False), sites)
     assert abs(dry - found) > 10
 
@@ -97,7 +98,7 @@ def test_what_is_no_number_has_infinite_energy_and_no_gradient():
     energy = OpenMMEnergy(dipeptide_system())
     sites = dipeptide().sites_cart.repeat(3, 1, 1)
     sites[0, 0, 0] = float("nan")
-    sites[1, 1] = sites[1, 0]                           # on top of each other
+    sites[1, 1] = sites[1, 0]  # on top of each other
     sites.requires_grad_()
     found = energy(sites)
     assert torch.isinf(found[0]) and not torch.isnan(found).any() and torch.isfinite(found[2])

@@ -31,8 +31,14 @@ from mmtbx_sfdiff.latent.generator.train import split_in_time
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory):
     """Half a thousand frames of alanine dipeptide at 300 K."""
-    folder = run_md(dipeptide(), dipeptide_system(), tmp_path_factory.mktemp("md"), duration=40.0, frame_interval=0.08,
-                    chunk_frames=500)
+    folder = run_md(
+        dipeptide(),
+        dipeptide_system(),
+        tmp_path_factory.mktemp("md"),
+        duration=40.0,
+        frame_interval=0.08,
+        chunk_frames=500,
+    )
     return load_frames(folder)[0]
 
 
@@ -103,13 +109,13 @@ def test_shrinking_keeps_the_backbone_stiff():
         made, _ = LinearFlow.from_samples(x, 0.5, kinds).decode(z)
         differences = (made - made[:, :1]).std(0)
         assert differences[1].item() == pytest.approx(cartesian_difference, rel=0.3)
-        assert differences[2:].min() > 0.9              # torsions lose half of theirs either way
+        assert differences[2:].min() > 0.9  # torsions lose half of theirs either way
 
 
 def test_localised_covariance_keeps_bonds_and_has_full_rank():
     transform = MixedTransform.from_prepared(protein())
     generator = torch.Generator().manual_seed(0)
-    few = torch.randn(30, 3, generator=generator, dtype=torch.float64)   # three collective movements, thirty frames
+    few = torch.randn(30, 3, generator=generator, dtype=torch.float64)  # three collective movements, thirty frames
     waves = torch.stack([torch.sin(transform.reference[:, axis] / 8 + axis) for axis in range(3)])
     sites = transform.reference + torch.einsum("fw,wa->fa", few, waves)[..., None]
     x = frame_features(transform, sites)
@@ -120,8 +126,11 @@ def test_localised_covariance_keeps_bonds_and_has_full_rank():
     assert torch.linalg.matrix_rank(local) > 2 * torch.linalg.matrix_rank(covariance)
     assert torch.linalg.eigvalsh(local).min() > -1e-10
     torch.testing.assert_close(transform.localise(covariance, 1e6), covariance)
-    bonds = [(a.index, b.index) for a, b in protein().topology.bonds()
-             if {a.index, b.index} <= set(transform.cart_index.tolist())]
+    bonds = [
+        (a.index, b.index)
+        for a, b in protein().topology.bonds()
+        if {a.index, b.index} <= set(transform.cart_index.tolist())
+    ]
     i, j = torch.tensor(bonds).T
     deviations = []
     for used in (covariance, 0.7 * covariance + 0.3 * local):
@@ -130,7 +139,7 @@ def test_localised_covariance_keeps_bonds_and_has_full_rank():
         made, _ = transform.to_sites(torch.cat([y, x[:1, kinds != 0].repeat(200, 1)], -1))
         deviations.append((made[:, i] - made[:, j]).norm(dim=-1).std(0).mean())
         assert (made - transform.reference).norm(dim=-1)[:, transform.cart_index].mean() > 0.5
-    assert deviations[1] < deviations[0] + 0.05           # 1.3 Å of movement, bonds of 1.5 Å
+    assert deviations[1] < deviations[0] + 0.05  # 1.3 Å of movement, bonds of 1.5 Å
     with pytest.raises(ValueError, match="length"):
         transform.localise(covariance, 0.0)
 
@@ -138,7 +147,7 @@ def test_localised_covariance_keeps_bonds_and_has_full_rank():
 def test_calibration_widens_what_has_not_been_seen():
     generator = torch.Generator().manual_seed(0)
     steps = torch.randn(1000, 5, generator=generator, dtype=torch.float64)
-    shrink, widen = calibrate(steps)                    # independent frames: nothing to widen, no correlations to keep
+    shrink, widen = calibrate(steps)  # independent frames: nothing to widen, no correlations to keep
     assert shrink == 0.6 and widen < 1.05
     walk = steps.cumsum(0)
     shrink, widen = calibrate(walk)
@@ -151,7 +160,7 @@ def test_calibration_widens_what_has_not_been_seen():
 def test_generator_saves_and_loads(kind, transform, frames, tmp_path):
     generator = BoltzmannGenerator(transform, make_flow(kind, transform, frames))
     generator.save(tmp_path / "generator.pt")
-    content = torch.load(tmp_path / "generator.pt", weights_only=True)   # no code in the file
+    content = torch.load(tmp_path / "generator.pt", weights_only=True)  # no code in the file
     assert json.loads(content["description"])["flow"]["flow"] == kind
     loaded = BoltzmannGenerator.load(tmp_path / "generator.pt")
     z = torch.randn(3, generator.n_latent, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -172,7 +181,7 @@ def test_generator_does_not_care_where_a_structure_is(transform, frames):
     back, log_det_back = generator.decode(z)
     torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-8)
     distances = torch.cdist(back, back) - torch.cdist(sites, sites)
-    assert distances.abs().max() < 1e-3                 # frames are single precision, bonds are set to their length
+    assert distances.abs().max() < 1e-3  # frames are single precision, bonds are set to their length
     torch.testing.assert_close(generator.log_prob(sites), normal_log_density(z) + log_det)
     mean = generator.sample(2, scale=0.0)
     torch.testing.assert_close(mean[0], mean[1])
@@ -184,6 +193,7 @@ def test_gradient_of_energy_and_density_in_latent_space(transform, frames):
     z = 0.3 * torch.randn(2, generator.n_latent, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     parameter = generator.flow.networks[-1][-1].bias
     for energy in (OpenMMEnergy(dipeptide_system(), "Reference"), TorchAmber(dipeptide_system())):
+
         def divergence(values):
             parameter.data.copy_(values)
             sites, log_det = generator.decode(z)
@@ -224,11 +234,10 @@ def test_likelihood_of_held_out_frames_improves(kind, transform):
         return -(normal_log_density(z) + log_det).mean().item() / z.shape[-1]
 
     before = likelihood()
-    history = train(generator, frames, TrainingSettings(steps=30, batch_size=64, learning_rate=3e-3,
-                                                        evaluate_every=10))
+    history = train(generator, frames, TrainingSettings(steps=30, batch_size=64, learning_rate=3e-3, evaluate_every=10))
     best = min(row["nll_validation"] for row in history)
     assert best < before - 0.1
-    assert likelihood() == pytest.approx(best, abs=1e-5)    # the best flow is kept, not the last
+    assert likelihood() == pytest.approx(best, abs=1e-5)  # the best flow is kept, not the last
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,7 +255,7 @@ def test_a_thousand_samples_of_a_trained_flow_keep_their_handedness(kind, transf
 
 def test_energies_of_samples_come_down_and_the_start_becomes_typical(transform, frames):
     energy = OpenMMEnergy(dipeptide_system())
-    linear = LinearFlow.from_samples(frame_features(transform, frames), 1.0)     # correlations are lost: bad samples
+    linear = LinearFlow.from_samples(frame_features(transform, frames), 1.0)  # correlations are lost: bad samples
     generator = BoltzmannGenerator(transform, RealNVP(linear, n_blocks=2, hidden=32)).float()
     start = frames[-1]
 
@@ -255,8 +264,16 @@ def test_energies_of_samples_come_down_and_the_start_becomes_typical(transform, 
             return energy(generator.sample(100, generator=torch.Generator().manual_seed(9)).double()).median().item()
 
     before = median()
-    settings = TrainingSettings(steps=60, batch_size=64, w_ml=0.2, w_kl=1.0, w_star=0.1, e_high=(1e4, 100.0), learning_rate=3e-3,
-                                evaluate_every=20)
+    settings = TrainingSettings(
+        steps=60,
+        batch_size=64,
+        w_ml=0.2,
+        w_kl=1.0,
+        w_star=0.1,
+        e_high=(1e4, 100.0),
+        learning_rate=3e-3,
+        evaluate_every=20,
+    )
     history = train(generator, frames, settings, energy=energy, start=start)
     of_md = energy(frames[::5]).median().item()
     after = median()
@@ -313,11 +330,13 @@ def test_validation_frames_are_the_last_ones():
 
 def test_samples_that_are_no_structures_are_left_out(transform, frames):
     def energy(sites):
-        values = (sites ** 2).sum((-1, -2))
+        values = (sites**2).sum((-1, -2))
         return torch.where(torch.arange(len(values)) % 2 == 0, float("nan"), 1.0) * values
 
     generator = BoltzmannGenerator(transform, make_flow("realnvp", transform, frames))
-    history = train(generator, frames, TrainingSettings(steps=2, w_kl=1.0, n_samples=4, evaluate_every=1), energy=energy)
+    history = train(
+        generator, frames, TrainingSettings(steps=2, w_kl=1.0, n_samples=4, evaluate_every=1), energy=energy
+    )
     assert history[-1]["lost_samples"] == 4 and math.isfinite(history[-1]["loss"])
     assert all(torch.isfinite(p).all() for p in generator.flow.parameters())
 
@@ -325,8 +344,12 @@ def test_samples_that_are_no_structures_are_left_out(transform, frames):
 def test_wrong_input(transform, frames, tmp_path):
     x = frame_features(transform, frames)
     linear = LinearFlow.from_samples(x)
-    for samples, shrink, message in ((x, 1.5, "between 0 and 1"), (x[:1], 0.1, "at least two"),
-                                     (x[:20], 0.0, "singular"), (x * math.nan, 0.1, "finite")):
+    for samples, shrink, message in (
+        (x, 1.5, "between 0 and 1"),
+        (x[:1], 0.1, "at least two"),
+        (x[:20], 0.0, "singular"),
+        (x * math.nan, 0.1, "finite"),
+    ):
         with pytest.raises(ValueError, match=message):
             LinearFlow.from_samples(samples, shrink)
     with pytest.raises(ValueError, match="features"):

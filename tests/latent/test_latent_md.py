@@ -19,14 +19,16 @@ def killer(after):
     def progress(done, total, energy):
         if done == after:
             raise Interrupted
+
     return progress
 
 
 @pytest.mark.parametrize("platform, solvent_interval", [("Reference", 1), ("CPU", 1), ("CPU", 2)])
 def test_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, platform, solvent_interval):
     # the CPU platform with one thread, which is what run_md asks for by default
-    arguments = dict(duration=1.0, frame_interval=0.08, chunk_frames=4, seed=3, platform=platform,
-                     solvent_interval=solvent_interval)
+    arguments = dict(
+        duration=1.0, frame_interval=0.08, chunk_frames=4, seed=3, platform=platform, solvent_interval=solvent_interval
+    )
     whole = run_md(dipeptide(), dipeptide_system(), tmp_path / "whole", **arguments)
     with pytest.raises(Interrupted):
         run_md(dipeptide(), dipeptide_system(), tmp_path / "parts", progress=killer(6), **arguments)
@@ -70,8 +72,18 @@ def test_temperature_and_constraints(tmp_path, solvent_interval):
     for atom, site in enumerate(prepared.sites_cart.tolist()):
         wells.addParticle(atom, [0.1 * value for value in site])
     system.addForce(wells)
-    run_md(prepared, system, tmp_path, duration=60.0, frame_interval=0.08, friction=20.0, time_step=4.0,
-           solvent_interval=solvent_interval, chunk_frames=750, platform="Reference")
+    run_md(
+        prepared,
+        system,
+        tmp_path,
+        duration=60.0,
+        frame_interval=0.08,
+        friction=20.0,
+        time_step=4.0,
+        solvent_interval=solvent_interval,
+        chunk_frames=750,
+        platform="Reference",
+    )
     _, energy = load_frames(tmp_path, skip=2.0)
     expected = 0.5 * 3 * 22 * 8.314462618e-3 * 300
     assert energy.mean().item() == pytest.approx(expected, rel=0.05)
@@ -99,14 +111,17 @@ def test_other_settings_are_refused(tmp_path):
     assert json.loads((tmp_path / "md.json").read_text())["seed"] == 0
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(duration=-1.0), "duration must be positive"),
-    (dict(duration=1.0, time_step=float("nan")), "time_step must be positive"),
-    (dict(duration=1.0, frame_interval=0.01), "multiple of time_step"),
-    (dict(duration=1.0, frame_interval=0.2, solvent_interval=3), "times solvent_interval"),
-    (dict(duration=0.05, frame_interval=0.2), "shorter than frame_interval"),
-    (dict(duration=1.0, platform="Abacus"), "no platform 'Abacus'"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(duration=-1.0), "duration must be positive"),
+        (dict(duration=1.0, time_step=float("nan")), "time_step must be positive"),
+        (dict(duration=1.0, frame_interval=0.01), "multiple of time_step"),
+        (dict(duration=1.0, frame_interval=0.2, solvent_interval=3), "times solvent_interval"),
+        (dict(duration=0.05, frame_interval=0.2), "shorter than frame_interval"),
+        (dict(duration=1.0, platform="Abacus"), "no platform 'Abacus'"),
+    ],
+)
 def test_wrong_settings(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         run_md(dipeptide(), dipeptide_system(), tmp_path / "md", **arguments)
@@ -122,6 +137,7 @@ def test_no_frames(tmp_path):
 
 def test_dynamics_that_blow_up_say_so(tmp_path):
     with pytest.raises(ValueError, match="blew up"):
-        run_md(dipeptide(), dipeptide_system(), tmp_path, duration=40.0, frame_interval=2.0, time_step=40.0,
-               chunk_frames=5)
+        run_md(
+            dipeptide(), dipeptide_system(), tmp_path, duration=40.0, frame_interval=2.0, time_step=40.0, chunk_frames=5
+        )
     assert not list(tmp_path.glob("frames_*"))

@@ -66,13 +66,12 @@ def test_gap_cuts_the_chain_and_nothing_is_invented():
     selected = hierarchy.select(hierarchy.atom_selection_cache().selection("not resseq 340:342"))
     prepared = prepare_model(selected)
     assert prepared.topology.getNumChains() == 2 and len(prepared.residue_names) == 28
-    assert not [1 for a, b in prepared.topology.bonds()
-                if a.residue.chain is not b.residue.chain]
+    assert not [1 for a, b in prepared.topology.bonds() if a.residue.chain is not b.residue.chain]
     assert create_system(prepared).getNumParticles() == prepared.n_ff
 
 
 def modified(edit):
-    hierarchy = alanine_dipeptide()                     # atoms know their residues only while it lives
+    hierarchy = alanine_dipeptide()  # atoms know their residues only while it lives
     lines = [atom.format_atom_record() for atom in hierarchy.atoms()]
     return iotbx.pdb.input(source_info=None, lines=edit(lines)).construct_hierarchy()
 
@@ -95,7 +94,7 @@ def test_residue_without_backbone_and_unknown_atoms_are_listed():
     groups = list(hierarchy.atom_groups())
     ca = next(a for a in groups[-42].atoms() if a.name.strip() == "CA")
     label = f"A {groups[-42].resname} {groups[-42].parent().resid().strip()}"
-    groups[-42].remove_atom(ca)                        # last but one: the last has no neighbour then
+    groups[-42].remove_atom(ca)  # last but one: the last has no neighbour then
     odd = groups[0].atoms()[-1]
     odd.name, odd.element = " XX1", " C"
     prepared = prepare_model(hierarchy)
@@ -120,8 +119,11 @@ def test_oligomer():
     flip = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
     heavy = pair.heavy_index
     torch.testing.assert_close(pair.sites_cart[heavy + one.n_ff], flip * pair.sites_cart[heavy], rtol=0, atol=1e-9)
-    for operators, message in ((["x,y,z"], "there already"), (["-x,y,z+1/2"], "not a symmetry operator of"),
-                               (["nonsense"], "not a symmetry operator such as")):
+    for operators, message in (
+        (["x,y,z"], "there already"),
+        (["-x,y,z+1/2"], "not a symmetry operator of"),
+        (["nonsense"], "not a symmetry operator such as"),
+    ):
         with pytest.raises(ValueError, match=message):
             prepare_model(hierarchy, symmetry, oligomer=operators)
     with pytest.raises(ValueError, match="need a crystal_symmetry"):
@@ -131,6 +133,7 @@ def test_oligomer():
 def _path(entry):
     hierarchy_of(entry)  # skips without entries
     from tests.support.entries import pdb_folder
+
     return next((pdb_folder() / entry).glob(f"{entry}.*.gz"))
 
 
@@ -140,8 +143,9 @@ def test_save_and_load(tmp_path):
     for name in ("sites_cart", "heavy_index", "model_index", "residue_index", "chain_index"):
         assert torch.equal(getattr(loaded, name), getattr(dipeptide(), name))
     assert loaded.names == dipeptide().names and loaded.elements == dipeptide().elements
-    assert [(a.index, b.index) for a, b in loaded.topology.bonds()] == \
-        [(a.index, b.index) for a, b in dipeptide().topology.bonds()]
+    assert [(a.index, b.index) for a, b in loaded.topology.bonds()] == [
+        (a.index, b.index) for a, b in dipeptide().topology.bonds()
+    ]
     assert "ALA" in (tmp_path / "prepared.pdb").read_text()
     description = json.loads((tmp_path / "prepared.json").read_text())
     (tmp_path / "prepared.json").write_text(json.dumps(dict(description, format=99)))

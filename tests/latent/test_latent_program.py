@@ -64,9 +64,7 @@ def test_every_stage_says_what_it_did(finished):
         record = json.loads((finished / stage / "stage.json").read_text())
         assert record["finished"] and record["seed"] == 0 and record["outputs"] and record["versions"]
         for text in (record["inputs"], record["outputs"]):
-            assert all(
-                len(s) == 64 for v in text.values() for s in (v.values() if isinstance(v, dict) else [v])
-            )
+            assert all(len(s) == 64 for v in text.values() for s in (v.values() if isinstance(v, dict) else [v]))
     assert json.loads((finished / "prep" / "stage.json").read_text())["facts"]["n_ff"] == 22
 
 
@@ -88,9 +86,7 @@ def test_refined_model(finished, crystal):
 def test_history(finished):
     with open(finished / "refine" / "history.csv") as file:
         steps = list(csv.DictReader(file))
-    assert len({s["run"] for s in steps}) == 5 and {"r_work", "r_free", "d_min", "z_norm", "energy"} <= set(
-        steps[0]
-    )
+    assert len({s["run"] for s in steps}) == 5 and {"r_work", "r_free", "d_min", "z_norm", "energy"} <= set(steps[0])
     latent = [s for s in steps if s["run"].startswith("start 1")]
     assert len(latent) in (60, 80) and float(latent[-1]["r_work"]) < float(latent[0]["r_work"])
 
@@ -150,9 +146,7 @@ def test_an_interrupted_refinement_goes_on(finished, crystal, tmp_path, capsys):
     assert "polish:" in capsys.readouterr().out
     assert (work / "refine" / "start_1.npz").stat().st_mtime_ns == kept
     rows = [json.loads((folder / "refine" / "table.json").read_text())["rows"] for folder in (work, finished)]
-    assert [row[:2] for row in rows[0]] == [
-        [name, pytest.approx(r_work, abs=1e-3)] for name, r_work, *_ in rows[1]
-    ]
+    assert [row[:2] for row in rows[0]] == [[name, pytest.approx(r_work, abs=1e-3)] for name, r_work, *_ in rows[1]]
 
 
 @pytest.mark.parametrize(

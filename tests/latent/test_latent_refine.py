@@ -108,9 +108,7 @@ def test_residue_b_has_two_groups_a_residue_and_holds_neighbours():
     with torch.no_grad():
         b.log_b += 1.0
     assert float(b.penalty().detach()) == pytest.approx(4 * 0.5 / b.sigma**2)
-    assert torch.autograd.gradcheck(
-        lambda log_b: torch.func.functional_call(b, {"log_b": log_b}, ()), b.log_b
-    )
+    assert torch.autograd.gradcheck(lambda log_b: torch.func.functional_call(b, {"log_b": log_b}, ()), b.log_b)
 
 
 def test_atom_b_restrains_bonded_atoms_and_stays_in_its_limits():
@@ -139,9 +137,7 @@ def crystal(tmp_path_factory):
         chain_index=torch.zeros(10, dtype=torch.int64),
         residue_index=torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 2, 2]),
     )
-    task = problem.make_problem(
-        prepared, entry, dtype=torch.float64, method="direct", mask={"method": "binary"}
-    )
+    task = problem.make_problem(prepared, entry, dtype=torch.float64, method="direct", mask={"method": "binary"})
     return SimpleNamespace(truth=torch.tensor(truth), problem=task, prepared=prepared, entry=entry)
 
 
@@ -182,8 +178,7 @@ def test_floored_gaussian_by_hand(crystal):
     model = (
         reflections.f_obs
         * torch.exp(
-            0.3
-            * torch.randn(len(reflections), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            0.3 * torch.randn(len(reflections), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         )
         + 0j
     )
@@ -352,9 +347,7 @@ def test_rigid_body_stage_moves_only_the_placement(crystal):
     experiment = Experiment(task.fmodel)
     loop = optimise._Loop(model, experiment, QUICK, optimise.History(), None, "x", 10)
     loop.stage(2.2, 10, True, False)
-    assert (
-        float(model.z.detach().abs().max()) == 0 and float(model.placement.shifts.detach().abs().max()) > 1e-3
-    )
+    assert float(model.z.detach().abs().max()) == 0 and float(model.placement.shifts.detach().abs().max()) > 1e-3
     distances = torch.pdist(model().sites_cart.detach())
     torch.testing.assert_close(distances, torch.pdist(task.sites_cart), rtol=0, atol=1e-9)
 
@@ -383,9 +376,7 @@ def test_polish_and_baselines(crystal, runs):
     torch.testing.assert_close(task.sites_cart, crystal.prepared.sites_cart, rtol=0, atol=0)
     free = baselines.run_baseline("sites", task, settings=QUICK)
     held = baselines.run_baseline("sites_ff", task, energy, settings=QUICK)
-    assert "energy" not in free.facts and float(energy(held.all_sites_cart)) < float(
-        energy(free.all_sites_cart)
-    )
+    assert "energy" not in free.facts and float(energy(held.all_sites_cart)) < float(energy(free.all_sites_cart))
     assert held.r_work < 0.3 and len(held.history.steps) == QUICK.steps
     frames = (
         crystal.truth

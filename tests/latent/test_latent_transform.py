@@ -57,8 +57,13 @@ def test_log_det_is_that_of_autograd():
         def moved(numbers):
             shift, turn, x = numbers.split([3, 3, len(numbers) - 6])
             zero = torch.zeros_like(turn[0])
-            generator = torch.stack([torch.stack([zero, -turn[2], turn[1]]), torch.stack([turn[2], zero, -turn[0]]),
-                                     torch.stack([-turn[1], turn[0], zero])])
+            generator = torch.stack(
+                [
+                    torch.stack([zero, -turn[2], turn[1]]),
+                    torch.stack([turn[2], zero, -turn[0]]),
+                    torch.stack([-turn[1], turn[0], zero]),
+                ]
+            )
             made = transform.to_sites(x)[0] - transform._centre
             return (made + made @ generator.T + shift).flatten()
 
@@ -81,7 +86,7 @@ def test_frozen_bonds_are_those_of_the_constraints():
     made, back = frozen.to_sites(x)
     torch.testing.assert_close(log_det, -back)
     again, log_det_free = free.to_features(made)
-    torch.testing.assert_close(log_det_free, log_det)   # the same measure, at the constraints' lengths
+    torch.testing.assert_close(log_det_free, log_det)  # the same measure, at the constraints' lengths
     for n in range(system.getNumConstraints()):
         i, j, length = system.getConstraintParameters(n)
         lengths = (made[:, i] - made[:, j]).norm(dim=-1)
@@ -99,17 +104,25 @@ def test_chirality_is_kept_in_a_thousand_samples():
         neighbours[a.index].append(b.index)
         neighbours[b.index].append(a.index)
     proper = torch.tensor([t not in neighbours[p] for _, p, _, t in transform.z_matrix.tolist()])
-    spread[-k:][proper] = 2.0                           # torsions that are free to turn, turn
+    spread[-k:][proper] = 2.0  # torsions that are free to turn, turn
     noise = torch.randn(1000, len(x), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     made, _ = transform.to_sites(x + spread * noise)
-    centres = [(i, n) for i, n in neighbours.items() if len(n) == 4
-               and len({prepared.names[j][0] + str(prepared.names[j]) for j in n}) == 4
-               and sum(prepared.elements[j] == "H" for j in n) <= 1]
+    centres = [
+        (i, n)
+        for i, n in neighbours.items()
+        if len(n) == 4
+        and len({prepared.names[j][0] + str(prepared.names[j]) for j in n}) == 4
+        and sum(prepared.elements[j] == "H" for j in n) <= 1
+    ]
     assert len(centres) >= 31 - 3
     for _, (a, b, c, d) in centres:
+
         def volume(sites):
-            return (torch.linalg.cross(sites[..., b, :] - sites[..., a, :], sites[..., c, :] - sites[..., a, :])
-                    * (sites[..., d, :] - sites[..., a, :])).sum(-1)
+            return (
+                torch.linalg.cross(sites[..., b, :] - sites[..., a, :], sites[..., c, :] - sites[..., a, :])
+                * (sites[..., d, :] - sites[..., a, :])
+            ).sum(-1)
+
         assert (volume(made) * volume(transform.reference) > 0).all()
 
 
@@ -118,7 +131,7 @@ def test_torsions_are_cut_where_no_frame_is():
     transform = MixedTransform.from_prepared(prepared)
     x, _ = transform.to_features(transform.reference)
     k = len(transform.z_matrix)
-    row = transform.n_features - k                      # any torsion
+    row = transform.n_features - k  # any torsion
     x = x.repeat(50, 1)
     x[:, row] += math.pi - x[0, row] + torch.linspace(-0.8, 0.8, 50, dtype=torch.float64)
     frames, _ = transform.to_sites(x)
@@ -161,8 +174,11 @@ def test_wrong_input():
     with pytest.raises(ValueError, match="each atom once"):
         MixedTransform(prepared.sites_cart, transform.cart_index, transform.z_matrix[1:])
     with pytest.raises(ValueError, match="lie on a line"):
-        MixedTransform(torch.eye(3, dtype=torch.float64)[:1] * torch.arange(3.0)[:, None], torch.arange(3),
-                       torch.zeros(0, 4, dtype=torch.long))
+        MixedTransform(
+            torch.eye(3, dtype=torch.float64)[:1] * torch.arange(3.0)[:, None],
+            torch.arange(3),
+            torch.zeros(0, 4, dtype=torch.long),
+        )
     with pytest.raises(ValueError, match="not connected"):
         build_z_matrix([0, 1, 2], [(0, 1), (1, 2)], ["N", "C", "C", "O"], [0, 0, 0, 0])
     loop = transform.z_matrix.clone()

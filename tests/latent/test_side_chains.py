@@ -81,10 +81,7 @@ def test_polishing_turns_side_chains_and_says_so(peptide):
     truth = tyrosine.angles(problem.sites_cart)
     wrong = tyrosine.sites(problem.sites_cart, (truth + torch.tensor([2.1, 0.6]))[None])[0]
     b = problem.residue_b()().detach()
-    runs = [
-        polish(problem, wrong, b, energy, steps=20, weight=1.0, rotors=turning)
-        for turning in (None, [tyrosine])
-    ]
+    runs = [polish(problem, wrong, b, energy, steps=20, weight=1.0, rotors=turning) for turning in (None, [tyrosine])]
     assert "side_chains" not in runs[0].facts and runs[1].facts["side_chains"][0]["name"] == "TYR"
     assert runs[1].r_work < runs[0].r_work and runs[1].target < runs[0].target
     assert len(runs[1].history.steps) == 20

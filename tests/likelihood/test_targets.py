@@ -1,4 +1,5 @@
 """Targets, R factors, and alpha and beta, against mmtbx."""
+
 import dataclasses
 
 import pytest
@@ -8,8 +9,12 @@ from tests.support.scaling_data import manager, reflections_of, tensor
 from mmtbx_sfdiff.likelihood import targets
 from mmtbx_sfdiff.likelihood.alpha_beta import estimate_alpha_beta
 
-VARIANTS = {"ls_wunit_k1": ("unit", "k1"), "ls_wexp_k1": ("sigma", "k1"), "ls_wunit_kunit": ("unit", "unit"),
-            "ls_wexp_kunit": ("sigma", "unit")}
+VARIANTS = {
+    "ls_wunit_k1": ("unit", "k1"),
+    "ls_wexp_k1": ("sigma", "k1"),
+    "ls_wunit_kunit": ("unit", "unit"),
+    "ls_wexp_kunit": ("sigma", "unit"),
+}
 
 
 @pytest.fixture(
@@ -44,11 +49,9 @@ def compare(fmodel, name, target, f_model):
     fmodel.set_target_name(name)
     reference = fmodel.target_functor()(compute_gradients=True)
     assert float(target.detach()) == pytest.approx(reference.target_work(), rel=1e-10)
-    gradient, = torch.autograd.grad(target, f_model)
+    (gradient,) = torch.autograd.grad(target, f_model)
     work = ~torch.from_numpy(fmodel.r_free_flags().data().as_numpy_array())
-    torch.testing.assert_close(
-        gradient[work], tensor(reference.d_target_d_f_model_work()), rtol=1e-8, atol=1e-15
-    )
+    torch.testing.assert_close(gradient[work], tensor(reference.d_target_d_f_model_work()), rtol=1e-8, atol=1e-15)
     assert not gradient[~work].any()
 
 
@@ -83,9 +86,7 @@ def test_equation_9():
     chosen = torch.rand(len(reflections), generator=torch.Generator().manual_seed(0)) < 0.7
     used = chosen & reflections.work
     expected = (((reflections.f_obs / 2 - f_model.abs()) / (reflections.sigmas / 2)) ** 2)[used].sum()
-    torch.testing.assert_close(
-        targets.least_squares(reflections, f_model, selection=chosen, f_obs_scale=2.0), expected
-    )
+    torch.testing.assert_close(targets.least_squares(reflections, f_model, selection=chosen, f_obs_scale=2.0), expected)
     with pytest.raises(ValueError, match="standard deviations"):
         targets.least_squares(dataclasses.replace(reflections, sigmas=None), f_model)
     with pytest.raises(ValueError, match="weights must be"):
@@ -115,7 +116,10 @@ def test_reflections_left_out_have_no_part():
     alone = estimate_alpha_beta(part, f_model[chosen])
     torch.testing.assert_close(whole.alpha[chosen], alone.alpha)
     assert not whole.alpha[~chosen].any()
-    torch.testing.assert_close(targets.maximum_likelihood(reflections, f_model, whole, selection=chosen),
-                               targets.maximum_likelihood(part, f_model[chosen], alone))
+    torch.testing.assert_close(
+        targets.maximum_likelihood(reflections, f_model, whole, selection=chosen),
+        targets.maximum_likelihood(part, f_model[chosen], alone),
+    )
     assert [float(r) for r in targets.r_factors(reflections, f_model, selection=chosen)] == pytest.approx(
-        [float(r) for r in targets.r_factors(part, f_model[chosen])])
+        [float(r) for r in targets.r_factors(part, f_model[chosen])]
+    )

@@ -60,8 +60,21 @@ def test_json_and_figure(refined):
 
 
 def test_output_says_that_nothing_restrains(files_1yjp, tmp_path, capsys):
-    assert run([*files_1yjp, "cycles=1", "steps=1", "adp=False", "figure=False", "model_format=mmcif", "mask=binary",
-                f"directory={tmp_path}"]) == 0
+    assert (
+        run(
+            [
+                *files_1yjp,
+                "cycles=1",
+                "steps=1",
+                "adp=False",
+                "figure=False",
+                "model_format=mmcif",
+                "mask=binary",
+                f"directory={tmp_path}",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "no geometry restraints" in out and "\x1b" not in out and "R-free" in out
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".cif", ".json", ".mtz"]
@@ -70,8 +83,10 @@ def test_output_says_that_nothing_restrains(files_1yjp, tmp_path, capsys):
     torch.testing.assert_close(model.atoms.u_iso, original.atoms.u_iso, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("words", [["target=least_squares"], ["minimiser=adam", "steps=20"],
-                                   ["mask=density_cutoff", "steps=2"], ["dtype=float32"]])
+@pytest.mark.parametrize(
+    "words",
+    [["target=least_squares"], ["minimiser=adam", "steps=20"], ["mask=density_cutoff", "steps=2"], ["dtype=float32"]],
+)
 def test_choices(words, files_1yjp, tmp_path):
     assert run([*files_1yjp, *FEW, *words, "figure=False", f"directory={tmp_path}"]) == 0
     result = json.loads((tmp_path / "1yjp_refined.json").read_text())
@@ -82,9 +97,16 @@ def test_choices(words, files_1yjp, tmp_path):
 
 def command(arguments, folder, **options):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
-    return subprocess.Popen([sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", *arguments], cwd=folder,
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=heed_interrupts, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+        **options,
+    )
 
 
 def test_ctrl_c_and_going_on(files_1yjp, tmp_path):
@@ -106,20 +128,31 @@ def test_ctrl_c_and_going_on(files_1yjp, tmp_path):
     assert not (tmp_path / "1yjp_refine_state.npz").exists() and (tmp_path / "1yjp_refined.pdb").exists()
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["{model}"], "data file is missing"), (["{data}"], "model file is missing"),
-    (["nosuch.pdb"], "nosuch.pdb"), (["{model}", "{data}", "labels=XX"], "XX"),
-    (["{model}", "{data}", "cycles=0"], "cycles=0"), (["{model}", "{data}", "damping=-1"], "damping=-1"),
-    (["{model}", "{data}", "tolerance=0"], "tolerance=0"), (["{model}", "{data}", "target=r1"], "target"),
-    (["{model}", "{data}", "sites=False", "adp=False"], "Nothing is refined"),
-    (["{model}", "{data}", "d_min=3", "d_max=2"], "No reflection is between"),
-    (["{model}", "{data}", "shake=-1"], "shake=-1"), (["{model}", "{data}", "device=tpu"], "device=tpu"),
-    (["empty.pdb", "{data}"], "empty.pdb is empty"), (["{model}", "{data}", "d_min=22", "d_max=30"], ""),
-    (["{model}", "{data}", "prefix=a/b"], "holds a folder"),
-    (["{model}", "{data}", "cycles=nan"], "whole number"), (["{model}", "{data}", "cycles=inf"], "whole number"),
-    (["{model}", "{data}", "cycles=1.5"], "cycles"), (["{model}", "{data}", "steps=auto"], "steps=Auto"),
-    (["{model}", "{data}", "d_min=nan"], "d_min=nan"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["{model}"], "data file is missing"),
+        (["{data}"], "model file is missing"),
+        (["nosuch.pdb"], "nosuch.pdb"),
+        (["{model}", "{data}", "labels=XX"], "XX"),
+        (["{model}", "{data}", "cycles=0"], "cycles=0"),
+        (["{model}", "{data}", "damping=-1"], "damping=-1"),
+        (["{model}", "{data}", "tolerance=0"], "tolerance=0"),
+        (["{model}", "{data}", "target=r1"], "target"),
+        (["{model}", "{data}", "sites=False", "adp=False"], "Nothing is refined"),
+        (["{model}", "{data}", "d_min=3", "d_max=2"], "No reflection is between"),
+        (["{model}", "{data}", "shake=-1"], "shake=-1"),
+        (["{model}", "{data}", "device=tpu"], "device=tpu"),
+        (["empty.pdb", "{data}"], "empty.pdb is empty"),
+        (["{model}", "{data}", "d_min=22", "d_max=30"], ""),
+        (["{model}", "{data}", "prefix=a/b"], "holds a folder"),
+        (["{model}", "{data}", "cycles=nan"], "whole number"),
+        (["{model}", "{data}", "cycles=inf"], "whole number"),
+        (["{model}", "{data}", "cycles=1.5"], "cycles"),
+        (["{model}", "{data}", "steps=auto"], "steps=Auto"),
+        (["{model}", "{data}", "d_min=nan"], "d_min=nan"),
+    ],
+)
 def test_bad_input_is_one_sentence(arguments, words, files_1yjp, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.pdb").touch()
@@ -141,6 +174,7 @@ def test_existing_results_are_kept(files_1yjp, tmp_path, monkeypatch, capsys):
 def test_every_parameter_has_help_and_a_caption():
     import iotbx.phil
     from mmtbx_sfdiff.programs.refine import Program
+
     for definition in iotbx.phil.parse(Program.master_phil_str).all_definitions():
         assert definition.object.help and definition.object.short_caption, definition.path
 
@@ -151,8 +185,22 @@ def test_force_field_restrains(files_1yjp, tmp_path, capsys):
     bonds, r_work = {}, {}
     for weight in (0, 1):
         folder = tmp_path / str(weight)
-        assert run([*files_1yjp, "cycles=3", "steps=15", "shake=0.3", "mask=binary", "figure=False", "adp=False",
-                    f"force_field_weight={weight}", f"directory={folder}"]) == 0
+        assert (
+            run(
+                [
+                    *files_1yjp,
+                    "cycles=3",
+                    "steps=15",
+                    "shake=0.3",
+                    "mask=binary",
+                    "figure=False",
+                    "adp=False",
+                    f"force_field_weight={weight}",
+                    f"directory={folder}",
+                ]
+            )
+            == 0
+        )
         out = capsys.readouterr().out
         result = json.loads((folder / "1yjp_refined.json").read_text())
         assert ("no geometry restraints" in out) == (weight == 0) == (result["geometry_restraints"] is None)
@@ -161,14 +209,29 @@ def test_force_field_restrains(files_1yjp, tmp_path, capsys):
         original = FModel.from_files(*files_1yjp).atoms
         pairs = (torch.cdist(original.sites_cart, original.sites_cart) < 1.7).triu(1).nonzero()
         lengths = [(a.sites_cart[pairs[:, 0]] - a.sites_cart[pairs[:, 1]]).norm(dim=1) for a in (atoms, original)]
-        bonds[weight], r_work[weight] = float((lengths[0] - lengths[1]).square().mean().sqrt()), result["final"]["r_work"]
+        bonds[weight], r_work[weight] = (
+            float((lengths[0] - lengths[1]).square().mean().sqrt()),
+            result["final"]["r_work"],
+        )
     assert bonds[1] < 0.06 and bonds[1] < 0.5 * bonds[0] and r_work[1] > r_work[0] - 0.02
 
 
 def test_force_field_weight_by_cross_validation(files_1yjp, tmp_path, capsys):
     pytest.importorskip("openmm"), pytest.importorskip("pdbfixer")
-    assert run([*files_1yjp, "cycles=2", "steps=4", "mask=binary", "figure=False", "force_field_weight=Auto",
-                f"directory={tmp_path}"]) == 0
+    assert (
+        run(
+            [
+                *files_1yjp,
+                "cycles=2",
+                "steps=4",
+                "mask=binary",
+                "figure=False",
+                "force_field_weight=Auto",
+                f"directory={tmp_path}",
+            ]
+        )
+        == 0
+    )
     result = json.loads((tmp_path / "1yjp_refined.json").read_text())
     chosen = result["geometry_restraints"]
     tests = {float(weight): r for weight, r in chosen["tests"].items()}

@@ -1,4 +1,5 @@
 """What every program's command line does with an interrupt."""
+
 import os
 import signal
 import subprocess
@@ -27,9 +28,14 @@ sys.exit(guarded(run))
 
 
 def test_ctrl_c_during_a_finaliser_is_not_lost(tmp_path):
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"},
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert (done.returncode, done.stdout) == (130, ""), done.stderr
     assert done.stderr.strip() == "Interrupted."
 

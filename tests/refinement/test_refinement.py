@@ -37,6 +37,7 @@ def made_up():
 
 # variables
 
+
 @pytest.mark.parametrize("symbol", ["P 1", "P 4/n :1", "R 3 :R"])
 @pytest.mark.parametrize("anisotropic", [False, True])
 def test_the_zero_vector_is_the_model(symbol, anisotropic):
@@ -106,18 +107,21 @@ def test_expected_curvature_is_that_of_many_reflections():
     ones = torch.ones_like(f_obs)
     variables = Variables(atoms)
     of_sites, of_u = Curvature(atoms.crystal, atoms.crystal.d_star_sq(indices), 2 * ones)(
-        atoms, variables.free, atoms.u_iso)
+        atoms, variables.free, atoms.u_iso
+    )
 
     def second(name, value):
         """Diagonal of the second derivative, by differences of gradients."""
+
         def gradient(x):
             x = x.detach().clone().requires_grad_()
             model = structure_factors(atoms.replace(**{name: x}), atoms.crystal, indices, method="direct")
             return torch.autograd.grad((f_obs - model.abs()).square().sum(), x)[0].reshape(-1)
 
         steps = 1e-5 * torch.eye(value.numel(), dtype=torch.float64).reshape(-1, *value.shape)
-        return torch.stack([(gradient(value + step) - gradient(value - step))[i] / 2e-5
-                            for i, step in enumerate(steps)])
+        return torch.stack(
+            [(gradient(value + step) - gradient(value - step))[i] / 2e-5 for i, step in enumerate(steps)]
+        )
 
     sites = second("sites_cart", atoms.sites_cart).reshape(-1, 3).mean(1)
     assert float((sites / of_sites).median()) == pytest.approx(1, abs=0.3)
@@ -125,6 +129,7 @@ def test_expected_curvature_is_that_of_many_reflections():
 
 
 # minimisers
+
 
 @pytest.mark.parametrize("name, steps, accuracy", [("lbfgs", 25, 1e-5), ("adam", 400, 1e-2)])
 def test_minimisers(name, steps, accuracy):
@@ -148,15 +153,23 @@ def test_minimisers(name, steps, accuracy):
 
 def test_minimiser_ends_when_nothing_is_gained():
     x, seen = torch.zeros(1, dtype=torch.float64, requires_grad=True), []
-    minimise(lambda v: Evaluation(float(v.detach()[0] ** 2 + 1), 2 * v.detach(), None), x, 100, on_step=seen.append,
-             tolerance=1e-3)
+    minimise(
+        lambda v: Evaluation(float(v.detach()[0] ** 2 + 1), 2 * v.detach(), None),
+        x,
+        100,
+        on_step=seen.append,
+        tolerance=1e-3,
+    )
     assert len(seen) <= 6
 
 
 # refinement
 
-@pytest.mark.parametrize("changes", [
-    {}, {"target": "least_squares"}, {"minimiser": "adam", "steps": 40}, {"least_squares_cycles": 1, "cycles": 4}])
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"target": "least_squares"}, {"minimiser": "adam", "steps": 40}, {"least_squares_cycles": 1, "cycles": 4}],
+)
 def test_shifts_are_recovered(changes, made_up):
     reference, shifted = made_up
     before = shifted.atoms
@@ -164,8 +177,10 @@ def test_shifts_are_recovered(changes, made_up):
     refined, history = refine(shifted, settings)
     start, end = history.cycles[0]["r_work_start"], refined.r_work()
     assert end < reference.scales.r_work + 0.02 < start and shifted.atoms is before
-    error = [float((m.atoms.sites_cart - reference.atoms.sites_cart).square().sum(-1).mean().sqrt())
-             for m in (shifted, refined)]
+    error = [
+        float((m.atoms.sites_cart - reference.atoms.sites_cart).square().sum(-1).mean().sqrt())
+        for m in (shifted, refined)
+    ]
     assert error[1] < 0.7 * error[0]
     for cycle in history.cycles:
         assert cycle["target_end"] <= cycle["target_start"]
@@ -195,7 +210,9 @@ def test_free_reflections_feed_no_gradient(target, made_up):
 def test_mask_that_follows(made_up):
     """The gradient of the density-cutoff mask is part of that of the target."""
     _, shifted = made_up
-    model = FModel(shifted.atoms, shifted.reflections, method="direct", mask={"method": "density_cutoff", "grid_step": 0.6})
+    model = FModel(
+        shifted.atoms, shifted.reflections, method="direct", mask={"method": "density_cutoff", "grid_step": 0.6}
+    )
     _, history = refine(model, Settings(cycles=1, steps=2, resolution_cycles=1, adp=False))
     assert history.cycles[0]["mask_gradient"]
     _, held = refine(model, Settings(cycles=1, steps=2, resolution_cycles=1, adp=False, mask_update="cycle"))
@@ -220,7 +237,7 @@ def test_when_refinement_ends():
     ml, ls = "maximum_likelihood", "least_squares"
     settings = Settings(cycles=5, resolution_cycles=2, adp_from_cycle=2, tolerance=0.1)
     assert next_target(done(), settings) == ml
-    assert next_target(done((ml, 0.0)), settings) == ml        # not yet at full resolution
+    assert next_target(done((ml, 0.0)), settings) == ml  # not yet at full resolution
     assert next_target(done((ml, 1), (ml, 0.01)), settings) is None
     assert next_target(done(*[(ml, 1)] * 5), settings) is None
     late = dataclasses.replace(settings, least_squares_cycles=2)
@@ -230,9 +247,17 @@ def test_when_refinement_ends():
     assert next_target(done((ml, 1), (ml, 1), (ml, 1), (ls, 1), (ls, 1)), late) is None
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"target": "r1"}, "target"), ({"minimiser": "sgd"}, "minimiser"), ({"cycles": 0}, "cycles"),
-    ({"sites": False, "adp": False}, "Nothing"), ({"damping": -1}, "damping"), ({"tolerance": 0}, "tolerance")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"target": "r1"}, "target"),
+        ({"minimiser": "sgd"}, "minimiser"),
+        ({"cycles": 0}, "cycles"),
+        ({"sites": False, "adp": False}, "Nothing"),
+        ({"damping": -1}, "damping"),
+        ({"tolerance": 0}, "tolerance"),
+    ],
+)
 def test_impossible_settings(changes, words, made_up):
     with pytest.raises(ValueError, match=words):
         refine(made_up[1], Settings(**changes))

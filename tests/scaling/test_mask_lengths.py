@@ -1,4 +1,5 @@
 """The mask that made the data is found again; nothing gets worse."""
+
 import random
 
 import mmtbx_sfdiff as sfdiff
@@ -19,8 +20,12 @@ def made():
     random.seed(0)
     flex.set_random_seed(0)
     structure = random_structure.xray_structure(
-        space_group_info=sgtbx.space_group_info("P 21 21 21"), elements=["C", "N", "O"] * 30, volume_per_atom=45,
-        min_distance=1.3, random_u_iso=True)
+        space_group_info=sgtbx.space_group_info("P 21 21 21"),
+        elements=["C", "N", "O"] * 30,
+        volume_per_atom=45,
+        min_distance=1.3,
+        random_u_iso=True,
+    )
     atoms = sfdiff.Atoms.from_cctbx(structure)
     crystal = atoms.crystal
     indices = crystal.build_miller_indices(d_min=2.2)
@@ -39,8 +44,10 @@ def made():
 def distance(atoms, options, others):
     """Relative L2 of F_mask to 3 Å, but for a factor: k_mask takes that up."""
     indices = atoms.crystal.build_miller_indices(d_min=3.0)
-    a, b = (sfdiff.mask_structure_factors(sfdiff.solvent_mask(atoms, atoms.crystal, **lengths), atoms.crystal, indices)
-            for lengths in (options, others))
+    a, b = (
+        sfdiff.mask_structure_factors(sfdiff.solvent_mask(atoms, atoms.crystal, **lengths), atoms.crystal, indices)
+        for lengths in (options, others)
+    )
     factor = torch.vdot(a, b).real / torch.vdot(a, a).real
     return float((factor * a - b).norm() / b.norm())
 
@@ -51,8 +58,16 @@ def test_mask_is_found_again(made, per_element):
     truth = {"r_probe": 0.9, "r_shrink": 1.1, "softness": 0.9}
     data = reflections(**truth)
     reported = []
-    found = optimize_mask(atoms, data, f_calc, per_element=per_element, weight=1e-5, steps=3, remove_outliers=False,
-                          report=lambda step, r: reported.append(r))
+    found = optimize_mask(
+        atoms,
+        data,
+        f_calc,
+        per_element=per_element,
+        weight=1e-5,
+        steps=3,
+        remove_outliers=False,
+        report=lambda step, r: reported.append(r),
+    )
     assert found.r_work < 0.4 * found.start[0]
     assert found.r_free < 0.6 * found.start[1]
     assert distance(atoms, found.options, truth) < 0.4 * distance(atoms, {}, truth)
@@ -68,8 +83,10 @@ def test_radius_of_an_element(made):
     assert found.r_work < 0.5 * found.start[0]
     shifts = found.element_shifts
     assert shifts["O"] - (shifts["C"] + shifts["N"]) / 2 == pytest.approx(0.25, abs=0.1)
-    assert torch.allclose(found.options["radii"] - atoms.vdw_radii(),
-                          torch.tensor([shifts[e] for e in atoms.elements], dtype=torch.float64))
+    assert torch.allclose(
+        found.options["radii"] - atoms.vdw_radii(),
+        torch.tensor([shifts[e] for e in atoms.elements], dtype=torch.float64),
+    )
 
 
 def test_never_worse_than_the_start(made):

@@ -1,4 +1,5 @@
 """The scales against mmtbx's update_all_scales, on synthetic data and small real entries."""
+
 import dataclasses
 
 import mmtbx.f_model
@@ -55,8 +56,14 @@ def test_riding_hydrogens(remove_outliers):
     u_iso = structure.select(~structure.hd_selection()).extract_u_iso_or_u_equiv()
     reflections, (f_calc, f_mask) = reflections_of(fmodel), structure_factors_of(fmodel)
     without = update_all_scales(reflections, f_calc, f_mask, remove_outliers=remove_outliers)
-    scales = update_all_scales(reflections, f_calc, f_mask, f_hydrogen=tensor(f_hydrogen),
-                               b_mean=flex.mean(u_iso) * 8 * torch.pi**2, remove_outliers=remove_outliers)
+    scales = update_all_scales(
+        reflections,
+        f_calc,
+        f_mask,
+        f_hydrogen=tensor(f_hydrogen),
+        b_mean=flex.mean(u_iso) * 8 * torch.pi**2,
+        remove_outliers=remove_outliers,
+    )
     fmodel.update_all_scales(remove_outliers=remove_outliers)
     assert scales.hydrogens == pytest.approx((fmodel.russ.k_h, fmodel.russ.b_h))
     assert scales.hydrogens[0] > 0 and scales.r_work < without.r_work
@@ -69,8 +76,9 @@ def test_real_entries(pdb_dir, monkeypatch, entry, remove_outliers):
     monkeypatch.setenv("MMTBX_SFDIFF_PDB_DIR", str(pdb_dir))
     files = find_entry(entry, download=False)
     loaded = load_entry(files.model, files.data)
-    fmodel = mmtbx.f_model.manager(f_obs=loaded.data.f_obs, r_free_flags=loaded.data.r_free_flags,
-                                   xray_structure=loaded.model.xray_structure)
+    fmodel = mmtbx.f_model.manager(
+        f_obs=loaded.data.f_obs, r_free_flags=loaded.data.r_free_flags, xray_structure=loaded.model.xray_structure
+    )
     reflections, (f_calc, f_mask) = reflections_of(fmodel), structure_factors_of(fmodel)
     scales = update_all_scales(reflections, f_calc, f_mask, remove_outliers=remove_outliers)
     fmodel.update_all_scales(remove_outliers=remove_outliers)
@@ -88,9 +96,7 @@ def test_scales_are_for_the_order_given_and_every_reflection():
     one = update_all_scales(reflections, f_calc, f_mask)
     other = update_all_scales(reflections.select(shuffled), f_calc[shuffled], f_mask[shuffled])
     assert torch.equal(one.selection[shuffled], other.selection)
-    torch.testing.assert_close(
-        one.f_model(f_calc, f_mask)[shuffled], other.f_model(f_calc[shuffled], f_mask[shuffled])
-    )
+    torch.testing.assert_close(one.f_model(f_calc, f_mask)[shuffled], other.f_model(f_calc[shuffled], f_mask[shuffled]))
     rejected = torch.cat(list(one.outliers.values())).unique()
     assert torch.equal(rejected, (~one.selection).nonzero()[:, 0])
     assert (one.k_total > 0).all()
@@ -98,9 +104,7 @@ def test_scales_are_for_the_order_given_and_every_reflection():
 
 def test_dtype_follows_and_inputs_stay():
     fmodel = manager()
-    reflections, (f_calc, f_mask) = reflections_of(fmodel).to(dtype=torch.float32), structure_factors_of(
-        fmodel
-    )
+    reflections, (f_calc, f_mask) = reflections_of(fmodel).to(dtype=torch.float32), structure_factors_of(fmodel)
     f_calc, f_mask = f_calc.to(torch.complex64), f_mask.to(torch.complex64)
     before = f_calc.clone(), f_mask.clone(), reflections.f_obs.clone()
     scales = update_all_scales(reflections, f_calc, f_mask)
@@ -142,8 +146,8 @@ def test_refit_has_the_same_values_and_the_gradient_of_the_analytical_scales():
         model = refit(scales, reflections, k * f_calc, k * f_mask, **which).abs()
         return ((reflections.f_obs / scales.f_obs_scale - model)[used] ** 2).sum()
 
-    fixed, = torch.autograd.grad(residual(factor, overall=False, solvent=False), factor)
-    free, = torch.autograd.grad(residual(factor), factor)
+    (fixed,) = torch.autograd.grad(residual(factor, overall=False, solvent=False), factor)
+    (free,) = torch.autograd.grad(residual(factor), factor)
     assert abs(free) < 1e-9 * float((reflections.f_obs**2).sum()) and abs(fixed) > 0
 
 
@@ -155,8 +159,8 @@ def test_refit_follows_the_analytical_k_mask():
     fitted = chosen & scales.selection & reflections.work
     factor = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     model = refit(scales, reflections, f_calc, factor * f_mask, overall=False)
-    response, = torch.autograd.grad(model.real[chosen].sum(), factor)
-    alone, = torch.autograd.grad(scales.f_model(f_calc, factor * f_mask).real[chosen].sum(), factor)
+    (response,) = torch.autograd.grad(model.real[chosen].sum(), factor)
+    (alone,) = torch.autograd.grad(scales.f_model(f_calc, factor * f_mask).real[chosen].sum(), factor)
 
     def root(k):
         fc, fm = scales.k_total[fitted] * f_calc[fitted], k * scales.k_total[fitted] * f_mask[fitted]
@@ -189,9 +193,14 @@ def test_exponential_model_finds_what_was_put_in():
     assert max(map(abs, found["b_cart"])) < 0.02
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(twin_law="-h,-k,l"), "twin"), (dict(model="polynomial"), "model must be"),
-    (dict(f_hydrogen=torch.ones(3, dtype=torch.complex128), b_mean=20.0), "f_hydrogen must be complex")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(twin_law="-h,-k,l"), "twin"),
+        (dict(model="polynomial"), "model must be"),
+        (dict(f_hydrogen=torch.ones(3, dtype=torch.complex128), b_mean=20.0), "f_hydrogen must be complex"),
+    ],
+)
 def test_errors(change, message):
     fmodel = manager(n_atoms=8)
     with pytest.raises(ValueError, match=message):

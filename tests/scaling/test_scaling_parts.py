@@ -1,4 +1,5 @@
 """The pieces of the scaling, each against the cctbx function that it follows."""
+
 import math
 import random
 
@@ -55,8 +56,10 @@ class Evaluator:
 @pytest.mark.parametrize("n", [2, 6, 13])
 def test_minimizer_takes_scitbx_steps(function, n):
     ignore = scitbx.lbfgs.exception_handling_parameters(
-        ignore_line_search_failed_maxfev=True, ignore_line_search_failed_step_at_lower_bound=True,
-        ignore_line_search_failed_step_at_upper_bound=True)
+        ignore_line_search_failed_maxfev=True,
+        ignore_line_search_failed_step_at_lower_bound=True,
+        ignore_line_search_failed_step_at_upper_bound=True,
+    )
     rng = np.random.default_rng(n)
     for _ in range(5):
         start = 2 * rng.normal(size=n)
@@ -64,9 +67,7 @@ def test_minimizer_takes_scitbx_steps(function, n):
         run = scitbx.lbfgs.run(reference, exception_handling_params=ignore)
         last, lowest, failed = minimize(function, start)
         assert failed == bool(run.error)
-        np.testing.assert_allclose(
-            lowest if failed else last, reference.x.as_numpy_array(), rtol=1e-12, atol=1e-12
-        )
+        np.testing.assert_allclose(lowest if failed else last, reference.x.as_numpy_array(), rtol=1e-12, atol=1e-12)
 
 
 def test_epsilons_and_centric_flags_in_every_space_group():
@@ -77,9 +78,7 @@ def test_epsilons_and_centric_flags_in_every_space_group():
         ours = Crystal.from_cctbx(symmetry)
         indices = torch.tensor(list(miller_set.indices()))
         assert torch.equal(ours.epsilons(indices), torch.tensor(list(miller_set.epsilons().data()))), number
-        assert torch.equal(
-            ours.centric_flags(indices), torch.tensor(list(miller_set.centric_flags().data()))
-        ), number
+        assert torch.equal(ours.centric_flags(indices), torch.tensor(list(miller_set.centric_flags().data()))), number
 
 
 def test_resolution_has_the_digits_of_cctbx():
@@ -139,11 +138,10 @@ def test_anisotropic_fits():
         )
         constraints = f_obs.space_group().adp_constraints()
         exponential = mmtbx.bulk_solvent.aniso_u_scaler(
-            adp_constraint_matrix=constraints.gradient_sum_matrix(), **arguments)
-        u_star = constraints.all_params(tuple(exponential.u_star_independent))
-        np.testing.assert_allclose(
-            fits.fit_exponential(reflections.f_obs, values), u_star, rtol=1e-9, atol=1e-12
+            adp_constraint_matrix=constraints.gradient_sum_matrix(), **arguments
         )
+        u_star = constraints.all_params(tuple(exponential.u_star_independent))
+        np.testing.assert_allclose(fits.fit_exponential(reflections.f_obs, values), u_star, rtol=1e-9, atol=1e-12)
 
 
 def test_isotropic_grid():
@@ -159,9 +157,7 @@ def test_isotropic_grid():
             b_range=flex.double(B_RANGE),
             ss=flex.double(ss.numpy()),
         )
-        assert search_b(reflections.f_obs, model, ss) == pytest.approx(
-            (reference.k(), reference.b()), rel=1e-12
-        )
+        assert search_b(reflections.f_obs, model, ss) == pytest.approx((reference.k(), reference.b()), rel=1e-12)
 
 
 def test_k_mask_of_a_bin():
@@ -180,15 +176,13 @@ def test_k_mask_of_a_bin():
     assert reference[0] > 0.1
     analytical = mmtbx.bulk_solvent.overall_and_bulk_solvent_scale_coefficients_analytical(*data, selection)
     u, v, w, i = parts[0], parts[1] / 2, parts[2], f_obs[work] ** 2
-    sums = [
-        float(x.sum())
-        for x in (u * i, 2 * v * i, w * i, i * i, u * v, 2 * v * v + u * w, 3 * v * w, w * w, v * i)
-    ]
+    sums = [float(x.sum()) for x in (u * i, 2 * v * i, w * i, i * i, u * v, 2 * v * v + u * w, 3 * v * w, w * w, v * i)]
     assert bulk.analytical_roots(sums) == pytest.approx(list(analytical.x), rel=1e-9)
 
 
 def test_cubic_equation():
     from scitbx.math import cubic_equation_real
+
     rng = random.Random(1)
     cases = [(0, 0, 0), (-3, 3, -1), (0, -1, 0), (1, 1, 1), (-6, 11, -6)]
     cases += [tuple(rng.uniform(-3, 3) for _ in range(3)) for _ in range(200)]
@@ -204,9 +198,7 @@ def sorted_by_resolution(fmodel):
     order = d_star_sq.argsort()
     epsilons = reflections.crystal.epsilons(indices).to(torch.float64)
     centric = reflections.crystal.centric_flags(indices)
-    return order, [
-        x[order] for x in (reflections.f_obs, epsilons, centric, reflections.r_free_flags, d_star_sq)
-    ]
+    return order, [x[order] for x in (reflections.f_obs, epsilons, centric, reflections.r_free_flags, d_star_sq)]
 
 
 @pytest.mark.parametrize("symbol", ["P 21 21 21", "P 3 1 2", "P 1"])
@@ -220,8 +212,13 @@ def test_normalised_amplitudes_and_sigmaa(symbol):
     expected = torch.from_numpy(reference.normalizer_for_miller_array.as_numpy_array())[order]
     torch.testing.assert_close(mean, expected, rtol=1e-10, atol=0)
     estimator = sigmaa_estimation.sigmaa_estimator(
-        miller_obs=fmodel.f_obs(), miller_calc=fmodel.f_model(), r_free_flags=fmodel.r_free_flags(),
-        kernel_width_free_reflections=200, n_sampling_points=20, n_chebyshev_terms=13)
+        miller_obs=fmodel.f_obs(),
+        miller_calc=fmodel.f_model(),
+        r_free_flags=fmodel.r_free_flags(),
+        kernel_width_free_reflections=200,
+        n_sampling_points=20,
+        n_chebyshev_terms=13,
+    )
     model = tensor(fmodel.f_model()).abs()[order]
     e_obs = (f_obs**2 / epsilons / mean).sqrt()
     e_calc = (model**2 / epsilons / kernel.mean(model**2 / epsilons)).sqrt()

@@ -1,4 +1,5 @@
 """Direct summation against cctbx's own, in every space group, and its gradients."""
+
 import importlib
 
 import numpy as np
@@ -100,16 +101,22 @@ def test_any_list_of_indices():
 def test_gradients_against_cctbx(symbol, anisotropic, kernel):
     structure = random_xray_structure(symbol, anisotropic=anisotropic, seed=3)
     xray.set_scatterer_grad_flags(
-        scatterers=structure.scatterers(), site=True, u_iso=True, u_aniso=True, occupancy=True, fp=True, fdp=True)
+        scatterers=structure.scatterers(), site=True, u_iso=True, u_aniso=True, occupancy=True, fp=True, fdp=True
+    )
     miller_set = miller.build_set(structure, anomalous_flag=True, d_min=1.6)
     weights, flex_weights = random_complex(miller_set.size())
     reference = xray.structure_factors.gradients_direct(
-        xray_structure=structure, u_iso_refinable_params=None, miller_set=miller_set,
-        d_target_d_f_calc=flex_weights, n_parameters=0)
+        xray_structure=structure,
+        u_iso_refinable_params=None,
+        miller_set=miller_set,
+        d_target_d_f_calc=flex_weights,
+        n_parameters=0,
+    )
     expected = {
         "sites_cart": reference.d_target_d_site_cart().as_double().as_numpy_array().reshape(-1, 3),
         "occupancies": reference.d_target_d_occupancy().as_numpy_array(),
-        "fp": reference.d_target_d_fp().as_numpy_array(), "fdp": reference.d_target_d_fdp().as_numpy_array(),
+        "fp": reference.d_target_d_fp().as_numpy_array(),
+        "fdp": reference.d_target_d_fdp().as_numpy_array(),
     }
     if anisotropic:
         expected["u_star"] = np.array(list(reference.d_target_d_u_star()))
@@ -132,8 +139,11 @@ def test_gradcheck(symbol, anisotropic, kernel):
     atoms = sfdiff.Atoms.from_cctbx(structure)
 
     def function(*leaves):
-        return torch.view_as_real(sfdiff.structure_factors(
-            atoms.replace(**dict(zip(PARAMETERS, leaves))), atoms.crystal, miller_set, method="direct"))
+        return torch.view_as_real(
+            sfdiff.structure_factors(
+                atoms.replace(**dict(zip(PARAMETERS, leaves))), atoms.crystal, miller_set, method="direct"
+            )
+        )
 
     leaves = [getattr(atoms, name).clone().requires_grad_() for name in PARAMETERS]
     assert torch.autograd.gradcheck(function, leaves, eps=1e-6, atol=1e-5, fast_mode=False)
@@ -143,7 +153,7 @@ def test_second_derivatives_are_refused():
     atoms = sfdiff.Atoms.from_cctbx(random_xray_structure("P 21"))
     sites = atoms.sites_cart.clone().requires_grad_()
     f = sfdiff.structure_factors(atoms.replace(sites_cart=sites), atoms.crystal, torch.tensor([[1, 2, 3]]), "direct")
-    gradient, = torch.autograd.grad(f.abs().sum(), sites, create_graph=True)
+    (gradient,) = torch.autograd.grad(f.abs().sum(), sites, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
@@ -159,13 +169,15 @@ def test_batch_is_the_models_one_by_one(symbol, anisotropic, kernel):
     assert batch.batch_shape == (2, 3)
     f = sfdiff.structure_factors(batch, atoms.crystal, miller_set, method="direct")
     assert f.shape == (2, 3, miller_set.size())
-    gradient, = torch.autograd.grad(f.abs().square().sum(), sites)
+    (gradient,) = torch.autograd.grad(f.abs().square().sum(), sites)
     for i in range(2):
         for j in range(3):
             site = sites[i, j].detach().clone().requires_grad_()
-            single = sfdiff.structure_factors(atoms.replace(sites_cart=site), atoms.crystal, miller_set, method="direct")
+            single = sfdiff.structure_factors(
+                atoms.replace(sites_cart=site), atoms.crystal, miller_set, method="direct"
+            )
             assert relative_l2(f[i, j], single) < 1e-13
-            expected, = torch.autograd.grad(single.abs().square().sum(), site)
+            (expected,) = torch.autograd.grad(single.abs().square().sum(), site)
             assert relative_l2(gradient[i, j], expected) < 1e-12
 
 
@@ -186,7 +198,9 @@ def test_small_memory_gives_the_same_sum(anisotropic, kernel):
     results = []
     for memory in (2**20, 2**28):
         sites = atoms.sites_cart.clone().requires_grad_()
-        f = sfdiff.structure_factors(atoms.replace(sites_cart=sites), atoms.crystal, miller_set, "direct", memory=memory)
+        f = sfdiff.structure_factors(
+            atoms.replace(sites_cart=sites), atoms.crystal, miller_set, "direct", memory=memory
+        )
         results.append((f, *torch.autograd.grad(f.abs().square().sum(), sites)))
     for small, large in zip(*results):
         assert relative_l2(small, large) < 1e-12
@@ -219,12 +233,13 @@ def test_errors():
     other = sfdiff.Crystal.from_cctbx(random_xray_structure("P 21 21 21"))
     indices = torch.tensor([[1, 2, 3]])
     for error, match, arguments in (
-            (ValueError, "Unknown method", dict(method="exact")),
-            (ValueError, "accuracy must be", dict(accuracy=0.0)),
-            (ValueError, "memory must be", dict(memory=10)),
-            (ValueError, "atoms belong to", dict(crystal=other)),
-            (ValueError, r"shape \(n, 3\)", dict(miller_indices=indices[0])),
-            (TypeError, "must be integers", dict(miller_indices=indices.double()))):
+        (ValueError, "Unknown method", dict(method="exact")),
+        (ValueError, "accuracy must be", dict(accuracy=0.0)),
+        (ValueError, "memory must be", dict(memory=10)),
+        (ValueError, "atoms belong to", dict(crystal=other)),
+        (ValueError, r"shape \(n, 3\)", dict(miller_indices=indices[0])),
+        (TypeError, "must be integers", dict(miller_indices=indices.double())),
+    ):
         with pytest.raises(error, match=match):
             sfdiff.structure_factors(**(dict(atoms=atoms, crystal=atoms.crystal, miller_indices=indices) | arguments))
 

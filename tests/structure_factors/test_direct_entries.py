@@ -1,4 +1,5 @@
 """Direct summation against cctbx's on real entries."""
+
 import pytest
 import torch
 from cctbx import miller

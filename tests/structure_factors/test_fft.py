@@ -1,5 +1,6 @@
 """Structure factors by FFT against direct summation: error within the request, exact derivatives,
 determinism."""
+
 import gzip
 import importlib
 
@@ -36,33 +37,47 @@ GROUPS = (
     "F 4 3 2",
     "P 1 1 21",
     "P 4 m m",
-    "P 6 m m")
+    "P 6 m m",
+)
 N_UNIFORM = 90
 
 
-def make_atoms(symbol="P 21 21 21", n=N_UNIFORM, d_min=2.0, b=(10, 60), table="n_gaussian",
-               aniso=False, dispersion=False, seed=0, dtype=torch.float64, volume=20):
+def make_atoms(
+    symbol="P 21 21 21",
+    n=N_UNIFORM,
+    d_min=2.0,
+    b=(10, 60),
+    table="n_gaussian",
+    aniso=False,
+    dispersion=False,
+    seed=0,
+    dtype=torch.float64,
+    volume=20,
+):
     flex.set_random_seed(seed)
     import random
+
     random.seed(seed)
     rng = np.random.default_rng(seed)
     elements = (["C"] * 3 + ["N", "O", "S"]) * (n // 6)
     structure = random_structure.xray_structure(
-    space_group_info=sgtbx.space_group_info(symbol),
-    elements=elements,
-    volume_per_atom=volume,
-    min_distance=0.8,
-     general_positions_only=False)
+        space_group_info=sgtbx.space_group_info(symbol),
+        elements=elements,
+        volume_per_atom=volume,
+        min_distance=0.8,
+        general_positions_only=False,
+    )
     for i, scatterer in enumerate(structure.scatterers()):
         scatterer.u_iso = adptbx.b_as_u(rng.uniform(*b))
         scatterer.occupancy = rng.uniform(0.5, 1)
         if aniso and i % 2 == 0:
             axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-            u = axes @ np.diag(rng.uniform(*b, 3) / (8 * np.pi ** 2)) @ axes.T
+            u = axes @ np.diag(rng.uniform(*b, 3) / (8 * np.pi**2)) @ axes.T
             scatterer.flags.set_use_u_aniso(True)
             scatterer.flags.set_use_u_iso(i % 4 == 0)
             scatterer.u_star = adptbx.u_cart_as_u_star(
-                structure.unit_cell(), (u[0, 0], u[1, 1], u[2, 2], u[0, 1], u[0, 2], u[1, 2]))
+                structure.unit_cell(), (u[0, 0], u[1, 1], u[2, 2], u[0, 1], u[0, 2], u[1, 2])
+            )
         if dispersion and i % 3 == 0:
             scatterer.fp, scatterer.fdp = rng.normal() * 3, rng.uniform(0, 4)
     if table == "neutron":
@@ -90,8 +105,7 @@ def relative(value, reference):
 def errors(atoms, indices, accuracy, names=("sites_cart", "u_iso"), **keywords):
     found = evaluate(atoms, indices, names, method="fft", accuracy=accuracy, **keywords)
     exact = evaluate(atoms, indices, names, method="direct")
-    return [relative(found[0], exact[0]), *(relative(a, b)
-                     for a, b in zip(found[1], exact[1]) if b.norm() > 0)]
+    return [relative(found[0], exact[0]), *(relative(a, b) for a, b in zip(found[1], exact[1]) if b.norm() > 0)]
 
 
 def within(found, accuracy):
@@ -154,8 +168,9 @@ def test_derivatives_are_those_of_the_function_itself():
     indices = atoms.crystal.build_miller_indices(2.5, anomalous=True)
 
     def function(*values):
-        return sfdiff.structure_factors(atoms.replace(**dict(zip(PARAMETERS, values))),
-                                        atoms.crystal, indices, method="fft", accuracy=1e-8)
+        return sfdiff.structure_factors(
+            atoms.replace(**dict(zip(PARAMETERS, values))), atoms.crystal, indices, method="fft", accuracy=1e-8
+        )
 
     values = [getattr(atoms, name).clone().requires_grad_() for name in PARAMETERS]
     assert torch.autograd.gradcheck(function, values, eps=1e-4, atol=1e-2, rtol=3e-3, nondet_tol=0.0)
@@ -166,7 +181,7 @@ def test_double_backward_is_refused():
     sites = atoms.sites_cart.clone().requires_grad_()
     indices = atoms.crystal.build_miller_indices(2.5)
     f = sfdiff.structure_factors(atoms.replace(sites_cart=sites), atoms.crystal, indices, method="fft")
-    gradient, = torch.autograd.grad(f.abs().sum(), sites, create_graph=True)
+    (gradient,) = torch.autograd.grad(f.abs().sum(), sites, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
@@ -174,32 +189,28 @@ def test_double_backward_is_refused():
 def test_batch_is_its_models():
     atoms = make_atoms(n=30)
     indices = atoms.crystal.build_miller_indices(2.0)
-    shift = torch.randn(
-    (2,
-    3,
-    atoms.n_atoms,
-    3),
-    generator=torch.Generator().manual_seed(0),
-     dtype=torch.float64) * 0.1
+    shift = torch.randn((2, 3, atoms.n_atoms, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.1
     batch = atoms.replace(sites_cart=atoms.sites_cart + shift)
     together = sfdiff.structure_factors(batch, atoms.crystal, indices, method="fft")
     assert together.shape == (2, 3, len(indices))
     exact = sfdiff.structure_factors(batch, atoms.crystal, indices, method="direct")
     assert relative(together, exact) <= 1e-4
-    torch.testing.assert_close(together[1, 2], sfdiff.structure_factors(
-        batch.model(1, 2), atoms.crystal, indices, method="fft"), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        together[1, 2],
+        sfdiff.structure_factors(batch.model(1, 2), atoms.crystal, indices, method="fft"),
+        rtol=1e-4,
+        atol=1e-2,
+    )
 
 
 def test_same_bits_every_time_and_the_same_grid_for_any_number_of_threads():
     atoms = make_atoms(n=600, volume=15)
     indices = atoms.crystal.build_miller_indices(2.0)
-    plan = importlib.import_module("mmtbx_sfdiff.plans.miller").miller_plan(
-        atoms.crystal, indices)
+    plan = importlib.import_module("mmtbx_sfdiff.plans.miller").miller_plan(atoms.crystal, indices)
     weights = atoms.occupancies * atoms.site_weights
     values = atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp, atoms.fdp
-    _, setting = fft_module.choose_setting([x[None] for x in values], atoms, plan, 1e-4, 2 ** 28)
-    job = jobs.DensityJob(atoms, setting, atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp,
-                        False, False)
+    _, setting = fft_module.choose_setting([x[None] for x in values], atoms, plan, 1e-4, 2**28)
+    job = jobs.DensityJob(atoms, setting, atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp, False, False)
     engine = importlib.import_module("mmtbx_sfdiff.kernels.cpu.density")
     before = torch.get_num_threads()
     grids = []
@@ -242,13 +253,7 @@ def test_zero_occupancy_and_empty_set():
     empty = sfdiff.structure_factors(atoms, atoms.crystal, indices[:0], method="fft")
     assert empty.shape == (0,)
     # The gradient at zero occupancy is that of direct summation.
-    some = atoms.replace(
-    occupancies=torch.where(
-        torch.arange(
-            atoms.n_atoms) %
-            2 == 0,
-            atoms.occupancies,
-             0.0))
+    some = atoms.replace(occupancies=torch.where(torch.arange(atoms.n_atoms) % 2 == 0, atoms.occupancies, 0.0))
     found = errors(some, indices, 1e-4, names=("occupancies",))
     assert found[1] <= 2e-4
 
@@ -259,33 +264,26 @@ def test_refusals_name_the_remedy():
     with pytest.raises(ValueError, match="method='direct'"):
         sfdiff.structure_factors(atoms, atoms.crystal, indices, method="fft", accuracy=1e-10)
     with pytest.raises(ValueError, match="not positive definite.*method='direct'"):
-        sfdiff.structure_factors(
-    atoms.replace(
-        u_iso=atoms.u_iso -
-        50.0),
-        atoms.crystal,
-        indices,
-         method="fft")
+        sfdiff.structure_factors(atoms.replace(u_iso=atoms.u_iso - 50.0), atoms.crystal, indices, method="fft")
     big = make_atoms(n=600, d_min=0.8)
     fine = big.crystal.build_miller_indices(0.8)
     with pytest.raises(ValueError, match="memory"):
-        sfdiff.structure_factors(big, big.crystal, fine, method="fft", memory=2 ** 20)
+        sfdiff.structure_factors(big, big.crystal, fine, method="fft", memory=2**20)
 
 
 def test_auto_takes_direct_where_the_fft_cannot():
     atoms = make_atoms(n=12)
     indices = atoms.crystal.build_miller_indices(2.0)
     bad = atoms.replace(u_iso=atoms.u_iso - 3.0)
-    torch.testing.assert_close(sfdiff.structure_factors(bad, atoms.crystal, indices, method="auto"),
-                               sfdiff.structure_factors(bad, atoms.crystal, indices, method="direct"))
+    torch.testing.assert_close(
+        sfdiff.structure_factors(bad, atoms.crystal, indices, method="auto"),
+        sfdiff.structure_factors(bad, atoms.crystal, indices, method="direct"),
+    )
 
 
 @pytest.mark.parametrize("entry", ("1dur", "1yjp", "5wkd", "4olr", "5awl"))
 def test_real_entries(pdb_dir, entry):
-    path = next(
-    (pdb_dir / entry).glob(f"{entry}.pdb*"),
-    None) or next(
-        (pdb_dir / entry).glob(f"{entry}.cif*"))
+    path = next((pdb_dir / entry).glob(f"{entry}.pdb*"), None) or next((pdb_dir / entry).glob(f"{entry}.cif*"))
     text = gzip.open(path, "rt").read() if path.suffix == ".gz" else path.read_text()
     structure = iotbx.pdb.input(source_info=None, lines=text.splitlines()).xray_structure_simple()
     structure.scattering_type_registry(d_min=1.8, table="n_gaussian")

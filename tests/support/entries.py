@@ -1,4 +1,5 @@
 """The folder of real PDB entries that tests may use."""
+
 import csv
 import os
 from pathlib import Path

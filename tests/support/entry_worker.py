@@ -4,6 +4,7 @@
 
 It counts its starts in the folder STARTS of the environment.
 """
+
 import ctypes
 import json
 import os
@@ -39,5 +40,4 @@ elif entry.startswith("2"):  # slow: is being worked at when somebody is killed
 elif entry.startswith("3"):
     raise ValueError(f"{entry} is corrupt")
 (exchange / "figure.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-(exchange / "result.json").write_text(
-    json.dumps({"status": "ok", "result": {"entry": entry}, "contracts": {}}))
+(exchange / "result.json").write_text(json.dumps({"status": "ok", "result": {"entry": entry}, "contracts": {}}))

@@ -8,10 +8,10 @@ import torch
 pytest.importorskip("openmm")
 pytest.importorskip("pdbfixer")
 
-from tests.support.entries import pdb_folder  # noqa: E402
-from mmtbx_sfdiff.files import read_model  # noqa: E402
-from mmtbx_sfdiff.latent import create_system, prepare_model  # noqa: E402
-from mmtbx_sfdiff.latent.demo import alanine_dipeptide  # noqa: E402
+from tests.support.entries import pdb_folder
+from mmtbx_sfdiff.files import read_model
+from mmtbx_sfdiff.latent import create_system, prepare_model
+from mmtbx_sfdiff.latent.demo import alanine_dipeptide
 
 
 @lru_cache

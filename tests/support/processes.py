@@ -1,4 +1,5 @@
 """What tests do to the processes that they start."""
+
 import signal
 
 

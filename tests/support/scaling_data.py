@@ -18,9 +18,7 @@ def tensor(array):
     return torch.from_numpy(array.data().as_numpy_array())
 
 
-def manager(
-    symbol="P 21 21 21", n_atoms=40, d_min=2.0, seed=0, flags=True, n_outliers=0, hydrogens=0, scale=3.0
-):
+def manager(symbol="P 21 21 21", n_atoms=40, d_min=2.0, seed=0, flags=True, n_outliers=0, hydrogens=0, scale=3.0):
     """An f_model manager whose F_obs come from a distorted model with solvent and scales."""
     random.seed(seed)
     flex.set_random_seed(seed)
@@ -40,14 +38,10 @@ def manager(
         structure.set_occupancies(0.0, selection=structure.hd_selection())
     indices = miller.build_set(structure, anomalous_flag=False, d_min=d_min)
     everywhere = (
-        flex.bool(indices.size(), False)
-        if not flags
-        else flex.bool((rng.random(indices.size()) < 0.1).tolist())
+        flex.bool(indices.size(), False) if not flags else flex.bool((rng.random(indices.size()) < 0.1).tolist())
     )
     blank = indices.array(data=flex.double(indices.size(), 1.0)).set_observation_type_xray_amplitude()
-    first = mmtbx.f_model.manager(
-        f_obs=blank, r_free_flags=indices.array(data=everywhere), xray_structure=structure
-    )
+    first = mmtbx.f_model.manager(f_obs=blank, r_free_flags=indices.array(data=everywhere), xray_structure=structure)
     f_calc, f_mask = first.f_calc().data(), first.f_masks()[0].data()
     ss = 1 / flex.pow2(indices.d_spacings().data()) / 4
     u_star = adptbx.u_cart_as_u_star(structure.unit_cell(), adptbx.b_as_u([3, -1, -2, 0, 0, 0]))
@@ -67,9 +61,7 @@ def manager(
     f_obs = indices.array(
         data=flex.double(amplitudes), sigmas=flex.double(sigmas)
     ).set_observation_type_xray_amplitude()
-    return mmtbx.f_model.manager(
-        f_obs=f_obs, r_free_flags=indices.array(data=everywhere), xray_structure=structure
-    )
+    return mmtbx.f_model.manager(f_obs=f_obs, r_free_flags=indices.array(data=everywhere), xray_structure=structure)
 
 
 def reflections_of(fmodel):

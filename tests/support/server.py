@@ -1,4 +1,5 @@
 """A web server of the tests' own, on the loopback interface, that stands for the sites of the wwPDB."""
+
 import contextlib
 import http.server
 import threading
@@ -48,8 +49,16 @@ class Site:
 @contextlib.contextmanager
 def only_site(monkeypatch, cache, answers):
     """A server that stands for all three sites: nothing else can be reached, and the cache is this folder."""
-    for name in ("MMTBX_SFDIFF_PDB_DIR", "PDB_MIRROR_PDB", "PDB_MIRROR_MMCIF", "PDB_MIRROR_STRUCTURE_FACTORS",
-                 "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in (
+        "MMTBX_SFDIFF_PDB_DIR",
+        "PDB_MIRROR_PDB",
+        "PDB_MIRROR_MMCIF",
+        "PDB_MIRROR_STRUCTURE_FACTORS",
+        "http_proxy",
+        "HTTP_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     site = Site(answers)
     monkeypatch.setenv("MMTBX_SFDIFF_CACHE_DIR", str(cache))

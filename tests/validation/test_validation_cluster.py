@@ -1,4 +1,5 @@
 """The validation suite on a Dask cluster: a scheduler and workers in processes of their own, which get killed."""
+
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
 import contextlib
@@ -22,19 +23,37 @@ pytest.importorskip("distributed")
 @contextlib.contextmanager
 def dask(folder, n_workers):
     """(address, processes of the workers) of a cluster on the loopback interface."""
+
     def begin(*words):
         log = open(folder / f"dask{len(processes)}.log", "wb")
         processes.append(subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, cwd=folder))
         return processes[-1]
+
     processes = []
     try:
-        begin("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-              "--scheduler-file", "file.json")
+        begin(
+            "distributed.cli.dask_scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            "file.json",
+        )
         wait_for((folder / "file.json").exists)
         address = re.search(r"tcp://127.0.0.1:\d+", (folder / "file.json").read_text()).group()
         for _ in range(n_workers):
-            begin("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
-                  "--host", "127.0.0.1")
+            begin(
+                "distributed.cli.dask_worker",
+                address,
+                "--nthreads",
+                "1",
+                "--no-nanny",
+                "--no-dashboard",
+                "--host",
+                "127.0.0.1",
+            )
         yield address, processes[1:]
     finally:
         for process in processes:
@@ -63,11 +82,16 @@ def test_a_killed_dask_worker_loses_nothing(tmp_path, starts, two_workers):  # n
         dead.kill()
         os.kill(pid, signal.SIGKILL)  # the quick worker does not watch its parent, as the suite's own does
         (starts / "go").touch()
+
     with once(lambda: pids(starts, "2aaa") and len(lines_if_any(tmp_path)) == 3, kill):
         assert main(command(tmp_path, entries, "--scheduler", address)) == 0
     records = Run(tmp_path / "RUN").records()
     assert {entry: record["status"] for entry, record in records.items()} == {
-        "1aaa": "ok", "2aaa": "ok", "1bbb": "ok", "1seg": "failed"}
+        "1aaa": "ok",
+        "2aaa": "ok",
+        "1bbb": "ok",
+        "1seg": "failed",
+    }
     assert "SIGSEGV" in records["1seg"]["reason"] and len(lines(tmp_path / "RUN")) == 4
     assert [len(pids(starts, entry)) for entry in entries] == [1, 2, 1, 1]
     assert (tmp_path / "RUN" / "figures" / "2aaa.svg").exists()
@@ -98,16 +122,29 @@ def test_job_script_of_slurm(tmp_path, monkeypatch):
     """As text: nothing here can be submitted."""
     pytest.importorskip("dask_jobqueue")
     monkeypatch.chdir(tmp_path)
-    script = cluster.job_script(cores=16, memory="64GB", walltime="08:00:00", queue="long", account="xtal",
-                                interface="lo",
-                                job_script_prologue=["source /software/mmtbx_sfdiff/bin/activate"])
+    script = cluster.job_script(
+        cores=16,
+        memory="64GB",
+        walltime="08:00:00",
+        queue="long",
+        account="xtal",
+        interface="lo",
+        job_script_prologue=["source /software/mmtbx_sfdiff/bin/activate"],
+    )
     assert script.startswith("#!/usr/bin/env bash")
-    for line in ("#SBATCH -p long", "#SBATCH -A xtal", "#SBATCH --cpus-per-task=16", "#SBATCH --mem=60G",
-                 "#SBATCH -t 08:00:00"):
+    for line in (
+        "#SBATCH -p long",
+        "#SBATCH -A xtal",
+        "#SBATCH --cpus-per-task=16",
+        "#SBATCH --mem=60G",
+        "#SBATCH -t 08:00:00",
+    ):
         assert line in script.splitlines(), script
     worker = script.strip().splitlines()[-1]
-    assert script.index("activate") < script.index(
-        worker) and f"{sys.executable} -m distributed.cli.dask_worker tcp://" in worker
+    assert (
+        script.index("activate") < script.index(worker)
+        and f"{sys.executable} -m distributed.cli.dask_worker tcp://" in worker
+    )
     assert "--nthreads 16" in worker
     page = Path(__file__).resolve().parents[2] / "docs" / "validation.rst"
     # What the page shows is what the suite makes of it.

@@ -3,6 +3,7 @@
 Most tests give the suite a worker that is quick (``entry_worker.py``); what the suite does with it is the
 same.
 """
+
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
 import contextlib
@@ -43,17 +44,19 @@ def write_list(tmp_path, entries):
 
 
 def command(tmp_path, entries, *more):
-    return [
-        "run",
-        write_list(tmp_path, entries), "--out",
-        str(tmp_path / "RUN"), "--worker-command", WORKER, *more
-    ]
+    return ["run", write_list(tmp_path, entries), "--out", str(tmp_path / "RUN"), "--worker-command", WORKER, *more]
 
 
 def start(tmp_path, entries, *more, **kwargs):
     """The suite in a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "validation", *command(tmp_path, entries, *more)],
-                            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    return subprocess.Popen(
+        [sys.executable, "-m", "validation", *command(tmp_path, entries, *more)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
 
 
 def lines(folder):
@@ -85,8 +88,12 @@ def test_entries_that_fail_are_results(tmp_path, starts, capsys):
     assert sorted(records) == sorted(entries)
     found = {entry: (record["status"], record["kind"]) for entry, record in records.items()}
     assert found == {
-        "1aaa": ("ok", None), "1bbb": ("ok", None), "1seg": ("failed", "crash"), "1odd": ("failed", "crash"),
-        "1mem": ("failed", "memory"), "1end": ("failed", "timeout")
+        "1aaa": ("ok", None),
+        "1bbb": ("ok", None),
+        "1seg": ("failed", "crash"),
+        "1odd": ("failed", "crash"),
+        "1mem": ("failed", "memory"),
+        "1end": ("failed", "timeout"),
     }
     assert "SIGSEGV" in records["1seg"]["reason"] and "structure factors" in records["1seg"]["reason"]
     assert "status 3" in records["1odd"]["reason"] and "nothing to say" in records["1odd"]["log"]
@@ -115,8 +122,7 @@ def test_nothing_is_computed_twice_but_failures_on_request(tmp_path, starts, cap
     assert main(command(tmp_path, ["1aaa", "1odd", "1bbb"])) == 0
     assert "2 of 3 entries are recorded, 1 remain" in capsys.readouterr().out
     main(command(tmp_path, ["1aaa", "1odd", "1bbb"], "--retry"))
-    assert {entry: len(pids(starts, entry))
-            for entry in ("1aaa", "1bbb", "1odd")} == {"1aaa": 1, "1bbb": 1, "1odd": 2}
+    assert {entry: len(pids(starts, entry)) for entry in ("1aaa", "1bbb", "1odd")} == {"1aaa": 1, "1bbb": 1, "1odd": 2}
     assert len(lines(tmp_path / "RUN")) == 4 and len(Run(tmp_path / "RUN").records()) == 3
     assert Run(tmp_path / "RUN").description()["entries"] == ["1aaa", "1odd", "1bbb"]
 
@@ -130,8 +136,10 @@ def test_description_of_the_run(tmp_path, starts):
         assert len(description["commit"].rstrip("+")) == 40
 
 
-@pytest.mark.parametrize("more, said", [(["--accuracy", "1e-3"], "accuracy was 0.0001 and is 0.001 now"),
-                                        (["--threads", "2"], "threads was 1 and is 2")])
+@pytest.mark.parametrize(
+    "more, said",
+    [(["--accuracy", "1e-3"], "accuracy was 0.0001 and is 0.001 now"), (["--threads", "2"], "threads was 1 and is 2")],
+)
 def test_other_parameters_are_refused(tmp_path, starts, capsys, more, said):
     main(command(tmp_path, ["1aaa"]))
     assert main(command(tmp_path, ["1aaa", "1bbb"], *more)) == 1
@@ -166,9 +174,11 @@ def test_two_runs_at_once_are_refused(tmp_path, starts, capsys):
 @contextlib.contextmanager
 def once(condition, action):
     """Meanwhile, do something when a condition is met."""
+
     def work():
         wait_for(condition)
         action()
+
     thread = threading.Thread(target=work)
     thread.start()
     try:
@@ -180,6 +190,7 @@ def once(condition, action):
 def test_a_killed_worker_is_a_result(tmp_path, starts):
     def recorded():
         return pids(starts, "2aaa") and (tmp_path / "RUN" / "results.jsonl").exists()
+
     with once(recorded, lambda: os.kill(pids(starts, "2aaa")[0], signal.SIGKILL)):
         assert main(command(tmp_path, ["2aaa", "1aaa"], "--jobs", "2")) == 0
     records = Run(tmp_path / "RUN").records()
@@ -192,8 +203,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, starts):
     wait_for(lambda: pids(starts, "2aaa"))
     run.kill()
     run.communicate(timeout=60)
-    for pid in pids(starts,
-                    "2aaa"):  # the quick worker does not watch its parent; the suite's own does, see below
+    for pid in pids(starts, "2aaa"):  # the quick worker does not watch its parent; the suite's own does, see below
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     goes_on(tmp_path, starts, entries)
@@ -220,8 +230,7 @@ def goes_on(tmp_path, starts, entries):
     assert main(command(tmp_path, entries)) == 0
     recorded = [record["entry"] for record in lines(tmp_path / "RUN")]
     assert recorded[0] == "1aaa" and sorted(recorded) == sorted(entries)
-    assert [len(pids(starts, entry)) for entry in entries] == [1, 2, 1] and not list(
-        (tmp_path / "RUN").glob(".work"))
+    assert [len(pids(starts, entry)) for entry in entries] == [1, 2, 1] and not list((tmp_path / "RUN").glob(".work"))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's prctl")
@@ -241,8 +250,13 @@ def test_the_suites_own_worker_ends_with_its_parent(tmp_path):
         print(child.pid, flush=True)
         time.sleep(100)
     """
-    parent = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True,
-                              cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     pid = int(parent.stdout.readline())
     assert not gone(pid)
     parent.kill()
@@ -260,8 +274,7 @@ def test_a_worker_without_room_ends_the_run_and_not_the_entry(tmp_path, starts, 
 def small_disk(folder):
     """A file system of 64 kB; where none can be mounted, None."""
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder],
-                      capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True).returncode:
         yield None
         return
     try:
@@ -325,6 +338,7 @@ def test_progress_on_a_terminal(tmp_path, starts, monkeypatch):
         with contextlib.suppress(OSError):
             while block := os.read(primary, 4096):
                 said.append(block)
+
     listener = threading.Thread(target=listen)
     listener.start()
     with open(secondary, "w") as terminal, monkeypatch.context() as patch:

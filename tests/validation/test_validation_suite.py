@@ -1,4 +1,5 @@
 """The validation suite from end to end: select, run, report and audit, against a server of the tests' own."""
+
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 
 import copy
@@ -24,10 +25,13 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 GOOD = "6mw0"
 # What the server does with the model of each entry, and what the suite has to say of it.
 FAULTS = {
-    "1aaa": ("not deposited", "There is no entry 1aaa"), "1bbb": ("download", "answered 503"),
-    "1ccc": ("download", "sent a web page"), "1ddd": ("download", r"sent \d+ of \d+ bytes"),
+    "1aaa": ("not deposited", "There is no entry 1aaa"),
+    "1bbb": ("download", "answered 503"),
+    "1ccc": ("download", "sent a web page"),
+    "1ddd": ("download", r"sent \d+ of \d+ bytes"),
     "1eee": ("download", "sent a file of 6mw0"),
-    "1fff": ("download", "(stopped answering|did not answer in time)"), "1ggg": ("files", "1ggg")
+    "1fff": ("download", "(stopped answering|did not answer in time)"),
+    "1ggg": ("files", "1ggg"),
 }
 
 
@@ -36,8 +40,9 @@ def cut(content):
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
-        handler.wfile.write(content[:len(content) // 2])
+        handler.wfile.write(content[: len(content) // 2])
         handler.close_connection = True
+
     return answer
 
 
@@ -45,14 +50,19 @@ def search_answer(handler, n):
     """The search service: it wants a query of its version 2, and answers with entries in capitals."""
     body = json.loads(handler.body)
     attributes = {node["parameters"]["attribute"] for node in body["query"]["nodes"]}
-    if handler.command != "POST" or body[
-            "return_type"] != "entry" or not body["request_options"]["return_all_hits"]:
+    if handler.command != "POST" or body["return_type"] != "entry" or not body["request_options"]["return_all_hits"]:
         return 400
     if not {"exptl.method", "rcsb_accession_info.has_released_experimental_data"} <= attributes:
         return 400
     names = [GOOD, *FAULTS, "9zzz"]
-    return json.dumps({"query_id": "x", "result_type": "entry", "total_count": len(names),
-                       "result_set": [{"identifier": name.upper(), "score": 1.0} for name in names]}).encode()
+    return json.dumps(
+        {
+            "query_id": "x",
+            "result_type": "entry",
+            "total_count": len(names),
+            "result_set": [{"identifier": name.upper(), "score": 1.0} for name in names],
+        }
+    ).encode()
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +72,47 @@ def suite(pdb_dir, tmp_path_factory):
     model, data = ((pdb_dir / GOOD / f"{GOOD}{name}.cif.gz").read_bytes() for name in ("", "-sf"))
     stalled = lambda handler, n: time.sleep(1.5)  # noqa: E731
     models = {
-        GOOD: model, "1bbb": 503, "1ccc": b"<!DOCTYPE html><html>Please log in</html>", "1ddd": cut(model),
-        "1eee": model, "1fff": stalled,
-        "1ggg": gzip.compress(b"data_1GGG\n_entry.id 1GGG\nloop_\n_atom_site.id\n1\n2\n")
+        GOOD: model,
+        "1bbb": 503,
+        "1ccc": b"<!DOCTYPE html><html>Please log in</html>",
+        "1ddd": cut(model),
+        "1eee": model,
+        "1fff": stalled,
+        "1ggg": gzip.compress(b"data_1GGG\n_entry.id 1GGG\nloop_\n_atom_site.id\n1\n2\n"),
     }
     answers = {f"/download/{name}.cif.gz": answer for name, answer in models.items()}
     answers |= {
-        f"/download/{GOOD}-sf.cif.gz": data, "/rcsbsearch/v2/query": search_answer,
-        "/download/1ggg-sf.cif.gz": gzip.compress(
-            b"data_r1gggsf\nloop_\n_refln.index_h\n_refln.F_meas_au\n1 2\n")
+        f"/download/{GOOD}-sf.cif.gz": data,
+        "/rcsbsearch/v2/query": search_answer,
+        "/download/1ggg-sf.cif.gz": gzip.compress(b"data_r1gggsf\nloop_\n_refln.index_h\n_refln.F_meas_au\n1 2\n"),
     }
     with pytest.MonkeyPatch.context() as patch, only_site(patch, folder / "cache", answers) as site:
         patch.chdir(folder)
         names = " ".join([GOOD, *FAULTS])
-        assert main(["select", "--url", site.url + "/rcsbsearch/v2/query", "--n", "99", "--out",
-                     "all.txt"]) == 0
+        assert main(["select", "--url", site.url + "/rcsbsearch/v2/query", "--n", "99", "--out", "all.txt"]) == 0
         chosen = [name for name in selection.read("all.txt")[0] if name in names]
         (folder / "list.txt").write_text("\n".join(chosen))
-        assert main([
-            "run", "list.txt", "--out", "RUN", "--jobs", "4", "--connect-timeout", "0.5", "--retries", "1",
-            "--reference-step", "0.15", "--time-limit", "300"
-        ]) == 0
+        assert (
+            main(
+                [
+                    "run",
+                    "list.txt",
+                    "--out",
+                    "RUN",
+                    "--jobs",
+                    "4",
+                    "--connect-timeout",
+                    "0.5",
+                    "--retries",
+                    "1",
+                    "--reference-step",
+                    "0.15",
+                    "--time-limit",
+                    "300",
+                ]
+            )
+            == 0
+        )
         yield folder, site
 
 
@@ -92,6 +122,7 @@ def records(suite):
 
 
 # select
+
 
 def test_list_says_where_it_is_from(suite):
     text = (suite[0] / "all.txt").read_text()
@@ -103,13 +134,16 @@ def test_list_says_where_it_is_from(suite):
 
 def test_query():
     body = selection.query(d_max=2.5, min_atoms=100, after="2020-01-01")
-    conditions = {(node["parameters"]["attribute"], node["parameters"]["operator"],
-                   node["parameters"]["value"]) for node in body["query"]["nodes"]}
+    conditions = {
+        (node["parameters"]["attribute"], node["parameters"]["operator"], node["parameters"]["value"])
+        for node in body["query"]["nodes"]
+    }
     assert ("rcsb_entry_info.resolution_combined", "less_or_equal", 2.5) in conditions
     assert ("rcsb_accession_info.initial_release_date", "greater_or_equal", "2020-01-01") in conditions
     assert len(conditions) == 5
     # cctbx's own module for the same service names the attributes so too.
     from mmtbx.wwpdb import rcsb_web_services
+
     for cctbx in (rcsb_web_services.xray_only_filter(), rcsb_web_services.data_only_filter()):
         assert cctbx in body["query"]["nodes"]
 
@@ -121,10 +155,16 @@ def test_sample_is_the_same_for_the_same_seed():
     assert selection.sample(entries, 1000, 0) == entries
 
 
-@pytest.mark.parametrize("answer, said", [(400, "answered 400"), (503, "answered 503"),
-                                          (b"<html>", "other than a list"),
-                                          (b'{"result_set": [{"a": 1}]}', "other than a list"),
-                                          (b'{"result_set": [{"identifier": "../x"}]}', "other than a list")])
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (400, "answered 400"),
+        (503, "answered 503"),
+        (b"<html>", "other than a list"),
+        (b'{"result_set": [{"a": 1}]}', "other than a list"),
+        (b'{"result_set": [{"identifier": "../x"}]}', "other than a list"),
+    ],
+)
 def test_search_that_goes_wrong_is_one_sentence(monkeypatch, tmp_path, answer, said):
     with only_site(monkeypatch, tmp_path, {"/q": answer}) as site:
         with pytest.raises(Sorry, match=said) as caught:
@@ -136,6 +176,7 @@ def test_search_that_finds_nothing(monkeypatch, tmp_path, capsys):
     def nothing(handler, n):
         handler.send_response(204)
         handler.end_headers()
+
     with only_site(monkeypatch, tmp_path, {"/q": nothing}) as site:
         assert main(["select", "--url", site.url + "/q", "--out", str(tmp_path / "list.txt")]) == 1
     assert "No entry fulfils" in capsys.readouterr().err and not (tmp_path / "list.txt").exists()
@@ -168,9 +209,9 @@ def test_lists_folders_and_manifests(tmp_path):
 
 # run
 
+
 def test_everything_a_server_does_is_a_result_of_its_own(records):
-    assert sorted(records) == sorted([GOOD, *FAULTS
-                                      ]) and records[GOOD]["status"] == "ok", records[GOOD].get("reason")
+    assert sorted(records) == sorted([GOOD, *FAULTS]) and records[GOOD]["status"] == "ok", records[GOOD].get("reason")
     for entry, (kind, said) in FAULTS.items():
         record = records[entry]
         assert (record["status"], record["kind"]) == ("failed", kind), record
@@ -180,8 +221,11 @@ def test_everything_a_server_does_is_a_result_of_its_own(records):
 @pytest.mark.slow
 def test_three_corrupt_of_twenty_with_real_files(pdb_dir, tmp_path):
     """The suite's own worker on twenty small entries, three of them damaged as files get damaged."""
-    damage = {"1a17": lambda content: content[:len(content) // 2], "1a18": lambda content: b"<html>Moved</html>",
-              "1a19": lambda content: content[:200] + b"\0" * 50 + content[250:]}
+    damage = {
+        "1a17": lambda content: content[: len(content) // 2],
+        "1a18": lambda content: b"<html>Moved</html>",
+        "1a19": lambda content: content[:200] + b"\0" * 50 + content[250:],
+    }
     entries = [f"1a{number:02d}" for number in range(20)]
     for entry in entries:
         (tmp_path / "pdb" / entry).mkdir(parents=True)
@@ -200,17 +244,13 @@ def test_three_corrupt_of_twenty_with_real_files(pdb_dir, tmp_path):
 
 def test_good_entry_keeps_the_contracts(records):
     record = records[GOOD]
-    verdicts = {
-        verdict.name: verdict for verdict in audit.judge({GOOD: record}, audit.read_thresholds(), [GOOD])
-    }
+    verdicts = {verdict.name: verdict for verdict in audit.judge({GOOD: record}, audit.read_thresholds(), [GOOD])}
     wrong = {name: verdict.sentence for name, verdict in verdicts.items() if not verdict.passed}
     # One small peptide is no median of the mask and has no free flags.
-    assert set(wrong) <= {"hard_mask", "hard_mask_shells", "r_work", "r_free", "own_r_work",
-                          "own_r_free"}, wrong
+    assert set(wrong) <= {"hard_mask", "hard_mask_shells", "r_work", "r_free", "own_r_work", "own_r_free"}, wrong
     assert verdicts["direct_float64"].figure < 1e-12 and verdicts["fft_accuracy"].figure < 1
     assert record["contracts"]["mask_gradient"]["steps"] == [0.001, 0.005, 0.02]
-    assert record["result"]["settings"]["method"] == "fft" and record["cpu_s"] > 1 and record[
-        "peak_bytes"] > 2**28
+    assert record["result"]["settings"]["method"] == "fft" and record["cpu_s"] > 1 and record["peak_bytes"] > 2**28
 
 
 def test_nothing_is_downloaded_or_computed_twice(suite, capsys):
@@ -221,6 +261,7 @@ def test_nothing_is_downloaded_or_computed_twice(suite, capsys):
 
 
 # report
+
 
 @pytest.fixture(scope="module")
 def hostile(suite, records, tmp_path_factory):
@@ -235,12 +276,14 @@ def hostile(suite, records, tmp_path_factory):
         record["result"]["messages"] = ["<script>alert(1)</script>"]
         files = {
             "svg": (folder / "figures" / f"{GOOD}.svg").read_bytes(),
-            "npz": (folder / "sections" / f"{GOOD}.npz").read_bytes()
+            "npz": (folder / "sections" / f"{GOOD}.npz").read_bytes(),
         }
         run.append(record, files)
     run.append(
         copy.deepcopy(records["1aaa"])
-        | {"entry": "2ccc", "reason": "=1+1<script>alert(2)</script>", "log": "</pre><img src=x>"}, {})
+        | {"entry": "2ccc", "reason": "=1+1<script>alert(2)</script>", "log": "</pre><img src=x>"},
+        {},
+    )
     assert main(["report", str(folder), "--entry", GOOD]) == 0
     return folder
 
@@ -255,11 +298,13 @@ def test_report_is_complete(hostile, records):
     rows = list(csv.DictReader(open(folder / "figures" / "figure_2b.csv")))
     assert [row["entry"] for row in rows] == [GOOD, "2aaa", "2bbb"]
     assert float(rows[0]["r_work_mmtbx"]) == pytest.approx(
-        records[GOOD]["result"]["r_factors"]["mmtbx"]["r_work"], abs=6e-5)
+        records[GOOD]["result"]["r_factors"]["mmtbx"]["r_work"], abs=6e-5
+    )
     shells = list(csv.DictReader(open(folder / "figures" / "figure_1b_entries.csv")))
     hard = [float(row["cc"]) for row in shells if row["curve"] == "hard_edge" and row["entry"] == GOOD]
     assert hard == pytest.approx(
-        [s["cc"] for s in records[GOOD]["result"]["f_mask"]["equal_radii"]["shells"]], abs=1e-6)
+        [s["cc"] for s in records[GOOD]["result"]["f_mask"]["equal_radii"]["shells"]], abs=1e-6
+    )
     flat = [
         float(row["median"])
         for row in csv.DictReader(open(folder / "figures" / "figure_1a.csv"))
@@ -306,11 +351,11 @@ def test_report_in_a_browser(hostile, tmp_path):
 
         def column(number):
             return page.eval_on_selector_all(
-                "#entries tbody tr:not([hidden])",
-                f"rows => rows.map(row => row.cells[{number}].textContent.trim())")
+                "#entries tbody tr:not([hidden])", f"rows => rows.map(row => row.cells[{number}].textContent.trim())"
+            )
+
         assert len(column(0)) == 11 and page.inner_text("#count") == "11 of 11 entries"
-        heads = page.eval_on_selector_all("#entries thead th",
-                                          "heads => heads.map(head => head.textContent.trim())")
+        heads = page.eval_on_selector_all("#entries thead th", "heads => heads.map(head => head.textContent.trim())")
         number = heads.index("ΔR-work")
         for expected in (("2bbb", GOOD, "2aaa"), ("2aaa", GOOD, "2bbb")):
             page.click(f"#entries thead th:nth-child({number + 1}) button")
@@ -337,6 +382,7 @@ def test_report_in_a_browser(hostile, tmp_path):
 
 # audit
 
+
 def thresholds_file(tmp_path, text):
     path = tmp_path / "thresholds.toml"
     path.write_text(text)
@@ -361,12 +407,17 @@ mmtbx_r_work = 1e-6
 def audited(folder, tmp_path, *more, **values):
     values = {"share": 0.1, "most": 4.0, "expected": ""} | values
     out = tmp_path / "audit"
-    code = main([
-        "audit",
-        str(folder), "--thresholds",
-        thresholds_file(tmp_path, SMALL.format(**values)), "--out",
-        str(out), *more
-    ])
+    code = main(
+        [
+            "audit",
+            str(folder),
+            "--thresholds",
+            thresholds_file(tmp_path, SMALL.format(**values)),
+            "--out",
+            str(out),
+            *more,
+        ]
+    )
     cases = {case.get("name"): case for case in ElementTree.parse(out / "junit.xml").getroot()}
     return code, json.loads((out / "audit.json").read_text()), cases
 
@@ -394,13 +445,10 @@ def test_audit_names_what_fails(hostile, tmp_path, capsys):
 def test_expected_failures_are_named_bounded_and_mended(hostile, tmp_path):
     one = '[[checks.memory.expected]]\nentry = "{}"\nreason = "it is large"\nlimit = {}\n'
     entries = (GOOD, "2aaa", "2bbb")
-    code, found, _ = audited(hostile, tmp_path, most=0.1, expected="".join(
-        one.format(entry, 4) for entry in entries))
+    code, found, _ = audited(hostile, tmp_path, most=0.1, expected="".join(one.format(entry, 4) for entry in entries))
     check = found["checks"][-1]
-    assert code == 0 and set(
-        check["expected"]) == set(entries) and check["expected"][GOOD][1] == "it is large"
-    code, found, _ = audited(hostile, tmp_path, most=0.1, expected="".join(
-        one.format(entry, 0.2) for entry in entries))
+    assert code == 0 and set(check["expected"]) == set(entries) and check["expected"][GOOD][1] == "it is large"
+    code, found, _ = audited(hostile, tmp_path, most=0.1, expected="".join(one.format(entry, 0.2) for entry in entries))
     assert code == 1 and set(found["checks"][-1]["failed"]) == set(entries)
     code, found, _ = audited(hostile, tmp_path, expected=one.format(GOOD, 5))
     assert code == 0 and found["checks"][-1]["mended"] == [GOOD]
@@ -427,6 +475,7 @@ def test_rounding_in_mmtbx_is_recognised(pdb_dir):
     from mmtbx_sfdiff.comparison import Settings, measure
     from mmtbx_sfdiff.files import load_entry
     from validation.suite import contracts
+
     entry = load_entry(*(pdb_dir / "5o5i" / name for name in ("5o5i.pdb.gz", "5o5i.mtz")))
     comparison = measure(entry, Settings(direct_terms=1e6, gradient_terms=1e6, reference_step=0.6, n_timing=1))
     found = contracts._scaling(entry, comparison)
@@ -464,15 +513,23 @@ def test_baseline_names_what_moved_and_by_how_much(hostile, suite, tmp_path, cap
     assert "2aaa" in cases["baseline"].find("failure").text
 
 
-@pytest.mark.parametrize("text, said", [
-    ("checks = ", "Cannot read the thresholds"), ("", "has no checks"),
-    ('[checks.a]\nmeasure = "nothing"\nstatistic = "every"\nmost = 1\ncontract = "x"',
-     "'nothing', which does not exist"),
-    ('[checks.a]\nmeasure = "peak_gib"\nstatistic = "mean"\nmost = 1\ncontract = "x"', "'every' or 'median'"),
-    ('[checks.a]\nmeasure = "peak_gib"\nstatistic = "every"\ncontract = "x"', "'most' or 'least'"),
-    ('[checks.a]\nmeasure = "peak_gib"\nstatistic = "every"\nmost = 1\ncontract = "x"\n[moved]\nno = 1',
-     "names no")
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("checks = ", "Cannot read the thresholds"),
+        ("", "has no checks"),
+        (
+            '[checks.a]\nmeasure = "nothing"\nstatistic = "every"\nmost = 1\ncontract = "x"',
+            "'nothing', which does not exist",
+        ),
+        ('[checks.a]\nmeasure = "peak_gib"\nstatistic = "mean"\nmost = 1\ncontract = "x"', "'every' or 'median'"),
+        ('[checks.a]\nmeasure = "peak_gib"\nstatistic = "every"\ncontract = "x"', "'most' or 'least'"),
+        (
+            '[checks.a]\nmeasure = "peak_gib"\nstatistic = "every"\nmost = 1\ncontract = "x"\n[moved]\nno = 1',
+            "names no",
+        ),
+    ],
+)
 def test_what_cannot_be_audited_has_status_2(hostile, tmp_path, capsys, text, said):
     assert main(["audit", str(hostile), "--thresholds", thresholds_file(tmp_path, text)]) == 2
     assert said in capsys.readouterr().err
@@ -491,7 +548,12 @@ def test_every_threshold_is_of_a_measure(records):
     found = {name: measure.of(records[GOOD]) for name, measure in measures.MEASURES.items()}
     # The entry has no free flags; everything else is a number.
     assert {name for name, value in found.items() if value is None} <= {
-        "r_free_change", "own_r_free_change", "mmtbx_r_free", "sfdiff_r_free", "scaling_with_ties"}
+        "r_free_change",
+        "own_r_free_change",
+        "mmtbx_r_free",
+        "sfdiff_r_free",
+        "scaling_with_ties",
+    }
 
 
 def test_command_line_explains_itself():

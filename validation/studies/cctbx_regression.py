@@ -9,6 +9,7 @@ fails too, the file holds cctbx to the error of its FFT.  Without names, the fil
 f_model, structure factors or masks are taken.  Files that the output already holds, for this version of cctbx, are not run again, unless they ran out of a shorter time.  Time is
 processor time: on a busy machine a file is not given up for what the others do.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,7 +26,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import mmtbx_sfdiff  # noqa: F401  (first)
+import mmtbx_sfdiff
 
 import cctbx
 import mmtbx
@@ -34,8 +35,16 @@ from mmtbx_sfdiff.files.writing import write_atomically
 
 _SUBJECT = re.compile(r"f_?model|structure_factors|mask|xray\.minimization|sampled_model_density|gradients_direct")
 # Others follow: these are about structure factors and masks themselves.
-_FIRST = ("mmtbx/regression", "mmtbx/bulk_solvent", "mmtbx/masks", "mmtbx/refinement", "mmtbx/max_lik", "mmtbx/maps",
-          "cctbx/regression", "cctbx/xray")
+_FIRST = (
+    "mmtbx/regression",
+    "mmtbx/bulk_solvent",
+    "mmtbx/masks",
+    "mmtbx/refinement",
+    "mmtbx/max_lik",
+    "mmtbx/maps",
+    "cctbx/regression",
+    "cctbx/xray",
+)
 # Why a file fails that would need more than the wheel of cctbx.
 _MISSING = re.compile(r"No module named|[Nn]ot found|not available|Cannot find|Please_pass_string_or_None")
 # Seconds that torch and compiling may take before a file begins.
@@ -48,8 +57,12 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 def test_files():
     """The regression files that have to do with structure factors, gradients or masks, the likeliest first."""
-    found = [path for package in ("mmtbx", "cctbx") for path in sorted((_ROOT / package).rglob("tst*.py"))
-             if _SUBJECT.search(path.read_text(errors="replace"))]
+    found = [
+        path
+        for package in ("mmtbx", "cctbx")
+        for path in sorted((_ROOT / package).rglob("tst*.py"))
+        if _SUBJECT.search(path.read_text(errors="replace"))
+    ]
 
     def rank(path):
         folder = str(path.parent.relative_to(_ROOT))
@@ -70,8 +83,7 @@ def measure(path, timeout):
     row = {"as it is": alone, "calls": calls}
     if alone["outcome"] == "pass" and calls:
         allowed = 3 * timeout + _START
-        row["takeover"] = run(
-            [sys.executable, "-m", "mmtbx_sfdiff.command_line.run", "--takeover", str(path)], allowed)
+        row["takeover"] = run([sys.executable, "-m", "mmtbx_sfdiff.command_line.run", "--takeover", str(path)], allowed)
         if row["takeover"]["outcome"] == "fail":
             row["exact"] = run([sys.executable, str(_REPOSITORY / "validation" / "exact.py"), str(path)], allowed)
     return row
@@ -79,15 +91,27 @@ def measure(path, timeout):
 
 def run(command, timeout):
     """Outcome, seconds and what the end of the output says of it."""
-    environment = dict(os.environ, PYTHONPATH=str(_REPOSITORY), PATH=os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    environment = dict(
+        os.environ,
+        PYTHONPATH=str(_REPOSITORY),
+        PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    )
     before = _processor_time()
     with tempfile.TemporaryDirectory() as folder:
         try:
             result = subprocess.run(
-                command, cwd=folder, env=environment, timeout=_PATIENCE * timeout, text=True, errors="replace",
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(timeout), math.ceil(timeout) + 5)))
+                command,
+                cwd=folder,
+                env=environment,
+                timeout=_PATIENCE * timeout,
+                text=True,
+                errors="replace",
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=lambda: resource.setrlimit(
+                    resource.RLIMIT_CPU, (math.ceil(timeout), math.ceil(timeout) + 5)
+                ),
+            )
         except subprocess.TimeoutExpired:
             return {"outcome": "timeout", "seconds": timeout, "reason": ""}
     if -result.returncode in (signal.SIGXCPU, signal.SIGKILL):

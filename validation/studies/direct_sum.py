@@ -7,6 +7,7 @@ in turns, medians of three.  cctbx's time is proportional to the reflections and
 there are many (its direct summation needs 36 ns a term on its one thread).  Entries are looked for as in
 ``mmtbx_sfdiff.compare``.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -42,7 +43,7 @@ def measure(entry_id):
     n, order = structure.scatterers().size(), structure.space_group().order_p()
     flex.set_random_seed(0)
     share = min(1.0, _TERMS / (n * miller_set.size() * order))
-    part = miller_set.select(flex.random_permutation(miller_set.size())[:max(50, int(share * miller_set.size()))])
+    part = miller_set.select(flex.random_permutation(miller_set.size())[: max(50, int(share * miller_set.size()))])
     share = part.size() / miller_set.size()
     xray.set_scatterer_grad_flags(structure.scatterers(), site=True, u_iso=True, u_aniso=True)
     d_target = flex.complex_double(torch.randn(part.size(), dtype=torch.complex128).numpy())
@@ -60,9 +61,15 @@ def measure(entry_id):
     calls = {
         "cctbx": lambda: xray.structure_factors.from_scatterers_direct(xray_structure=structure, miller_set=part),
         "cctbx gradient": lambda: xray.structure_factors.gradients_direct(
-            xray_structure=structure, u_iso_refinable_params=None, miller_set=part, d_target_d_f_calc=d_target,
-            n_parameters=0),
-        "forward": lambda: f_calc(atoms, indices), "both": with_gradient}
+            xray_structure=structure,
+            u_iso_refinable_params=None,
+            miller_set=part,
+            d_target_d_f_calc=d_target,
+            n_parameters=0,
+        ),
+        "forward": lambda: f_calc(atoms, indices),
+        "both": with_gradient,
+    }
     first = seconds(calls["forward"])
     with_gradient()
     times = {name: [] for name in calls}
@@ -73,17 +80,21 @@ def measure(entry_id):
     cctbx, cctbx_both = median["cctbx"] / share, (median["cctbx"] + median["cctbx gradient"]) / share
     reference = torch.from_numpy(calls["cctbx"]().f_calc().data().as_numpy_array())
     error = float((f_calc(atoms, part).to(torch.complex128) - reference).norm() / reference.norm())
-    return (f"{entry_id:5s} {str(structure.space_group_info()):12s} {n:7d} {len(indices):7d} "
-            f"{structure.use_u_aniso().count(True):7d} {cctbx:8.3f} {cctbx_both:8.3f} {first:7.3f} {median['forward']:8.4f} "
-            f"{median['both']:8.4f} {cctbx / median['forward']:6.1f} {cctbx_both / median['both']:6.1f}  {error:.1e}")
+    return (
+        f"{entry_id:5s} {str(structure.space_group_info()):12s} {n:7d} {len(indices):7d} "
+        f"{structure.use_u_aniso().count(True):7d} {cctbx:8.3f} {cctbx_both:8.3f} {first:7.3f} {median['forward']:8.4f} "
+        f"{median['both']:8.4f} {cctbx / median['forward']:6.1f} {cctbx_both / median['both']:6.1f}  {error:.1e}"
+    )
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("entries", nargs="+", help="PDB entries")
     options = parser.parse_args(arguments)
-    print(f"torch threads: {torch.get_num_threads()}; cctbx: 1. Seconds; float32; ratio = cctbx / ours; "
-          "error against cctbx direct.")
+    print(
+        f"torch threads: {torch.get_num_threads()}; cctbx: 1. Seconds; float32; ratio = cctbx / ours; "
+        "error against cctbx direct."
+    )
     print("entry group          atoms    refl   aniso    cctbx    +grad   first  forward    +grad  ratio  +grad  error")
     for entry_id in options.entries:
         try:

@@ -35,14 +35,26 @@ from mmtbx_sfdiff.files import find_entry, write_all
 from validation.studies.scaling import all_entries
 
 LIMIT = 0.003
-COLUMNS = ("entry", "n_reflections", "d_min", "r_work_sfdiff", "r_work_mmtbx", "r_free_sfdiff", "r_free_mmtbx",
-           "delta_r_work", "delta_r_free", "n_free", "standard_error")
+COLUMNS = (
+    "entry",
+    "n_reflections",
+    "d_min",
+    "r_work_sfdiff",
+    "r_work_mmtbx",
+    "r_free_sfdiff",
+    "r_free_mmtbx",
+    "delta_r_work",
+    "delta_r_free",
+    "n_free",
+    "standard_error",
+)
 # Of the manifest: data of twinned crystals, for which neither side's model holds.
 TWINNED = ("1l2h", "4tql")
 
 
 def standard_error(fmodel, manager, repeat=2000):
     """Number of free reflections that either side uses, and the standard error of the difference of R-free."""
+
     def deviations(f_obs, f_model):
         scale = (f_obs @ f_model) / (f_model @ f_model)
         return np.stack([np.abs(f_obs - scale * f_model), f_obs])
@@ -74,10 +86,18 @@ def compare(entry, mask, accuracy):
     manager = reference.unscaled_model(source.data.f_obs, source.data.r_free_flags, source.model.xray_structure)
     reference.scale_model(manager)
     has_free = source.data.r_free_flags is not None
-    result = {"entry": entry, "n_reflections": len(fmodel.reflections), "d_min": fmodel.reflections.d_min,
-              "r_work_sfdiff": r_work, "r_work_mmtbx": manager.r_work(),
-              "r_free_sfdiff": r_free if has_free else None, "r_free_mmtbx": manager.r_free() if has_free else None,
-              "seconds": seconds, "mask": mask, "accuracy": accuracy}
+    result = {
+        "entry": entry,
+        "n_reflections": len(fmodel.reflections),
+        "d_min": fmodel.reflections.d_min,
+        "r_work_sfdiff": r_work,
+        "r_work_mmtbx": manager.r_work(),
+        "r_free_sfdiff": r_free if has_free else None,
+        "r_free_mmtbx": manager.r_free() if has_free else None,
+        "seconds": seconds,
+        "mask": mask,
+        "accuracy": accuracy,
+    }
     result["delta_r_work"] = result["r_work_sfdiff"] - result["r_work_mmtbx"]
     result["delta_r_free"] = result["r_free_sfdiff"] - result["r_free_mmtbx"] if has_free else None
     result["n_free"], result["standard_error"] = standard_error(fmodel, manager) if has_free else (0, None)
@@ -108,11 +128,18 @@ def main(arguments=None):
             continue
         with torch.no_grad():
             r = results[entry] = compare(entry, options.mask, options.accuracy)
-        free = "" if r["delta_r_free"] is None else (
-            f"  R-free {r['r_free_sfdiff']:.4f} {r['r_free_mmtbx']:.4f} ({r['delta_r_free']:+.4f} "
-            f"+- {r['standard_error']:.4f}, {r['n_free']} free)")
-        print(f"{entry:6s} R-work {r['r_work_sfdiff']:.4f} {r['r_work_mmtbx']:.4f} ({r['delta_r_work']:+.4f}){free}",
-              flush=True)
+        free = (
+            ""
+            if r["delta_r_free"] is None
+            else (
+                f"  R-free {r['r_free_sfdiff']:.4f} {r['r_free_mmtbx']:.4f} ({r['delta_r_free']:+.4f} "
+                f"+- {r['standard_error']:.4f}, {r['n_free']} free)"
+            )
+        )
+        print(
+            f"{entry:6s} R-work {r['r_work_sfdiff']:.4f} {r['r_work_mmtbx']:.4f} ({r['delta_r_work']:+.4f}){free}",
+            flush=True,
+        )
         if options.json:
             write_all({options.json: json.dumps(list(results.values()), indent=1).encode()})
     results = sorted(results.values(), key=lambda r: r["entry"])
@@ -122,11 +149,15 @@ def main(arguments=None):
         return 0
     with_free = [r for r in results if r["delta_r_free"] is not None]
     above = [r["entry"] for r in with_free if r["delta_r_free"] > LIMIT]
-    median = {name: statistics.median(r[name] for r in rows)
-              for name, rows in (("delta_r_work", results), ("delta_r_free", with_free))}
-    print(f"{len(results)} entries: median change of R-work {median['delta_r_work']:+.5f}, of R-free "
-          f"{median['delta_r_free']:+.5f} ({len(with_free)} entries); R-free above by more than {LIMIT}: "
-          f"{', '.join(above) or 'none'} (twinned: {', '.join(TWINNED)})")
+    median = {
+        name: statistics.median(r[name] for r in rows)
+        for name, rows in (("delta_r_work", results), ("delta_r_free", with_free))
+    }
+    print(
+        f"{len(results)} entries: median change of R-work {median['delta_r_work']:+.5f}, of R-free "
+        f"{median['delta_r_free']:+.5f} ({len(with_free)} entries); R-free above by more than {LIMIT}: "
+        f"{', '.join(above) or 'none'} (twinned: {', '.join(TWINNED)})"
+    )
     return 1 if median["delta_r_free"] > 0 or set(above) - set(TWINNED) else 0
 
 

@@ -4,19 +4,19 @@
 
 What a script then does otherwise than with cctbx's FFT is not this package's doing, which is not imported.
 """
+
 import runpy
 import sys
 from pathlib import Path
 
 
 def main():
-    script, = sys.argv[1:]
+    (script,) = sys.argv[1:]
     from cctbx.xray import structure_factors
     from cctbx.xray.structure_factors.algorithm import Algorithm, algorithms
 
     direct = algorithms["direct"]
-    algorithms["fft"] = Algorithm(
-        "fft", "direct summation", _named(direct.from_scatterers), _named(direct.gradients))
+    algorithms["fft"] = Algorithm("fft", "direct summation", _named(direct.from_scatterers), _named(direct.gradients))
     structure_factors.from_scatterers_fft = algorithms["fft"].from_scatterers
     structure_factors.gradients_fft = algorithms["fft"].gradients
     sys.argv = [script]
@@ -29,6 +29,7 @@ def _named(function):
         if "algorithm" in keywords:
             keywords["algorithm"] = "direct"
         return function(*args, **keywords)
+
     return call
 
 

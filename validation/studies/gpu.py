@@ -13,6 +13,7 @@ For every entry, medians of calls taken in turns in one process, each with what 
 Writes <output>.csv, <output>.json (with the machine and versions) and <output>.png, also after each entry; ``--draw FILE``
 draws the picture of an earlier <output>.json alone.
 """
+
 from __future__ import annotations
 
 import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
@@ -77,10 +78,15 @@ def mask_times(loaded, atoms, indices, batch, clock):
         sites = sites.clone().requires_grad_()
         torch.autograd.grad(forward(sites).abs().sum(), sites)
 
-    times = clock({
-        "mmtbx": lambda: mmtbx.masks.manager(miller_array=f_obs).shell_f_masks(structure, force_update=True),
-        "forward": lambda: forward(atoms.sites_cart), "gradient": lambda: backward(atoms.sites_cart),
-        "batch_forward": lambda: forward(many), "batch_gradient": lambda: backward(many)})
+    times = clock(
+        {
+            "mmtbx": lambda: mmtbx.masks.manager(miller_array=f_obs).shell_f_masks(structure, force_update=True),
+            "forward": lambda: forward(atoms.sites_cart),
+            "gradient": lambda: backward(atoms.sites_cart),
+            "batch_forward": lambda: forward(many),
+            "batch_gradient": lambda: backward(many),
+        }
+    )
     for name in ("batch_forward", "batch_gradient"):
         times[name] /= batch
     there = sfdiff.solvent_mask(atoms, atoms.crystal).cpu()
@@ -104,8 +110,14 @@ def f_times(loaded, atoms, indices, clock):
 
     def their_gradient():
         theirs()
-        gradients(xray_structure=structure, u_iso_refinable_params=None, miller_set=set_, d_target_d_f_calc=seed,
-                  n_parameters=0, algorithm="fft")
+        gradients(
+            xray_structure=structure,
+            u_iso_refinable_params=None,
+            miller_set=set_,
+            d_target_d_f_calc=seed,
+            n_parameters=0,
+            algorithm="fft",
+        )
 
     def ours(atoms=single):
         return sfdiff.structure_factors(atoms, atoms.crystal, indices, method="fft", accuracy=ACCURACY)
@@ -121,10 +133,14 @@ def f_times(loaded, atoms, indices, clock):
     def error(f):
         return float((f.to(exact) - exact).norm() / exact.norm())
 
-    times = clock({"cctbx": theirs, "cctbx_gradient": their_gradient, "fft": ours, "fft_gradient": our_gradient,
-                   "direct": direct})
-    return times | {"cctbx_error": error(torch.from_numpy(theirs().as_numpy_array())), "fft_error": error(ours()),
-                    "direct_error": error(direct())}
+    times = clock(
+        {"cctbx": theirs, "cctbx_gradient": their_gradient, "fft": ours, "fft_gradient": our_gradient, "direct": direct}
+    )
+    return times | {
+        "cctbx_error": error(torch.from_numpy(theirs().as_numpy_array())),
+        "fft_error": error(ours()),
+        "direct_error": error(direct()),
+    }
 
 
 def measure(entry, device, batch, repeat):
@@ -134,7 +150,12 @@ def measure(entry, device, batch, repeat):
     atoms = sfdiff.Atoms.from_cctbx(loaded.model.xray_structure, device=device)
     indices = as_miller_tensor(loaded.data.f_obs, device=device)
     clock = Clock(device, repeat)
-    row = {"entry": entry, "space_group": atoms.crystal.space_group_symbol, "atoms": atoms.n_atoms, "reflections": len(indices)}
+    row = {
+        "entry": entry,
+        "space_group": atoms.crystal.space_group_symbol,
+        "atoms": atoms.n_atoms,
+        "reflections": len(indices),
+    }
     row |= {f"mask_{key}": value for key, value in mask_times(loaded, atoms, indices, batch, clock).items()}
     row |= {f"f_{key}": value for key, value in f_times(loaded, atoms, indices, clock).items()}
     ours, theirs = Ours(entry, "probe_shrink", ACCURACY, "auto", device), Theirs(entry)
@@ -144,15 +165,21 @@ def measure(entry, device, batch, repeat):
     return row
 
 
-RATIOS = (("mask, one of a batch", "mask_mmtbx", "mask_batch_forward"), ("mask", "mask_mmtbx", "mask_forward"),
-          ("mask and gradient, against the mask", "mask_mmtbx", "mask_gradient"), ("F", "f_cctbx", "f_fft"),
-          ("F and gradients", "f_cctbx_gradient", "f_fft_gradient"), ("step", "step_mmtbx", "step_sfdiff"),
-          ("step, mask held fixed", "step_mask_fixed_mmtbx", "step_mask_fixed_sfdiff"))
+RATIOS = (
+    ("mask, one of a batch", "mask_mmtbx", "mask_batch_forward"),
+    ("mask", "mask_mmtbx", "mask_forward"),
+    ("mask and gradient, against the mask", "mask_mmtbx", "mask_gradient"),
+    ("F", "f_cctbx", "f_fft"),
+    ("F and gradients", "f_cctbx_gradient", "f_fft_gradient"),
+    ("step", "step_mmtbx", "step_sfdiff"),
+    ("step, mask held fixed", "step_mask_fixed_mmtbx", "step_mask_fixed_sfdiff"),
+)
 
 
 def draw(record):
     """PNG: how many times faster than one core, against the number of atoms."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -161,8 +188,16 @@ def draw(record):
     # Okabe and Ito's colours; markers differ too.
     colours = ("#0072B2", "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7")
     for (label, theirs, ours), colour, marker, line in zip(RATIOS, colours, "os^Dv*P", ("--", *["-"] * 6)):
-        axes.plot([row["atoms"] for row in rows], [row[theirs] / row[ours] for row in rows], color=colour, marker=marker,
-                  markersize=5, linestyle=line, linewidth=1.2, label=label)
+        axes.plot(
+            [row["atoms"] for row in rows],
+            [row[theirs] / row[ours] for row in rows],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linestyle=line,
+            linewidth=1.2,
+            label=label,
+        )
     axes.axhline(1, color="0.4", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="Atoms in the model", ylabel="Time of cctbx on one core / time here")
     axes.set_title(f"{record['device']}, {record['date']}", fontsize=9)
@@ -197,17 +232,33 @@ def main(arguments=None):
     rows = []
     for entry in options.entries:
         rows.append(row := measure(entry, options.device, options.batch, options.repeat))
-        print(entry, row["atoms"], "atoms:", ", ".join(f"{what} {row[theirs] / row[ours]:.1f}x" for what, theirs, ours in RATIOS),
-              flush=True)
+        print(
+            entry,
+            row["atoms"],
+            "atoms:",
+            ", ".join(f"{what} {row[theirs] / row[ours]:.1f}x" for what, theirs, ours in RATIOS),
+            flush=True,
+        )
         table = io.StringIO()
         writer = csv.DictWriter(table, list(row), lineterminator="\n")
         writer.writeheader()
         writer.writerows([{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
-        record = {"device": name, "date": datetime.date.today().isoformat(), "versions": versions(), "accuracy": ACCURACY,
-                  "batch": options.batch, "repeat": options.repeat, "rows": rows}
-        write_all({options.output.with_suffix(".csv"): table.getvalue().encode(),
-                   options.output.with_suffix(".json"): json.dumps(record, indent=1).encode(),
-                   options.output.with_suffix(".png"): draw(record)})
+        record = {
+            "device": name,
+            "date": datetime.date.today().isoformat(),
+            "versions": versions(),
+            "accuracy": ACCURACY,
+            "batch": options.batch,
+            "repeat": options.repeat,
+            "rows": rows,
+        }
+        write_all(
+            {
+                options.output.with_suffix(".csv"): table.getvalue().encode(),
+                options.output.with_suffix(".json"): json.dumps(record, indent=1).encode(),
+                options.output.with_suffix(".png"): draw(record),
+            }
+        )
     return 0
 
 

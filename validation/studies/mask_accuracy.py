@@ -9,6 +9,7 @@ the error at other grid steps too.  The default, soft mask is in the table as we
 factors.  RESULTS.json keeps what is done; --references a folder for mmtbx's masks, which take nearly all of the time.
 With --out, a table of all entries and a figure of the error against the grid step.
 """
+
 from __future__ import annotations
 
 import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
@@ -54,7 +55,7 @@ def coarse(mask, shape):
     out = torch.zeros(shape[0], shape[1], shape[2] // 2 + 1, dtype=transform.dtype)
     for i in (slice(0, half[0]), slice(-half[0] + 1, None)):
         for j in (slice(0, half[1]), slice(-half[1] + 1, None)):
-            out[i, j, :half[2]] = transform[i, j, :half[2]]
+            out[i, j, : half[2]] = transform[i, j, : half[2]]
     return torch.fft.irfftn(out, s=shape)
 
 
@@ -68,7 +69,10 @@ def reference_of(name, structure, array, shape, step, folder):
     grid = sfdiff.Crystal.from_cctbx(structure).grid(step)
     # Maps are compared as far as the 0.6 Å grid can tell.
     small = np.prod(grid) <= MAP_POINTS
-    found = f_mask, coarse(torch.from_numpy(reference.mask_map(structure, grid)), shape).numpy() if small else np.empty(0)
+    found = (
+        f_mask,
+        coarse(torch.from_numpy(reference.mask_map(structure, grid)), shape).numpy() if small else np.empty(0),
+    )
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
@@ -79,6 +83,7 @@ def reference_of(name, structure, array, shape, step, folder):
 
 def measure(name, options):
     from mmtbx_sfdiff.files import find_entry, load_entry
+
     files = find_entry(name, download=False)
     structure = load_entry(files.model, files.data).model.xray_structure
     atoms = sfdiff.Atoms.from_cctbx(structure)
@@ -95,9 +100,11 @@ def measure(name, options):
     hard = dict(method="probe_shrink", softness=0, r_probe=1.1, r_shrink=0.9)
     binary = sfdiff.solvent_mask(atoms, crystal, method="binary")
     fraction = min(max(float(binary.mean()), 1e-3), 0.999)
-    masks = {"probe_shrink": sfdiff.solvent_mask(atoms, crystal, **hard),
-             "density_cutoff": sfdiff.solvent_mask(atoms, crystal, method="density_cutoff", solvent_fraction=fraction),
-             "soft_default": sfdiff.solvent_mask(atoms, crystal, method="probe_shrink")}
+    masks = {
+        "probe_shrink": sfdiff.solvent_mask(atoms, crystal, **hard),
+        "density_cutoff": sfdiff.solvent_mask(atoms, crystal, method="density_cutoff", solvent_fraction=fraction),
+        "soft_default": sfdiff.solvent_mask(atoms, crystal, method="probe_shrink"),
+    }
     result = {mask: agreement(f_mask(values), expected, d) for mask, values in masks.items()}
     result["mmtbx_default"] = agreement(reference.f_mask(structure, array, 0.6), expected, d)
     result |= {"volume": crystal.volume, "n_atoms": atoms.n_atoms, "solvent": fraction, "reference_step": step}
@@ -114,21 +121,30 @@ def measure(name, options):
 
 
 def summary(results):
-    lines = [f"{len(results)} entries; relative L2 of F_mask to 3 Å, correlation of maps, CC of |F_mask| by shell "
-             "(median, and least of shells of 30 reflections and more)"]
+    lines = [
+        f"{len(results)} entries; relative L2 of F_mask to 3 Å, correlation of maps, CC of |F_mask| by shell "
+        "(median, and least of shells of 30 reflections and more)"
+    ]
     for mask in MASKS:
         l2 = np.array([r[mask]["relative_l2"] for r in results.values()])
         maps = np.array([r[mask]["map_cc"] for r in results.values() if r[mask]["map_cc"] is not None])
-        lines.append(f"{mask:15s} L2 median {np.median(l2):.3f} range {l2.min():.3f}-{l2.max():.3f}; "
-                     f"map median {np.median(maps):.3f} least {maps.min():.3f}")
+        lines.append(
+            f"{mask:15s} L2 median {np.median(l2):.3f} range {l2.min():.3f}-{l2.max():.3f}; "
+            f"map median {np.median(maps):.3f} least {maps.min():.3f}"
+        )
         for number, lower in enumerate(EDGES[1:]):
-            cc = np.array([r[mask]["shells"][number]["cc"] for r in results.values() if r[mask]["shells"][number]["n"] >= 30])
+            cc = np.array(
+                [r[mask]["shells"][number]["cc"] for r in results.values() if r[mask]["shells"][number]["n"] >= 30]
+            )
             lines.append(f"    to {lower:g} Å: {np.median(cc):.3f} {cc.min():.3f}")
     steps = [r["by_step"] for r in results.values() if "by_step" in r]
     for step in STEPS if steps else ():
         values = np.array([s[str(step)] for s in steps])
-        lines.append("grid {:g} Å ({} entries): probe_shrink {:.3f}, mmtbx {:.3f} (median relative L2)".format(
-            step, len(steps), *np.median(values, 0)))
+        lines.append(
+            "grid {:g} Å ({} entries): probe_shrink {:.3f}, mmtbx {:.3f} (median relative L2)".format(
+                step, len(steps), *np.median(values, 0)
+            )
+        )
     return "\n".join(lines)
 
 
@@ -177,7 +193,9 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results")
     parser.add_argument("--entries", nargs="*")
-    parser.add_argument("--step-volume", type=float, default=1e5, help="Å^3; other grid steps in cells smaller than this")
+    parser.add_argument(
+        "--step-volume", type=float, default=1e5, help="Å^3; other grid steps in cells smaller than this"
+    )
     parser.add_argument("--step", type=float, default=0.15)
     parser.add_argument("--max-points", type=float, default=6e8, help="grid points of a reference in the cell")
     parser.add_argument("--references", help="folder for mmtbx's masks")
@@ -186,7 +204,9 @@ def main(arguments=None):
     out = Path(options.results)
     results = json.loads(out.read_text()) if out.is_file() else {}
     with open(Path(os.environ["MMTBX_SFDIFF_PDB_DIR"]) / "MANIFEST.tsv", newline="") as file:
-        rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: np.prod([float(x) for x in row["cell"].split()[:3]]))
+        rows = sorted(
+            csv.DictReader(file, delimiter="\t"), key=lambda row: np.prod([float(x) for x in row["cell"].split()[:3]])
+        )
     for name in [row["entry"] for row in rows]:
         if name in results or (options.entries and name not in options.entries):
             continue

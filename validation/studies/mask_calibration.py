@@ -9,6 +9,7 @@ mmtbx and F_mask to 3 Å; and the same with mmtbx's own default mask.  What is m
 change of R-work.  ``report`` finds the best point on each half of the entries, states what it gives on the other half,
 and draws the figure.  ``measure`` adds to what RESULTS.json already holds.
 """
+
 from __future__ import annotations
 
 import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
@@ -37,8 +38,11 @@ def grid():
 def entries_of(folder, max_volume):
     """Entries whose cell edges span less than a volume, Å^3."""
     with open(Path(folder) / "MANIFEST.tsv", newline="") as file:
-        return [row["entry"] for row in csv.DictReader(file, delimiter="\t")
-                if np.prod([float(x) for x in row["cell"].split()[:3]]) < max_volume]
+        return [
+            row["entry"]
+            for row in csv.DictReader(file, delimiter="\t")
+            if np.prod([float(x) for x in row["cell"].split()[:3]]) < max_volume
+        ]
 
 
 def measure_entry(name, known, points):
@@ -63,8 +67,9 @@ def measure_entry(name, known, points):
         if key in values:
             continue
         with torch.no_grad():
-            mask = sfdiff.solvent_mask(atoms, atoms.crystal, method="probe_shrink", r_probe=point[0], r_shrink=point[1],
-                                       softness=point[2])
+            mask = sfdiff.solvent_mask(
+                atoms, atoms.crystal, method="probe_shrink", r_probe=point[0], r_shrink=point[1], softness=point[2]
+            )
             values[key] = r_factors(sfdiff.mask_structure_factors(mask, atoms.crystal, reflections.miller_indices))
 
 
@@ -86,16 +91,20 @@ def table(results):
     names = sorted(name for name, known in results.items() if len(known["points"]) >= len(grid()))
     keys = [" ".join(map(str, point)) for point in grid()]
     value = lambda x: np.nan if x is None else x  # noqa: E731
-    work, free = (np.array([[value(results[n]["points"][k][i]) - value(results[n]["mmtbx"][i]) for k in keys] for n in names])
-                  for i in (0, 1))
+    work, free = (
+        np.array([[value(results[n]["points"][k][i]) - value(results[n]["mmtbx"][i]) for k in keys] for n in names])
+        for i in (0, 1)
+    )
     return names, work, free
 
 
 def describe(work, free):
     free = free[~np.isnan(free)]
-    return (f"dR-work median {1e3 * np.median(work):+.2f}e-3 mean {1e3 * work.mean():+.2f}e-3, lower in {100 * (work < 0).mean():.0f} %; "
-            f"dR-free median {1e3 * np.median(free):+.2f}e-3 mean {1e3 * free.mean():+.2f}e-3, above +0.002 in "
-            f"{100 * (free > 0.002).mean():.0f} %, largest {free.max():+.4f}")
+    return (
+        f"dR-work median {1e3 * np.median(work):+.2f}e-3 mean {1e3 * work.mean():+.2f}e-3, lower in {100 * (work < 0).mean():.0f} %; "
+        f"dR-free median {1e3 * np.median(free):+.2f}e-3 mean {1e3 * free.mean():+.2f}e-3, above +0.002 in "
+        f"{100 * (free > 0.002).mean():.0f} %, largest {free.max():+.4f}"
+    )
 
 
 def report(options):
@@ -107,8 +116,10 @@ def report(options):
     for half in (0, 1):
         best = int(np.argmin(work[halves == half].mean(0)))
         other = halves != half
-        lines.append(f"calibrated on half {half + 1} ({(~other).sum()} entries): r_probe, r_shrink, softness = {points[best]}; "
-                     f"on the other {other.sum()}: {describe(work[other, best], free[other, best])}")
+        lines.append(
+            f"calibrated on half {half + 1} ({(~other).sum()} entries): r_probe, r_shrink, softness = {points[best]}; "
+            f"on the other {other.sum()}: {describe(work[other, best], free[other, best])}"
+        )
     best = int(np.argmin(work.mean(0)))
     lines.append(f"best of all {len(names)} entries: {points[best]}: {describe(work[:, best], free[:, best])}")
     chosen = points.index(tuple(options.defaults))
@@ -118,12 +129,29 @@ def report(options):
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["r_probe", "r_shrink", "softness", "mean_d_r_work", "median_d_r_work", "mean_d_r_free",
-                         "median_d_r_free", "share_r_free_above_0.002"])
+        writer.writerow(
+            [
+                "r_probe",
+                "r_shrink",
+                "softness",
+                "mean_d_r_work",
+                "median_d_r_work",
+                "mean_d_r_free",
+                "median_d_r_free",
+                "share_r_free_above_0.002",
+            ]
+        )
         for i, point in enumerate(points):
             f = free[:, i][~np.isnan(free[:, i])]
-            writer.writerow([*point, *(f"{x:.5f}" for x in (work[:, i].mean(), np.median(work[:, i]), f.mean(), np.median(f),
-                                                           (f > 0.002).mean()))])
+            writer.writerow(
+                [
+                    *point,
+                    *(
+                        f"{x:.5f}"
+                        for x in (work[:, i].mean(), np.median(work[:, i]), f.mean(), np.median(f), (f > 0.002).mean())
+                    ),
+                ]
+            )
     draw(names, work, free, points, chosen).savefig(out.with_suffix(".png"), dpi=200)
 
 
@@ -139,8 +167,15 @@ def draw(names, work, free, points, chosen):
     for p in R_PROBE:
         for r in R_SHRINK:
             rows = [points.index((p, r, s)) for s in SOFTNESS]
-            left.plot(SOFTNESS, 1e3 * work[:, rows].mean(0), linestyle=styles[p][0], marker=styles[p][1], markersize=4,
-                      color=colours[r], label=f"{p:g} / {r:g}")
+            left.plot(
+                SOFTNESS,
+                1e3 * work[:, rows].mean(0),
+                linestyle=styles[p][0],
+                marker=styles[p][1],
+                markersize=4,
+                color=colours[r],
+                label=f"{p:g} / {r:g}",
+            )
     left.axhline(0, color="0.5", linewidth=0.8)
     left.set_xlabel("softness (Å)")
     left.set_ylabel("mean change of R-work (10$^{-3}$)")
@@ -162,6 +197,7 @@ def draw(names, work, free, points, chosen):
 
 def main(arguments=None):
     from mmtbx_sfdiff.bulk_solvent import probe_shrink_defaults
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     first = commands.add_parser("measure")

@@ -8,6 +8,7 @@ against differences over 0.001 to 0.02 Å (of each coordinate, rms); the deviati
 smallest entries the full gradient by the sites, too: its cosine with the one made of differences.
 RESULTS.json keeps what is done.
 """
+
 from __future__ import annotations
 
 import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
@@ -46,8 +47,11 @@ class Case:
         self.generator = torch.Generator().manual_seed(0)
         self.weights = self.random(len(self.reflections), dtype=torch.complex128)
         lengths = dict(zip(("r_probe", "r_shrink", "softness"), probe_shrink_defaults()))
-        self.point = {"sites": self.atoms.sites_cart, "radii": self.atoms.vdw_radii(),
-                      **{k: torch.tensor(v, dtype=torch.float64) for k, v in lengths.items()}}
+        self.point = {
+            "sites": self.atoms.sites_cart,
+            "radii": self.atoms.vdw_radii(),
+            **{k: torch.tensor(v, dtype=torch.float64) for k, v in lengths.items()},
+        }
 
     def random(self, *shape, dtype=torch.float64):
         return torch.randn(*shape, dtype=dtype, generator=self.generator)
@@ -57,12 +61,17 @@ class Case:
         point = self.point | changed
         atoms, crystal = self.atoms.replace(sites_cart=point.pop("sites")), self.reflections.crystal
         f_mask = sfdiff.mask_structure_factors(
-            sfdiff.solvent_mask(atoms, crystal, **point), crystal, self.reflections.miller_indices)
+            sfdiff.solvent_mask(atoms, crystal, **point), crystal, self.reflections.miller_indices
+        )
         f_model = self.fmodel.scales.f_model(self.f_calc, f_mask)
         used = self.fmodel._used()
-        return torch.stack([(f_mask * self.weights).real.sum(),
-                            targets.normalized_least_squares(self.reflections, f_model, **used),
-                            targets.r_factors(self.reflections, f_model, **used)[0]])
+        return torch.stack(
+            [
+                (f_mask * self.weights).real.sum(),
+                targets.normalized_least_squares(self.reflections, f_model, **used),
+                targets.r_factors(self.reflections, f_model, **used)[0],
+            ]
+        )
 
     def gradients(self, name):
         """(3, ...) of the functions by one kind of parameter."""
@@ -87,8 +96,12 @@ def measure(name, n_directions):
         for _ in range(number):
             direction = case.random(*gradients.shape[1:]) if parameter in ("sites", "radii") else torch.ones(())
             found = (gradients * direction).reshape(len(FUNCTIONS), -1).sum(1)
-            rows.append({"derivative": found.tolist(),
-                         "differences": {str(h): (case.difference(parameter, h * direction) / h).tolist() for h in STEPS}})
+            rows.append(
+                {
+                    "derivative": found.tolist(),
+                    "differences": {str(h): (case.difference(parameter, h * direction) / h).tolist() for h in STEPS},
+                }
+            )
     if case.atoms.n_atoms <= FULL:
         gradient = case.gradients("sites").flatten(1)
         twin = torch.empty_like(gradient)
@@ -102,8 +115,10 @@ def measure(name, n_directions):
 
 def deviations(results, parameter, function, step):
     rows = [row for result in results.values() for row in result[parameter]]
-    found, expected = (np.array([r[function] for r in values]) for values in (
-        [row["derivative"] for row in rows], [row["differences"][str(step)] for row in rows]))
+    found, expected = (
+        np.array([r[function] for r in values])
+        for values in ([row["derivative"] for row in rows], [row["differences"][str(step)] for row in rows])
+    )
     return np.abs(found - expected) / np.abs(expected)
 
 
@@ -113,8 +128,14 @@ def table(results):
     for parameter in ("sites", "radii", "r_probe", "r_shrink", "softness"):
         for number, function in enumerate(FUNCTIONS):
             values = [deviations(results, parameter, number, step) for step in STEPS]
-            lines.append([parameter, function, len(values[0]), *(f"{q:.4f}" for v in values
-                                                                for q in (np.median(v), np.percentile(v, 90)))])
+            lines.append(
+                [
+                    parameter,
+                    function,
+                    len(values[0]),
+                    *(f"{q:.4f}" for v in values for q in (np.median(v), np.percentile(v, 90))),
+                ]
+            )
     return lines
 
 
@@ -131,8 +152,14 @@ def main(arguments=None):
         if name not in results:
             results[name] = measure(name, options.directions)
             write_atomically(out, json.dumps(results))
-            print(name, *("{} {:.4f}".format(f, np.median([deviations({name: results[name]}, "sites", i, s) for s in STEPS]))
-                          for i, f in enumerate(FUNCTIONS)), flush=True)
+            print(
+                name,
+                *(
+                    "{} {:.4f}".format(f, np.median([deviations({name: results[name]}, "sites", i, s) for s in STEPS]))
+                    for i, f in enumerate(FUNCTIONS)
+                ),
+                flush=True,
+            )
     header = ["parameter", "function", "directions", *(f"{q}_{step:g}" for step in STEPS for q in ("median", "p90"))]
     rows = table(results)
     print(f"{len(results)} entries; relative deviation from central differences")
@@ -140,8 +167,10 @@ def main(arguments=None):
         print("  ".join(f"{x!s:>13s}" for x in row))
     for name, result in results.items():
         if "cosine" in result:
-            print(f"{name}: cosine of the full gradient by sites with differences over {FULL_STEP:g} Å: "
-                  + ", ".join(f"{f} {c:.5f}" for f, c in zip(FUNCTIONS, result["cosine"])))
+            print(
+                f"{name}: cosine of the full gradient by sites with differences over {FULL_STEP:g} Å: "
+                + ", ".join(f"{f} {c:.5f}" for f, c in zip(FUNCTIONS, result["cosine"]))
+            )
     if options.csv:
         with open(options.csv, "w", newline="") as file:
             csv.writer(file).writerows([header, *rows])

@@ -6,6 +6,7 @@ Both start from the same F_calc and data after mmtbx's default scaling; R factor
 the radii that each found.  mmtbx tries 225 pairs of radii, which takes minutes: results are added to RESULTS.json.  Times
 are those of the processor, one thread of either.
 """
+
 from __future__ import annotations
 
 import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
@@ -46,9 +47,13 @@ def measure_mmtbx(case):
     # R of both by the same scaling.
     f_mask = case.tensors[1].new_tensor(manager.f_masks()[0].data().as_numpy_array())
     scales = update_all_scales(case.reflections, case.tensors[0], f_mask, remove_outliers=False)
-    return seconds | {"r_work": scales.r_work, "r_free": scales.r_free, "own_r_work": manager.r_work(),
-                      "solvent_radius": parameters.solvent_radius,
-                      "shrink_truncation_radius": parameters.shrink_truncation_radius}
+    return seconds | {
+        "r_work": scales.r_work,
+        "r_free": scales.r_free,
+        "own_r_work": manager.r_work(),
+        "solvent_radius": parameters.solvent_radius,
+        "shrink_truncation_radius": parameters.shrink_truncation_radius,
+    }
 
 
 def measure_ours(case):
@@ -57,8 +62,13 @@ def measure_ours(case):
     clock = Clock()
     # mmtbx removes no outliers while it searches; the same reflections for both.
     found = optimize_mask(atoms, case.reflections, case.tensors[0], remove_outliers=False)
-    return clock.read() | {"r_work": found.r_work, "r_free": found.r_free, "n_masks": found.n_masks, "start": found.start,
-                           **{k: found.options[k] for k in ("r_probe", "r_shrink", "softness")}}
+    return clock.read() | {
+        "r_work": found.r_work,
+        "r_free": found.r_free,
+        "n_masks": found.n_masks,
+        "start": found.start,
+        **{k: found.options[k] for k in ("r_probe", "r_shrink", "softness")},
+    }
 
 
 def main(arguments=None):
@@ -76,24 +86,46 @@ def main(arguments=None):
         known["sfdiff"] = measure_ours(case)
         write_atomically(out, json.dumps(results, indent=1))
         a, b = results[name]["sfdiff"], results[name]["mmtbx"]
-        print(f"{name}: {a['start'][0]:.4f}/{a['start'][1]:.4f} -> {a['r_work']:.4f}/{a['r_free']:.4f} in {a['time_s']:.1f} s; "
-              f"mmtbx {b['r_work']:.4f}/{b['r_free']:.4f} in {b['time_s']:.1f} s", flush=True)
+        print(
+            f"{name}: {a['start'][0]:.4f}/{a['start'][1]:.4f} -> {a['r_work']:.4f}/{a['r_free']:.4f} in {a['time_s']:.1f} s; "
+            f"mmtbx {b['r_work']:.4f}/{b['r_free']:.4f} in {b['time_s']:.1f} s",
+            flush=True,
+        )
     pairs = [(r["sfdiff"], r["mmtbx"]) for r in results.values()]
     better = sum(a["r_work"] <= b["r_work"] for a, b in pairs)
     ratios = sorted(a["cpu_s"] / b["cpu_s"] for a, b in pairs)
-    print(f"R-work not above mmtbx's on {better} of {len(pairs)}; R-free on {sum(a['r_free'] <= b['r_free'] for a, b in pairs)}; "
-          f"ratio of processor time: median {ratios[len(ratios) // 2]:.3f}, range {ratios[0]:.3f}-{ratios[-1]:.3f}")
+    print(
+        f"R-work not above mmtbx's on {better} of {len(pairs)}; R-free on {sum(a['r_free'] <= b['r_free'] for a, b in pairs)}; "
+        f"ratio of processor time: median {ratios[len(ratios) // 2]:.3f}, range {ratios[0]:.3f}-{ratios[-1]:.3f}"
+    )
     if options.csv:
         with open(options.csv, "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["entry", "r_work_start", "r_free_start", *(f"{r}_{w}" for w in ("sfdiff", "mmtbx") for r in (
-                "r_work", "r_free", "cpu_s")), "r_probe", "r_shrink", "softness", "solvent_radius", "shrink_truncation_radius"])
+            writer.writerow(
+                [
+                    "entry",
+                    "r_work_start",
+                    "r_free_start",
+                    *(f"{r}_{w}" for w in ("sfdiff", "mmtbx") for r in ("r_work", "r_free", "cpu_s")),
+                    "r_probe",
+                    "r_shrink",
+                    "softness",
+                    "solvent_radius",
+                    "shrink_truncation_radius",
+                ]
+            )
             for name, r in sorted(results.items()):
                 a, b = r["sfdiff"], r["mmtbx"]
-                writer.writerow([name, *(f"{x:.4f}" for x in a["start"]),
-                                 *(f"{x[key]:.4f}" for x in (a, b) for key in ("r_work", "r_free", "cpu_s")),
-                                 *(f"{a[key]:.2f}" for key in ("r_probe", "r_shrink", "softness")),
-                                 f"{b['solvent_radius']:.1f}", f"{b['shrink_truncation_radius']:.1f}"])
+                writer.writerow(
+                    [
+                        name,
+                        *(f"{x:.4f}" for x in a["start"]),
+                        *(f"{x[key]:.4f}" for x in (a, b) for key in ("r_work", "r_free", "cpu_s")),
+                        *(f"{a[key]:.2f}" for key in ("r_probe", "r_shrink", "softness")),
+                        f"{b['solvent_radius']:.1f}",
+                        f"{b['shrink_truncation_radius']:.1f}",
+                    ]
+                )
     return 0
 
 

@@ -5,6 +5,7 @@
 mmtbx: ``masks.manager(...).shell_f_masks`` at its defaults, one thread, with its FFT to F_mask.  Ours, at the defaults,
 on all reflections too: forward, and forward and backward to the sites.  Medians of calls taken in turns in one process.
 """
+
 from __future__ import annotations
 
 import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
@@ -37,8 +38,11 @@ def measure(name, repeat):
         sites = atoms.sites_cart.clone().requires_grad_()
         torch.autograd.grad(forward(sites).abs().sum(), sites)
 
-    calls = {"mmtbx": lambda: mmtbx.masks.manager(miller_array=f_obs).shell_f_masks(structure, force_update=True),
-             "forward": forward, "forward and backward": backward}
+    calls = {
+        "mmtbx": lambda: mmtbx.masks.manager(miller_array=f_obs).shell_f_masks(structure, force_update=True),
+        "forward": forward,
+        "forward and backward": backward,
+    }
     times = {key: [] for key in calls}
     for number in range(repeat + 1):
         for key, call in calls.items():
@@ -60,9 +64,12 @@ def main(arguments=None):
     for name in options.entries:
         atoms, t = measure(name, options.repeat)
         ratios.append([t["forward"] / t["mmtbx"], t["forward and backward"] / t["mmtbx"]])
-        print(f"{name} {atoms.n_atoms} atoms {atoms.crystal.space_group_symbol}: "
-              + ", ".join(f"{key} {value:.0f} ms" for key, value in t.items())
-              + "; ratios {:.2f} {:.2f}".format(*ratios[-1]), flush=True)
+        print(
+            f"{name} {atoms.n_atoms} atoms {atoms.crystal.space_group_symbol}: "
+            + ", ".join(f"{key} {value:.0f} ms" for key, value in t.items())
+            + "; ratios {:.2f} {:.2f}".format(*ratios[-1]),
+            flush=True,
+        )
     print("median ratios: forward {:.2f}, forward and backward {:.2f}".format(*np.median(ratios, 0)))
     return 0
 

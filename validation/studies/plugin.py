@@ -15,6 +15,7 @@ calculation by this package on tensors that are ready, in turn, medians.
 
 Each part adds its rows to ``--output`` (JSON).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -71,8 +72,11 @@ def manager(entry, structure=None, **options):
     """An f_model manager of an entry."""
     structure = entry.model.xray_structure if structure is None else structure
     return mmtbx.f_model.manager(
-        f_obs=entry.data.f_obs, r_free_flags=entry.data.r_free_flags,
-        xray_structure=structure.deep_copy_scatterers(), **options)
+        f_obs=entry.data.f_obs,
+        r_free_flags=entry.data.r_free_flags,
+        xray_structure=structure.deep_copy_scatterers(),
+        **options,
+    )
 
 
 def gradients(entry_id, mask, directions=5):
@@ -94,12 +98,22 @@ def gradients(entry_id, mask, directions=5):
             found, expected = [], []
             for _ in range(directions):
                 direction = rng.standard_normal(gradient.shape)
-                direction /= np.sqrt((direction ** 2).mean())
+                direction /= np.sqrt((direction**2).mean())
                 found.append(float(gradient @ direction))
                 expected.append(_central_difference(model, functor, direction, _STEPS[target]))
             error = np.linalg.norm(np.subtract(found, expected)) / np.linalg.norm(expected)
-            rows.append({"part": "gradients", "entry": entry_id, "engine": name, "mask": mask, "target": target,
-                         "relative_error": float(error), "derivatives": found, "differences": expected})
+            rows.append(
+                {
+                    "part": "gradients",
+                    "entry": entry_id,
+                    "engine": name,
+                    "mask": mask,
+                    "target": target,
+                    "relative_error": float(error),
+                    "derivatives": found,
+                    "differences": expected,
+                }
+            )
             print(f"{entry_id} {name:7s} {target:12s} error {error:8.1%}", flush=True)
     return rows
 
@@ -111,10 +125,12 @@ def _central_difference(model, functor, direction, step):
         for sign in (1, -1):
             moved = model.deep_copy()
             structure = moved.xray_structure
-            structure.set_sites_cart(structure.sites_cart() + flex.vec3_double(
-                flex.double(np.ascontiguousarray(sign * step * direction))))
+            structure.set_sites_cart(
+                structure.sites_cart() + flex.vec3_double(flex.double(np.ascontiguousarray(sign * step * direction)))
+            )
             moved.update_xray_structure(
-                xray_structure=structure, update_f_calc=True, update_f_mask=True, force_update_f_mask=True)
+                xray_structure=structure, update_f_calc=True, update_f_mask=True, force_update_f_mask=True
+            )
             functor.manager = moved
             values.append(functor(compute_gradients=False).target_work())
     finally:
@@ -138,8 +154,13 @@ def minimise(entry_id, mask):
     for name, options in engines.items():
         model = manager(entry, start, **options())
         model.update_all_scales(remove_outliers=False)
-        row = {"part": "minimise", "entry": entry_id, "engine": name, "n_atoms": start.scatterers().size(),
-               "start": [model.r_work(), model.r_free()]}
+        row = {
+            "part": "minimise",
+            "entry": entry_id,
+            "engine": name,
+            "n_atoms": start.scatterers().size(),
+            "start": [model.r_work(), model.r_free()],
+        }
         begin = time.perf_counter()
         for kind in ("sites", "adp"):
             _lbfgs(entry, model, kind)
@@ -148,8 +169,11 @@ def minimise(entry_id, mask):
         model.update_all_scales(remove_outliers=False)
         row["end"] = [model.r_work(), model.r_free()]
         rows.append(row)
-        print(f"{entry_id} {name:28s} R {row['start'][0]:.4f}/{row['start'][1]:.4f} -> {row['end'][0]:.4f}/"
-              f"{row['end'][1]:.4f}  {row['seconds']:.1f} s", flush=True)
+        print(
+            f"{entry_id} {name:28s} R {row['start'][0]:.4f}/{row['start'][1]:.4f} -> {row['end'][0]:.4f}/"
+            f"{row['end'][1]:.4f}  {row['seconds']:.1f} s",
+            flush=True,
+        )
     return rows
 
 
@@ -164,9 +188,14 @@ def _lbfgs(entry, model, kind):
         scatterers.flags_set_grad_u_iso(iselection=scatterers.extract_use_u_iso().iselection())
         scatterers.flags_set_grad_u_aniso(iselection=scatterers.extract_use_u_aniso().iselection())
     minimization.lbfgs(
-        fmodels=mmtbx.fmodels(fmodel_xray=model), model=entry.model.manager, is_neutron_scat_table=False,
-        refine_xyz=kind == "sites", refine_adp=kind == "adp", collect_monitor=False,
-        lbfgs_termination_params=scitbx.lbfgs.termination_parameters(max_iterations=25))
+        fmodels=mmtbx.fmodels(fmodel_xray=model),
+        model=entry.model.manager,
+        is_neutron_scat_table=False,
+        refine_xyz=kind == "sites",
+        refine_adp=kind == "adp",
+        collect_monitor=False,
+        lbfgs_termination_params=scitbx.lbfgs.termination_parameters(max_iterations=25),
+    )
 
 
 def scaling(entry_id, rounds=3):
@@ -187,13 +216,19 @@ def scaling(entry_id, rounds=3):
     mmtbx_sfdiff.register()
     row = {"part": "scaling", "entry": entry_id, "n_reflections": first.f_obs().size()}
     for name, model in managers.items():
-        row[name] = {"r_work": model.r_work(), "r_free": model.r_free(), "n": model.f_obs().size(),
-                     "seconds": statistics.median(times[name])}
+        row[name] = {
+            "r_work": model.r_work(),
+            "r_free": model.r_free(),
+            "n": model.f_obs().size(),
+            "seconds": statistics.median(times[name]),
+        }
     row["ratio"] = row["mmtbx"]["seconds"] / row["sfdiff"]["seconds"]
-    print(f"{entry_id} {row['n_reflections']} reflections: {row['mmtbx']['seconds']:.2f} / {row['sfdiff']['seconds']:.2f} "
-          f"s = {row['ratio']:.1f}; R-work {row['sfdiff']['r_work'] - row['mmtbx']['r_work']:+.5f}, R-free "
-          f"{row['sfdiff']['r_free'] - row['mmtbx']['r_free']:+.5f}, kept {row['sfdiff']['n'] - row['mmtbx']['n']:+d}",
-          flush=True)
+    print(
+        f"{entry_id} {row['n_reflections']} reflections: {row['mmtbx']['seconds']:.2f} / {row['sfdiff']['seconds']:.2f} "
+        f"s = {row['ratio']:.1f}; R-work {row['sfdiff']['r_work'] - row['mmtbx']['r_work']:+.5f}, R-free "
+        f"{row['sfdiff']['r_free'] - row['mmtbx']['r_free']:+.5f}, kept {row['sfdiff']['n'] - row['mmtbx']['n']:+d}",
+        flush=True,
+    )
     return [row]
 
 
@@ -211,19 +246,29 @@ def overhead(entry_id, rounds=41):
     indices, work_indices = (as_miller_tensor(some.indices()) for some in (miller_set, work_set))
     seed = torch.from_numpy(d_target.as_numpy_array())
     pairs = {
-        "f_calc": (model.compute_f_calc,
-                   lambda: mmtbx_sfdiff.structure_factors(atoms, atoms.crystal, indices)),
-        "gradients": (lambda: model.structure_factor_gradients_w(
-            xray_structure=structure, u_iso_refinable_params=None, miller_set=work_set, d_target_d_f_calc=d_target,
-            n_parameters=n_parameters, algorithm="sfdiff", extra_params=model.sfg_params.extra).packed(),
-            lambda: structure_factor_gradients(atoms, atoms.crystal, work_indices, seed)),
+        "f_calc": (model.compute_f_calc, lambda: mmtbx_sfdiff.structure_factors(atoms, atoms.crystal, indices)),
+        "gradients": (
+            lambda: model.structure_factor_gradients_w(
+                xray_structure=structure,
+                u_iso_refinable_params=None,
+                miller_set=work_set,
+                d_target_d_f_calc=d_target,
+                n_parameters=n_parameters,
+                algorithm="sfdiff",
+                extra_params=model.sfg_params.extra,
+            ).packed(),
+            lambda: structure_factor_gradients(atoms, atoms.crystal, work_indices, seed),
+        ),
     }
     row = {"part": "overhead", "entry": entry_id, "n_atoms": atoms.n_atoms, "n_reflections": len(indices)}
     for name, pair in pairs.items():
         times = interleaved(pair, rounds)
         row[name] = {"cctbx": times[0], "alone": times[1], "overhead": times[0] / times[1] - 1}
-        print(f"{entry_id} {atoms.n_atoms} atoms {name}: {times[0] * 1e3:.1f} / {times[1] * 1e3:.1f} ms, "
-              f"{row[name]['overhead']:+.1%}", flush=True)
+        print(
+            f"{entry_id} {atoms.n_atoms} atoms {name}: {times[0] * 1e3:.1f} / {times[1] * 1e3:.1f} ms, "
+            f"{row[name]['overhead']:+.1%}",
+            flush=True,
+        )
     return [row]
 
 

@@ -44,11 +44,18 @@ def study(entry, settings, shake, mask):
     refined, history = refine(fmodel, settings)
     seconds = time.perf_counter() - start
     return {
-        "entry": entry, "d_min": fmodel.reflections.d_min, "n_atoms": fmodel.atoms.n_atoms,
-        "n_reflections": len(fmodel.reflections), "deposited": deposited, "start": shaken_r,
-        "final": r_factors(refined), "reference_r_work": deposited["r_work"],
+        "entry": entry,
+        "d_min": fmodel.reflections.d_min,
+        "n_atoms": fmodel.atoms.n_atoms,
+        "n_reflections": len(fmodel.reflections),
+        "deposited": deposited,
+        "start": shaken_r,
+        "final": r_factors(refined),
+        "reference_r_work": deposited["r_work"],
         "rms_to_deposited": [rms(m.atoms.sites_cart - sites) for m in (fmodel, refined)],
-        "cycles": history.cycles, "steps": history.steps, "seconds": seconds,
+        "cycles": history.cycles,
+        "steps": history.steps,
+        "seconds": seconds,
     }
 
 
@@ -65,7 +72,7 @@ def draw(results, shake):
     """One panel for each entry: R factors against the step."""
     figure = Figure(figsize=(7.2, 2.5 * ((len(results) + 1) // 2)), layout="constrained")
     axes = figure.subplots((len(results) + 1) // 2, 2, squeeze=False).ravel()
-    for number, (panel, result) in enumerate(zip(axes, results)):
+    for _number, (panel, result) in enumerate(zip(axes, results)):
         draw_r_factors(panel, result, legend=False)
         panel.set_title(f"{result['entry']}: {result['d_min']:.1f} Å, {result['n_atoms']} atoms", fontsize=9)
         panel.set_xlabel("step")
@@ -76,9 +83,17 @@ def draw(results, shake):
             if cycle > 1:
                 panel.axvline(first - 0.5, color="#bbbbbb", linewidth=0.5, zorder=0)
             if cycle == 1 or limits[cycle - 1] != limits[cycle - 2]:
-                panel.annotate(f"to {limits[cycle - 1]:.1f} Å", (first, 0), xycoords="data", fontsize=7, rotation=90,
-                               xytext=(2, 3), textcoords="offset points", va="bottom")
-    for panel in axes[len(results):]:
+                panel.annotate(
+                    f"to {limits[cycle - 1]:.1f} Å",
+                    (first, 0),
+                    xycoords="data",
+                    fontsize=7,
+                    rotation=90,
+                    xytext=(2, 3),
+                    textcoords="offset points",
+                    va="bottom",
+                )
+    for panel in axes[len(results) :]:
         panel.axis("off")
     handles, labels = max((panel.get_legend_handles_labels() for panel in axes), key=lambda pair: len(pair[1]))
     spare = axes[len(results)] if len(axes) > len(results) else axes[0]
@@ -106,13 +121,20 @@ def main(arguments=None):
         for entry in options.entries:
             r = study(entry, settings, options.shake, options.mask)
             results.append(r)
-            print(f"{entry:6s}{r['d_min']:6.2f}{r['n_atoms']:7d}{r['n_reflections']:8d}  "
-                  + "  ".join(text(r[name]) for name in ("deposited", "start", "final"))
-                  + f"{len(r['cycles']):7d}{len(r['steps']):6d}     {r['rms_to_deposited'][0]:.2f} {r['rms_to_deposited'][1]:.2f}"
-                  f"  {r['seconds']:7.1f}", flush=True)
+            print(
+                f"{entry:6s}{r['d_min']:6.2f}{r['n_atoms']:7d}{r['n_reflections']:8d}  "
+                + "  ".join(text(r[name]) for name in ("deposited", "start", "final"))
+                + f"{len(r['cycles']):7d}{len(r['steps']):6d}     {r['rms_to_deposited'][0]:.2f} {r['rms_to_deposited'][1]:.2f}"
+                f"  {r['seconds']:7.1f}",
+                flush=True,
+            )
             if options.json:
-                content = {"settings": dataclasses.asdict(settings), "mask": options.mask, "shake": options.shake,
-                           "results": results}
+                content = {
+                    "settings": dataclasses.asdict(settings),
+                    "mask": options.mask,
+                    "shake": options.shake,
+                    "results": results,
+                }
                 write_all({options.json: json.dumps(content, indent=1).encode()})
     if options.figure:
         draw(results, options.shake).savefig(options.figure, dpi=150)

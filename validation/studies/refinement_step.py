@@ -44,8 +44,9 @@ _STEPS = 3
 class Ours:
     def __init__(self, entry, mask, accuracy, method, device="cpu"):
         files = find_entry(entry, download=False)
-        self.fmodel = FModel.from_files(files.model, files.data, mask={"method": mask}, method=method,
-                                        accuracy=accuracy, device=device)
+        self.fmodel = FModel.from_files(
+            files.model, files.data, mask={"method": mask}, method=method, accuracy=accuracy, device=device
+        )
         self.fmodel.update_scales()
         atoms = self.atoms = self.fmodel.atoms
         self.start = {"sites_cart": atoms.sites_cart, "u_iso": atoms.u_iso, "u_star": atoms.u_star}
@@ -68,8 +69,11 @@ class Theirs:
         files = find_entry(entry, download=False)
         loaded = load_entry(files.model, files.data)
         self.manager = mmtbx.f_model.manager(
-            f_obs=loaded.data.f_obs, r_free_flags=loaded.data.r_free_flags,
-            xray_structure=loaded.model.xray_structure, target_name="ls_wunit_k1")
+            f_obs=loaded.data.f_obs,
+            r_free_flags=loaded.data.r_free_flags,
+            xray_structure=loaded.model.xray_structure,
+            target_name="ls_wunit_k1",
+        )
         self.manager.update_all_scales(log=null_out())
         structure = self.structure = self.manager.xray_structure
         self.sites = structure.sites_cart()
@@ -82,8 +86,9 @@ class Theirs:
 
     def step(self, shift, fixed_mask):
         self.structure.set_sites_cart(self.sites + flex.vec3_double(np.ascontiguousarray(shift)))
-        self.manager.update_xray_structure(self.structure, update_f_calc=True, update_f_mask=not fixed_mask,
-                                           force_update_f_mask=not fixed_mask)
+        self.manager.update_xray_structure(
+            self.structure, update_f_calc=True, update_f_mask=not fixed_mask, force_update_f_mask=not fixed_mask
+        )
         result = self.functor(compute_gradients=True)
         gradients = result.gradients_wrt_atomic_parameters(site=True, u_iso=True, u_aniso=True)
         return result.target_work(), gradients
@@ -107,9 +112,17 @@ def step_times(ours, theirs, repeat, fixed_mask, wait=lambda: None):
 
 def measure(entry, mask, accuracy, method, repeat):
     ours, theirs = Ours(entry, mask, accuracy, method), Theirs(entry)
-    result = {"entry": entry, "n_atoms": ours.atoms.n_atoms, "n_reflections": len(ours.fmodel.reflections),
-              "d_min": ours.fmodel.reflections.d_min, "anisotropic": int(ours.atoms.use_u_aniso.sum()),
-              "threads": torch.get_num_threads(), "mask": mask, "accuracy": accuracy, "method": method}
+    result = {
+        "entry": entry,
+        "n_atoms": ours.atoms.n_atoms,
+        "n_reflections": len(ours.fmodel.reflections),
+        "d_min": ours.fmodel.reflections.d_min,
+        "anisotropic": int(ours.atoms.use_u_aniso.sum()),
+        "threads": torch.get_num_threads(),
+        "mask": mask,
+        "accuracy": accuracy,
+        "method": method,
+    }
     for fixed, name in ((False, "whole"), (True, "fixed_mask")):
         seconds, targets_ = step_times(ours, theirs, repeat, fixed)
         times = {who: statistics.median(values) for who, values in seconds.items()}
@@ -135,9 +148,12 @@ def main(arguments=None):
         r = measure(entry, options.mask, options.accuracy, options.method, options.repeat)
         results.append(r)
         whole, fixed = r["whole"], r["fixed_mask"]
-        print(f"{entry:6s}{r['n_atoms']:7d}{r['anisotropic']:7d}{r['n_reflections']:8d} |"
-              f"{1e3 * whole['sfdiff']:21.1f}{1e3 * whole['mmtbx']:8.1f}{whole['ratio']:6.2f} |"
-              f"{1e3 * fixed['sfdiff']:21.1f}{1e3 * fixed['mmtbx']:8.1f}{fixed['ratio']:6.2f}", flush=True)
+        print(
+            f"{entry:6s}{r['n_atoms']:7d}{r['anisotropic']:7d}{r['n_reflections']:8d} |"
+            f"{1e3 * whole['sfdiff']:21.1f}{1e3 * whole['mmtbx']:8.1f}{whole['ratio']:6.2f} |"
+            f"{1e3 * fixed['sfdiff']:21.1f}{1e3 * fixed['mmtbx']:8.1f}{fixed['ratio']:6.2f}",
+            flush=True,
+        )
         if options.json:
             write_all({options.json: json.dumps(results, indent=1).encode()})
     return 0

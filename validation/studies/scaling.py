@@ -75,7 +75,8 @@ class Case:
     def mmtbx(self, remove_outliers):
         """(manager after update_all_scales, Watch.read())."""
         manager = mmtbx.f_model.manager(
-            f_obs=self.f_obs, r_free_flags=self.flags, f_calc=self.f_calc, f_mask=[self.f_mask])
+            f_obs=self.f_obs, r_free_flags=self.flags, f_calc=self.f_calc, f_mask=[self.f_mask]
+        )
         watch = Watch()
         manager.update_all_scales(remove_outliers=remove_outliers)
         return manager, watch.read()
@@ -114,8 +115,11 @@ def compare(case, remove_outliers, repeat):
 
 
 def summary(manager, everything):
-    return {"r_work": manager.r_work(), "r_free": manager.r_free(),
-            "rejected": sorted(everything - set(manager.f_obs().indices()))}
+    return {
+        "r_work": manager.r_work(),
+        "r_free": manager.r_free(),
+        "rejected": sorted(everything - set(manager.f_obs().indices())),
+    }
 
 
 def difference(result, other):
@@ -137,7 +141,7 @@ def tolerant_mmtbx():
         for _ in range(5):
             smoothed = list(values)
             for i in range(1, len(values) - 1):
-                before, here, after = values[i - 1:i + 2]
+                before, here, after = values[i - 1 : i + 2]
                 if min(here - before, here - after) > TIE or min(before - here, after - here) > TIE:
                     smoothed[i] = (before + here + after) / 3.0
             values = smoothed
@@ -151,9 +155,7 @@ def tolerant_mmtbx():
 
 
 def all_entries():
-    folder = Path(
-        os.environ.get("MMTBX_SFDIFF_PDB_DIR") or Path(__file__).resolve().parents[3] / "shared" / "pdb"
-    )
+    folder = Path(os.environ.get("MMTBX_SFDIFF_PDB_DIR") or Path(__file__).resolve().parents[3] / "shared" / "pdb")
     with open(folder / "MANIFEST.tsv", newline="") as file:
         return [row["entry"] for row in csv.DictReader(file, delimiter="\t")]
 
@@ -161,17 +163,17 @@ def all_entries():
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", nargs="*", help="by default all in MANIFEST.tsv of MMTBX_SFDIFF_PDB_DIR")
-    parser.add_argument(
-        "--repeat", type=int, default=1, help="runs of each, of which the median time is taken"
-    )
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each, of which the median time is taken")
     parser.add_argument("--json", type=Path, help="where the results are written")
     parser.add_argument("--threads", type=int, help="torch threads (scaling on a CPU uses one)")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     results, failed = {}, []
-    print("entry  n_refl outliers  r_work sfdiff mmtbx  r_free sfdiff mmtbx   |dR|   ties   rejected same"
-          "  sfdiff s  mmtbx s  ratio (cpu)")
+    print(
+        "entry  n_refl outliers  r_work sfdiff mmtbx  r_free sfdiff mmtbx   |dR|   ties   rejected same"
+        "  sfdiff s  mmtbx s  ratio (cpu)"
+    )
     for entry in options.entries or all_entries():
         case = Case(entry)
         results[entry] = {"n_reflections": len(case.reflections), "threads": torch.get_num_threads()}

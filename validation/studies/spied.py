@@ -5,6 +5,7 @@
 Each process of the script, forked ones too, adds the name of an entry point to the notes when it first calls it.  This
 package is not imported, nor is torch: the script runs as it does without them.
 """
+
 import collections
 import importlib.util
 import runpy

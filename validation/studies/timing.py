@@ -12,6 +12,7 @@ Writes <output>.json, <output>_accuracy.png (time against error) and <output>_si
 times reflections).  With --append the entries are added to those of the file that is there, so that a long
 measurement can be made in pieces.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -46,16 +47,18 @@ def entries_with(directory, least_atoms):
     rows = [line.split("\t") for line in (directory / "MANIFEST.tsv").read_text().splitlines()]
     header = rows[0]
     column = {name: header.index(name) for name in ("entry", "d_min", "n_atoms")}
-    found = [(int(row[column["n_atoms"]]), row[column["entry"]], float(row[column["d_min"]]))
-              for row in rows[1:]]
+    found = [(int(row[column["n_atoms"]]), row[column["entry"]], float(row[column["d_min"]])) for row in rows[1:]]
     return [(entry, d_min) for n, entry, d_min in sorted(found) if n >= least_atoms]
 
 
 def read_structure(directory, entry):
     """xray.structure of an entry, without atoms that have no form factor."""
-    path = next(p for p in sorted((directory / entry).iterdir())
-                if p.name.startswith(entry) and p.name.removesuffix(".gz").endswith((".pdb", f"{entry}.cif")))
-    text = gzip.open(path, "rt").read() if path.suffix == ".gz" else path.read_text()
+    path = next(
+        p
+        for p in sorted((directory / entry).iterdir())
+        if p.name.startswith(entry) and p.name.removesuffix(".gz").endswith((".pdb", f"{entry}.cif"))
+    )
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
     structure = iotbx.pdb.input(source_info=None, lines=text.splitlines()).xray_structure_simple()
     known = [t.strip() not in ("X", "") for t in structure.scatterers().extract_scattering_types()]
     return structure.select(flex.bool(known))
@@ -70,12 +73,16 @@ class Case:
         self.atoms = sfdiff.Atoms.from_cctbx(structure, dtype=torch.float32)
         self.crystal = self.atoms.crystal
         self.indices = self.crystal.build_miller_indices(d_min)
-        self.set = miller.set(structure.crystal_symmetry(), as_flex_miller_index(self.indices),
-                              anomalous_flag=False)
+        self.set = miller.set(structure.crystal_symmetry(), as_flex_miller_index(self.indices), anomalous_flag=False)
         exact = sfdiff.Atoms.from_cctbx(structure)
         leaves = [getattr(exact, name).clone().requires_grad_() for name in ("sites_cart", "u_iso")]
-        f = sfdiff.structure_factors(exact.replace(sites_cart=leaves[0], u_iso=leaves[1]), self.crystal,
-                                     self.indices, method="direct", memory=2 ** 30)
+        f = sfdiff.structure_factors(
+            exact.replace(sites_cart=leaves[0], u_iso=leaves[1]),
+            self.crystal,
+            self.indices,
+            method="direct",
+            memory=2**30,
+        )
         rng = torch.Generator().manual_seed(0)
         noise = torch.view_as_complex(torch.randn((*f.shape, 2), generator=rng, dtype=torch.float64))
         #: dT/dF of a residual of the size of F's own fluctuations.
@@ -88,8 +95,9 @@ class Case:
     def ours(self, method, accuracy):
         def forward():
             with torch.no_grad():
-                return sfdiff.structure_factors(self.atoms, self.crystal, self.indices, method=method,
-                                                accuracy=accuracy)
+                return sfdiff.structure_factors(
+                    self.atoms, self.crystal, self.indices, method=method, accuracy=accuracy
+                )
 
         def gradient():
             leaves = [getattr(self.atoms, name).clone().requires_grad_() for name in ("sites_cart", "u_iso")]
@@ -111,8 +119,14 @@ class Case:
 
         def gradient():
             f = forward()
-            g = gradients(xray_structure=structure, u_iso_refinable_params=None, miller_set=set_,
-                          d_target_d_f_calc=self.seed_flex, n_parameters=0, algorithm=algorithm)
+            g = gradients(
+                xray_structure=structure,
+                u_iso_refinable_params=None,
+                miller_set=set_,
+                d_target_d_f_calc=self.seed_flex,
+                n_parameters=0,
+                algorithm=algorithm,
+            )
             return f, (g.d_target_d_site_cart(), g.d_target_d_u_iso())
 
         return forward, gradient
@@ -143,6 +157,7 @@ class Case:
 
     def errors(self, f, gradients=None):
         """Relative L2 errors of F, and of the gradients in sites and u_iso."""
+
         def as_tensor(value, like):
             if isinstance(value, flex.vec3_double):
                 value = value.as_double()
@@ -191,9 +206,15 @@ def run_case(case, accuracies, rounds, others):
             methods["gemmi"] = forward, gradient
         except ImportError:
             pass
-    result = {"entry": case.name, "space_group": case.crystal.space_group_symbol,
-              "n_atoms": case.atoms.n_atoms, "n_anisotropic": int(case.atoms.use_u_aniso.sum()),
-              "n_reflections": len(case.indices), "d_min": case.d_min, "methods": {}}
+    result = {
+        "entry": case.name,
+        "space_group": case.crystal.space_group_symbol,
+        "n_atoms": case.atoms.n_atoms,
+        "n_anisotropic": int(case.atoms.use_u_aniso.sum()),
+        "n_reflections": len(case.indices),
+        "d_min": case.d_min,
+        "methods": {},
+    }
     for name, (forward, gradient) in methods.items():
         if gradient is None:
             entry = {"errors": case.errors(adapters[name](forward()))}
@@ -217,26 +238,29 @@ def floor(case, accuracies, rounds):
     from mmtbx_sfdiff.structure_factors.setting import choose_setting
 
     a = torch.randn(1024, 1024)
-    rate = 2 * 1024 ** 3 / min(measure({"": lambda: a @ a}, rounds)[""])
+    rate = 2 * 1024**3 / min(measure({"": lambda: a @ a}, rounds)[""])
     plan = miller_plan(case.crystal, case.indices)
     parameters = _Parameters(case.atoms, ())
     values = tuple(getattr(parameters, name) for name in ("sites", "u_iso", "u_star", "weights", "fp", "fdp"))
     result = {}
     for accuracy in accuracies:
         for what, wanted in (("forward_s", None), ("gradient_s", (True, True, False, False, False, False))):
-            _, setting = choose_setting(values, case.atoms, plan, accuracy, 2 ** 28, wanted)
+            _, setting = choose_setting(values, case.atoms, plan, accuracy, 2**28, wanted)
             grid = torch.randn(setting.grid.dims, dtype=setting.dtype)
             transform = min(measure({"": lambda: torch.fft.rfftn(grid)}, rounds)[""])
             points = gaussian_points(case, setting)
             result.setdefault(f"{accuracy:g}", {})[what] = {
-                "grid": list(setting.grid.dims), "fft_s": transform, "points": points,
-                "multiply_add_s": 2 * points / rate}
+                "grid": list(setting.grid.dims),
+                "fft_s": transform,
+                "points": points,
+                "multiply_add_s": 2 * points / rate,
+            }
     return result
 
 
 def gaussian_points(case, setting):
     """Grid points within all the Gaussians."""
-    e = 2 * math.pi ** 2 * setting.s_sq * case.atoms.u_iso.double().numpy() - setting.sharpening
+    e = 2 * math.pi**2 * setting.s_sq * case.atoms.u_iso.double().numpy() - setting.sharpening
     table, first, step, level_first, level_step = setting.cuts
     points = 0.0
     kinds = case.atoms.type_index.numpy()
@@ -247,7 +271,7 @@ def gaussian_points(case, setting):
         i = np.clip((np.log(width) - first) / step, 0, table.shape[0] - 1).astype(int)
         j = np.clip((level - level_first) / level_step, 0, table.shape[1] - 1).astype(int)
         radius = np.sqrt(width * np.maximum(table[i, j], 0) / setting.s_sq) / math.pi
-        points += (4 / 3 * math.pi * radius ** 3 * per_volume).sum()
+        points += (4 / 3 * math.pi * radius**3 * per_volume).sum()
     return float(points)
 
 
@@ -259,9 +283,11 @@ def summarise(results, statistic):
             for bound in BOUNDS:
                 ratios, met, theirs, limits = [], [], [], []
                 for result in results:
-                    candidates = [(entry[what][statistic], max(entry["errors"][:n_errors]), name)
-                                  for name, entry in result["methods"].items()
-                                  if name.split()[0] == method and max(entry["errors"][:n_errors]) <= bound]
+                    candidates = [
+                        (entry[what][statistic], max(entry["errors"][:n_errors]), name)
+                        for name, entry in result["methods"].items()
+                        if name.split()[0] == method and max(entry["errors"][:n_errors]) <= bound
+                    ]
                     if not candidates:
                         continue
                     seconds, error, name = min(candidates)
@@ -279,7 +305,8 @@ def summarise(results, statistic):
                         f"{method:5s} {what[:-2]:9s} error <= {bound:g}: cctbx fft / ours = "
                         f"{statistics.median(ratios):5.2f} (from {min(ratios):.2f} to {max(ratios):.2f}, "
                         f"{len(ratios)} entries); error {statistics.median(met):.1e}, cctbx "
-                        f"{statistics.median(theirs):.1e}; ours / limit {statistics.median(limits):.1f}")
+                        f"{statistics.median(theirs):.1e}; ours / limit {statistics.median(limits):.1f}"
+                    )
     return lines
 
 
@@ -291,11 +318,13 @@ def scaling(rounds, accuracy=1e-4, d_min=2.0):
     for n in (2000, 20000):
         length = (n * 4 * 19.5) ** (1 / 3)
         rng = np.random.default_rng(0)
-        structure = xray.structure(crystal_symmetry=crystal.symmetry(
-            unit_cell=(length * 0.8, length, length * 1.25, 90, 90, 90), space_group_symbol="P 21 21 21"))
+        structure = xray.structure(
+            crystal_symmetry=crystal.symmetry(
+                unit_cell=(length * 0.8, length, length * 1.25, 90, 90, 90), space_group_symbol="P 21 21 21"
+            )
+        )
         for i in range(n):
-            structure.add_scatterer(xray.scatterer("CCCNO"[i % 5], site=tuple(rng.random(3)),
-                                                   u=rng.uniform(0.2, 0.8)))
+            structure.add_scatterer(xray.scatterer("CCCNO"[i % 5], site=tuple(rng.random(3)), u=rng.uniform(0.2, 0.8)))
         structure.scattering_type_registry(d_min=d_min, table="n_gaussian")
         atoms = sfdiff.Atoms.from_cctbx(structure, dtype=torch.float32)
         indices = atoms.crystal.build_miller_indices(d_min)
@@ -308,8 +337,14 @@ def scaling(rounds, accuracy=1e-4, d_min=2.0):
 
 
 # Okabe and Ito's colours, and a marker each.
-_STYLES = {"fft": ("#0072B2", "o"), "auto": ("#009E73", "s"), "direct": ("#E69F00", "^"),
-           "cctbx fft": ("#D55E00", "D"), "cctbx direct": ("#CC79A7", "v"), "gemmi": ("#000000", "P")}
+_STYLES = {
+    "fft": ("#0072B2", "o"),
+    "auto": ("#009E73", "s"),
+    "direct": ("#E69F00", "^"),
+    "cctbx fft": ("#D55E00", "D"),
+    "cctbx direct": ("#CC79A7", "v"),
+    "gemmi": ("#000000", "P"),
+}
 _LABELS = {"fft": "this package, fft", "auto": "this package, auto", "direct": "this package, direct"}
 _PANELS = (("forward_s", 1, "structure factors"), ("gradient_s", None, "structure factors and gradients"))
 
@@ -327,14 +362,17 @@ def plot_accuracy(results, path):
                 for name, entry in result["methods"].items():
                     if (name == family or name.rsplit(" ", 1)[0] == family) and what in entry:
                         points.setdefault(name, []).append(
-                            (max(entry["errors"][:n_errors]), entry[what]["median"] / base))
+                            (max(entry["errors"][:n_errors]), entry[what]["median"] / base)
+                        )
             # A method that was run on a few entries only has no median over all of them.
-            xy = sorted(tuple(statistics.median(column) for column in zip(*values))
-                        for values in points.values() if len(values) > len(results) / 2)
+            xy = sorted(
+                tuple(statistics.median(column) for column in zip(*values))
+                for values in points.values()
+                if len(values) > len(results) / 2
+            )
             if xy:
                 panel.plot(*zip(*xy), marker=marker, color=colour, label=_LABELS.get(family, family))
-        panel.set(xscale="log", yscale="log", xlabel="relative L2 error (the largest of those calculated)",
-                  title=title)
+        panel.set(xscale="log", yscale="log", xlabel="relative L2 error (the largest of those calculated)", title=title)
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("time / time of cctbx fft")
     axes[0].legend(frameon=False)
@@ -348,19 +386,33 @@ def plot_size(results, path, accuracy=1e-4):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-    names = {"fft": f"fft {accuracy:g}", "auto": f"auto {accuracy:g}", "direct": "direct",
-             "cctbx fft": "cctbx fft", "cctbx direct": "cctbx direct", "gemmi": "gemmi"}
+    names = {
+        "fft": f"fft {accuracy:g}",
+        "auto": f"auto {accuracy:g}",
+        "direct": "direct",
+        "cctbx fft": "cctbx fft",
+        "cctbx direct": "cctbx direct",
+        "gemmi": "gemmi",
+    }
     for panel, (what, _, title) in zip(axes, _PANELS):
         for family, name in names.items():
             colour, marker = _STYLES[family]
-            xy = sorted((r["n_atoms"] * r["n_reflections"], 1e3 * r["methods"][name][what]["median"])
-                        for r in results if what in r["methods"].get(name, {}))
+            xy = sorted(
+                (r["n_atoms"] * r["n_reflections"], 1e3 * r["methods"][name][what]["median"])
+                for r in results
+                if what in r["methods"].get(name, {})
+            )
             if xy:
-                panel.plot(*zip(*xy), marker, color=colour, ms=5, alpha=0.8,
-                           label=_LABELS.get(family, family) + (f", {accuracy:g}" if family in _LABELS
-                                                                and family != "direct" else ""))
-        panel.set(xscale="log", yscale="log", xlabel="atoms x reflections of the asymmetric unit",
-                  title=title)
+                panel.plot(
+                    *zip(*xy),
+                    marker,
+                    color=colour,
+                    ms=5,
+                    alpha=0.8,
+                    label=_LABELS.get(family, family)
+                    + (f", {accuracy:g}" if family in _LABELS and family != "direct" else ""),
+                )
+        panel.set(xscale="log", yscale="log", xlabel="atoms x reflections of the asymmetric unit", title=title)
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("time, ms")
     axes[0].legend(frameon=False, fontsize=9)
@@ -384,8 +436,11 @@ def write(report, output):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m validation.studies.timing", description=__doc__.split("\n")[0])
     parser.add_argument("entries", nargs="*", help="entry ids; by default all of at least --atoms atoms")
-    parser.add_argument("--directory", type=pathlib.Path, default=os.environ.get(
-        "MMTBX_SFDIFF_PDB_DIR", pathlib.Path(__file__).resolve().parents[3] / "shared" / "pdb"))
+    parser.add_argument(
+        "--directory",
+        type=pathlib.Path,
+        default=os.environ.get("MMTBX_SFDIFF_PDB_DIR", pathlib.Path(__file__).resolve().parents[3] / "shared" / "pdb"),
+    )
     parser.add_argument("--atoms", type=int, default=1000)
     parser.add_argument("--accuracy", type=float, nargs="+", default=ACCURACIES)
     parser.add_argument("--rounds", type=int, default=7)
@@ -408,8 +463,14 @@ def main(arguments=None):
     results = [r for r in before.get("results", []) if r["entry"] not in {entry for entry, _ in chosen}]
     for entry, d_min in chosen:
         try:
-            results.append(run_case(Case(read_structure(directory, entry), d_min, entry), options.accuracy,
-                                    options.rounds, options.others))
+            results.append(
+                run_case(
+                    Case(read_structure(directory, entry), d_min, entry),
+                    options.accuracy,
+                    options.rounds,
+                    options.others,
+                )
+            )
         except Exception as error:  # an entry that cannot be read must not cost the others
             print(f"{entry}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
@@ -417,12 +478,22 @@ def main(arguments=None):
         cells = []
         for name, found in last["methods"].items():
             gradient = found["gradient_s"]["median"] if "gradient_s" in found else math.nan
-            cells.append(f"{name} {1e3 * found['forward_s']['median']:.2f}/{1e3 * gradient:.2f} ms "
-                         f"({found['errors'][0]:.0e}/{max(found['errors']):.0e})")
-        print(f"{entry} {last['space_group']} {last['n_atoms']} atoms ({last['n_anisotropic']} anisotropic), "
-              f"{last['n_reflections']} reflections: " + "; ".join(cells), flush=True)
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-               "threads": torch.get_num_threads(), "torch": torch.__version__, "load": os.getloadavg()}
+            cells.append(
+                f"{name} {1e3 * found['forward_s']['median']:.2f}/{1e3 * gradient:.2f} ms "
+                f"({found['errors'][0]:.0e}/{max(found['errors']):.0e})"
+            )
+        print(
+            f"{entry} {last['space_group']} {last['n_atoms']} atoms ({last['n_anisotropic']} anisotropic), "
+            f"{last['n_reflections']} reflections: " + "; ".join(cells),
+            flush=True,
+        )
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load": os.getloadavg(),
+    }
     if pathlib.Path("/proc/cpuinfo").exists():
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -435,8 +506,7 @@ def main(arguments=None):
     large = [r for r in results if r["n_atoms"] >= options.atoms]
     for statistic in ("median", "minimum"):
         report[f"summary_{statistic}"] = summarise(large, statistic)
-        print(f"\n{statistic} of {options.rounds} rounds, {machine['threads']} threads, "
-              f"{machine['processor']}")
+        print(f"\n{statistic} of {options.rounds} rounds, {machine['threads']} threads, {machine['processor']}")
         print("\n".join(report[f"summary_{statistic}"]))
     if report["scaling"]:
         few, many = (report["scaling"][n]["minimum"] for n in ("2000", "20000"))

@@ -3,6 +3,7 @@
 The limits are in ``thresholds.toml``.  Exit status 0 when all checks pass, 1 when one fails, 2 when the run
 could not be audited.
 """
+
 from __future__ import annotations
 
 import csv
@@ -69,18 +70,14 @@ class Verdict:
         if self.failed:
             parts.append(f"{len(self.failed)} fail: " + _listed(self.failed))
         if self.expected:
-            parts.append(f"{len(self.expected)} as expected: " +
-                         _listed({e: v for e, (v, _) in self.expected.items()}))
+            parts.append(f"{len(self.expected)} as expected: " + _listed({e: v for e, (v, _) in self.expected.items()}))
         if self.mended:
             parts.append("mended: " + ", ".join(self.mended))
         return "; ".join(parts)
 
 
 def _listed(found, most=8):
-    items = [
-        f"{entry} {value if isinstance(value, str) else format(value, '.3g')}"
-        for entry, value in found.items()
-    ]
+    items = [f"{entry} {value if isinstance(value, str) else format(value, '.3g')}" for entry, value in found.items()]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
@@ -104,11 +101,9 @@ def read_thresholds(path=THRESHOLDS):
             raise Sorry(f"The check {name} in {path} {said}: correct it.")
     unknown = set(thresholds.get("moved", {})) - set(MEASURES)
     if unknown:
-        raise Sorry(
-            f"[moved] in {path} names {', '.join(sorted(unknown))}, which does not exist: correct it.")
+        raise Sorry(f"[moved] in {path} names {', '.join(sorted(unknown))}, which does not exist: correct it.")
     if not thresholds.get("checks"):
-        raise Sorry(
-            f"{path} has no checks: give [checks.NAME] sections, or name another file with --thresholds.")
+        raise Sorry(f"{path} has no checks: give [checks.NAME] sections, or name another file with --thresholds.")
     return thresholds
 
 
@@ -126,8 +121,12 @@ def _fault(check):
     if check.get("expected") and check["statistic"] != "every":
         return "has expected entries, which only 'every' can have"
     excused = check.get("excused")
-    if excused and (check["statistic"] != "every" or excused.get("measure") not in MEASURES
-                    or not excused.get("reason") or ("most" in excused) == ("least" in excused)):
+    if excused and (
+        check["statistic"] != "every"
+        or excused.get("measure") not in MEASURES
+        or not excused.get("reason")
+        or ("most" in excused) == ("least" in excused)
+    ):
         return "has an 'excused' that needs a measure, most or least, and a reason, with the statistic 'every'"
     if any(set(item) != {"entry", "reason", "limit"} for item in check.get("expected", ())):
         return "has an expected entry without entry, reason and limit"
@@ -168,11 +167,17 @@ def _completed(records, rules, entries):
     never = set(rules.get("never", ())) | {"not computed yet"}
     enough = share is not None and share >= least
     failed = {entry: kind for entry, kind in failures.items() if not enough or kind in never}
-    expected = {
-        entry: (kind, records[entry]["reason"]) for entry, kind in failures.items() if entry not in failed
-    }
-    return Verdict("completed", rules.get("contract", "entries are computed"), bool(enough and not failed),
-                   share, f"share computed at least {least:g}", len(asked), failed, expected)
+    expected = {entry: (kind, records[entry]["reason"]) for entry, kind in failures.items() if entry not in failed}
+    return Verdict(
+        "completed",
+        rules.get("contract", "entries are computed"),
+        bool(enough and not failed),
+        share,
+        f"share computed at least {least:g}",
+        len(asked),
+        failed,
+        expected,
+    )
 
 
 def _one_version(records):
@@ -180,19 +185,19 @@ def _one_version(records):
     for entry, record in records.items():
         if record["status"] == "ok":
             # Machines of a cluster may differ, versions of what computes may not.
-            found = {
-                name: value
-                for name, value in record["result"].get("versions", {}).items()
-                if name != "platform"
-            }
+            found = {name: value for name, value in record["result"].get("versions", {}).items() if name != "platform"}
             versions.setdefault(json.dumps(found, sort_keys=True), []).append(entry)
     common = max(versions.values(), key=len, default=[])
-    others = {
-        entry: "other versions" for group in versions.values() if group is not common for entry in group
-    }
-    return Verdict("one_version", "all entries were computed by the same versions", not others,
-                   float(len(versions)) if versions else None, "versions at most 1",
-                   sum(map(len, versions.values())), others)
+    others = {entry: "other versions" for group in versions.values() if group is not common for entry in group}
+    return Verdict(
+        "one_version",
+        "all entries were computed by the same versions",
+        not others,
+        float(len(versions)) if versions else None,
+        "versions at most 1",
+        sum(map(len, versions.values())),
+        others,
+    )
 
 
 def _judge(name, check, records):
@@ -203,8 +208,12 @@ def _judge(name, check, records):
     def misses(value, limit):
         return not (value <= limit if highest else value >= limit)
 
-    common = {"name": name, "contract": check["contract"], "n": len(found),
-              "limit": f"{check['statistic']} at {'most' if highest else 'least'} {limit:g}"}
+    common = {
+        "name": name,
+        "contract": check["contract"],
+        "n": len(found),
+        "limit": f"{check['statistic']} at {'most' if highest else 'least'} {limit:g}",
+    }
     if not found:
         return Verdict(passed=False, **common)
     if check["statistic"] == "median":
@@ -225,8 +234,7 @@ def _judge(name, check, records):
         else:
             failed[entry] = value
     figure = (max if highest else min)(found.values())
-    return Verdict(passed=not failed, figure=figure, failed=failed, expected=expected, mended=mended,
-                   **common)
+    return Verdict(passed=not failed, figure=figure, failed=failed, expected=expected, mended=mended, **common)
 
 
 def _excused(rule, record):
@@ -267,8 +275,15 @@ def _unmoved(moved, n):
     for entry, what, before, after in moved:
         change = _change(what, before, after)
         failed[entry] = f"{failed[entry]}, {change}" if entry in failed else change
-    return Verdict("baseline", "no number moved from the baseline by more than [moved] allows", not failed,
-                   float(len(failed)), "entries that moved at most 0", n, failed)
+    return Verdict(
+        "baseline",
+        "no number moved from the baseline by more than [moved] allows",
+        not failed,
+        float(len(failed)),
+        "entries that moved at most 0",
+        n,
+        failed,
+    )
 
 
 def _change(what, before, after):
@@ -309,19 +324,22 @@ def as_csv(verdicts):
 def as_junit(verdicts):
     """The verdicts as JUnit XML, which continuous integration reads."""
     n_failed = sum(not verdict.passed for verdict in verdicts)
-    suite = ElementTree.Element("testsuite", name="mmtbx_sfdiff audit", tests=str(len(verdicts)),
-                                failures=str(n_failed), errors="0", skipped="0")
+    suite = ElementTree.Element(
+        "testsuite",
+        name="mmtbx_sfdiff audit",
+        tests=str(len(verdicts)),
+        failures=str(n_failed),
+        errors="0",
+        skipped="0",
+    )
     for verdict in verdicts:
         case = ElementTree.SubElement(suite, "testcase", classname="audit", name=verdict.name)
         if not verdict.passed:
-            failure = ElementTree.SubElement(case, "failure",
-                                             message=_clean(f"{verdict.contract}: {verdict.sentence}"))
+            failure = ElementTree.SubElement(case, "failure", message=_clean(f"{verdict.contract}: {verdict.sentence}"))
             failure.text = _clean("\n".join(f"{entry}: {value}" for entry, value in verdict.failed.items()))
         out = ElementTree.SubElement(case, "system-out")
         lines = [verdict.contract, verdict.sentence]
-        lines += [
-            f"{entry}: {value} (expected: {reason})" for entry, (value, reason) in verdict.expected.items()
-        ]
+        lines += [f"{entry}: {value} (expected: {reason})" for entry, (value, reason) in verdict.expected.items()]
         out.text = _clean("\n".join(lines))
     return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
 
@@ -334,10 +352,8 @@ def _clean(text):
 def add_options(parser):
     """The command line of ``audit``."""
     parser.add_argument("folder", metavar="RUN", help="folder of a run")
-    parser.add_argument("--thresholds", default=str(THRESHOLDS),
-                        help="limits (default: validation/thresholds.toml)")
-    parser.add_argument("--baseline", metavar="RUN2",
-                        help="another run, whose numbers this one has to repeat")
+    parser.add_argument("--thresholds", default=str(THRESHOLDS), help="limits (default: validation/thresholds.toml)")
+    parser.add_argument("--baseline", metavar="RUN2", help="another run, whose numbers this one has to repeat")
     parser.add_argument("--out", help="folder for audit.json, junit.xml and checks.csv (default: RUN/audit)")
     parser.set_defaults(run=run)
 
@@ -360,14 +376,21 @@ def run(options):
         verdicts.append(_unmoved(moved, len(set(records) | set(baseline))))
     out = Path(options.out) if options.out else audited.folder / "audit"
     out.mkdir(parents=True, exist_ok=True)
-    write_all({out / "audit.json": as_json(verdicts, audited, moved).encode(), out / "junit.xml": as_junit(verdicts),
-               out / "checks.csv": as_csv(verdicts).encode()})
+    write_all(
+        {
+            out / "audit.json": as_json(verdicts, audited, moved).encode(),
+            out / "junit.xml": as_junit(verdicts),
+            out / "checks.csv": as_csv(verdicts).encode(),
+        }
+    )
     for verdict in verdicts:
         word = "pass" if verdict.passed else "FAIL"
         print(f"{word}  {verdict.name}: {verdict.sentence}")
     failed = [verdict.name for verdict in verdicts if not verdict.passed]
     for entry, what, before, after in moved:
         print(f"      {entry}: {_change(what, before, after)}")
-    print(f"{len(verdicts) - len(failed)} of {len(verdicts)} checks pass" +
-          (f"; fail: {', '.join(failed)}." if failed else "."))
+    print(
+        f"{len(verdicts) - len(failed)} of {len(verdicts)} checks pass"
+        + (f"; fail: {', '.join(failed)}." if failed else ".")
+    )
     return 1 if failed else 0

@@ -8,6 +8,7 @@ scheduler's ``allowed-failures``, 3), and then that is its result.
 Machines see the checkout at the same path (and the entries, where they are in a folder); otherwise they need
 nothing in common.  :func:`job_script` shows what dask-jobqueue submits to SLURM.
 """
+
 from __future__ import annotations
 
 import uuid
@@ -31,12 +32,12 @@ def compute(jobs, address, record):
     except ImportError:
         raise Sorry("--scheduler needs dask: pip install 'mmtbx_sfdiff[cluster]'.") from None
     from . import supervise
+
     name = f"mmtbx_sfdiff-{uuid.uuid4()}"
     try:
         client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=True)
     except (OSError, TimeoutError, ValueError) as error:
-        raise Sorry(
-            f"No Dask scheduler answers at {address} ({error}): start one, or correct --scheduler.") from None
+        raise Sorry(f"No Dask scheduler answers at {address} ({error}): start one, or correct --scheduler.") from None
     with client:
         stop = distributed.Event(name, client=client)
         futures = {}
@@ -49,7 +50,9 @@ def compute(jobs, address, record):
             # Nested functions travel by value: neither the scheduler nor the workers need find this module.
             def task(job):
                 import cloudpickle
+
                 return cloudpickle.loads(content)(job, name)
+
             for job in jobs:
                 futures[client.submit(task, job, key=f"{name}-{job['entry']}", pure=False)] = job
             for future in distributed.as_completed(futures):
@@ -68,6 +71,7 @@ def _by_value(function, module):
     import sys
 
     import cloudpickle
+
     modules = module, sys.modules[__name__]
     for each in modules:
         cloudpickle.register_pickle_by_value(each)
@@ -84,6 +88,7 @@ def _task(supervised, out_of_disk, job, stop_name):
     import time
 
     import distributed
+
     stop = distributed.Event(stop_name)
     looked = [time.monotonic()]
 
@@ -92,6 +97,7 @@ def _task(supervised, out_of_disk, job, stop_name):
             return False
         looked[0] = time.monotonic()
         return stop.is_set()
+
     try:
         return supervised(job).wait(stop=stopped)
     except out_of_disk as error:
@@ -116,21 +122,32 @@ def _outcome(future, job, out_of_disk, killed):
 
 def _failed(job, kind, reason):
     return {
-        "entry": job["entry"], "status": "failed", "kind": kind, "reason": reason, "step": None,
-        "wall_s": 0.0, "cpu_s": 0.0, "peak_bytes": 0, "started": 0, "host": "", "log": ""
+        "entry": job["entry"],
+        "status": "failed",
+        "kind": kind,
+        "reason": reason,
+        "step": None,
+        "wall_s": 0.0,
+        "cpu_s": 0.0,
+        "peak_bytes": 0,
+        "started": 0,
+        "host": "",
+        "log": "",
     }, {}
 
 
 def _check(client, checkout):
     """Whether the workers have the checkout; said before any work is handed out."""
+
     def has():
         import os
+
         return os.path.isfile(os.path.join(checkout, "validation", "worker.py"))
+
     try:
         client.wait_for_workers(1, timeout=_CONNECT_SECONDS * 20)
     except TimeoutError:
-        raise Sorry(
-            f"No Dask worker joined the scheduler within {_CONNECT_SECONDS * 20:g} s: start some.") from None
+        raise Sorry(f"No Dask worker joined the scheduler within {_CONNECT_SECONDS * 20:g} s: start some.") from None
     without = [worker for worker, found in client.run(has).items() if not found]
     if without:
         raise Sorry(
@@ -157,6 +174,7 @@ def slurm_cluster(cores=8, memory="32GB", walltime="04:00:00", **options):
     dask_jobqueue.SLURMCluster
     """
     from dask_jobqueue import SLURMCluster
+
     return SLURMCluster(cores=cores, processes=1, memory=memory, walltime=walltime, **options)
 
 

@@ -4,6 +4,7 @@ Direct summation and its gradients against cctbx's direct summation with the sam
 precisions; the binary mask against mmtbx's F_mask; the gradient of the default mask against finite differences
 of the same mask over the steps that a refinement takes; and, where R factors differ, whether rounding is why.
 """
+
 from __future__ import annotations
 
 import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
@@ -64,8 +65,9 @@ def _scaling(entry, comparison):
     differences = {name: _difference(part["sfdiff_scaling"][name], part[name]) for name in comparison.pairs}
     for name, (f_calc, f_mask) in comparison.pairs.items():
         if differences[name] > AGREES:
-            manager = reference.unscaled_model(entry.data.f_obs, entry.data.r_free_flags,
-                                               entry.model.xray_structure, f_calc, f_mask)
+            manager = reference.unscaled_model(
+                entry.data.f_obs, entry.data.r_free_flags, entry.model.xray_structure, f_calc, f_mask
+            )
             with tolerant_mmtbx():
                 reference.scale_model(manager)
             theirs = {"r_work": float(manager.r_work()), "r_free": float(manager.r_free())}
@@ -81,7 +83,7 @@ def _direct(entry, max_terms):
     structure, f_obs = entry.model.xray_structure, entry.data.f_obs
     terms = max(1, structure.scatterers().size() * structure.space_group().order_z())
     rng = np.random.default_rng(0)
-    chosen = np.sort(rng.permutation(f_obs.size())[:max(10, int(max_terms / terms))])
+    chosen = np.sort(rng.permutation(f_obs.size())[: max(10, int(max_terms / terms))])
     part = f_obs.select(flex.size_t(chosen.tolist()))
     exact = reference.f_calc_direct(structure, part)
     result = {"n_reflections": part.size()}
@@ -95,11 +97,11 @@ def _direct(entry, max_terms):
         name = str(dtype).removeprefix("torch.")
         result[f"relative_l2_{name}"] = relative_l2(f.detach().numpy().astype(np.complex128), exact)
         if dtype == torch.float64:
-            gradients = torch.autograd.grad(f, list(leaves.values()),
-                                            torch.from_numpy(weights).to(complex_dtype))
+            gradients = torch.autograd.grad(f, list(leaves.values()), torch.from_numpy(weights).to(complex_dtype))
             result["gradients"] = {
                 name: relative_l2(gradient.numpy().ravel(), expected[name].ravel())
-                for name, gradient in zip(leaves, gradients)}
+                for name, gradient in zip(leaves, gradients)
+            }
     return result
 
 
@@ -108,10 +110,16 @@ def _cctbx_gradients(structure, miller_set, weights):
     structure = structure.deep_copy_scatterers()
     xray.set_scatterer_grad_flags(structure.scatterers(), site=True, u_iso=True, u_aniso=True, occupancy=True)
     found = xray.structure_factors.gradients_direct(
-        xray_structure=structure, u_iso_refinable_params=None, miller_set=miller_set,
-        d_target_d_f_calc=flex.complex_double(weights), n_parameters=0)
-    result = {"sites_cart": found.d_target_d_site_cart().as_double().as_numpy_array().reshape(-1, 3),
-              "occupancies": found.d_target_d_occupancy().as_numpy_array()}
+        xray_structure=structure,
+        u_iso_refinable_params=None,
+        miller_set=miller_set,
+        d_target_d_f_calc=flex.complex_double(weights),
+        n_parameters=0,
+    )
+    result = {
+        "sites_cart": found.d_target_d_site_cart().as_double().as_numpy_array().reshape(-1, 3),
+        "occupancies": found.d_target_d_occupancy().as_numpy_array(),
+    }
     if structure.use_u_iso().count(True):
         result["u_iso"] = found.d_target_d_u_iso().as_numpy_array()
     if structure.use_u_aniso().count(True):
@@ -122,8 +130,10 @@ def _cctbx_gradients(structure, miller_set, weights):
 def _binary_mask(structure, atoms, low):
     mask = sfdiff.solvent_mask(atoms, atoms.crystal, method="binary", grid_step=MMTBX_GRID_STEP)
     ours = sfdiff.mask_structure_factors(mask, atoms.crystal, low).numpy()
-    return {"relative_l2": relative_l2(ours, reference.f_mask(structure, low, MMTBX_GRID_STEP)),
-            "n_reflections": low.size()}
+    return {
+        "relative_l2": relative_l2(ours, reference.f_mask(structure, low, MMTBX_GRID_STEP)),
+        "n_reflections": low.size(),
+    }
 
 
 def _mask_gradient(atoms, low, grid_step):
@@ -141,13 +151,15 @@ def _mask_gradient(atoms, low, grid_step):
 
     sites = atoms.sites_cart.clone().requires_grad_()
     f = f_mask(sites)
-    slopes = torch.stack([(torch.autograd.grad(f, sites, weight, retain_graph=True)[0] * direction).sum()
-                          for weight in weights])
+    slopes = torch.stack(
+        [(torch.autograd.grad(f, sites, weight, retain_graph=True)[0] * direction).sum() for weight in weights]
+    )
     errors = []
     with torch.no_grad():
         for step in MASK_STEPS:
-            change = (f_mask(atoms.sites_cart + step * direction) -
-                      f_mask(atoms.sites_cart - step * direction)) / (2 * step)
+            change = (f_mask(atoms.sites_cart + step * direction) - f_mask(atoms.sites_cart - step * direction)) / (
+                2 * step
+            )
             differences = (weights.conj() * change).real.sum(-1)
             errors.append(relative_l2(slopes.numpy(), differences.numpy()))
     return {"steps": list(MASK_STEPS), "relative_l2": errors}

@@ -11,6 +11,7 @@ A record is appended by one write and flushed to the disk before the next entry 
 the folder's lock appends.  If the machine dies in between, the last line may be half there: it is cut off at
 the next start, and its entry is computed again.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -56,8 +57,9 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Sorry(f"Cannot make the folder {self.folder} ({error.strerror}): choose another with "
-                        "--out.") from None
+            raise Sorry(
+                f"Cannot make the folder {self.folder} ({error.strerror}): choose another with --out."
+            ) from None
         busy = f"Another run is at work in {self.folder}: wait for it, or choose another folder with --out."
         with lock(self.folder / ".lock", timeout=0.0, busy=busy):
             yield self
@@ -80,18 +82,19 @@ class Run:
             if self.results.exists():
                 raise Sorry(
                     f"{self.results} has no run.json beside it, so nobody knows how it was computed: choose "
-                    "another folder with --out.")
+                    "another folder with --out."
+                )
             self.write({path: (json.dumps(description, indent=1) + "\n").encode()})
             return
         before = self.description()
         different = [
-            difference for name in _FIXED
-            for difference in _differences(name, before.get(name), description[name])
+            difference for name in _FIXED for difference in _differences(name, before.get(name), description[name])
         ]
         if different:
             raise Sorry(
                 f"{self.folder} holds a run of other parameters: {'; '.join(different[:5])}. Choose another "
-                "folder with --out, or the same parameters.")
+                "folder with --out, or the same parameters."
+            )
         description = before | {"entries": list(dict.fromkeys(before["entries"] + description["entries"]))}
         self.write({path: (json.dumps(description, indent=1) + "\n").encode()})
 
@@ -116,7 +119,7 @@ class Run:
         if not self.results.exists():
             return 0
         content = self.results.read_bytes()
-        whole = content[:content.rfind(b"\n") + 1]
+        whole = content[: content.rfind(b"\n") + 1]
         last = whole[:-1].rfind(b"\n") + 1
         if whole and not _is_record(whole[last:]):
             whole = whole[:last]
@@ -150,7 +153,8 @@ class Run:
                     break
                 raise Sorry(
                     f"Line {number} of {self.results} is damaged: delete this line, and the run computes its "
-                    "entry again.") from None
+                    "entry again."
+                ) from None
         return found
 
     def append(self, record, files):
@@ -169,8 +173,7 @@ class Run:
         """
         places = {"svg": "figures", "npz": "sections"}
         contents = {
-            self.folder / places[kind] / f"{record['entry']}.{kind}": content
-            for kind, content in files.items()
+            self.folder / places[kind] / f"{record['entry']}.{kind}": content for kind, content in files.items()
         }
         line = json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         try:
@@ -209,23 +212,30 @@ class Run:
         reason = "there is no space left" if getattr(error, "errno", None) in DISK_FULL else error
         return Sorry(
             f"Cannot write to {self.folder}: {reason}. What was recorded ({len(self.records())} entries) is "
-            "safe; make room and give the same command again.")
+            "safe; make room and give the same command again."
+        )
 
 
 def describe(entries, source, parameters, limits):
     """What ``run.json`` says of a run that begins now."""
     return {
-        "entries": list(entries), "source": source, "parameters": parameters, "limits": limits,
-        "versions": versions(), "commit": commit(), "machine": machine(), "started": datetime.datetime.now(
-            datetime.timezone.utc).isoformat(timespec="seconds")
+        "entries": list(entries),
+        "source": source,
+        "parameters": parameters,
+        "limits": limits,
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
 def commit():
     """The commit of this checkout, with ``+`` where files were changed since; None outside git."""
+
     def git(*words):
-        return subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True,
-                              timeout=60)
+        return subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, timeout=60)
+
     try:
         head = git("rev-parse", "HEAD")
         if head.returncode:
@@ -240,13 +250,19 @@ def machine():
     """The machine that the suite runs on."""
     cpu, memory = platform.processor(), None
     with contextlib.suppress(OSError, StopIteration):
-        cpu = next(line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                   if line.startswith("model name"))
+        cpu = next(
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
     with contextlib.suppress(OSError, ValueError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "host": socket.gethostname(), "platform": platform.platform(), "cpu": cpu, "cores": os.cpu_count(),
-        "memory_bytes": memory
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_bytes": memory,
     }
 
 

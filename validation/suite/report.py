@@ -7,6 +7,7 @@
     RUN/report/figures/              1a, 1b, 1c, 2a and 2b of the paper as PDF and PNG, and their tables as CSV
     RUN/report/entries.csv           the table of entries
 """
+
 from __future__ import annotations
 
 import base64
@@ -30,21 +31,23 @@ from .parameters import Parameters
 from .records import Run
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                           trim_blocks=True, lstrip_blocks=True)
+_environment = Environment(
+    loader=FileSystemLoader(_TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 _CAPTIONS = {
-    "figure_1a":
-        "Correlation of |F_protein| with exact summation against resolution (the paper's figure 1a): median, "
-        "quartiles, and every entry lightly. Right: the same as its distance from 1.",
-    "figure_1b":
-        "Correlation of |F_mask| with mmtbx's mask on a fine grid against resolution (figure 1b). Left: the hard "
-        "edge at mmtbx's radii, which tests the geometry, and the density-cutoff mask as published. Right: both "
-        "packages at their defaults; the soft default of this package is another definition, chosen on R factors.",
+    "figure_1a": "Correlation of |F_protein| with exact summation against resolution (the paper's figure 1a): median, "
+    "quartiles, and every entry lightly. Right: the same as its distance from 1.",
+    "figure_1b": "Correlation of |F_mask| with mmtbx's mask on a fine grid against resolution (figure 1b). Left: the hard "
+    "edge at mmtbx's radii, which tests the geometry, and the density-cutoff mask as published. Right: both "
+    "packages at their defaults; the soft default of this package is another definition, chosen on R factors.",
     "figure_1c": "One section through both masks of one entry (figure 1c).",
     "figure_2a": "Times of both packages, one process, calls in turns (figure 2a); one mark for each entry.",
-    "figure_2b":
-        "R factors against those of mmtbx, all by mmtbx's scaling, and against the header of the model file "
-        "(figure 2b).",
+    "figure_2b": "R factors against those of mmtbx, all by mmtbx's scaling, and against the header of the model file "
+    "(figure 2b).",
 }
 # The columns of the table: title, number of a record (or its text), format; None where it is text.
 _COLUMNS = (
@@ -76,12 +79,14 @@ def missed(verdicts):
 
 def worst_first(records, problems):
     """Entries as in the table: not computed, then by unexpected and expected misses, then by the change of R-free."""
+
     def key(item):
         entry, record = item
         good = record["status"] == "ok"
         found = problems.get(entry, [])
         change = MEASURES["r_free_change"].of(record) if good else None
         return good, -sum(reason is None for *_, reason in found), -len(found), -(change or 0), entry
+
     return [entry for entry, _ in sorted(records.items(), key=key)]
 
 
@@ -96,8 +101,15 @@ def rows(records, problems):
         state = record["kind"] if not good else "missed" if unexpected else "known" if found else "ok"
         cells = [_cell(of(record) if good else None, form) for _, of, form in _COLUMNS]
         cells += [_cell(of(record), form) for _, of, form in _COMMON]
-        table.append({"entry": entry, "state": state, "good": good, "cells": cells,
-                      "note": record["reason"] if not good else ", ".join(name for name, *_ in found)})
+        table.append(
+            {
+                "entry": entry,
+                "state": state,
+                "good": good,
+                "cells": cells,
+                "note": record["reason"] if not good else ", ".join(name for name, *_ in found),
+            }
+        )
     return table
 
 
@@ -109,8 +121,12 @@ def _cell(value, form):
 
 def command(entry, description):
     """The command that computes one entry again, as this run did."""
-    changed = [word for name, value in description["parameters"].items()
-               if value != getattr(Parameters, name) for word in ("--" + name.replace("_", "-"), str(value))]
+    changed = [
+        word
+        for name, value in description["parameters"].items()
+        if value != getattr(Parameters, name)
+        for word in ("--" + name.replace("_", "-"), str(value))
+    ]
     words = ["python", "-m", "validation", "run", entry, "--out", f"again_{entry}", *changed]
     return shlex.join(words)
 
@@ -124,22 +140,24 @@ def entry_page(record, folder, description, problems):
     facts = [
         f"{record['wall_s']:.0f} s, of which {record['cpu_s']:.0f} s of CPU; "
         f"{record['peak_bytes'] / 2**30:.2f} GiB of memory; on {record['host']}",
-        *(f"{step}: {seconds:.1f} s"
-          for step, seconds in sorted(record.get("steps_s", {}).items(), key=lambda item: -item[1])[:5])
+        *(
+            f"{step}: {seconds:.1f} s"
+            for step, seconds in sorted(record.get("steps_s", {}).items(), key=lambda item: -item[1])[:5]
+        ),
     ]
     notes = [
-        f"{name}: {_shown(value)}" + (f" (expected: {reason})" if reason else "")
-        for name, value, reason in problems
+        f"{name}: {_shown(value)}" + (f" (expected: {reason})" if reason else "") for name, value, reason in problems
     ]
     common = {
-        "notes": notes, "facts": facts, "command": command(record["entry"], description),
-        "commit": description["commit"]
+        "notes": notes,
+        "facts": facts,
+        "command": command(record["entry"], description),
+        "commit": description["commit"],
     }
     if record["status"] == "ok":
         figure = folder / "figures" / f"{record['entry']}.svg"
         return page.render(record["result"], figure.read_bytes() if figure.is_file() else None, common)
-    return _environment.get_template("failure.html").render(record=record, versions=description["versions"],
-                                                            **common)
+    return _environment.get_template("failure.html").render(record=record, versions=description["versions"], **common)
 
 
 def index_page(description, records, verdicts, table, drawn, n_entries, pages):
@@ -152,21 +170,34 @@ def index_page(description, records, verdicts, table, drawn, n_entries, pages):
         tables = [file for file in contents if not file.endswith(".png")]
         images.append((name, _CAPTIONS[name], "data:image/png;base64," + data, tables))
     good = [record for record in records.values() if record["status"] == "ok"]
-    summary = [("entries",
-                f"{n_entries} asked for, {len(records)} recorded, {len(records) - len(good)} of them failed")]
-    medians = {"r_work_change": "R-work less mmtbx's, median", "r_free_change": "R-free less mmtbx's, median",
-               "f_accuracy": "error of F_protein over the accuracy asked for, median",
-               "hard_mask_l2": "hard mask's relative L2, median"}
+    summary = [
+        ("entries", f"{n_entries} asked for, {len(records)} recorded, {len(records) - len(good)} of them failed")
+    ]
+    medians = {
+        "r_work_change": "R-work less mmtbx's, median",
+        "r_free_change": "R-free less mmtbx's, median",
+        "f_accuracy": "error of F_protein over the accuracy asked for, median",
+        "hard_mask_l2": "hard mask's relative L2, median",
+    }
     for name, what in medians.items():
         found = [value for value in map(MEASURES[name].of, good) if value is not None]
         if found:
             summary.append((what, format(statistics.median(found), "+.4f" if "change" in name else ".3f")))
-    summary += [("CPU", f"{sum(record['cpu_s'] for record in records.values()) / 3600:.2f} hours"),
-                ("memory of a worker, at most",
-                 f"{max(record['peak_bytes'] for record in records.values()) / 2**30:.2f} GiB")]
+    summary += [
+        ("CPU", f"{sum(record['cpu_s'] for record in records.values()) / 3600:.2f} hours"),
+        ("memory of a worker, at most", f"{max(record['peak_bytes'] for record in records.values()) / 2**30:.2f} GiB"),
+    ]
     return _environment.get_template("index.html").render(
-        description=description, verdicts=verdicts, table=table, images=images, summary=summary,
-        script=script, digest=digest, columns=[title for title, *_ in (*_COLUMNS, *_COMMON)], pages=pages)
+        description=description,
+        verdicts=verdicts,
+        table=table,
+        images=images,
+        summary=summary,
+        script=script,
+        digest=digest,
+        columns=[title for title, *_ in (*_COLUMNS, *_COMMON)],
+        pages=pages,
+    )
 
 
 def as_csv(table):
@@ -175,10 +206,9 @@ def as_csv(table):
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["entry", "state", *(title for title, *_ in (*_COLUMNS, *_COMMON)), "note"])
     for row in table:
-        writer.writerow([
-            row["entry"], row["state"], *(_defused(text) for text, _ in row["cells"]),
-            _defused(row["note"])
-        ])
+        writer.writerow(
+            [row["entry"], row["state"], *(_defused(text) for text, _ in row["cells"]), _defused(row["note"])]
+        )
     return text.getvalue()
 
 
@@ -191,12 +221,13 @@ def add_options(parser):
     """The command line of ``report``."""
     parser.add_argument("folder", metavar="RUN", help="folder of a run")
     parser.add_argument("--out", help="folder of the report (default: RUN/report)")
-    parser.add_argument("--thresholds", default=str(audit.THRESHOLDS),
-                        help="limits (default: validation/thresholds.toml)")
-    parser.add_argument("--entry",
-                        help="entry of figure 1c (default: the one with the median correlation of masks)")
-    parser.add_argument("--pages", type=int, default=None, metavar="N",
-                        help="pages of the N worst entries only (default: of all)")
+    parser.add_argument(
+        "--thresholds", default=str(audit.THRESHOLDS), help="limits (default: validation/thresholds.toml)"
+    )
+    parser.add_argument("--entry", help="entry of figure 1c (default: the one with the median correlation of masks)")
+    parser.add_argument(
+        "--pages", type=int, default=None, metavar="N", help="pages of the N worst entries only (default: of all)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -215,8 +246,7 @@ def run(options):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Sorry(
-                f"Cannot make the folder {folder} ({error.strerror}): choose another with --out.") from None
+            raise Sorry(f"Cannot make the folder {folder} ({error.strerror}): choose another with --out.") from None
     # Simulated data say nothing about R factors.
     results = [
         record["result"]
@@ -228,7 +258,7 @@ def run(options):
         drawn[name] = figures.files(figure, name, tables)
         write_all({out / "figures" / file: content for file, content in drawn[name].items()})
     table = rows(records, problems)
-    chosen = [row["entry"] for row in table][:options.pages]
+    chosen = [row["entry"] for row in table][: options.pages]
     for entry in chosen:
         text = entry_page(records[entry], reported.folder, description, problems.get(entry, []))
         write_all({out / "entries" / f"{entry}.html": text.encode()})
@@ -240,8 +270,11 @@ def run(options):
 
 def _section(folder, records, entry):
     """(result, path) of the entry in figure 1c."""
-    found = [(record["result"]["mask_map"]["cc"] or 0, name) for name, record in records.items()
-             if record["status"] == "ok" and (folder / "sections" / f"{name}.npz").is_file()]
+    found = [
+        (record["result"]["mask_map"]["cc"] or 0, name)
+        for name, record in records.items()
+        if record["status"] == "ok" and (folder / "sections" / f"{name}.npz").is_file()
+    ]
     if entry is not None and entry not in [name for _, name in found]:
         raise Sorry(f"There is no section of {entry} in {folder}: choose another --entry.")
     if not found:

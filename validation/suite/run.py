@@ -3,6 +3,7 @@
 An entry that fails is a result, with the reason; only a full disk, which is no fault of an entry, ends the
 run.  What is recorded is never computed again, unless ``--retry`` asks for the failures.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -22,31 +23,47 @@ from .supervise import OutOfDisk, Supervised
 
 _PAUSE = 0.1
 # Variables that say where entries are found; a worker on another machine gets them too.
-_PLACES = ("MMTBX_SFDIFF_PDB_DIR", "MMTBX_SFDIFF_CACHE_DIR", "MMTBX_SFDIFF_RCSB_URL", "MMTBX_SFDIFF_PDBE_URL",
-           "MMTBX_SFDIFF_PDBJ_URL", "PDB_MIRROR_")
+_PLACES = (
+    "MMTBX_SFDIFF_PDB_DIR",
+    "MMTBX_SFDIFF_CACHE_DIR",
+    "MMTBX_SFDIFF_RCSB_URL",
+    "MMTBX_SFDIFF_PDBE_URL",
+    "MMTBX_SFDIFF_PDBJ_URL",
+    "PDB_MIRROR_",
+)
 
 
 def add_options(parser):
     """The command line of ``run``."""
     parser.add_argument("source", help="list, folder of entries, manifest (.tsv), or one identifier")
-    parser.add_argument("--out", required=True, metavar="RUN",
-                        help="folder of the run; given again, the run goes on")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1,
-                        help="entries at a time on this machine (default: %(default)s)")
-    parser.add_argument("--time-limit", type=float, default=3600, metavar="SECONDS",
-                        help="for one entry (default: %(default)g)")
-    parser.add_argument("--memory-limit", type=float, default=4.0, metavar="GIB",
-                        help="for one entry (default: %(default)g)")
-    parser.add_argument("--connect-timeout", type=float, default=20, metavar="SECONDS",
-                        help="longest wait for the next bytes of a download (default: %(default)g)")
-    parser.add_argument("--retries", type=int, default=3,
-                        help="further attempts at a download (default: %(default)s)")
-    parser.add_argument("--retry", action="store_true", help="compute recorded failures again")
-    parser.add_argument("--scheduler", metavar="ADDRESS",
-                        help="compute on the Dask cluster of this scheduler (tcp://...)")
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run; given again, the run goes on")
     parser.add_argument(
-        "--worker-command", metavar="COMMAND", help="another program for one entry, instead of "
-        "python -m validation.suite.worker: it gets a folder with job.json and leaves result.json there")
+        "--jobs", type=int, default=os.cpu_count() or 1, help="entries at a time on this machine (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--time-limit", type=float, default=3600, metavar="SECONDS", help="for one entry (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--memory-limit", type=float, default=4.0, metavar="GIB", help="for one entry (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--connect-timeout",
+        type=float,
+        default=20,
+        metavar="SECONDS",
+        help="longest wait for the next bytes of a download (default: %(default)g)",
+    )
+    parser.add_argument("--retries", type=int, default=3, help="further attempts at a download (default: %(default)s)")
+    parser.add_argument("--retry", action="store_true", help="compute recorded failures again")
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="compute on the Dask cluster of this scheduler (tcp://...)"
+    )
+    parser.add_argument(
+        "--worker-command",
+        metavar="COMMAND",
+        help="another program for one entry, instead of "
+        "python -m validation.suite.worker: it gets a folder with job.json and leaves result.json there",
+    )
     parameters.add_options(parser)
     parser.set_defaults(run=run)
 
@@ -75,27 +92,40 @@ def run(options):
         if cut:
             print(
                 f"The last line of {run_folder.results} had not been written to its end ({cut} bytes): its "
-                "entry is computed again.", flush=True)
+                "entry is computed again.",
+                flush=True,
+            )
         known = run_folder.records()
         if options.retry:
             known = {entry: record for entry, record in known.items() if record["status"] == "ok"}
         wanted = [entry for entry in entries if entry not in known]
-        jobs = [{
-            "entry": entry, "parameters": chosen, "limits": limits, "checkout": str(CHECKOUT),
-            "environment": environment, "command": command,
-            "timeouts": {"connect": options.connect_timeout, "retries": options.retries}
-        } for entry in wanted]
+        jobs = [
+            {
+                "entry": entry,
+                "parameters": chosen,
+                "limits": limits,
+                "checkout": str(CHECKOUT),
+                "environment": environment,
+                "command": command,
+                "timeouts": {"connect": options.connect_timeout, "retries": options.retries},
+            }
+            for entry in wanted
+        ]
         if len(wanted) < len(entries):
             print(
                 f"{len(entries) - len(wanted)} of {len(entries)} entries are recorded, {len(wanted)} remain.",
-                flush=True)
+                flush=True,
+            )
         with progress(len(entries), len(entries) - len(wanted)) as show:
+
             def record(outcome):
                 run_folder.append(*outcome)
                 show(outcome[0])
+
             try:
                 if options.scheduler:
                     from . import cluster
+
                     cluster.compute(jobs, options.scheduler, record)
                 else:
                     compute(jobs, options.jobs, run_folder.folder / ".work", record)
@@ -133,8 +163,10 @@ def compute(jobs, n_jobs, folder, record):
 @contextlib.contextmanager
 def _terminated():
     """A request to end (SIGTERM, as a queueing system sends it) is heeded like Ctrl-C."""
+
     def interrupt(number, frame):
         raise KeyboardInterrupt
+
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
@@ -146,16 +178,24 @@ def _terminated():
 def progress(n_entries, n_done):
     """A function of a record that shows how far the run is: a bar on a terminal; in a log, only what failed."""
     if not sys.stderr.isatty():
+
         def line(record):
             if record["status"] != "ok":
                 print(f"{record['entry']}: {record['kind']}: {record['reason']}", flush=True)
+
         yield line
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn(),
-               TextColumn("{task.fields[last]}"))
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=n_entries, completed=n_done, rate="", last="")
         start, counts = time.monotonic(), {"ended": 0, "failed": 0}
@@ -167,8 +207,13 @@ def progress(n_entries, n_done):
                 bar.console.print(escape(f"{record['entry']}: {record['kind']}: {record['reason']}"))
             pace = (time.monotonic() - start) / counts["ended"]
             left = pace * (n_entries - n_done - counts["ended"])
-            bar.update(task, advance=1, last=f"{record['entry']}, {counts['failed']} failed",
-                       rate=f"{3600 / pace:.0f} an hour, {_duration(left)} left")
+            bar.update(
+                task,
+                advance=1,
+                last=f"{record['entry']}, {counts['failed']} failed",
+                rate=f"{3600 / pace:.0f} an hour, {_duration(left)} left",
+            )
+
         yield show
 
 
@@ -184,6 +229,9 @@ def _summary(run_folder, entries):
     failed = [record for record in records if record["status"] != "ok"]
     cpu = sum(record["cpu_s"] for record in records)
     peak = max((record["peak_bytes"] for record in records), default=0)
-    print(f"{len(records)} entries in {run_folder.folder}, {len(failed)} failed; {cpu:.0f} s of CPU, at most "
-          f"{peak / 2**30:.2f} GiB of memory in a worker.", flush=True)
+    print(
+        f"{len(records)} entries in {run_folder.folder}, {len(failed)} failed; {cpu:.0f} s of CPU, at most "
+        f"{peak / 2**30:.2f} GiB of memory in a worker.",
+        flush=True,
+    )
     return 0

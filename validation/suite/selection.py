@@ -4,6 +4,7 @@ A list is a text file: one identifier to a line, what follows ``#`` is a comment
 version 2 of the search service (https://search.rcsb.org); the attributes are those that cctbx asks for too
 (``mmtbx.wwpdb.rcsb_web_services``).
 """
+
 from __future__ import annotations
 
 import csv
@@ -44,19 +45,33 @@ def query(d_min=None, d_max=None, min_atoms=None, max_atoms=None, after=None, be
     -------
     dict
     """
-    def terminal(attribute, operator, value):
-        return {"type": "terminal", "service": "text",
-                "parameters": {"attribute": attribute, "operator": operator, "value": value}}
 
-    nodes = [terminal("exptl.method", "exact_match", "X-RAY DIFFRACTION"),
-             terminal("rcsb_accession_info.has_released_experimental_data", "exact_match", "Y")]
-    for attribute, lower, upper in (("rcsb_entry_info.resolution_combined", d_min, d_max),
-                                    ("rcsb_entry_info.deposited_atom_count", min_atoms, max_atoms),
-                                    ("rcsb_accession_info.initial_release_date", after, before)):
-        nodes += [terminal(attribute, operator, value) for operator, value in
-                  (("greater_or_equal", lower), ("less_or_equal", upper)) if value is not None]
-    return {"query": {"type": "group", "logical_operator": "and", "nodes": nodes}, "return_type": "entry",
-            "request_options": {"return_all_hits": True, "results_content_type": ["experimental"]}}
+    def terminal(attribute, operator, value):
+        return {
+            "type": "terminal",
+            "service": "text",
+            "parameters": {"attribute": attribute, "operator": operator, "value": value},
+        }
+
+    nodes = [
+        terminal("exptl.method", "exact_match", "X-RAY DIFFRACTION"),
+        terminal("rcsb_accession_info.has_released_experimental_data", "exact_match", "Y"),
+    ]
+    for attribute, lower, upper in (
+        ("rcsb_entry_info.resolution_combined", d_min, d_max),
+        ("rcsb_entry_info.deposited_atom_count", min_atoms, max_atoms),
+        ("rcsb_accession_info.initial_release_date", after, before),
+    ):
+        nodes += [
+            terminal(attribute, operator, value)
+            for operator, value in (("greater_or_equal", lower), ("less_or_equal", upper))
+            if value is not None
+        ]
+    return {
+        "query": {"type": "group", "logical_operator": "and", "nodes": nodes},
+        "return_type": "entry",
+        "request_options": {"return_all_hits": True, "results_content_type": ["experimental"]},
+    }
 
 
 def search(body, url=URL, timeout=_TIMEOUT, backoff=_BACKOFF):
@@ -67,8 +82,12 @@ def search(body, url=URL, timeout=_TIMEOUT, backoff=_BACKOFF):
     libtbx.utils.Sorry
         When the service cannot be reached or answers something else.
     """
-    request = urllib.request.Request(url, data=json.dumps(body).encode(), method="POST", headers={
-        "Content-Type": "application/json", "User-Agent": "mmtbx_sfdiff"})
+    request = urllib.request.Request(
+        url,
+        data=json.dumps(body).encode(),
+        method="POST",
+        headers={"Content-Type": "application/json", "User-Agent": "mmtbx_sfdiff"},
+    )
     for attempt in range(_RETRIES + 1):
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
@@ -89,8 +108,7 @@ def search(body, url=URL, timeout=_TIMEOUT, backoff=_BACKOFF):
         time.sleep(backoff * 2**attempt)
     try:
         hits = json.loads(content)["result_set"]
-        return sorted(
-            {normalise_entry_id(hit if isinstance(hit, str) else hit["identifier"]) for hit in hits})
+        return sorted({normalise_entry_id(hit if isinstance(hit, str) else hit["identifier"]) for hit in hits})
     except (ValueError, KeyError, TypeError, Sorry):
         start = " ".join(content[:60].decode(errors="replace").split())
         raise Sorry(
@@ -115,8 +133,11 @@ def read(source):
     path = Path(source)
     if path.is_dir():
         manifest = path / "MANIFEST.tsv"
-        names = _manifest(manifest) if manifest.is_file() else sorted(
-            child.name for child in path.iterdir() if child.is_dir() and is_entry_id(child.name))
+        names = (
+            _manifest(manifest)
+            if manifest.is_file()
+            else sorted(child.name for child in path.iterdir() if child.is_dir() and is_entry_id(child.name))
+        )
         folder = path.resolve()
     elif path.is_file():
         tabular = path.suffix == ".tsv"
@@ -124,14 +145,11 @@ def read(source):
     elif is_entry_id(str(source)):
         names, folder = [str(source)], None
     else:
-        raise Sorry(
-            f"{source} is neither a list, a folder of entries, a manifest (.tsv), nor an identifier: check it."
-        )
+        raise Sorry(f"{source} is neither a list, a folder of entries, a manifest (.tsv), nor an identifier: check it.")
     entries = list(dict.fromkeys(map(normalise_entry_id, names)))
     if not entries:
         raise Sorry(
-            f"There is no entry in {source}: a list has one identifier to a line, a folder one folder for each "
-            "entry."
+            f"There is no entry in {source}: a list has one identifier to a line, a folder one folder for each entry."
         )
     return entries, folder
 
@@ -141,13 +159,11 @@ def _list(path):
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Sorry(f"Cannot read the list {path} ({error}): give a text file with one identifier to a line."
-                    ) from None
+        raise Sorry(f"Cannot read the list {path} ({error}): give a text file with one identifier to a line.") from None
     for number, line in enumerate(lines, 1):
         word = line.split("#")[0].strip()
         if word and not is_entry_id(word):
-            raise Sorry(
-                f"Line {number} of {path}, {word!r}, is not a PDB entry: correct it, or put # before it.")
+            raise Sorry(f"Line {number} of {path}, {word!r}, is not a PDB entry: correct it, or put # before it.")
         names += [word] if word else []
     return names
 
@@ -172,12 +188,9 @@ def run(options):
     """``python -m validation select``."""
     if options.source:
         entries, _ = read(options.source)
-        origin = [
-            f"from {os.path.abspath(options.source) if os.path.exists(options.source) else options.source}"
-        ]
+        origin = [f"from {os.path.abspath(options.source) if os.path.exists(options.source) else options.source}"]
     else:
-        body = query(options.d_min, options.d_max, options.min_atoms, options.max_atoms, options.after,
-                     options.before)
+        body = query(options.d_min, options.d_max, options.min_atoms, options.max_atoms, options.after, options.before)
         entries = search(body, options.url)
         origin = [f"from {options.url}", f"query {json.dumps(body)}"]
     if not entries:
@@ -194,21 +207,19 @@ def run(options):
 
 def add_options(parser):
     """The command line of ``select``."""
-    parser.add_argument("source", nargs="?",
-                        help="take them from this list, folder or manifest instead of the search service")
+    parser.add_argument(
+        "source", nargs="?", help="take them from this list, folder or manifest instead of the search service"
+    )
     parser.add_argument("--out", default="entries.txt", help="the list to write (default: %(default)s)")
     parser.add_argument("--n", type=int, default=N_PAPER, help="so many, at random (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice (default: %(default)s)")
-    parser.add_argument("--d-min", type=float, default=None,
-                        help="resolution of at least so many Å in number")
-    parser.add_argument("--d-max", type=float, default=3.5,
-                        help="resolution of at most so many Å in number (default: %(default)s)")
+    parser.add_argument("--d-min", type=float, default=None, help="resolution of at least so many Å in number")
+    parser.add_argument(
+        "--d-max", type=float, default=3.5, help="resolution of at most so many Å in number (default: %(default)s)"
+    )
     parser.add_argument("--min-atoms", type=int, default=None, help="deposited atoms, at least")
-    parser.add_argument("--max-atoms", type=int, default=20000,
-                        help="deposited atoms, at most (default: %(default)s)")
-    parser.add_argument("--after", metavar="DATE", default=None,
-                        help="released on this date (YYYY-MM-DD) or later")
-    parser.add_argument("--before", metavar="DATE", default=None,
-                        help="released on this date (YYYY-MM-DD) or earlier")
+    parser.add_argument("--max-atoms", type=int, default=20000, help="deposited atoms, at most (default: %(default)s)")
+    parser.add_argument("--after", metavar="DATE", default=None, help="released on this date (YYYY-MM-DD) or later")
+    parser.add_argument("--before", metavar="DATE", default=None, help="released on this date (YYYY-MM-DD) or earlier")
     parser.add_argument("--url", default=URL, help="another server of the same search service")
     parser.set_defaults(run=run)

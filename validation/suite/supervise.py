@@ -4,6 +4,7 @@ Nothing but the standard library is imported here, so that whoever watches (the 
 small and cannot be brought down by what it watches.  Memory is the resident set that Linux counts: torch and
 numba reserve address space by the gigabyte without using it, which a limit on address space would punish.
 """
+
 from __future__ import annotations
 
 import json
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+import contextlib
 
 # A worker that finds no room to write to ends with this (EX_IOERR): its entry was not at fault.
 DISK_FULL_STATUS = 74
@@ -45,17 +47,23 @@ class Supervised:
         self.started, self.start = time.time(), time.monotonic()
         (self.exchange / "job.json").write_text(json.dumps(job | {"parent": os.getpid()}))
         threads = str(job["parameters"].get("threads", 1))
-        environment = os.environ | {name: threads for name in (
-            "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+        environment = os.environ | dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), threads
+        )
         environment |= job.get("environment") or {}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [job["checkout"], environment.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [job["checkout"], environment.get("PYTHONPATH")]))
         command = job.get("command") or [sys.executable, "-X", "faulthandler", "-m", "validation.suite.worker"]
         with open(self.exchange / "log.txt", "wb") as log:
             # A group of its own: Ctrl-C reaches the suite alone, which then ends its workers.
-            self.process = subprocess.Popen([*command, str(self.exchange)], stdin=subprocess.DEVNULL,
-                                            stdout=log, stderr=subprocess.STDOUT, env=environment,
-                                            cwd=job["checkout"], start_new_session=True)
+            self.process = subprocess.Popen(
+                [*command, str(self.exchange)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=job["checkout"],
+                start_new_session=True,
+            )
 
     def poll(self):
         """None while the worker runs; then (record, files), or raises :class:`OutOfDisk`."""
@@ -106,8 +114,7 @@ class Supervised:
         if self.stopped:
             return
         if self.peak > limits["bytes"]:
-            self.stopped = ("memory",
-                            f"stopped: it used more than {limits['bytes'] / 2**30:.3g} GiB of memory")
+            self.stopped = ("memory", f"stopped: it used more than {limits['bytes'] / 2**30:.3g} GiB of memory")
         elif time.monotonic() - self.start > limits["seconds"]:
             self.stopped = ("timeout", f"stopped: it took longer than {limits['seconds']:g} s")
         if self.stopped:
@@ -115,10 +122,7 @@ class Supervised:
 
     def _record(self, usage):
         answer = self._answer()
-        record = {
-            "entry": self.job["entry"], "status": "failed", "kind": None, "reason": None,
-            "step": self._step()
-        }
+        record = {"entry": self.job["entry"], "status": "failed", "kind": None, "reason": None, "step": self._step()}
         code = self.process.returncode
         if self.stopped and not answer:
             record["kind"], record["reason"] = self.stopped
@@ -138,9 +142,11 @@ class Supervised:
             if record["step"] and record["kind"] in ("crash", "memory", "timeout"):
                 record["reason"] += f" (at: {record['step']})"
         return record | {
-            "wall_s": round(time.monotonic() - self.start, 2), "cpu_s": round(
-                usage.ru_utime + usage.ru_stime, 2), "peak_bytes": self.peak, "started": round(self.started),
-            "host": socket.gethostname()
+            "wall_s": round(time.monotonic() - self.start, 2),
+            "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
+            "peak_bytes": self.peak,
+            "started": round(self.started),
+            "host": socket.gethostname(),
         }
 
     def _answer(self):
@@ -166,8 +172,11 @@ class Supervised:
             return ""
 
     def _files(self):
-        return {kind: (self.exchange / name).read_bytes() for name, kind in FILES.items()
-                if (self.exchange / name).is_file()}
+        return {
+            kind: (self.exchange / name).read_bytes()
+            for name, kind in FILES.items()
+            if (self.exchange / name).is_file()
+        }
 
 
 class OutOfDisk(Exception):
@@ -178,7 +187,5 @@ class OutOfDisk(Exception):
 
 
 def _kill_group(pid):
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass

@@ -6,6 +6,7 @@ reads ``job.json`` in the folder EXCHANGE and leaves ``result.json`` there, the 
 (``figure.svg``) and a section through its masks (``section.npz``).  An entry that cannot be computed for a
 reason that can be told is a result too.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -18,17 +19,19 @@ import traceback
 from pathlib import Path
 
 from .supervise import DISK_FULL_STATUS
+import contextlib
 
 
 def main(arguments=None):
     """Compute the entry; return the exit status."""
-    exchange, = map(Path, sys.argv[1:] if arguments is None else arguments)
+    (exchange,) = map(Path, sys.argv[1:] if arguments is None else arguments)
     job = json.loads((exchange / "job.json").read_text())
     _bind_to_parent(job["parent"])
     from libtbx.utils import Sorry
 
     import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
     from mmtbx_sfdiff.files import DISK_FULL, DiskFull, write_all
+
     stage, seconds, since = ["starting"], {}, [time.monotonic()]
 
     def report(step, fraction=None):
@@ -67,6 +70,7 @@ def _compute(job, report):
     from mmtbx_sfdiff.files import Timeouts, find_entry, load_entry
 
     from .parameters import Parameters
+
     parameters = Parameters(**job["parameters"])
     report("download")
     files = find_entry(job["entry"], progress=False, timeouts=Timeouts(**job.get("timeouts", {})))
@@ -78,18 +82,24 @@ def _compute(job, report):
 
     from .contracts import measure_contracts
     from .sections import as_npz
+
     comparison = measure(entry, parameters.settings(), report)
     contracts = measure_contracts(entry, parameters, comparison, report)
     report("figure")
     svg = figure.render(comparison, ["svg"])["svg"]
     # By way of the text that compare writes, which has been held against its schema.
-    answer = {"status": "ok", "result": json.loads(json_text(comparison.result)), "contracts": contracts,
-              "source": files.source}
+    answer = {
+        "status": "ok",
+        "result": json.loads(json_text(comparison.result)),
+        "contracts": contracts,
+        "source": files.source,
+    }
     return answer, {"figure.svg": svg, "section.npz": as_npz(comparison.section)}
 
 
 def _kind(error, step):
     from mmtbx_sfdiff.files import NotDeposited, Unreachable
+
     if isinstance(error, NotDeposited):
         return "not deposited"
     if isinstance(error, Unreachable):
@@ -108,10 +118,8 @@ def _bind_to_parent(parent):
     if sys.platform.startswith("linux"):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
-        except OSError:
-            pass
     if os.getppid() != parent:
         raise SystemExit("the process that started this worker is gone")
 

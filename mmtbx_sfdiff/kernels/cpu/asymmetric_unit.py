@@ -5,6 +5,7 @@ in rows along c, in a box; of each row only the window that holds representative
 of a ``fine`` times finer grid that decides the mask on some planes of the unit, in an infinite crystal: it knows which
 images of the atoms reach into it.
 """
+
 from __future__ import annotations
 
 import functools
@@ -39,8 +40,12 @@ class Unit:
         rotations, translations = operators_on_grid(crystal, n_real)
         low, high = (np.array(corner) for corner in crystal.asymmetric_box())
         self.orbit, representatives = _orbits(
-            rotations, translations, self.n_real, np.floor(low * self.n_real - 1e-9).astype(np.int64),
-            np.ceil(high * self.n_real + 1e-9).astype(np.int64) + 1)
+            rotations,
+            translations,
+            self.n_real,
+            np.floor(low * self.n_real - 1e-9).astype(np.int64),
+            np.ceil(high * self.n_real + 1e-9).astype(np.int64) + 1,
+        )
         self.corner = representatives.min(0).astype(np.int64)
         places = representatives - self.corner
         order = np.lexsort(places.T[::-1])
@@ -123,7 +128,14 @@ class Box:
         steps = unit.n_real * fine
         corner = self.low + unit.corner * fine
         positions, self.atoms, self.operators = _images(
-            sites, unit.rotations, unit.translations, reach, corner / steps, (corner + self.shape - 1) / steps, unit.extent)
+            sites,
+            unit.rotations,
+            unit.translations,
+            reach,
+            corner / steps,
+            (corner + self.shape - 1) / steps,
+            unit.extent,
+        )
         self.positions = positions * steps - corner
         # Images that share rows of the grid follow one another, so that these stay in the cache.
         tiles = (self.positions[:, :2] // _TILE).astype(np.int64)
@@ -191,8 +203,12 @@ def _images(sites, rotations, translations, reach, low, high, extent):
                 x = np.empty(3)
                 number = 1
                 for a in range(3):
-                    x[a] = (r[a, 0] * sites[atom, 0] + r[a, 1] * sites[atom, 1] + r[a, 2] * sites[atom, 2]
-                            + translations[operator, a])
+                    x[a] = (
+                        r[a, 0] * sites[atom, 0]
+                        + r[a, 1] * sites[atom, 1]
+                        + r[a, 2] * sites[atom, 2]
+                        + translations[operator, a]
+                    )
                     first[a] = int(np.ceil(low[a] - extent[a] * reach[atom] - x[a]))
                     last[a] = int(np.floor(high[a] + extent[a] * reach[atom] - x[a]))
                     number *= max(0, last[a] - first[a] + 1)

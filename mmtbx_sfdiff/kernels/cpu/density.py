@@ -5,6 +5,7 @@ transforms them along the two axes within them, and keeps the columns that hold 
 transforms a share of these along the remaining axis, and reads a share of the reflections.  Going back it is
 the other way round.
 """
+
 from __future__ import annotations
 
 import math
@@ -46,20 +47,19 @@ class _Arrays:
         n = len(job.weights)
         self.sites_grid, self.order = np.empty((n, 3)), np.empty(n, np.int64)
         gaussian_cpu.place_atoms(_numpy(job.sites), grid.axes, self.dims, self.sites_grid, self.order)
-        self.u_scale = 2 * math.pi ** 2 * setting.s_sq
+        self.u_scale = 2 * math.pi**2 * setting.s_sq
         self.e_iso = _numpy(job.u_iso) * self.u_scale
         self.e_iso -= setting.sharpening
         self.use_aniso = atoms.use_u_aniso.numpy()
         self.packing, self.geometry = _geometry(setting, atoms.crystal)
         if self.use_aniso.any():
-            self.ustar = _numpy(job.u_star)[:, self.packing] * (2 * math.pi ** 2)
+            self.ustar = _numpy(job.u_star)[:, self.packing] * (2 * math.pi**2)
         else:
             self.ustar = np.zeros((1, 6))
         self.weights, self.fp = _numpy(job.weights), _numpy(job.fp)
         constants = np.zeros_like(table.constants) if job.dispersion else table.constants
         n_terms = 0 if job.dispersion else table.alphas.shape[1]
-        self.types = (atoms.type_index.numpy(), table.alphas, table.exponents, constants, n_terms,
-                      job.has_constant)
+        self.types = (atoms.type_index.numpy(), table.alphas, table.exponents, constants, n_terms, job.has_constant)
 
 
 def _geometry(setting, crystal):
@@ -77,10 +77,21 @@ def _geometry(setting, crystal):
         # Rounding must not make an orthogonal cell look oblique.
         clean = [abs(real[i, j]) > 1e-10 * math.sqrt(real[i, i] * real[j, j]) for i, j in pairs]
         metric = np.array([real[i, j] * step * keep for (i, j), step, keep in zip(pairs, steps, clean)])
-        outline = gaussian_cpu.outline_of(math.pi ** 2 * setting.s_sq * metric)
-        known[setting.s_sq] = packing, np.array(
-            [setting.s_sq, *(reciprocal[i, j] for i, j in pairs), *metric, crystal.volume, *steps,
-             grid.n_points, *outline])
+        outline = gaussian_cpu.outline_of(math.pi**2 * setting.s_sq * metric)
+        known[setting.s_sq] = (
+            packing,
+            np.array(
+                [
+                    setting.s_sq,
+                    *(reciprocal[i, j] for i, j in pairs),
+                    *metric,
+                    crystal.volume,
+                    *steps,
+                    grid.n_points,
+                    *outline,
+                ]
+            ),
+        )
     return known[setting.s_sq]
 
 
@@ -95,12 +106,28 @@ def _splat_share(job, arrays, first, last):
         first_plane, n_planes = 0, nx
     slab = np.zeros((n_planes, ny, arrays.row), _REAL[setting.dtype])
     work = np.empty(32)
-    _check(splat_atoms(
-        slab.reshape(-1), (*arrays.dims, arrays.row), first_plane, order, arrays.sites_grid, arrays.e_iso,
-        arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types, arrays.geometry,
-        setting.tolerance, setting.cuts, setting.box,
-        np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype),
-        work), job)
+    _check(
+        splat_atoms(
+            slab.reshape(-1),
+            (*arrays.dims, arrays.row),
+            first_plane,
+            order,
+            arrays.sites_grid,
+            arrays.e_iso,
+            arrays.ustar,
+            arrays.use_aniso,
+            arrays.weights,
+            arrays.fp,
+            arrays.types,
+            arrays.geometry,
+            setting.tolerance,
+            setting.cuts,
+            setting.box,
+            np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype),
+            work,
+        ),
+        job,
+    )
     return slab, first_plane, (int(work[0]), int(work[1]))
 
 
@@ -120,7 +147,8 @@ def _check(code, job):
     label = job.atoms.labels[code - 1].strip()
     raise FFTUnsuitable(
         f"The displacement parameters of atom {code - 1} ({label}) are not positive definite enough for the "
-        "FFT: raise them, or use method='direct'.")
+        "FFT: raise them, or use method='direct'."
+    )
 
 
 def _n_threads(arrays, gradient=False):
@@ -132,8 +160,13 @@ def _n_threads(arrays, gradient=False):
 def splat(job):
     """The density grid, (n_p, n_q, n_s)."""
     arrays = _Arrays(job)
-    slabs = run([lambda a=a, b=b: _splat_share(job, arrays, a, b)
-                 for a, b in shares(len(arrays.order), _n_threads(arrays)) if a < b])
+    slabs = run(
+        [
+            lambda a=a, b=b: _splat_share(job, arrays, a, b)
+            for a, b in shares(len(arrays.order), _n_threads(arrays))
+            if a < b
+        ]
+    )
     return torch.from_numpy(_planes(job, arrays, slabs, 0, arrays.dims[0]))
 
 
@@ -158,14 +191,23 @@ def values(job):
         transform[first:last] = torch.fft.fft(torch.from_numpy(packed[first:last])).numpy()
 
     def reflections(first, last):
-        spectrum_cpu.read_reflections(transform.reshape(-1), plan.rows, setting.grid.conjugate.numpy(),
-                                      setting.phase.numpy(), setting.factor.numpy(), first, last, result)
+        spectrum_cpu.read_reflections(
+            transform.reshape(-1),
+            plan.rows,
+            setting.grid.conjugate.numpy(),
+            setting.phase.numpy(),
+            setting.factor.numpy(),
+            first,
+            last,
+            result,
+        )
 
-    run([lambda i=i, a=a, b=b: atoms(i, a, b)
-         for i, (a, b) in enumerate(shares(len(arrays.order), n_threads))],
+    run(
+        [lambda i=i, a=a, b=b: atoms(i, a, b) for i, (a, b) in enumerate(shares(len(arrays.order), n_threads))],
         [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
         [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
-        [lambda a=a, b=b: reflections(a, b) for a, b in shares(len(result), n_threads)])
+        [lambda a=a, b=b: reflections(a, b) for a, b in shares(len(result), n_threads)],
+    )
     return torch.from_numpy(result)
 
 
@@ -181,9 +223,18 @@ def gradients(seed, job):
     def columns(first, last):
         spectrum = np.zeros((last - first, n_p), packed.dtype)
         spectrum_cpu.write_reflections(
-            spectrum.reshape(-1), plan.targets - first * n_p, plan.kinds, plan.starts, plan.readers,
-            plan.reflections, setting.phase.numpy().reshape(-1), setting.factor.numpy(), seed,
-            plan.bounds[first], plan.bounds[last])
+            spectrum.reshape(-1),
+            plan.targets - first * n_p,
+            plan.kinds,
+            plan.starts,
+            plan.readers,
+            plan.reflections,
+            setting.phase.numpy().reshape(-1),
+            setting.factor.numpy(),
+            seed,
+            plan.bounds[first],
+            plan.bounds[last],
+        )
         packed[first:last] = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
 
     def planes(first, last):
@@ -204,20 +255,46 @@ def gradients(seed, job):
     factor = setting.table.typical_factor if job.gradient else 0.0
 
     def atoms(first, last):
-        _check(gather_atoms(
-            grid.reshape(-1), (*arrays.dims, arrays.row), first, last, arrays.order, arrays.sites_grid,
-            arrays.e_iso, arrays.ustar, arrays.use_aniso, arrays.weights, arrays.fp, arrays.types,
-            arrays.geometry, setting.tolerance, setting.typical_weight, factor, setting.cuts, setting.box,
-            np.empty(size, grid.dtype), np.empty(32), grad_sites, grad_e, grad_ustar, grad_weights,
-            grad_fp), job)
+        _check(
+            gather_atoms(
+                grid.reshape(-1),
+                (*arrays.dims, arrays.row),
+                first,
+                last,
+                arrays.order,
+                arrays.sites_grid,
+                arrays.e_iso,
+                arrays.ustar,
+                arrays.use_aniso,
+                arrays.weights,
+                arrays.fp,
+                arrays.types,
+                arrays.geometry,
+                setting.tolerance,
+                setting.typical_weight,
+                factor,
+                setting.cuts,
+                setting.box,
+                np.empty(size, grid.dtype),
+                np.empty(32),
+                grad_sites,
+                grad_e,
+                grad_ustar,
+                grad_weights,
+                grad_fp,
+            ),
+            job,
+        )
 
     n_threads = _n_threads(arrays, gradient=True)
-    run([lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
+    run(
+        [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
         [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
-        [lambda a=a, b=b: atoms(a, b) for a, b in shares(n, n_threads)])
+        [lambda a=a, b=b: atoms(a, b) for a, b in shares(n, n_threads)],
+    )
     sites = np.empty((n, 3))
     for i, axis in enumerate(setting.grid.axes):
         sites[:, axis] = grad_sites[:, i] * arrays.dims[i]
     u_star = np.empty((n, 6))
-    u_star[:, arrays.packing] = grad_ustar * (2 * math.pi ** 2)
+    u_star[:, arrays.packing] = grad_ustar * (2 * math.pi**2)
     return tuple(map(torch.from_numpy, (sites, grad_e * arrays.u_scale, u_star, grad_weights, grad_fp)))

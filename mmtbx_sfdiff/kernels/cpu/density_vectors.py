@@ -5,6 +5,7 @@ numba is given the vector instructions.  Everything works on a flat grid and on 
 same dtype; offsets and strides count elements.  LLVM maps eight lanes to whatever the processor has (one AVX,
 two SSE or NEON registers).
 """
+
 from __future__ import annotations
 
 import math
@@ -70,7 +71,7 @@ class VectorBuilder:
         turns = self.b.fmul(x, self.constant(1 / math.log(2)))
         mantissa, degree, integer = (23, 7, _I32) if self.single else (52, 12, _I64)
         # Adding 1.5 * 2^mantissa leaves the rounded value in the low bits.
-        magic = self.constant(1.5 * 2.0 ** mantissa)
+        magic = self.constant(1.5 * 2.0**mantissa)
         shifted = self.b.fadd(turns, magic)
         fraction = self.b.fsub(turns, self.b.fsub(shifted, magic))
         value = self.constant(math.log(2) ** degree / math.factorial(degree))
@@ -243,7 +244,7 @@ def _add_moments(v, builder, sums, scales, u, values, out):
     """
     u = v.fill(u)
     for k in range(2):
-        zero, one, two = (v.mul(scales[k], x) for x in sums[3 * k:3 * k + 3])
+        zero, one, two = (v.mul(scales[k], x) for x in sums[3 * k : 3 * k + 3])
         first = v.mul(zero, u)
         for i, value in enumerate((zero, first, v.mul(first, u), one, v.mul(one, u), two)):
             at = builder.add(out, _i64(6 * LANES * k + LANES * i))
@@ -254,17 +255,20 @@ def _add_moments(v, builder, sums, scales, u, values, out):
 def add_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y, x1, x2, u, out):
     """Moments along two axes of rows grid[start + j stride ...] under xk yk[j]; see :func:`_add_moments`."""
     dtype = grid.dtype
-    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, *[dtype] * 4,
-                           types.int64)
+    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, *[dtype] * 4, types.int64)
 
     def generate(context, builder, signature, args):
         v = VectorBuilder(context, builder, dtype)
         grid, start, stride, n_rows, table, y1, y2, first_y, x1, x2, u, out = args
         data, values = v.data(signature.args[0], grid), v.data(signature.args[4], table)
         sums = _row_moments(
-            v, builder, n_rows, first_y,
+            v,
+            builder,
+            n_rows,
+            first_y,
             lambda k, j: v.load_all(values, builder.add((y1, y2)[k], j)),
-            lambda j: v.load(data, builder.add(start, builder.mul(j, stride))))
+            lambda j: v.load(data, builder.add(start, builder.mul(j, stride))),
+        )
         _add_moments(v, builder, sums, (v.fill(x1), v.fill(x2)), u, values, out)
         return context.get_dummy_value()
 
@@ -272,12 +276,14 @@ def add_moments(typing, grid, start, stride, n_rows, table, y1, y2, first_y, x1,
 
 
 @intrinsic
-def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2,
-                        x1, x2, u, out):
+def add_moments_oblique(
+    typing, grid, start, stride, n_rows, table, y1, y2, first_y, yz1, yz2, width, z1, z2, x1, x2, u, out
+):
     """As :func:`add_moments` under xk zk[lane] yk[j] yzk[j width + lane]."""
     dtype = grid.dtype
-    signature = types.void(grid, *[types.int64] * 3, table, types.int64, types.int64, dtype,
-                           *[types.int64] * 5, *[dtype] * 3, types.int64)
+    signature = types.void(
+        grid, *[types.int64] * 3, table, types.int64, types.int64, dtype, *[types.int64] * 5, *[dtype] * 3, types.int64
+    )
 
     def generate(context, builder, signature, args):
         v = VectorBuilder(context, builder, dtype)
@@ -288,8 +294,9 @@ def add_moments_oblique(typing, grid, start, stride, n_rows, table, y1, y2, firs
             plane = v.load(values, builder.add((yz1, yz2)[k], builder.mul(j, width)))
             return v.mul(plane, v.load_all(values, builder.add((y1, y2)[k], j)))
 
-        sums = _row_moments(v, builder, n_rows, first_y, weigh,
-                            lambda j: v.load(data, builder.add(start, builder.mul(j, stride))))
+        sums = _row_moments(
+            v, builder, n_rows, first_y, weigh, lambda j: v.load(data, builder.add(start, builder.mul(j, stride)))
+        )
         scales = v.mul(v.fill(x1), v.load(values, z1)), v.mul(v.fill(x2), v.load(values, z2))
         _add_moments(v, builder, sums, scales, u, values, out)
         return context.get_dummy_value()
@@ -321,8 +328,9 @@ def finish_moments(typing, table, moments, block_size, n_blocks, z, z_size, firs
             weight = v.load(values, builder.add(z, builder.mul(block, z_size)))
             shift = v.fill(builder.sitofp(builder.mul(block, _i64(LANES)), v.scalar))
             t = v.add(v.add(v.lanes(), shift), first)
-            m0, mx, mxx, my, mxy, myy = (v.mul(weight, v.load(values, builder.add(at, _i64(LANES * i))))
-                                         for i in range(6))
+            m0, mx, mxx, my, mxy, myy = (
+                v.mul(weight, v.load(values, builder.add(at, _i64(LANES * i)))) for i in range(6)
+            )
             mz = v.mul(m0, t)
             found = m0, mx, my, mz, mxx, myy, v.mul(mz, t), mxy, v.mul(mx, t), v.mul(my, t)
             for accumulator, value in zip(sums, found):

@@ -9,6 +9,7 @@ The kernels are compiled by numba without its threading layers, and run on a few
 torch's and MKL's OpenMP pools in one process stall one another.  Each thread owns its columns (forward) or
 its atoms (backward), so results do not depend on timing.
 """
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -69,8 +70,25 @@ def _start(s, first, last, tp, tq, ts, step, u, p, q, t_re, t_im, r_re, r_im, po
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
-def _forward(first_column, last_column, columns, starts, s_of, offsets, table_p, table_q, table_s, step, u,
-             kappa, weights, kinds, radial, out, powers):
+def _forward(
+    first_column,
+    last_column,
+    columns,
+    starts,
+    s_of,
+    offsets,
+    table_p,
+    table_q,
+    table_s,
+    step,
+    u,
+    kappa,
+    weights,
+    kinds,
+    radial,
+    out,
+    powers,
+):
     """out[row] += sum over types of radial[type, row] * sum over its atoms, for some columns."""
     # One array: whether the compiled loop over atoms adds in vectors or one by one is decided by how far apart what it
     # reads and writes lies, and must not depend on where the allocator put it.
@@ -91,8 +109,23 @@ def _forward(first_column, last_column, columns, starts, s_of, offsets, table_p,
                 since = _RESTART
                 while s <= s_end:
                     if since == _RESTART:
-                        _start(s, first, last, tp, tq, table_s[s - offsets[2]], step, u, p, q,
-                               t_re, t_im, r_re, r_im, powers)
+                        _start(
+                            s,
+                            first,
+                            last,
+                            tp,
+                            tq,
+                            table_s[s - offsets[2]],
+                            step,
+                            u,
+                            p,
+                            q,
+                            t_re,
+                            t_im,
+                            r_re,
+                            r_im,
+                            powers,
+                        )
                         for i in range(n):
                             t_re[i] *= weights[first + i]
                             t_im[i] *= weights[first + i]
@@ -115,13 +148,35 @@ def _forward(first_column, last_column, columns, starts, s_of, offsets, table_p,
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
-def _backward(first_atom, last_atom, columns, starts, s_of, offsets, table_p, table_q, table_s, step, u,
-              kappa, kinds, radial, grad, out, powers):
+def _backward(
+    first_atom,
+    last_atom,
+    columns,
+    starts,
+    s_of,
+    offsets,
+    table_p,
+    table_q,
+    table_s,
+    step,
+    u,
+    kappa,
+    kinds,
+    radial,
+    grad,
+    out,
+    powers,
+):
     """out[:, atom] += sums over all rows of conj(grad) * radial * term * (1, p, q, s; pp, qq, ss, ...)."""
     t_re, t_im = np.empty(_TILE), np.empty(_TILE)
     r_re, r_im = np.empty(_TILE), np.empty(_TILE)
     zero_re, zero_im, one_re, one_im, two_re = (
-        np.empty(_TILE), np.empty(_TILE), np.empty(_TILE), np.empty(_TILE), np.empty(_TILE))
+        np.empty(_TILE),
+        np.empty(_TILE),
+        np.empty(_TILE),
+        np.empty(_TILE),
+        np.empty(_TILE),
+    )
     for k in range(kinds.shape[0]):
         kind = kinds[k, 0]
         lowest, highest = max(kinds[k, 1], first_atom), min(kinds[k, 2], last_atom)
@@ -138,8 +193,23 @@ def _backward(first_atom, last_atom, columns, starts, s_of, offsets, table_p, ta
                     zero_re[i] = zero_im[i] = one_re[i] = one_im[i] = two_re[i] = 0.0
                 while s <= s_end:
                     if since == _RESTART:
-                        _start(s, first, last, tp, tq, table_s[s - offsets[2]], step, u, p, q,
-                               t_re, t_im, r_re, r_im, powers)
+                        _start(
+                            s,
+                            first,
+                            last,
+                            tp,
+                            tq,
+                            table_s[s - offsets[2]],
+                            step,
+                            u,
+                            p,
+                            q,
+                            t_re,
+                            t_im,
+                            r_re,
+                            r_im,
+                            powers,
+                        )
                         since = 0
                     g_re, g_im = 0.0, 0.0
                     if s_of[row] == s:
@@ -212,8 +282,7 @@ class ColumnSum:
         self.n_atoms, self.n_rows = turns.shape[0], len(plan.indices)
 
     def _common(self):
-        return (self.columns, self.starts, self.s_of, self.offsets, *self.tables, self.step, self.u,
-                self.kappa)
+        return (self.columns, self.starts, self.s_of, self.offsets, *self.tables, self.step, self.u, self.kappa)
 
     def forward(self, weights):
         """(n_unique,) complex128 sum with weights (n_atoms,) float64."""

@@ -3,6 +3,7 @@
 The moments up to the second of a map under each Gaussian give the gradients in its amplitude, position and
 width.
 """
+
 from __future__ import annotations
 
 import math
@@ -33,9 +34,33 @@ from .density_vectors import (
 
 
 @jit
-def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types,
-           geometry, tolerance, typical_weight, typical_factor, cuts, box, scratch, work, grad_sites, grad_e,
-           grad_ustar, grad_weights, grad_fp):
+def gather(
+    grid,
+    dims,
+    first_atom,
+    last_atom,
+    order,
+    sites_grid,
+    e_iso,
+    ustar,
+    use_aniso,
+    weights,
+    fp,
+    types,
+    geometry,
+    tolerance,
+    typical_weight,
+    typical_factor,
+    cuts,
+    box,
+    scratch,
+    work,
+    grad_sites,
+    grad_e,
+    grad_ustar,
+    grad_weights,
+    grad_fp,
+):
     """Derivatives of sum(grid * density) for order[first_atom:last_atom]: the transpose of :func:`splat`.
 
     grad_sites in grid units; grad_ustar in the units of 2 pi^2 U*.  Returns as :func:`splat`.
@@ -65,8 +90,19 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
         star = ustar[a if use_aniso[a] else 0]
         for first_term in range(0, n_all, 2):
             for k in range(2):
-                alpha, e = pair_terms(a, first_term + k, weight, constants,
-                                       e_iso[a], type_index, alphas, exponents, n_terms, has_constant, fp)
+                alpha, e = pair_terms(
+                    a,
+                    first_term + k,
+                    weight,
+                    constants,
+                    e_iso[a],
+                    type_index,
+                    alphas,
+                    exponents,
+                    n_terms,
+                    has_constant,
+                    fp,
+                )
                 work[24 + k], work[26 + k], work[28 + k] = 0.0, 0.0, alpha
                 work[30 + k] = e
                 if first_term + k >= n_all:
@@ -118,8 +154,17 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                 if shape == 0:
                     store_gaussian(scratch, z_table + k * bz, n_z, zero, zero, one * work[o + 2], one * w0)
                 elif shape == 1:
-                    store_plane(scratch, yz_table + k * by * bz, n_z, int(math.floor(sy + hy)) - j0 + 1, bz,
-                                one * (2 * work[o + 5]), one * work[o + 2], one * v0, one * w0)
+                    store_plane(
+                        scratch,
+                        yz_table + k * by * bz,
+                        n_z,
+                        int(math.floor(sy + hy)) - j0 + 1,
+                        bz,
+                        one * (2 * work[o + 5]),
+                        one * work[o + 2],
+                        one * v0,
+                        one * w0,
+                    )
             for l in range(n_z * MOMENTS):
                 scratch[box_moments + l] = zero
             if crossed and shape < 2:
@@ -160,63 +205,136 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                         for k in range(2):
                             o = 12 * k
                             store_gaussian(
-                                scratch, cz_table + k * bz, n_z,
+                                scratch,
+                                cz_table + k * bz,
+                                n_z,
                                 one * (work[o] * u * u + work[o + 1] * v * v + 2 * work[o + 3] * u * v),
-                                one * (2 * (work[o + 4] * u + work[o + 5] * v)), one * work[o + 2], one * w0)
+                                one * (2 * (work[o + 4] * u + work[o + 5] * v)),
+                                one * work[o + 2],
+                                one * w0,
+                            )
                     for block in range(n_z):
                         at = start + 8 * block
                         out = box_moments + block * MOMENTS
                         if shape == 0:
-                            add_moments(grid, at, row, run, scratch, y_used + j, y_used + by + j,
-                                        one * (v0 + j), x0, x1, one * u, out)
+                            add_moments(
+                                grid,
+                                at,
+                                row,
+                                run,
+                                scratch,
+                                y_used + j,
+                                y_used + by + j,
+                                one * (v0 + j),
+                                x0,
+                                x1,
+                                one * u,
+                                out,
+                            )
                         elif shape == 1:
                             add_moments_oblique(
-                                grid, at, row, run, scratch, y_used + j, y_used + by + j, one * (v0 + j),
-                                yz_table + j * bz + 8 * block, yz_table + (by + j) * bz + 8 * block, bz,
-                                cz_table + 8 * block, cz_table + bz + 8 * block, x0, x1, one * u, out)
+                                grid,
+                                at,
+                                row,
+                                run,
+                                scratch,
+                                y_used + j,
+                                y_used + by + j,
+                                one * (v0 + j),
+                                yz_table + j * bz + 8 * block,
+                                yz_table + (by + j) * bz + 8 * block,
+                                bz,
+                                cz_table + 8 * block,
+                                cz_table + bz + 8 * block,
+                                x0,
+                                x1,
+                                one * u,
+                                out,
+                            )
                         else:
                             add_moments_oblique(
-                                grid, at, row, run, scratch, ones_table, ones_table, one * v,
-                                cz_table + 8 * block, cz_table + bz + 8 * block, bz, ones_table, ones_table,
-                                one, one, one * u, out)
+                                grid,
+                                at,
+                                row,
+                                run,
+                                scratch,
+                                ones_table,
+                                ones_table,
+                                one * v,
+                                cz_table + 8 * block,
+                                cz_table + bz + 8 * block,
+                                bz,
+                                ones_table,
+                                ones_table,
+                                one,
+                                one,
+                                one * u,
+                                out,
+                            )
                     done += run
             for k in range(2):
                 if work[26 + k] == 0:
                     continue
                 o = 12 * k
-                m = finish_moments(scratch, box_moments + 48 * k, MOMENTS, n_z,
-                                   z_table + k * bz if shape == 0 else ones_table, 8 if shape == 0 else 0,
-                                   one * w0)
+                m = finish_moments(
+                    scratch,
+                    box_moments + 48 * k,
+                    MOMENTS,
+                    n_z,
+                    z_table + k * bz if shape == 0 else ones_table,
+                    8 if shape == 0 else 0,
+                    one * w0,
+                )
                 alpha, e = work[28 + k], work[30 + k]
                 scale = work[26 + k] * alpha * weight
                 grad_weights[a] += work[26 + k] * alpha * m[0]
                 if first_term + k == n_terms:
                     grad_fp[a] += work[26 + k] * weight * m[0]
-                q00, q11, q22, q01, q02, q12 = (work[o], work[o + 1], work[o + 2], work[o + 3], work[o + 4],
-                                                work[o + 5])
+                q00, q11, q22, q01, q02, q12 = (
+                    work[o],
+                    work[o + 1],
+                    work[o + 2],
+                    work[o + 3],
+                    work[o + 4],
+                    work[o + 5],
+                )
                 grad_sites[a, 0] += 2 * scale * (q00 * m[1] + q01 * m[2] + q02 * m[3])
                 grad_sites[a, 1] += 2 * scale * (q01 * m[1] + q11 * m[2] + q12 * m[3])
                 grad_sites[a, 2] += 2 * scale * (q02 * m[1] + q12 * m[2] + q22 * m[3])
                 if not use_aniso[a]:
-                    second = (q00 * m[4] + q11 * m[5] + q22 * m[6] + \
-                              2 * (q01 * m[7] + q02 * m[8] + q12 * m[9]))
+                    second = q00 * m[4] + q11 * m[5] + q22 * m[6] + 2 * (q01 * m[7] + q02 * m[8] + q12 * m[9])
                     grad_e[a] += scale * (second - 1.5 * m[0]) / e
                     continue
                 # d/dM of pi^(3/2) det(M)^(-1/2) exp(-pi^2 r M^-1 r): -M^-1/2 + pi^2 M^-1 r r M^-1, r = u / N.
                 for i in range(6):
                     minv[i] = work[o + i] / (PI_SQ * geometry[14 + i])
-                n00, n11, n22, n01, n02, n12 = (geometry[14], geometry[15], geometry[16], geometry[17],
-                                                geometry[18], geometry[19])
+                n00, n11, n22, n01, n02, n12 = (
+                    geometry[14],
+                    geometry[15],
+                    geometry[16],
+                    geometry[17],
+                    geometry[18],
+                    geometry[19],
+                )
                 r00, r11, r22 = m[4] * n00, m[5] * n11, m[6] * n22
                 r01, r02, r12 = m[7] * n01, m[8] * n02, m[9] * n12
                 i00, i11, i22, i01, i02, i12 = minv[0], minv[1], minv[2], minv[3], minv[4], minv[5]
                 # T = R M^-1, then M^-1 T.
-                t00, t01, t02 = (r00 * i00 + r01 * i01 + r02 * i02, r00 * i01 + r01 * i11 + r02 * i12,
-                                 r00 * i02 + r01 * i12 + r02 * i22)
-                t10, t11, t12 = (r01 * i00 + r11 * i01 + r12 * i02, r01 * i01 + r11 * i11 + r12 * i12,
-                                 r01 * i02 + r11 * i12 + r12 * i22)
-                t20, t21, t22 = (r02 * i00 + r12 * i01 + r22 * i02, r02 * i01 + r12 * i11 + r22 * i12,
-                                 r02 * i02 + r12 * i12 + r22 * i22)
+                t00, t01, t02 = (
+                    r00 * i00 + r01 * i01 + r02 * i02,
+                    r00 * i01 + r01 * i11 + r02 * i12,
+                    r00 * i02 + r01 * i12 + r02 * i22,
+                )
+                t10, t11, t12 = (
+                    r01 * i00 + r11 * i01 + r12 * i02,
+                    r01 * i01 + r11 * i11 + r12 * i12,
+                    r01 * i02 + r11 * i12 + r12 * i22,
+                )
+                t20, t21, t22 = (
+                    r02 * i00 + r12 * i01 + r22 * i02,
+                    r02 * i01 + r12 * i11 + r22 * i12,
+                    r02 * i02 + r12 * i12 + r22 * i22,
+                )
                 g00 = PI_SQ * (i00 * t00 + i01 * t10 + i02 * t20) - 0.5 * i00 * m[0]
                 g11 = PI_SQ * (i01 * t01 + i11 * t11 + i12 * t21) - 0.5 * i11 * m[0]
                 g22 = PI_SQ * (i02 * t02 + i12 * t12 + i22 * t22) - 0.5 * i22 * m[0]
@@ -229,7 +347,14 @@ def gather(grid, dims, first_atom, last_atom, order, sites_grid, e_iso, ustar, u
                 grad_ustar[a, 3] += 2 * scale * g01
                 grad_ustar[a, 4] += 2 * scale * g02
                 grad_ustar[a, 5] += 2 * scale * g12
-                grad_e[a] += scale / geometry[0] * (
-                    g00 * geometry[1] + g11 * geometry[2] + g22 * geometry[3]
-                    + 2 * (g01 * geometry[4] + g02 * geometry[5] + g12 * geometry[6]))
+                grad_e[a] += (
+                    scale
+                    / geometry[0]
+                    * (
+                        g00 * geometry[1]
+                        + g11 * geometry[2]
+                        + g22 * geometry[3]
+                        + 2 * (g01 * geometry[4] + g02 * geometry[5] + g12 * geometry[6])
+                    )
+                )
     return 0

@@ -2,6 +2,7 @@
 
 Shared by :mod:`~mmtbx_sfdiff.kernels.cpu.splat` and :mod:`~mmtbx_sfdiff.kernels.cpu.gather`; the formulae are in the former.
 """
+
 from __future__ import annotations
 
 import math
@@ -12,7 +13,7 @@ import numpy as np
 from .density_vectors import multiply, store_gaussian
 
 jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
-PI_SQ = math.pi ** 2
+PI_SQ = math.pi**2
 # Exponents that separate tables can hold, in single and in double precision.
 LARGEST_EXPONENT = 80.0, 600.0
 # Moments of one block of eight points: six a term.
@@ -62,8 +63,9 @@ def cut(cuts, width, level):
     i, j = int(x), int(y)
     x -= i
     y -= j
-    return ((table[i, j] * (1 - y) + table[i, j + 1] * y) * (1 - x)
-            + (table[i + 1, j] * (1 - y) + table[i + 1, j + 1] * y) * x)
+    return (table[i, j] * (1 - y) + table[i, j + 1] * y) * (1 - x) + (
+        table[i + 1, j] * (1 - y) + table[i + 1, j + 1] * y
+    ) * x
 
 
 @jit
@@ -102,9 +104,13 @@ def gaussian(e, ustar, aniso, geometry, work, k):
     work[o + 3] = c01 * scale * geometry[17]
     work[o + 4] = c02 * scale * geometry[18]
     work[o + 5] = c12 * scale * geometry[19]
-    trace = (c00 * geometry[1] + c11 * geometry[2] + c22 * geometry[3]
-             + 2 * (c01 * geometry[4] + c02 * geometry[5] + c12 * geometry[6])) / det
-    return math.pi ** 1.5 / math.sqrt(det) / geometry[20], 3 * s_sq / trace
+    trace = (
+        c00 * geometry[1]
+        + c11 * geometry[2]
+        + c22 * geometry[3]
+        + 2 * (c01 * geometry[4] + c02 * geometry[5] + c12 * geometry[6])
+    ) / det
+    return math.pi**1.5 / math.sqrt(det) / geometry[20], 3 * s_sq / trace
 
 
 @jit

@@ -10,6 +10,7 @@ smooth step of psi + r_shrink, as wide as 1.2 grid steps.
 
 psi is decided by one place y and by the atom nearest to it, so its derivative is that of one distance.
 """
+
 from __future__ import annotations
 
 import math
@@ -38,8 +39,17 @@ class HardMask(SoftMask):
 
         def fill(first, after):
             box.field[first:after] = top
-            _distances(box.field, box.windows, first, after, box.positions, box.radii.astype(self.dtype), top, box.gram32,
-                       box.extent)
+            _distances(
+                box.field,
+                box.windows,
+                first,
+                after,
+                box.positions,
+                box.radii.astype(self.dtype),
+                top,
+                box.gram32,
+                box.extent,
+            )
 
         over(m0, fill)
         first, after = np.searchsorted(self.unit.places[:, 0], planes)
@@ -51,14 +61,28 @@ class HardMask(SoftMask):
 
     def psi(self, sites, radii, low, top):
         """psi at the representatives, where it may be above ``low``, and the fine place that decides it."""
-        best, source = np.empty(len(self.unit.places), dtype=self.dtype), np.empty(len(self.unit.places), dtype=np.int64)
+        best, source = (
+            np.empty(len(self.unit.places), dtype=self.dtype),
+            np.empty(len(self.unit.places), dtype=np.int64),
+        )
         sites, radii = sites.detach().numpy(), radii.detach().numpy()
         for planes in self._slabs():
             box = self._field(planes, sites, radii, top)
             b, s = best[box.part], source[box.part]
-            over(len(b), lambda first, after: _dilate(
-                box.field.reshape(-1), box.targets, first, after, box.linear_steps, self.lengths,
-                np.array([top, low], dtype=self.dtype), b, s))
+            over(
+                len(b),
+                lambda first, after: _dilate(
+                    box.field.reshape(-1),
+                    box.targets,
+                    first,
+                    after,
+                    box.linear_steps,
+                    self.lengths,
+                    np.array([top, low], dtype=self.dtype),
+                    b,
+                    s,
+                ),
+            )
         return torch.from_numpy(best), source
 
     def pull_back(self, gradient, source, sites, radii, top):
@@ -72,8 +96,17 @@ class HardMask(SoftMask):
             places = source[box.part]
             weights = np.bincount(places, gradient[box.part], box.field.size).reshape(box.field.shape)
             out = np.zeros((len(box.positions), 4))
-            _nearest(weights, box.field, box.positions, box.radii, top, box.gram, box.extent,
-                     1e-5 if self.dtype == np.float32 else 1e-10, out)
+            _nearest(
+                weights,
+                box.field,
+                box.positions,
+                box.radii,
+                top,
+                box.gram,
+                box.extent,
+                1e-5 if self.dtype == np.float32 else 1e-10,
+                out,
+            )
             found = box.to_atoms(out[:, :3], n, out[:, 3])
             by_sites += found[0]
             by_radii += found[1]
@@ -90,8 +123,12 @@ def _span(gram, radius_sq, d0, d1, origin, first, after):
     if left <= 0:
         return quadratic, linear, 0, 0
     half = np.sqrt(left)
-    return (quadratic, linear, max(first, int(np.ceil(origin - shift - half))),
-            min(after, int(np.floor(origin - shift + half)) + 1))
+    return (
+        quadratic,
+        linear,
+        max(first, int(np.ceil(origin - shift - half))),
+        min(after, int(np.floor(origin - shift + half)) + 1),
+    )
 
 
 @jit
@@ -102,12 +139,17 @@ def _distances(field, windows, first_plane, after_plane, positions, radii, top, 
         radius = radii[image]
         reach = radius + real(top)
         p0, p1, p2 = positions[image]
-        for i in range(max(first_plane, int(np.ceil(p0 - reach * extent[0]))),
-                       min(after_plane, int(np.floor(p0 + reach * extent[0])) + 1)):
+        for i in range(
+            max(first_plane, int(np.ceil(p0 - reach * extent[0]))),
+            min(after_plane, int(np.floor(p0 + reach * extent[0])) + 1),
+        ):
             d0 = real(i - p0)
-            for j in range(max(0, int(np.ceil(p1 - reach * extent[1]))), min(m1, int(np.floor(p1 + reach * extent[1])) + 1)):
+            for j in range(
+                max(0, int(np.ceil(p1 - reach * extent[1]))), min(m1, int(np.floor(p1 + reach * extent[1])) + 1)
+            ):
                 quadratic, linear, first, after = _span(
-                    gram, reach * reach, d0, real(j - p1), p2, windows[0, i, j], windows[1, i, j])
+                    gram, reach * reach, d0, real(j - p1), p2, windows[0, i, j], windows[1, i, j]
+                )
                 twice = linear + linear
                 row = field[i, j]
                 for k in range(first, after):
@@ -144,9 +186,13 @@ def _nearest(weights, field, positions, radii, top, gram, extent, tolerance, out
         radius = radii[image]
         reach = radius + top
         p0, p1, p2 = positions[image]
-        for i in range(max(0, int(np.ceil(p0 - reach * extent[0]))), min(m0, int(np.floor(p0 + reach * extent[0])) + 1)):
+        for i in range(
+            max(0, int(np.ceil(p0 - reach * extent[0]))), min(m0, int(np.floor(p0 + reach * extent[0])) + 1)
+        ):
             d0 = i - p0
-            for j in range(max(0, int(np.ceil(p1 - reach * extent[1]))), min(m1, int(np.floor(p1 + reach * extent[1])) + 1)):
+            for j in range(
+                max(0, int(np.ceil(p1 - reach * extent[1]))), min(m1, int(np.floor(p1 + reach * extent[1])) + 1)
+            ):
                 d1 = j - p1
                 quadratic, linear, first, after = _span(gram, reach * reach, d0, d1, p2, 0, m2)
                 for k in range(first, after):

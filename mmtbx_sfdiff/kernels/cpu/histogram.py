@@ -1,4 +1,5 @@
 """What the error model has to know of the atoms, compiled for the CPU."""
+
 from __future__ import annotations
 
 import math
@@ -9,8 +10,21 @@ from .gaussian import jit
 
 
 @jit
-def population(u_iso, u_star, use_aniso, orthogonalization, scale, weights, extras, least_extra, types, first,
-               bin_scale, log_growth, result):
+def population(
+    u_iso,
+    u_star,
+    use_aniso,
+    orthogonalization,
+    scale,
+    weights,
+    extras,
+    least_extra,
+    types,
+    first,
+    bin_scale,
+    log_growth,
+    result,
+):
     """Add the atoms of one model to ``result``, (n_types + 1, n_bins): squared weights by type and exponent.
 
     The exponents are u_iso scale; anisotropic atoms enter with the smallest eigenvalue of their U.
@@ -28,17 +42,24 @@ def population(u_iso, u_star, use_aniso, orthogonalization, scale, weights, extr
             u = u_star[a]
             for i in range(6):
                 p, q = (i, i) if i < 3 else ((0, 1) if i == 3 else ((0, 2) if i == 4 else (1, 2)))
-                cart[i] = (u[0] * o[p, 0] * o[q, 0] + u[1] * o[p, 1] * o[q, 1] + u[2] * o[p, 2] * o[q, 2]
-                           + u[3] * (o[p, 0] * o[q, 1] + o[p, 1] * o[q, 0])
-                           + u[4] * (o[p, 0] * o[q, 2] + o[p, 2] * o[q, 0])
-                           + u[5] * (o[p, 1] * o[q, 2] + o[p, 2] * o[q, 1]))
+                cart[i] = (
+                    u[0] * o[p, 0] * o[q, 0]
+                    + u[1] * o[p, 1] * o[q, 1]
+                    + u[2] * o[p, 2] * o[q, 2]
+                    + u[3] * (o[p, 0] * o[q, 1] + o[p, 1] * o[q, 0])
+                    + u[4] * (o[p, 0] * o[q, 2] + o[p, 2] * o[q, 0])
+                    + u[5] * (o[p, 1] * o[q, 2] + o[p, 2] * o[q, 1])
+                )
             # Eigenvalues of a symmetric 3 x 3 matrix in closed form.
             mean = (cart[0] + cart[1] + cart[2]) / 3
             x, y, z = cart[0] - mean, cart[1] - mean, cart[2] - mean
             off = cart[3] ** 2 + cart[4] ** 2 + cart[5] ** 2
             size = max(math.sqrt((x * x + y * y + z * z + 2 * off) / 6), 1e-30)
-            det = (x * (y * z - cart[5] ** 2) - cart[3] * (cart[3] * z - cart[5] * cart[4])
-                   + cart[4] * (cart[3] * cart[5] - y * cart[4])) / (2 * size ** 3)
+            det = (
+                x * (y * z - cart[5] ** 2)
+                - cart[3] * (cart[3] * z - cart[5] * cart[4])
+                + cart[4] * (cart[3] * cart[5] - y * cart[4])
+            ) / (2 * size**3)
             angle = math.acos(min(max(det, -1.0), 1.0)) / 3
             e += scale * (mean + 2 * size * math.cos(angle + 2 * math.pi / 3))
             widest += scale * (mean + 2 * size * math.cos(angle))

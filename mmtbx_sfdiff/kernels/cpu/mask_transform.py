@@ -6,6 +6,7 @@ with the representatives r and w_r the share of the operators that lead to diffe
 part of the cell, and the reflections wanted of a mask in a small part of its spectrum, so that sums along one axis after
 the other, as matrix products, take less time than the fast Fourier transform of the whole cell.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -58,8 +59,15 @@ class UnitTransform:
         self.readers = order.astype(np.int32)
         self.starts = np.searchsorted(gather.reshape(-1)[order], np.arange(len(unique) + 1))
         self.places = places
-        waves = [np.exp(2j * np.pi * np.outer(np.arange(-m if a < 2 else 0, m + 1), corner[a] + np.arange(unit.shape[a]))
-                        / n_real[a]) for a, m in enumerate(self.limits)]
+        waves = [
+            np.exp(
+                2j
+                * np.pi
+                * np.outer(np.arange(-m if a < 2 else 0, m + 1), corner[a] + np.arange(unit.shape[a]))
+                / n_real[a]
+            )
+            for a, m in enumerate(self.limits)
+        ]
         self.wave_a, self.wave_b = (torch.from_numpy(w.astype(self.complex)) for w in waves[:2])
         # (points, frequencies and parts): cosines and sines side by side, as the parts of complex numbers are.
         self.wave_c = torch.view_as_real(torch.from_numpy(waves[2].astype(self.complex).T.copy())).flatten(1)
@@ -87,8 +95,12 @@ class UnitTransform:
 
         over(columns.shape[1], across)
         flat = spectrum.view(-1).numpy()
-        over(len(result), lambda first, after: read_reflections(
-            flat, self.rows, self.conjugate, self.phase, self.factor, first, after, result))
+        over(
+            len(result),
+            lambda first, after: read_reflections(
+                flat, self.rows, self.conjugate, self.phase, self.factor, first, after, result
+            ),
+        )
         return result
 
     def backward(self, gradient):
@@ -97,9 +109,21 @@ class UnitTransform:
         b0, b1, b2 = (int(n) for n in unit.shape)
         gradient = np.ascontiguousarray(gradient, dtype=self.complex)
         spectrum = np.zeros((2 * h + 1) * (2 * k + 1) * (l + 1), dtype=self.complex)
-        over(len(self.places), lambda first, after: _hand_back(
-            gradient, self.factor, self.phase.reshape(-1), self.conjugate.reshape(-1), self.starts, self.readers, self.places,
-            first, after, spectrum))
+        over(
+            len(self.places),
+            lambda first, after: _hand_back(
+                gradient,
+                self.factor,
+                self.phase.reshape(-1),
+                self.conjugate.reshape(-1),
+                self.starts,
+                self.readers,
+                self.places,
+                first,
+                after,
+                spectrum,
+            ),
+        )
         spectrum = torch.from_numpy(spectrum).view(2 * h + 1, -1)
         planes = torch.empty((b0, 2 * k + 1, l + 1), dtype=spectrum.dtype)
         columns = planes.view(b0, -1)
@@ -114,8 +138,15 @@ class UnitTransform:
         def within(first, after):
             rows = self.wave_b.mH @ planes[first:after]
             dense = torch.view_as_real(rows).flatten(2).flatten(0, 1) @ self.wave_c.T
-            _read_out(dense.view(after - first, b1, b2).numpy(), self.shares, unit.places, starts[first], starts[after], first,
-                      result)
+            _read_out(
+                dense.view(after - first, b1, b2).numpy(),
+                self.shares,
+                unit.places,
+                starts[first],
+                starts[after],
+                first,
+                result,
+            )
 
         over(b0, within)
         return result
@@ -123,7 +154,9 @@ class UnitTransform:
 
 def unit_transform(unit, crystal, miller_indices, dtype):
     """The :class:`UnitTransform`, kept while the tensor of indices lives and is not changed."""
-    return _TRANSFORMS.get(miller_indices, (unit, np.dtype(dtype)), lambda: UnitTransform(unit, crystal, miller_indices, dtype))
+    return _TRANSFORMS.get(
+        miller_indices, (unit, np.dtype(dtype)), lambda: UnitTransform(unit, crystal, miller_indices, dtype)
+    )
 
 
 _TRANSFORMS = TensorCache()

@@ -3,6 +3,7 @@
 With d = start, start + 1, ..., the first two take t = a0 + a1 d + a2 d^2, cut to 0..1, and S = t^2 (3 - 2 t).  What is
 zero stays zero.
 """
+
 from __future__ import annotations
 
 from llvmlite import ir

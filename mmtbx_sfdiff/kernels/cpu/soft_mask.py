@@ -5,6 +5,7 @@ a second time split by parity (every ``fine``-th point), because the weighted su
 a row is then a few hundred multiplications of contiguous numbers.  Its transpose is, at the fine points of each parity,
 such a sum over coarse ones; it is wanted where 0 < E < 1 only, because elsewhere E does not change with the atoms.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -56,8 +57,18 @@ class SoftMask:
 
         def fill(first, after):
             box.field[first:after] = 1
-            _accessibility(box.field, box.windows, first, after, box.positions, box.radii, box.cover, box.width, box.gram32,
-                           box.extent)
+            _accessibility(
+                box.field,
+                box.windows,
+                first,
+                after,
+                box.positions,
+                box.radii,
+                box.cover,
+                box.width,
+                box.gram32,
+                box.extent,
+            )
 
         over(len(box.field), fill)
         return box
@@ -65,8 +76,8 @@ class SoftMask:
     def _split(self, box):
         m0, m1, m2 = box.field.shape
         flat = np.empty(box.field.size + _BEYOND, dtype=self.dtype)
-        flat[box.field.size:] = 0
-        split = flat[:box.field.size].reshape(m0, m1, self.fine, m2 // self.fine)
+        flat[box.field.size :] = 0
+        split = flat[: box.field.size].reshape(m0, m1, self.fine, m2 // self.fine)
         over(m0, lambda first, after: _split(box.field, split, first, after))
         return flat
 
@@ -86,9 +97,24 @@ class SoftMask:
             # Neighbours in memory follow one another.
             order = np.argsort(offsets, kind="stable")
             for values, array in zip(out, weights):
-                over(planes[1] - planes[0], lambda first, after: _gather(
-                    split, m1, m2, unit.windows, planes[0] + first, planes[0] + after, fine, box.low, offsets[order],
-                    array[order], unit.places, starts, values))
+                over(
+                    planes[1] - planes[0],
+                    lambda first, after: _gather(
+                        split,
+                        m1,
+                        m2,
+                        unit.windows,
+                        planes[0] + first,
+                        planes[0] + after,
+                        fine,
+                        box.low,
+                        offsets[order],
+                        array[order],
+                        unit.places,
+                        starts,
+                        values,
+                    ),
+                )
             if keep and len(slabs) == 1 and box.field.nbytes <= self.kept:
                 self._kept_box = box
         return [torch.from_numpy(values) for values in out]
@@ -105,8 +131,20 @@ class SoftMask:
 
             def attribute(first, after):
                 out = np.zeros((len(box.positions), SUMS))
-                _attribute(box.field, windows, first, after, box.positions, box.radii, box.cover, box.width,
-                           box.gram32, box.extent, not sites_only, out)
+                _attribute(
+                    box.field,
+                    windows,
+                    first,
+                    after,
+                    box.positions,
+                    box.radii,
+                    box.cover,
+                    box.width,
+                    box.gram32,
+                    box.extent,
+                    not sites_only,
+                    out,
+                )
                 return out
 
             parts = sum(over(len(box.field), attribute))
@@ -136,9 +174,24 @@ class SoftMask:
         offsets = (-(self.steps // fine) @ strides)[order]
         starts = np.searchsorted(group[order], np.arange(fine**3 + 1))
         windows = np.zeros_like(box.windows)
-        over(len(box.field), lambda first, after: _spread(
-            box.field, box.windows, windows, first, after, dense, origin, strides, fine, box.low, offsets, weights[order],
-            starts))
+        over(
+            len(box.field),
+            lambda first, after: _spread(
+                box.field,
+                box.windows,
+                windows,
+                first,
+                after,
+                dense,
+                origin,
+                strides,
+                fine,
+                box.low,
+                offsets,
+                weights[order],
+                starts,
+            ),
+        )
         return windows
 
     def to_cell(self, values):
@@ -182,7 +235,9 @@ def _sphere(position, radius, width, extent, gram, first_plane, after_plane, m1)
 
 
 @jit
-def _chords(position, radius, width, scale, offset, plane, j_low, j_high, gram, windows, first, after, constant, linear):
+def _chords(
+    position, radius, width, scale, offset, plane, j_low, j_high, gram, windows, first, after, constant, linear
+):
     """For the rows of a plane, the points [first, after) within the sphere and the row's window, and t as
     constant + linear d + gram[2] scale d^2 along the row; d in steps from the centre.
     """
@@ -222,14 +277,25 @@ def _accessibility(field, windows, first_plane, after_plane, positions, radii, c
         if radius <= 0:
             continue
         low, high, j_low, j_high, scale, offset, a2 = _sphere(
-            position, radius, width, extent, gram, first_plane, after_plane, m1)
+            position, radius, width, extent, gram, first_plane, after_plane, m1
+        )
         for i in range(low, high):
-            _chords(position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear)
+            _chords(
+                position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear
+            )
             for n in range(j_high - j_low):
                 if first[n] < after[n]:
                     begin = first[n] & -LANES
-                    multiply_blocks(flat, (i * m1 + j_low + n) * m2 + begin, _blocks(after[n] - begin),
-                                    constant[n], linear[n], a2, real(begin - position[2]), share)
+                    multiply_blocks(
+                        flat,
+                        (i * m1 + j_low + n) * m2 + begin,
+                        _blocks(after[n] - begin),
+                        constant[n],
+                        linear[n],
+                        a2,
+                        real(begin - position[2]),
+                        share,
+                    )
 
 
 @jit
@@ -296,7 +362,9 @@ def _weigh(row, total, fine):
 
 
 @jit
-def _spread(field, windows, active, first_plane, after_plane, dense, origin, strides, fine, low, offsets, weights, starts):
+def _spread(
+    field, windows, active, first_plane, after_plane, dense, origin, strides, fine, low, offsets, weights, starts
+):
     """E dT/dE in place of E at each fine point where 0 < E < 1, else 0, from dT/dV at the coarse points.
 
     ``active``: windows of the rows that hold all of it.
@@ -318,12 +386,14 @@ def _spread(field, windows, active, first_plane, after_plane, dense, origin, str
             mark_blocks(flat, (a * field.shape[1] + b) * m2, len(marks), marks)
             active[0, a, b], active[1, a, b] = NEVER, 0
             v = b + low[1]
-            index = (u // fine + origin[0]) * strides[0] + (v // fine + origin[1]) * strides[1] + low[2] // fine + origin[2]
+            index = (
+                (u // fine + origin[0]) * strides[0] + (v // fine + origin[1]) * strides[1] + low[2] // fine + origin[2]
+            )
             group = ((u % fine) * fine + v % fine) * fine
             block = 0
             while block < len(marks):
                 if not _any(marks, block, fine):
-                    row[block * LANES:(block + fine) * LANES] = 0
+                    row[block * LANES : (block + fine) * LANES] = 0
                     block += fine
                     continue
                 begin = block
@@ -333,13 +403,23 @@ def _spread(field, windows, active, first_plane, after_plane, dense, origin, str
                 active[1, a, b] = block * LANES
                 n = (block - begin) // fine
                 for parity in range(fine):
-                    weighted_sums(total[parity], dense, index + begin // fine * LANES, n, offsets, weights,
-                                  starts[group + parity], starts[group + parity + 1])
-                _weigh(row[begin * LANES:block * LANES], total, fine)
+                    weighted_sums(
+                        total[parity],
+                        dense,
+                        index + begin // fine * LANES,
+                        n,
+                        offsets,
+                        weights,
+                        starts[group + parity],
+                        starts[group + parity + 1],
+                    )
+                _weigh(row[begin * LANES : block * LANES], total, fine)
 
 
 @jit
-def _attribute(by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, all_sums, out):
+def _attribute(
+    by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, all_sums, out
+):
     """Gradients of each image: 3 by position (covariant, grid steps), and with ``all_sums`` by radius, cover, width."""
     m1, m2 = by_field.shape[1], by_field.shape[2]
     flat = by_field.reshape(-1)
@@ -353,19 +433,33 @@ def _attribute(by_field, windows, first_plane, after_plane, positions, radii, co
         if radius <= 0:
             continue
         low, high, j_low, j_high, scale, offset, a2 = _sphere(
-            position, radius, width, extent, gram, first_plane, after_plane, m1)
+            position, radius, width, extent, gram, first_plane, after_plane, m1
+        )
         lanes[:] = 0
         for i in range(low, high):
             d0 = real(i - position[0])
-            _chords(position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear)
+            _chords(
+                position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear
+            )
             for n in range(j_high - j_low):
                 if first[n] < after[n]:
                     begin = first[n] & -LANES
-                    attribute_blocks(flat, (i * m1 + j_low + n) * m2 + begin, _blocks(after[n] - begin),
-                                     constant[n], linear[n], a2, real(begin - position[2]), share, d0,
-                                     real(j_low + n - position[1]), all_sums, lanes)
+                    attribute_blocks(
+                        flat,
+                        (i * m1 + j_low + n) * m2 + begin,
+                        _blocks(after[n] - begin),
+                        constant[n],
+                        linear[n],
+                        a2,
+                        real(begin - position[2]),
+                        share,
+                        d0,
+                        real(j_low + n - position[1]),
+                        all_sums,
+                        lanes,
+                    )
         for k in range(SUMS):
-            sums[k] = lanes[LANES * k:LANES * (k + 1)].sum()
+            sums[k] = lanes[LANES * k : LANES * (k + 1)].sum()
         s0, s1, s2, total, total_t, total_left = sums
         slope = real(6) * share
         along = (scale + scale) * slope

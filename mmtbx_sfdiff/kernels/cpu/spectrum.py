@@ -3,6 +3,7 @@
 Of a transform only the columns (q, s) that hold a reflection are kept, each with its points along the first
 axis one after another; they are the rows of a ``(n_columns, n_x)`` array.
 """
+
 from __future__ import annotations
 
 from .gaussian import jit
@@ -90,8 +91,7 @@ def read_reflections(transform, rows, conjugate, phase, factor, first, last, res
 
 
 @jit
-def write_reflections(transform, targets, kinds, starts, readers, reflections, phase, factor, grad, first,
-                      last):
+def write_reflections(transform, targets, kinds, starts, readers, reflections, phase, factor, grad, first, last):
     """The transpose of :func:`read_reflections`: targets[first:last] of a half spectrum whose real transform
     is dT/d(grid).
 

@@ -15,6 +15,7 @@ anisotropic one is treated as the latter, or, when it is very oblique, with an e
 Every thread has a share of the atoms, neighbours in space, and a slab of its own to put them on.  The order
 of all additions is fixed, so the grid is the same, bit for bit, every time for one number of threads.
 """
+
 from __future__ import annotations
 
 import math
@@ -35,8 +36,25 @@ from .density_vectors import add_rows, add_rows_oblique, multiply, store_gaussia
 
 
 @jit
-def splat(grid, dims, first_plane, order, sites_grid, e_iso, ustar, use_aniso, weights, fp, types, geometry,
-          tolerance, cuts, box, scratch, work):
+def splat(
+    grid,
+    dims,
+    first_plane,
+    order,
+    sites_grid,
+    e_iso,
+    ustar,
+    use_aniso,
+    weights,
+    fp,
+    types,
+    geometry,
+    tolerance,
+    cuts,
+    box,
+    scratch,
+    work,
+):
     """Add the atoms ``order`` to a slab of the grid.  Returns 0, or 1 + the number of an atom that is not
     positive definite; and in work[:2] the range of planes of the slab that were written.
 
@@ -70,8 +88,19 @@ def splat(grid, dims, first_plane, order, sites_grid, e_iso, ustar, use_aniso, w
         star = ustar[a if use_aniso[a] else 0]
         for first_term in range(0, n_all, 2):
             for k in range(2):
-                alpha, e = pair_terms(a, first_term + k, weight, constants,
-                                       e_iso[a], type_index, alphas, exponents, n_terms, has_constant, fp)
+                alpha, e = pair_terms(
+                    a,
+                    first_term + k,
+                    weight,
+                    constants,
+                    e_iso[a],
+                    type_index,
+                    alphas,
+                    exponents,
+                    n_terms,
+                    has_constant,
+                    fp,
+                )
                 amplitude = alpha * weight
                 work[24 + k], work[26 + k] = 0.0, 0.0
                 if amplitude == 0.0:
@@ -118,8 +147,17 @@ def splat(grid, dims, first_plane, order, sites_grid, e_iso, ustar, use_aniso, w
                 if shape == 0:
                     store_gaussian(scratch, z_table + k * bz, n_z, zero, zero, one * work[o + 2], one * w0)
                 elif shape == 1:
-                    store_plane(scratch, yz_table + k * by * bz, n_z, int(math.floor(sy + hy)) - j0 + 1, bz,
-                                one * (2 * work[o + 5]), one * work[o + 2], one * v0, one * w0)
+                    store_plane(
+                        scratch,
+                        yz_table + k * by * bz,
+                        n_z,
+                        int(math.floor(sy + hy)) - j0 + 1,
+                        bz,
+                        one * (2 * work[o + 5]),
+                        one * work[o + 2],
+                        one * v0,
+                        one * w0,
+                    )
             if crossed and shape < 2:
                 oblique_tables(work, scratch, shape, tables, box, n_y, n_z, i0 - sx, v0, w0)
             kz = wrap(k0, nz)
@@ -161,20 +199,60 @@ def splat(grid, dims, first_plane, order, sites_grid, e_iso, ustar, use_aniso, w
                         for k in range(2):
                             o = 12 * k
                             store_gaussian(
-                                scratch, cz_table + k * bz, n_z,
+                                scratch,
+                                cz_table + k * bz,
+                                n_z,
                                 one * (work[o] * u * u + work[o + 1] * v * v + 2 * work[o + 3] * u * v),
-                                one * (2 * (work[o + 4] * u + work[o + 5] * v)), one * work[o + 2], one * w0)
+                                one * (2 * (work[o + 4] * u + work[o + 5] * v)),
+                                one * work[o + 2],
+                                one * w0,
+                            )
                     for block in range(0, 8 * n_z, 8):
                         if shape == 1:
-                            add_rows_oblique(grid, start + block, row, run, scratch, x0, x1,
-                                             y_used + j, y_used + by + j, z_used + block, z_used + bz + block,
-                                             yz_table + j * bz + block, yz_table + (by + j) * bz + block, bz)
+                            add_rows_oblique(
+                                grid,
+                                start + block,
+                                row,
+                                run,
+                                scratch,
+                                x0,
+                                x1,
+                                y_used + j,
+                                y_used + by + j,
+                                z_used + block,
+                                z_used + bz + block,
+                                yz_table + j * bz + block,
+                                yz_table + (by + j) * bz + block,
+                                bz,
+                            )
                         elif shape == 0:
-                            add_rows(grid, start + block, row, run, scratch, x0, x1, y_used + j,
-                                     y_used + by + j, z_used + block, z_used + bz + block)
+                            add_rows(
+                                grid,
+                                start + block,
+                                row,
+                                run,
+                                scratch,
+                                x0,
+                                x1,
+                                y_used + j,
+                                y_used + by + j,
+                                z_used + block,
+                                z_used + bz + block,
+                            )
                         else:
-                            add_rows(grid, start + block, row, run, scratch, x0, x1, ones_table, ones_table,
-                                     z_used + block, z_used + bz + block)
+                            add_rows(
+                                grid,
+                                start + block,
+                                row,
+                                run,
+                                scratch,
+                                x0,
+                                x1,
+                                ones_table,
+                                ones_table,
+                                z_used + block,
+                                z_used + bz + block,
+                            )
                     done += run
     work[0], work[1] = lowest, highest + 1
     return 0

@@ -4,6 +4,7 @@ A program visits the bins from the one that holds the lowest centre within reach
 Numbers of bins beyond the cell stand for the bins of the cell that they repeat, so that cells smaller than the reach
 need nothing of their own.  The bins of a row along the last axis follow one another, and so do their points.
 """
+
 from __future__ import annotations
 
 import math
@@ -56,8 +57,10 @@ def periods_within(extent, tile, dims):
 @triton.jit
 def bin_range(first_point, points, extent, bins, n):
     """First and last bin along an axis for a tile of so many points and a reach of ``extent`` grid steps."""
-    return (tl.floor((first_point - extent) * bins / n).to(tl.int32),
-            tl.floor((first_point + points - 1 + extent) * bins / n).to(tl.int32))
+    return (
+        tl.floor((first_point - extent) * bins / n).to(tl.int32),
+        tl.floor((first_point + points - 1 + extent) * bins / n).to(tl.int32),
+    )
 
 
 @triton.jit

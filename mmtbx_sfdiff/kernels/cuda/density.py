@@ -7,6 +7,7 @@ launch; the transforms are those of :mod:`~mmtbx_sfdiff.kernels.reference.densit
 
 Runs on a CPU under TRITON_INTERPRET=1, which is how it is tested where there is no GPU.
 """
+
 from __future__ import annotations
 
 import math
@@ -32,8 +33,31 @@ _BIN = 3.0
 
 
 @triton.jit
-def _splat_tile(grid, starts, members, sites, reach, form, amplitude, cut, extent, n_terms, n_x, n_y, n_z, bins_x, bins_y,
-                bins_z, tiles_x, tiles_y, tiles_z, far, TX: tl.constexpr, TY: tl.constexpr, TZ: tl.constexpr):
+def _splat_tile(
+    grid,
+    starts,
+    members,
+    sites,
+    reach,
+    form,
+    amplitude,
+    cut,
+    extent,
+    n_terms,
+    n_x,
+    n_y,
+    n_z,
+    bins_x,
+    bins_y,
+    bins_z,
+    tiles_x,
+    tiles_y,
+    tiles_z,
+    far,
+    TX: tl.constexpr,
+    TY: tl.constexpr,
+    TZ: tl.constexpr,
+):
     tile = tl.program_id(0)
     model = tile // (tiles_x * tiles_y * tiles_z)
     x0 = tile // (tiles_y * tiles_z) % tiles_x * TX
@@ -58,17 +82,31 @@ def _splat_tile(grid, starts, members, sites, reach, form, amplitude, cut, exten
                     c_x = (tl.load(sites + 3 * atom) + (cell_x * n_x - x0)).to(total.dtype)
                     c_y = (tl.load(sites + 3 * atom + 1) + (cell_y * n_y - y0)).to(total.dtype)
                     c_z = (tl.load(sites + 3 * atom + 2) + (cell_z * n_z - z0)).to(total.dtype)
-                    e_x, e_y, e_z = (tl.load(reach + 3 * atom), tl.load(reach + 3 * atom + 1),
-                                     tl.load(reach + 3 * atom + 2))
-                    if ((c_x > -e_x) & (c_x < TX - 1 + e_x) & (c_y > -e_y) & (c_y < TY - 1 + e_y)
-                            & (c_z > -e_z) & (c_z < TZ - 1 + e_z)):
+                    e_x, e_y, e_z = (
+                        tl.load(reach + 3 * atom),
+                        tl.load(reach + 3 * atom + 1),
+                        tl.load(reach + 3 * atom + 2),
+                    )
+                    if (
+                        (c_x > -e_x)
+                        & (c_x < TX - 1 + e_x)
+                        & (c_y > -e_y)
+                        & (c_y < TY - 1 + e_y)
+                        & (c_z > -e_z)
+                        & (c_z < TZ - 1 + e_z)
+                    ):
                         u, v, w = l_x - c_x, l_y - c_y, l_z - c_z
                         for g in range(atom * n_terms, (atom + 1) * n_terms):
                             q = form + 6 * g
-                            exponent = (tl.load(q) * u * u + tl.load(q + 1) * v * v + tl.load(q + 2) * w * w
-                                        + 2 * (tl.load(q + 3) * u * v + tl.load(q + 4) * u * w
-                                               + tl.load(q + 5) * v * w))
-                            total += tl.where(exponent < tl.load(cut + g), tl.load(amplitude + g) * tl.exp(-exponent), 0.0)
+                            exponent = (
+                                tl.load(q) * u * u
+                                + tl.load(q + 1) * v * v
+                                + tl.load(q + 2) * w * w
+                                + 2 * (tl.load(q + 3) * u * v + tl.load(q + 4) * u * w + tl.load(q + 5) * v * w)
+                            )
+                            total += tl.where(
+                                exponent < tl.load(cut + g), tl.load(amplitude + g) * tl.exp(-exponent), 0.0
+                            )
     x, y, z = x0 + l_x, y0 + l_y, z0 + l_z
     tl.store(grid + ((model * n_x + x) * n_y + y) * n_z + z, total, mask=(x < n_x) & (y < n_y) & (z < n_z))
 
@@ -135,15 +173,30 @@ def splat(job):
         found = gaussians(job, *(x.flatten(0, len(batch)) for x in (job.u_iso, job.u_star, job.weights, job.fp)))
         sites, reach = grid_sites(job), found.half.amax(1)
         extent = reach.amax(0) + 1e-3
-        spacing = [float(job.atoms.crystal.reciprocal_metric[axis, axis])**0.5 for axis in setting.grid.axes]
+        spacing = [float(job.atoms.crystal.reciprocal_metric[axis, axis]) ** 0.5 for axis in setting.grid.axes]
         bins = bin_numbers(spacing, _BIN)
         models = torch.arange(n_models, device=device).repeat_interleave(n_atoms)
         order, starts = sort_into_bins(sites / torch.tensor(dims, device=device), models, n_models, bins)
         tiles = [-(-n // t) for n, t in zip(dims, _TILE)]
         _splat_tile[(n_models * math.prod(tiles),)](
-            grid, starts, order, sites, reach.to(dtype), found.form.to(dtype), found.amplitude.to(dtype), found.cut.to(dtype),
-            extent, found.cut.shape[1], *dims, *bins, *tiles, periods_within(extent.tolist(), _TILE, dims), TX=_TILE[0],
-            TY=_TILE[1], TZ=_TILE[2])
+            grid,
+            starts,
+            order,
+            sites,
+            reach.to(dtype),
+            found.form.to(dtype),
+            found.amplitude.to(dtype),
+            found.cut.to(dtype),
+            extent,
+            found.cut.shape[1],
+            *dims,
+            *bins,
+            *tiles,
+            periods_within(extent.tolist(), _TILE, dims),
+            TX=_TILE[0],
+            TY=_TILE[1],
+            TZ=_TILE[2],
+        )
     return grid
 
 
@@ -154,8 +207,17 @@ def gather(grid, job):
     def moments(found):
         result = torch.empty((*found.cut.shape, 10), dtype=dtype, device=grid.device)
         _gather_box[(found.cut.numel(),)](
-            grid, grid_sites(job), found.half, found.form.detach().to(dtype), found.cut.to(dtype), result,
-            found.cut.shape[1], job.atoms.n_atoms, *job.setting.grid.dims, LANES=_LANES)
+            grid,
+            grid_sites(job),
+            found.half,
+            found.form.detach().to(dtype),
+            found.cut.to(dtype),
+            result,
+            found.cut.shape[1],
+            job.atoms.n_atoms,
+            *job.setting.grid.dims,
+            LANES=_LANES,
+        )
         return result.to(torch.float64)
 
     return gaussian_gradients(job, moments)

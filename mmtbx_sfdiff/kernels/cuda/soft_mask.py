@@ -8,6 +8,7 @@ batch are grids behind one another, and share each launch.
 
 Runs on a CPU under TRITON_INTERPRET=1, which is how it is tested where there is no GPU.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -38,8 +39,28 @@ def _step(distance_sq, radius, half_inverse_width):
 
 
 @triton.jit
-def _accessibility(field, starts, position, radius, cover, geometry, reach, n_x, n_y, n_z, bins_x, bins_y, bins_z, tiles_x,
-                   tiles_y, tiles_z, far, TX: tl.constexpr, TY: tl.constexpr, TZ: tl.constexpr):
+def _accessibility(
+    field,
+    starts,
+    position,
+    radius,
+    cover,
+    geometry,
+    reach,
+    n_x,
+    n_y,
+    n_z,
+    bins_x,
+    bins_y,
+    bins_z,
+    tiles_x,
+    tiles_y,
+    tiles_z,
+    far,
+    TX: tl.constexpr,
+    TY: tl.constexpr,
+    TZ: tl.constexpr,
+):
     tile = tl.program_id(0)
     model = tile // (tiles_x * tiles_y * tiles_z)
     x0 = tile // (tiles_y * tiles_z) % tiles_x * TX
@@ -68,11 +89,22 @@ def _accessibility(field, starts, position, radius, cover, geometry, reach, n_x,
                     c_x = (tl.load(position + 3 * i) + (cell_x * n_x - x0)).to(total.dtype)
                     c_y = (tl.load(position + 3 * i + 1) + (cell_y * n_y - y0)).to(total.dtype)
                     c_z = (tl.load(position + 3 * i + 2) + (cell_z * n_z - z0)).to(total.dtype)
-                    if ((r > 0) & (c_x > -e_x) & (c_x < TX - 1 + e_x) & (c_y > -e_y) & (c_y < TY - 1 + e_y)
-                            & (c_z > -e_z) & (c_z < TZ - 1 + e_z)):
+                    if (
+                        (r > 0)
+                        & (c_x > -e_x)
+                        & (c_x < TX - 1 + e_x)
+                        & (c_y > -e_y)
+                        & (c_y < TY - 1 + e_y)
+                        & (c_z > -e_z)
+                        & (c_z < TZ - 1 + e_z)
+                    ):
                         u, v, w = l_x - c_x, l_y - c_y, l_z - c_z
-                        d = (g_xx * u * u + g_yy * v * v + g_zz * w * w
-                             + 2 * (g_xy * u * v + g_xz * u * w + g_yz * v * w))
+                        d = (
+                            g_xx * u * u
+                            + g_yy * v * v
+                            + g_zz * w * w
+                            + 2 * (g_xy * u * v + g_xz * u * w + g_yz * v * w)
+                        )
                         t = _step(d, r, half_inverse_width)
                         total *= 1 - tl.load(cover + i) * (1 - t * t * (3 - 2 * t))
     x, y, z = x0 + l_x, y0 + l_y, z0 + l_z
@@ -120,8 +152,22 @@ def _ball_spread(gradient, field, out, starts, steps, weights, total, m_x, m_y, 
 
 
 @triton.jit
-def _attribute(by_field, out, models, position, radius, cover, geometry, extent, width, n_x, n_y, n_z, LY: tl.constexpr,
-               LZ: tl.constexpr):
+def _attribute(
+    by_field,
+    out,
+    models,
+    position,
+    radius,
+    cover,
+    geometry,
+    extent,
+    width,
+    n_x,
+    n_y,
+    n_z,
+    LY: tl.constexpr,
+    LZ: tl.constexpr,
+):
     """Of one image: sums that make its gradients by position, radius, cover and width.  A box has at most LY LZ rows."""
     i = tl.program_id(0)
     model = tl.load(models + i)
@@ -255,13 +301,23 @@ class SoftMask:
         grid, n_atoms = self.grid, max(1, len(sites))
         position = torch.einsum("gij,nj->gni", grid.rotations, sites) + grid.translations[:, None]
         position = position - position.floor()
-        order, starts = sort_into_bins(position.flatten(0, 1), self.models.repeat(len(position)), self.n_models, grid.bins)
+        order, starts = sort_into_bins(
+            position.flatten(0, 1), self.models.repeat(len(position)), self.n_models, grid.bins
+        )
         atom = order % n_atoms
         reach = float((radii * (radii + width)).max().sqrt()) + 1e-6 if len(radii) else 0.0
         geometry = torch.cat([grid.form, grid.form.new_tensor([0.5 / width])]).to(self.dtype)
-        return _Images(order, atom, starts, (position.flatten(0, 1)[order] * grid.n).contiguous(),
-                       self.models[atom].to(torch.int32), radii[atom].to(self.dtype), cover[atom].to(self.dtype), geometry,
-                       reach)
+        return _Images(
+            order,
+            atom,
+            starts,
+            (position.flatten(0, 1)[order] * grid.n).contiguous(),
+            self.models[atom].to(torch.int32),
+            radii[atom].to(self.dtype),
+            cover[atom].to(self.dtype),
+            geometry,
+            reach,
+        )
 
     def _accessibility(self, images):
         grid = self.grid
@@ -270,8 +326,21 @@ class SoftMask:
         far = periods_within(extent, _TILE, grid.n_real)
         tiles = [-(-n // t) for n, t in zip(grid.n_real, _TILE)]
         _accessibility[(self.n_models * math.prod(tiles),)](
-            field, images.starts, images.position, images.radius, images.cover, images.geometry, extent.to(self.device),
-            *grid.n_real, *grid.bins, *tiles, far, TX=_TILE[0], TY=_TILE[1], TZ=_TILE[2])
+            field,
+            images.starts,
+            images.position,
+            images.radius,
+            images.cover,
+            images.geometry,
+            extent.to(self.device),
+            *grid.n_real,
+            *grid.bins,
+            *tiles,
+            far,
+            TX=_TILE[0],
+            TY=_TILE[1],
+            TZ=_TILE[2],
+        )
         return field
 
     @torch.no_grad()
@@ -284,8 +353,16 @@ class SoftMask:
         for array in weights:
             out = torch.empty(self.n_points, dtype=self.dtype, device=self.device)
             _ball_sum[(triton.cdiv(self.n_points, _BLOCK),)](
-                field, out, grid.steps, array.to(self.device, self.dtype), len(grid.steps), self.n_points, *grid.n_coarse,
-                self.fine, BLOCK=_BLOCK)
+                field,
+                out,
+                grid.steps,
+                array.to(self.device, self.dtype),
+                len(grid.steps),
+                self.n_points,
+                *grid.n_coarse,
+                self.fine,
+                BLOCK=_BLOCK,
+            )
             results.append(out)
         if keep and field.nbytes <= self.kept:
             self._field = images, field
@@ -304,13 +381,33 @@ class SoftMask:
             images, field = self._field
         by_field = torch.empty_like(field)
         _ball_spread[(triton.cdiv(self.n_points, _BLOCK), self.fine**3)](
-            gradient.to(self.dtype).contiguous(), field, by_field, grid.back_starts, grid.back,
-            weights[grid.back_order].to(self.device, self.dtype), self.n_points, *grid.n_coarse, self.fine, BLOCK=_BLOCK)
+            gradient.to(self.dtype).contiguous(),
+            field,
+            by_field,
+            grid.back_starts,
+            grid.back,
+            weights[grid.back_order].to(self.device, self.dtype),
+            self.n_points,
+            *grid.n_coarse,
+            self.fine,
+            BLOCK=_BLOCK,
+        )
         sums = torch.empty((len(images.order), 6), dtype=self.dtype, device=self.device)
         lanes = [triton.next_power_of_2(2 * math.ceil(float(e) * images.reach) + 1) for e in grid.extent[1:]]
         _attribute[(len(images.order),)](
-            by_field, sums, images.model, images.position, images.radius, images.cover, images.geometry, grid.extent_there,
-            images.geometry.new_tensor([width]), *grid.n_real, LY=lanes[0], LZ=lanes[1])
+            by_field,
+            sums,
+            images.model,
+            images.position,
+            images.radius,
+            images.cover,
+            images.geometry,
+            grid.extent_there,
+            images.geometry.new_tensor([width]),
+            *grid.n_real,
+            LY=lanes[0],
+            LZ=lanes[1],
+        )
         by_image = torch.empty_like(sums, dtype=torch.float64)
         by_image[images.order] = sums.to(torch.float64)
         by_image = by_image.reshape(-1, n_atoms, 6)

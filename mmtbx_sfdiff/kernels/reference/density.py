@@ -4,6 +4,7 @@ Every Gaussian's box is written out point by point, in chunks that respect the m
 chunk have one shape, so Gaussians are taken in order of size.  Sums are made by ``index_add_``; on a GPU that
 is deterministic under ``torch.use_deterministic_algorithms(True)``.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,7 +17,7 @@ from .gaussians import gaussian_gradients, gaussians
 SLACK = 0.5
 #: Whether a job may hold several models.
 BATCHED = False
-_CHUNK = 2 ** 22
+_CHUNK = 2**22
 
 
 def splat(job):
@@ -26,7 +27,7 @@ def splat(job):
         found = gaussians(job, job.u_iso, job.u_star, job.weights, job.fp)
         amplitude = found.amplitude.flatten()
         grid = torch.zeros(setting.grid.n_points, dtype=setting.dtype, device=job.sites.device)
-        for chosen, offsets, flat, values in _chunks(grid_sites(job), found, setting):
+        for chosen, _offsets, flat, values in _chunks(grid_sites(job), found, setting):
             grid.index_add_(0, flat.flatten(), (values * amplitude[chosen, None]).to(setting.dtype).flatten())
     return grid.view(setting.grid.dims)
 
@@ -40,9 +41,13 @@ def gather(grid, job):
         for chosen, offsets, flat, values in _chunks(sites, found, job.setting):
             values = values * flat_grid[flat]
             u, v, w = offsets.unbind(-1)
-            result[chosen] = torch.stack([
-                (values * factor).sum(-1)
-                for factor in (torch.ones_like(u), u, v, w, u * u, v * v, w * w, u * v, u * w, v * w)], -1)
+            result[chosen] = torch.stack(
+                [
+                    (values * factor).sum(-1)
+                    for factor in (torch.ones_like(u), u, v, w, u * u, v * v, w * w, u * v, u * w, v * w)
+                ],
+                -1,
+            )
         return result.reshape(*found.cut.shape, 10)
 
     return gaussian_gradients(job, moments)

@@ -4,6 +4,7 @@ The factors of a term depend on one index each, or two, so they are tables along
 atoms is a matrix product for each run of columns.  Isotropic atoms of a cell in which their Debye-Waller factor
 separates need no exponential beyond the tables; others take one a term.
 """
+
 from __future__ import annotations
 
 import torch
@@ -49,8 +50,11 @@ def atom_ranges(counts, memory, bytes_per_atom):
         edges.append(edges[-1] + count)
     for first in range(0, edges[-1], size):
         last = min(first + size, edges[-1])
-        kinds = [(t, max(a, first) - first, min(b, last) - first)
-                 for t, (a, b) in enumerate(zip(edges[:-1], edges[1:])) if max(a, first) < min(b, last)]
+        kinds = [
+            (t, max(a, first) - first, min(b, last) - first)
+            for t, (a, b) in enumerate(zip(edges[:-1], edges[1:]))
+            if max(a, first) < min(b, last)
+        ]
         yield first, last, kinds
 
 
@@ -84,14 +88,14 @@ class _AtomBlock:
             u_pp, u_qq, u_ss, u_pq, u_ps, u_qs = (u[..., i] for i in packed_pairs(plan.axes))
         turns = sites[:, atoms]
         separable = self.isotropic and not self.oblique
-        self.offset_p, self.table_p = self._one_axis(
-            turns[..., p], plan.columns[:, 0], u_pp if separable else None)
-        self.offset_q, self.table_q = self._one_axis(
-            turns[..., q], plan.columns[:, 1], u_qq if separable else None)
+        self.offset_p, self.table_p = self._one_axis(turns[..., p], plan.columns[:, 0], u_pp if separable else None)
+        self.offset_q, self.table_q = self._one_axis(turns[..., q], plan.columns[:, 1], u_qq if separable else None)
         self.offset_s, self.table_s = self._one_axis(
-            turns[..., s], plan.indices[:, s], u_ss if self.isotropic else None)
+            turns[..., s], plan.indices[:, s], u_ss if self.isotropic else None
+        )
         self.u_pp, self.u_qq, self.u_ss, self.u_pq, self.u_ps, self.u_qs = (
-            x.to(self.dtype) for x in (u_pp, u_qq, u_ss, u_pq, u_ps, u_qs))
+            x.to(self.dtype) for x in (u_pp, u_qq, u_ss, u_pq, u_ps, u_qs)
+        )
 
     def _one_axis(self, turns, indices, u):
         """First n and exp(2 pi i n x) exp(-2 pi^2 u n^2) for the range of n: (n_models, n_range, n_atoms)."""
@@ -144,7 +148,7 @@ class _AtomBlock:
 
     def _single_factors(self, columns):
         """exp(2 pi i s z), with its Debye-Waller factor when isotropic: (n_models, n_s, n_atoms)."""
-        return self.table_s[:, columns.s_first - self.offset_s:columns.s_last + 1 - self.offset_s]
+        return self.table_s[:, columns.s_first - self.offset_s : columns.s_last + 1 - self.offset_s]
 
     def _weighted_singles(self, columns):
         """Real and imaginary part of exp(2 pi i s z) DWF: 2 x (n_models, n_columns, n_atoms, n_s)."""
@@ -172,28 +176,32 @@ class _AtomBlock:
         rows = torch.view_as_real(pairs * self.weights[:, None]).transpose(-1, -2)
         for number, (_, a, b) in enumerate(self.kinds):
             by_real, by_imag = rows[..., a:b] @ real[:, :, a:b], rows[..., a:b] @ imag[:, :, a:b]
-            result[number] = torch.complex(
-                by_real[:, :, 0] - by_imag[:, :, 1], by_real[:, :, 1] + by_imag[:, :, 0])
+            result[number] = torch.complex(by_real[:, :, 0] - by_imag[:, :, 1], by_real[:, :, 1] + by_imag[:, :, 0])
         return result
 
     def add_gradients(self, columns, grad, table, grads):
         """Add dT/d(sites, u, weights) of one run of columns; grad is conj(dT/dE) on its rows."""
         grad_sites, grad_u, grad_weights = grads
-        powers = [0] + [1] * (grad_sites is not None or (grad_u is not None and not self.isotropic)) \
+        powers = (
+            [0]
+            + [1] * (grad_sites is not None or (grad_u is not None and not self.isotropic))
             + [2] * (grad_u is not None)
+        )
         s = columns.s.to(self.dtype)
         pairs = self._pair_factors(columns)
         moments = {}
-        dense = torch.zeros((self.n_models, columns.n_columns * columns.n_s), dtype=self.complex_dtype,
-                            device=grad.device)
+        dense = torch.zeros(
+            (self.n_models, columns.n_columns * columns.n_s), dtype=self.complex_dtype, device=grad.device
+        )
         parts = None if self.isotropic else self._weighted_singles(columns)
         singles = self._single_factors(columns)
         for power in powers:
             moments[power] = torch.empty_like(pairs)
         for kind, a, b in self.kinds:
             dense[:, columns.cells] = grad * table[kind, columns.rows]
-            spread = torch.stack([dense.view(self.n_models, columns.n_columns, columns.n_s) * s**power
-                                  for power in powers], 2)
+            spread = torch.stack(
+                [dense.view(self.n_models, columns.n_columns, columns.n_s) * s**power for power in powers], 2
+            )
             if self.isotropic:
                 product = spread.flatten(1, 2) @ singles[..., a:b]
                 product = product.view(self.n_models, columns.n_columns, len(powers), b - a)
@@ -201,8 +209,9 @@ class _AtomBlock:
                 two = torch.view_as_real(spread).transpose(-1, -2).flatten(2, 3)
                 by_real, by_imag = (two @ part[:, :, a:b].transpose(-1, -2) for part in parts)
                 by_real, by_imag = (x.unflatten(2, (len(powers), 2)) for x in (by_real, by_imag))
-                product = torch.complex(by_real[:, :, :, 0] - by_imag[:, :, :, 1],
-                                        by_real[:, :, :, 1] + by_imag[:, :, :, 0])
+                product = torch.complex(
+                    by_real[:, :, :, 0] - by_imag[:, :, :, 1], by_real[:, :, :, 1] + by_imag[:, :, :, 0]
+                )
             for i, power in enumerate(powers):
                 moments[power][..., a:b] = product[:, :, i]
         for power in powers:
@@ -227,8 +236,7 @@ class _AtomBlock:
             scale = -TWO_PI_SQ * self.weights
             if self.isotropic:
                 g = self.metric.to(self.dtype)
-                quadratic = (g[axis_p, axis_p] * p * p + g[axis_q, axis_q] * q * q
-                             + 2 * g[axis_p, axis_q] * p * q)
+                quadratic = g[axis_p, axis_p] * p * p + g[axis_q, axis_q] * q * q + 2 * g[axis_p, axis_q] * p * q
                 total = over_columns([quadratic], moments[0].real)[:, 0]
                 total = total + g[axis_s, axis_s] * moments[2].real.sum(1)
                 grad_u[:, self.atoms, 0] += scale * total

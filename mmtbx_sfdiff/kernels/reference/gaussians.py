@@ -4,6 +4,7 @@ What :mod:`~mmtbx_sfdiff.kernels.cpu.splat` works out atom by atom, for the engi
 quadratic form Q of the exponent in grid units, the normalised amplitude, and the exponent at which it ends.  Symmetric
 matrices are packed as 00, 11, 22, 01, 02, 12.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -71,8 +72,8 @@ def gaussians(job, u_iso, u_star, weights, fp, keep_zero=False):
     if job.has_constant:
         alphas = torch.cat([alphas, (constants + fp64)[:, None]], 1)
         exponents = torch.cat([exponents, torch.zeros_like(constants)[:, None]], 1)
-    e = exponents + (u_iso.to(torch.float64) * (2 * math.pi ** 2 * setting.s_sq) - setting.sharpening)[:, None]
-    star = torch.where(aniso[:, None], u_star.to(torch.float64)[:, packing], 0.0) * (2 * math.pi ** 2)
+    e = exponents + (u_iso.to(torch.float64) * (2 * math.pi**2 * setting.s_sq) - setting.sharpening)[:, None]
+    star = torch.where(aniso[:, None], u_star.to(torch.float64)[:, packing], 0.0) * (2 * math.pi**2)
     with torch.no_grad():
         typical = torch.where(weights64 != 0, weights64.abs(), setting.typical_weight)
         size = alphas.abs()
@@ -87,13 +88,15 @@ def gaussians(job, u_iso, u_star, weights, fp, keep_zero=False):
         bad = kept & ~((m00 > 0) & (m00 * m11 > m01 * m01) & (determinant > 0))
         if bool(bad.any()):
             i = int(bad.any(-1).nonzero()[0, 0]) % atoms.n_atoms
-            raise FFTUnsuitable(f"The displacement parameters of atom {i} ({atoms.labels[i].strip()}) are not positive "
-                                "definite enough for the FFT: raise them, or use method='direct'.")
+            raise FFTUnsuitable(
+                f"The displacement parameters of atom {i} ({atoms.labels[i].strip()}) are not positive "
+                "definite enough for the FFT: raise them, or use method='direct'."
+            )
     # Whatever is not kept may be singular, and counts for nothing.
     determinant = torch.where(kept, determinant, 1.0)
     inverse = cofactors / determinant[..., None]
-    amplitude = alphas * weights64[:, None] * (math.pi ** 1.5 / grid.n_points) * determinant.rsqrt()
-    form = inverse * (math.pi ** 2 / torch.stack([dims[i] * dims[j] for i, j in _PAIRS]))
+    amplitude = alphas * weights64[:, None] * (math.pi**1.5 / grid.n_points) * determinant.rsqrt()
+    form = inverse * (math.pi**2 / torch.stack([dims[i] * dims[j] for i, j in _PAIRS]))
     with torch.no_grad():
         twice = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0], dtype=torch.float64, device=device)
         width = 3 * setting.s_sq / (inverse @ (metric * twice))
@@ -110,15 +113,16 @@ def gaussian_gradients(job, gather):
     """
     n_atoms = job.atoms.n_atoms
     given = job.u_iso, job.u_star, job.weights, job.fp
-    leaves = [x.detach().to(torch.float64).reshape(-1, *x.shape[job.weights.ndim:]).requires_grad_() for x in given]
+    leaves = [x.detach().to(torch.float64).reshape(-1, *x.shape[job.weights.ndim :]).requires_grad_() for x in given]
     with torch.enable_grad():
         found = gaussians(job, *leaves, keep_zero=True)
     with torch.no_grad():
         moments = gather(found)
         q = found.form.detach().unbind(-1)
         u, v, w = moments[..., 1:4].unbind(-1)
-        along = torch.stack([q[0] * u + q[3] * v + q[4] * w, q[3] * u + q[1] * v + q[5] * w,
-                             q[4] * u + q[5] * v + q[2] * w], -1)
+        along = torch.stack(
+            [q[0] * u + q[3] * v + q[4] * w, q[3] * u + q[1] * v + q[5] * w, q[4] * u + q[5] * v + q[2] * w], -1
+        )
         dims = torch.tensor(job.setting.grid.dims, dtype=torch.float64, device=along.device)
         along = (2 * found.amplitude.detach()[..., None] * along).sum(1) * dims
         sites = torch.empty_like(along)
@@ -134,7 +138,9 @@ def gaussian_gradients(job, gather):
 def _cofactors(matrix):
     """Cofactors and determinants of packed symmetric matrices (..., 6)."""
     a, b, c, d, e, f = matrix.unbind(-1)
-    cofactors = torch.stack([b * c - f * f, a * c - e * e, a * b - d * d, e * f - d * c, d * f - e * b, d * e - f * a], -1)
+    cofactors = torch.stack(
+        [b * c - f * f, a * c - e * e, a * b - d * d, e * f - d * c, d * f - e * b, d * e - f * a], -1
+    )
     return cofactors, a * cofactors[..., 0] + d * cofactors[..., 3] + e * cofactors[..., 4]
 
 
@@ -145,5 +151,6 @@ def _cut(cuts, width, level):
     y = ((level - level_first) / level_step).clamp(0, table.shape[1] - 1.001)
     i, j = x.to(torch.int64), y.to(torch.int64)
     x, y = x - i, y - j
-    return ((table[i, j] * (1 - y) + table[i, j + 1] * y) * (1 - x)
-            + (table[i + 1, j] * (1 - y) + table[i + 1, j + 1] * y) * x)
+    return (table[i, j] * (1 - y) + table[i, j + 1] * y) * (1 - x) + (
+        table[i + 1, j] * (1 - y) + table[i + 1, j + 1] * y
+    ) * x

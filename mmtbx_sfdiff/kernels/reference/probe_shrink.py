@@ -2,6 +2,7 @@
 
 The accessibility is summed as logarithms, atom by atom in portions that keep to ``memory``; V is a convolution, by FFT.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -111,8 +112,10 @@ class SoftMask:
             grid = self.grid(sites.device)
             field = torch.fft.rfftn(self._accessibility(sites, radii, cover, width).reshape(grid.n_real))
             f = self.fine
-            return [torch.fft.irfftn(field * self._kernel(array), s=grid.n_real)[::f, ::f, ::f].reshape(-1).to(self.dtype)
-                    for array in weights]
+            return [
+                torch.fft.irfftn(field * self._kernel(array), s=grid.n_real)[::f, ::f, ::f].reshape(-1).to(self.dtype)
+                for array in weights
+            ]
 
     def backward(self, gradient, sites, radii, cover, width, weights):
         grid = self.grid(sites.device)

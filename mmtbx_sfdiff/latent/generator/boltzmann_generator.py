@@ -121,8 +121,14 @@ class BoltzmannGenerator(nn.Module):
         path.parent.mkdir(parents=True, exist_ok=True)
         description = {"format": _FORMAT, "transform": self.transform.config(), "flow": self.flow.config()}
         buffer = io.BytesIO()
-        torch.save({"description": json.dumps(description), "transform": dict(self.transform.state_dict()),
-                    "flow": dict(self.flow.state_dict())}, buffer)
+        torch.save(
+            {
+                "description": json.dumps(description),
+                "transform": dict(self.transform.state_dict()),
+                "flow": dict(self.flow.state_dict()),
+            },
+            buffer,
+        )
         write_atomically(path, buffer.getvalue())
 
     @classmethod
@@ -151,6 +157,8 @@ class BoltzmannGenerator(nn.Module):
         if description.get("format") != _FORMAT:
             raise ValueError(f"{path} was written by another version: train it again.")
         flow = FLOWS[description["flow"]["flow"]]
-        made = cls(MixedTransform.from_state(description["transform"], content["transform"]),
-                   flow.from_state(description["flow"], content["flow"]))
+        made = cls(
+            MixedTransform.from_state(description["transform"], content["transform"]),
+            flow.from_state(description["flow"], content["flow"]),
+        )
         return made.to(map_location)

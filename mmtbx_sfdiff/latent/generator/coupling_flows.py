@@ -48,8 +48,13 @@ class RealNVP(nn.Module):
             self.networks = nn.ModuleList()
             for n in range(2 * n_blocks):
                 inside, outside = (len(part) for part in self._halves(n))
-                net = nn.Sequential(nn.Linear(inside, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
-                                    nn.Linear(hidden, 2 * outside))
+                net = nn.Sequential(
+                    nn.Linear(inside, hidden),
+                    nn.SiLU(),
+                    nn.Linear(hidden, hidden),
+                    nn.SiLU(),
+                    nn.Linear(hidden, 2 * outside),
+                )
                 nn.init.zeros_(net[-1].weight)
                 nn.init.zeros_(net[-1].bias)
                 self.networks.append(net)
@@ -90,8 +95,13 @@ class RealNVP(nn.Module):
 
     def config(self):
         """What :meth:`from_state` needs beside the tensors."""
-        return {"flow": "realnvp", "n_blocks": self.n_blocks, "hidden": self.hidden, "bound": self.bound,
-                "base": self.base.config()}
+        return {
+            "flow": "realnvp",
+            "n_blocks": self.n_blocks,
+            "hidden": self.hidden,
+            "bound": self.bound,
+            "base": self.base.config(),
+        }
 
     @classmethod
     def from_state(cls, config, state):
@@ -139,10 +149,20 @@ class SplineFlow(nn.Module):
         tails[n_linear:] = math.pi
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.layers = nn.ModuleList([
-                normflows.flows.CircularCoupledRationalQuadraticSpline(
-                    n, n_blocks, hidden, list(range(n_linear, n)), num_bins=n_bins, tail_bound=tails,
-                    reverse_mask=bool(layer % 2)) for layer in range(n_layers)])
+            self.layers = nn.ModuleList(
+                [
+                    normflows.flows.CircularCoupledRationalQuadraticSpline(
+                        n,
+                        n_blocks,
+                        hidden,
+                        list(range(n_linear, n)),
+                        num_bins=n_bins,
+                        tail_bound=tails,
+                        reverse_mask=bool(layer % 2),
+                    )
+                    for layer in range(n_layers)
+                ]
+            )
         self.layers.to(base.mean)
 
     @classmethod
@@ -164,7 +184,9 @@ class SplineFlow(nn.Module):
         """
         resultant = torch.stack([torch.cos(x).mean(0), torch.sin(x).mean(0)]).norm(dim=0)
         round_ = (kinds == 3) & (resultant < spread)
-        return cls(LinearFlow.from_samples(x[:, ~round_], shrink, kinds[~round_]), torch.nonzero(round_)[:, 0], **settings)
+        return cls(
+            LinearFlow.from_samples(x[:, ~round_], shrink, kinds[~round_]), torch.nonzero(round_)[:, 0], **settings
+        )
 
     @property
     def n_latent(self):
@@ -182,25 +204,25 @@ class SplineFlow(nn.Module):
             flat, change = layer.inverse(flat)
             total = total + change
         z = flat.reshape(z.shape)
-        inside = (z[..., self.base.n_latent:] / math.pi).clamp(-1 + 1e-6, 1 - 1e-6)
+        inside = (z[..., self.base.n_latent :] / math.pi).clamp(-1 + 1e-6, 1 - 1e-6)
         normal = math.sqrt(2) * torch.erfinv(inside)
         log_det = log_det + total.reshape(log_det.shape) + (0.5 * normal.square() - 0.5 * _LOG_2PI).sum(-1)
-        return torch.cat([z[..., :self.base.n_latent], normal], -1), log_det
+        return torch.cat([z[..., : self.base.n_latent], normal], -1), log_det
 
     def decode(self, z):
         """Latent vectors (..., n) to features (..., n) and log_det (...)."""
-        normal = z[..., self.base.n_latent:]
+        normal = z[..., self.base.n_latent :]
         log_det = (0.5 * _LOG_2PI - 0.5 * normal.square()).sum(-1)
-        inside = torch.cat([z[..., :self.base.n_latent], math.pi * torch.erf(normal / math.sqrt(2))], -1)
+        inside = torch.cat([z[..., : self.base.n_latent], math.pi * torch.erf(normal / math.sqrt(2))], -1)
         flat = inside.reshape(-1, self.n_latent)
         total = flat.new_zeros(len(flat))
         for layer in reversed(self.layers):
             flat, change = layer.forward(flat)
             total = total + change
         flat = flat.reshape(z.shape)
-        linear, log_det_base = self.base.decode(flat[..., :self.base.n_latent])
+        linear, log_det_base = self.base.decode(flat[..., : self.base.n_latent])
         x = torch.zeros_like(z).index_copy(-1, self._linear, linear)
-        x = x.index_copy(-1, self.circular, flat[..., self.base.n_latent:])
+        x = x.index_copy(-1, self.circular, flat[..., self.base.n_latent :])
         return x, log_det + total.reshape(log_det.shape) + log_det_base
 
     def config(self):
@@ -217,5 +239,6 @@ class SplineFlow(nn.Module):
 
 
 def _base(config, state):
-    return LinearFlow.from_state(config["base"], {name[len("base."):]: value for name, value in state.items()
-                                                  if name.startswith("base.")})
+    return LinearFlow.from_state(
+        config["base"], {name[len("base.") :]: value for name, value in state.items() if name.startswith("base.")}
+    )

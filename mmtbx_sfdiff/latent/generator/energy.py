@@ -37,9 +37,11 @@ def make_context(system, integrator, platform="CPU", threads=1):
     names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
     if platform not in names:
         raise ValueError(f"OpenMM has no platform {platform!r} here, but {', '.join(names)}.")
-    properties = {"CPU": {"Threads": str(threads), "DeterministicForces": "true"},
-                  "CUDA": {"Precision": "mixed", "DeterministicForces": "true"},
-                  "OpenCL": {"Precision": "mixed"}}.get(platform, {})
+    properties = {
+        "CPU": {"Threads": str(threads), "DeterministicForces": "true"},
+        "CUDA": {"Precision": "mixed", "DeterministicForces": "true"},
+        "OpenCL": {"Precision": "mixed"},
+    }.get(platform, {})
     return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties)
 
 
@@ -64,8 +66,9 @@ class OpenMMEnergy:
         openmm = require("openmm")
         self.n_atoms = system.getNumParticles()
         self.platform = platform
-        self._contexts = [make_context(system, openmm.VerletIntegrator(0.001), platform, threads)
-                          for _ in range(n_contexts)]
+        self._contexts = [
+            make_context(system, openmm.VerletIntegrator(0.001), platform, threads) for _ in range(n_contexts)
+        ]
         self._pool = ThreadPoolExecutor(n_contexts) if n_contexts > 1 else None
         self._owner = os.getpid()
 

@@ -37,8 +37,7 @@ class LinearFlow(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     @classmethod
-    def from_samples(cls, x, shrink=0.1, kinds=None, floor=1e-4, ridge=0.005, widen=1.0,
-                     localise=None):
+    def from_samples(cls, x, shrink=0.1, kinds=None, floor=1e-4, ridge=0.005, widen=1.0, localise=None):
         """The flow with the mean and covariance of samples.
 
         Parameters
@@ -77,8 +76,9 @@ class LinearFlow(nn.Module):
         if not torch.isfinite(x).all():
             raise ValueError("samples must be finite.")
         if shrink == 0 and len(x) <= x.shape[1]:
-            raise ValueError(f"{len(x)} samples of {x.shape[1]} features have a singular covariance: shrink must be "
-                             "above 0.")
+            raise ValueError(
+                f"{len(x)} samples of {x.shape[1]} features have a singular covariance: shrink must be above 0."
+            )
         data = x.detach().double()
         mean = data.mean(0)
         deviation = data.std(0).clamp(min=floor)
@@ -91,7 +91,7 @@ class LinearFlow(nn.Module):
             block = cartesian[:, None], cartesian
             units = deviation[cartesian][:, None] * deviation[cartesian]
             own = correlation[block]
-            if localise is not None:                    # a sum of positive matrices stays one
+            if localise is not None:  # a sum of positive matrices stays one
                 own = (1 - shrink) * own + shrink * localise((own * units).to(x.dtype)).double() / units
             shrunk[block] = own + torch.diag((ridge / deviation[cartesian]).square())
         correlation = shrunk
@@ -157,7 +157,7 @@ def calibrate(x, kinds=None, shrinks=(0.1, 0.3, 0.6), validation=0.2, localise=N
         For :meth:`LinearFlow.from_samples` of all samples.
     """
     n_last = max(1, round(len(x) * validation))
-    first, last = x[:len(x) - n_last], x[len(x) - n_last:]
+    first, last = x[: len(x) - n_last], x[len(x) - n_last :]
     best = None
     for shrink in shrinks:
         z, log_det = LinearFlow.from_samples(first, shrink, kinds, localise=localise).encode(last)

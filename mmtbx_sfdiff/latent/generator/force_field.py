@@ -13,8 +13,7 @@ from .requirements import require
 CONSTRAINTS = (None, "h-bonds")
 
 
-def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_solvent=True,
-                  electrostatics=True):
+def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_solvent=True, electrostatics=True):
     """The force field of a prepared model.
 
     Parameters
@@ -44,12 +43,17 @@ def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_s
     openmm, app = require("openmm"), require("openmm.app")
     mass = None if hydrogen_mass is None else hydrogen_mass * openmm.unit.dalton
     system = app.ForceField("amber14/protein.ff14SB.xml").createSystem(
-        prepared.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds if constraints else None,
-        hydrogenMass=mass, removeCMMotion=False)
+        prepared.topology,
+        nonbondedMethod=app.NoCutoff,
+        constraints=app.HBonds if constraints else None,
+        hydrogenMass=mass,
+        removeCMMotion=False,
+    )
     if not electrostatics:
         _remove_charges(openmm, system)
     elif implicit_solvent:
         from openmm.app.internal.customgbforces import GBSAOBC2Force
+
         charges = _charges(openmm, system)
         force = openmm.GBSAOBCForce()
         for charge, (radius, scale) in zip(charges, GBSAOBC2Force.getStandardParameters(prepared.topology)):

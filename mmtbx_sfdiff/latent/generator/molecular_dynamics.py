@@ -60,8 +60,23 @@ def minimise(system, sites_cart, n_steps=0, tolerance=10.0, platform="CPU", thre
     return torch.from_numpy(state.getPositions(asNumpy=True)._value / NM_PER_ANGSTROM), energy
 
 
-def run_md(prepared, system, folder, duration, frame_interval=0.2, time_step=4.0, temperature=300.0, friction=1.0,
-           solvent_interval=1, seed=0, minimise_first=True, chunk_frames=100, platform="CPU", threads=1, progress=None):
+def run_md(
+    prepared,
+    system,
+    folder,
+    duration,
+    frame_interval=0.2,
+    time_step=4.0,
+    temperature=300.0,
+    friction=1.0,
+    solvent_interval=1,
+    seed=0,
+    minimise_first=True,
+    chunk_frames=100,
+    platform="CPU",
+    threads=1,
+    progress=None,
+):
     """Langevin dynamics from the sites of a prepared model, or the rest of it.
 
     Parameters
@@ -105,28 +120,45 @@ def run_md(prepared, system, folder, duration, frame_interval=0.2, time_step=4.0
         For settings that make no sense, a folder with a run of other settings, or dynamics that blow up.
     """
     openmm = require("openmm")
-    for name, value in (("duration", duration), ("frame_interval", frame_interval), ("time_step", time_step),
-                        ("temperature", temperature), ("friction", friction), ("chunk_frames", chunk_frames),
-                        ("solvent_interval", solvent_interval)):
+    for name, value in (
+        ("duration", duration),
+        ("frame_interval", frame_interval),
+        ("time_step", time_step),
+        ("temperature", temperature),
+        ("friction", friction),
+        ("chunk_frames", chunk_frames),
+        ("solvent_interval", solvent_interval),
+    ):
         if not np.isfinite(value) or value <= 0:
             raise ValueError(f"{name} must be positive, not {value!r}.")
     outer_step = time_step * solvent_interval
     steps = round(frame_interval * 1000 / outer_step)
     if steps < 1 or abs(steps * outer_step - frame_interval * 1000) > 1e-6:
         times = "" if solvent_interval == 1 else f" times solvent_interval ({solvent_interval})"
-        raise ValueError(f"frame_interval ({frame_interval} ps) must be a multiple of time_step ({time_step} fs){times}.")
+        raise ValueError(
+            f"frame_interval ({frame_interval} ps) must be a multiple of time_step ({time_step} fs){times}."
+        )
     n_frames = round(duration / frame_interval)
     if n_frames < 1:
         raise ValueError(f"duration ({duration} ps) is shorter than frame_interval ({frame_interval} ps).")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     system = _with_groups(openmm, system)
-    settings = {"format": _FORMAT, "frame_interval": frame_interval, "time_step": time_step,
-                "temperature": temperature, "friction": friction,
-                "solvent_interval": int(solvent_interval), "seed": int(seed), "chunk_frames": int(chunk_frames),
-                "minimise_first": bool(minimise_first), "platform": platform, "threads": threads,
-                "system": _digest(openmm.XmlSerializer.serialize(system).encode()),
-                "start": _digest(prepared.sites_cart.numpy().tobytes())}
+    settings = {
+        "format": _FORMAT,
+        "frame_interval": frame_interval,
+        "time_step": time_step,
+        "temperature": temperature,
+        "friction": friction,
+        "solvent_interval": int(solvent_interval),
+        "seed": int(seed),
+        "chunk_frames": int(chunk_frames),
+        "minimise_first": bool(minimise_first),
+        "platform": platform,
+        "threads": threads,
+        "system": _digest(openmm.XmlSerializer.serialize(system).encode()),
+        "start": _digest(prepared.sites_cart.numpy().tobytes()),
+    }
     _check_settings(folder / "md.json", settings)
     if not (folder / "state_0000.xml").exists():
         _first_state(openmm, prepared, system, folder, settings, platform, threads)
@@ -145,8 +177,10 @@ def run_md(prepared, system, folder, duration, frame_interval=0.2, time_step=4.0
                 integrator.step(steps)
                 state = context.getState(getPositions=True, getEnergy=True)
             except openmm.OpenMMException as error:
-                raise ValueError(f"the dynamics blew up in chunk {chunk} of {folder} ({error}): use a shorter time_step "
-                                 "or a start with fewer overlaps.") from error
+                raise ValueError(
+                    f"the dynamics blew up in chunk {chunk} of {folder} ({error}): use a shorter time_step "
+                    "or a start with fewer overlaps."
+                ) from error
             sites[i] = state.getPositions(asNumpy=True)._value / NM_PER_ANGSTROM
             energies[i] = state.getPotentialEnergy()._value
             if progress is not None:
@@ -243,8 +277,10 @@ def _check_settings(path, settings):
             raise ValueError(f"{path} cannot be read: delete the folder and start again.") from error
         different = sorted(name for name in settings if found.get(name) != settings[name])
         if different:
-            raise ValueError(f"{path.parent} holds molecular dynamics with another {', '.join(different)}: "
-                             "use another folder, or delete it.")
+            raise ValueError(
+                f"{path.parent} holds molecular dynamics with another {', '.join(different)}: "
+                "use another folder, or delete it."
+            )
     else:
         write_atomically(path, json.dumps(settings, indent=1))
 

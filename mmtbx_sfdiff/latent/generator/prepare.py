@@ -53,7 +53,9 @@ def prepare_model(hierarchy, crystal_symmetry=None, oligomer=(), ph=7.0, seed=0)
         raise ValueError(f"the hierarchy has {len(hierarchy.models())} models: give one of them.")
     segments, dropped = _select(hierarchy)
     if not segments:
-        raise ValueError("the model has no two joined protein residues with N, CA and C: nothing can be prepared from it.")
+        raise ValueError(
+            "the model has no two joined protein residues with N, CA and C: nothing can be prepared from it."
+        )
     moves = [(np.eye(3), np.zeros(3))] + _cartesian_operators(crystal_symmetry, oligomer)
     topology, sites, model_index = _to_topology(app, segments, moves)
     known = {key: i for i, key in enumerate(_keys(topology))}
@@ -76,16 +78,22 @@ def prepare_model(hierarchy, crystal_symmetry=None, oligomer=(), ph=7.0, seed=0)
     if len(where) != len(known):
         raise ValueError(f"{len(known) - len(where)} atoms of the model were lost while it was completed.")
     kept = range(len(model_index))  # the first copy's
-    return PreparedModel(topology=topology, sites_cart=torch.from_numpy(finished),
-                         heavy_index=torch.tensor([where[i] for i in kept], dtype=torch.long),
-                         model_index=torch.tensor(model_index, dtype=torch.long), dropped=tuple(dropped),
-                         added=tuple(added), n_copies=len(moves))
+    return PreparedModel(
+        topology=topology,
+        sites_cart=torch.from_numpy(finished),
+        heavy_index=torch.tensor([where[i] for i in kept], dtype=torch.long),
+        model_index=torch.tensor(model_index, dtype=torch.long),
+        dropped=tuple(dropped),
+        added=tuple(added),
+        n_copies=len(moves),
+    )
 
 
 def _select(hierarchy):
     """Protein residues as unbroken segments of (chain id, number, insertion code, name, atoms), and what was left out."""
     from iotbx.pdb import common_residue_names_get_class
     from iotbx.pdb.amino_acid_codes import three_letter_given_one_letter
+
     substitutions = require("pdbfixer.pdbfixer").substitutions
     standard = set(three_letter_given_one_letter.values()) - {"UNK"}
     segments, dropped, hydrogens = [], [], 0
@@ -117,21 +125,28 @@ def _select(hierarchy):
                     raise ValueError(f"{label} has two atoms {atom_name}.")
                 names.add(atom_name)
                 atoms.append((place[atom.memory_id()], atom_name, element, atom.xyz))
-            dropped += [(f"{label} {atom.name.strip()}", f"conformation {atom.parent().altloc}") for atom in others
-                        if atom.element.strip().upper() not in ("H", "D")]
+            dropped += [
+                (f"{label} {atom.name.strip()}", f"conformation {atom.parent().altloc}")
+                for atom in others
+                if atom.element.strip().upper() not in ("H", "D")
+            ]
             if parent not in CAPS and not names.issuperset(BACKBONE):
                 lacks = ", ".join(sorted(set(BACKBONE) - names))
                 dropped.append((label, f"lacks {lacks}"))
                 previous = None
                 continue
             xyz = {atom_name: np.array(place) for _, atom_name, _, place in atoms}
-            joined = (previous is not None and "N" in xyz and "C" in previous
-                      and np.linalg.norm(xyz["N"] - previous["C"]) < MAX_PEPTIDE_BOND)
+            joined = (
+                previous is not None
+                and "N" in xyz
+                and "C" in previous
+                and np.linalg.norm(xyz["N"] - previous["C"]) < MAX_PEPTIDE_BOND
+            )
             residue = (chain.id, group.resseq.strip(), group.icode, parent, label, atoms)
             segments[-1].append(residue) if joined else segments.append([residue])
             previous = xyz
     dropped += [(segment[0][4], "bound to no other residue") for segment in segments if len(segment) == 1]
-    segments = [segment for segment in segments if len(segment) > 1]     # force fields have no single residues
+    segments = [segment for segment in segments if len(segment) > 1]  # force fields have no single residues
     if hydrogens:
         dropped.append((f"{hydrogens} hydrogen atoms", "placed anew"))
     return segments, _without_unknown(segments) + dropped
@@ -173,8 +188,10 @@ def _without_unknown(segments):
                     dropped.append((f"{label} {atom_name}", f"{name} has no such atom"))
                     continue
                 if element != elements[atom_name].upper():
-                    raise ValueError(f"{label} {atom_name} is {element or 'no element'} in the model, "
-                                     f"but {elements[atom_name]} in {name}: correct the model's element column.")
+                    raise ValueError(
+                        f"{label} {atom_name} is {element or 'no element'} in the model, "
+                        f"but {elements[atom_name]} in {name}: correct the model's element column."
+                    )
                 if atom_name == "OXT" and place != len(segment) - 1:
                     dropped.append((f"{label} OXT", "not at the end of its chain"))
                     continue
@@ -225,6 +242,7 @@ def _cartesian_operators(crystal_symmetry, operators):
     if crystal_symmetry is None or crystal_symmetry.unit_cell() is None:
         raise ValueError("symmetry copies need a crystal_symmetry with a unit cell.")
     from cctbx import sgtbx
+
     cell = crystal_symmetry.unit_cell()
     orth = np.array(cell.orthogonalization_matrix()).reshape(3, 3)
     frac = np.array(cell.fractionalization_matrix()).reshape(3, 3)
@@ -239,7 +257,8 @@ def _cartesian_operators(crystal_symmetry, operators):
         rotation = np.array(op.r().as_double()).reshape(3, 3)
         move = orth @ rotation @ frac, orth @ np.array(op.t().as_double())
         if any(np.allclose(move[0], other[0]) and np.allclose(move[1], other[1]) for other in moves) or (
-                np.allclose(move[0], np.eye(3)) and np.allclose(move[1], 0)):
+            np.allclose(move[0], np.eye(3)) and np.allclose(move[1], 0)
+        ):
             raise ValueError(f"{operator} gives a copy that is there already.")
         moves.append(move)
     return moves

@@ -115,10 +115,19 @@ class PreparedModel:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         arrays = io.BytesIO()
-        np.savez(arrays, sites_cart=self.sites_cart.numpy(), heavy_index=self.heavy_index.numpy(),
-                 model_index=self.model_index.numpy())
-        description = {"format": _FORMAT, "topology": _topology_to_dict(self.topology), "dropped": self.dropped,
-                       "added": self.added, "n_copies": self.n_copies}
+        np.savez(
+            arrays,
+            sites_cart=self.sites_cart.numpy(),
+            heavy_index=self.heavy_index.numpy(),
+            model_index=self.model_index.numpy(),
+        )
+        description = {
+            "format": _FORMAT,
+            "topology": _topology_to_dict(self.topology),
+            "dropped": self.dropped,
+            "added": self.added,
+            "n_copies": self.n_copies,
+        }
         picture = io.StringIO()
         require("openmm.app").PDBFile.writeFile(self.topology, self.sites_cart.numpy(), picture, keepIds=True)
         write_atomically(folder / "prepared.npz", arrays.getvalue())
@@ -148,12 +157,18 @@ class PreparedModel:
             with np.load(folder / "prepared.npz", allow_pickle=False) as arrays:
                 tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no prepared model that can be read ({error}): prepare it again.") from error
+            raise ValueError(
+                f"{folder} holds no prepared model that can be read ({error}): prepare it again."
+            ) from error
         if description.get("format") != _FORMAT:
             raise ValueError(f"{folder / 'prepared.json'} was written by another version: prepare the model again.")
-        return cls(topology=_topology_from_dict(description["topology"]), n_copies=description["n_copies"],
-                   dropped=tuple(map(tuple, description["dropped"])), added=tuple(map(tuple, description["added"])),
-                   **tensors)
+        return cls(
+            topology=_topology_from_dict(description["topology"]),
+            n_copies=description["n_copies"],
+            dropped=tuple(map(tuple, description["dropped"])),
+            added=tuple(map(tuple, description["added"])),
+            **tensors,
+        )
 
 
 def _topology_to_dict(topology):
@@ -170,8 +185,10 @@ def _topology_from_dict(description):
     topology = app.Topology()
     chains = [topology.addChain(name) for name in description["chains"]]
     residues = [topology.addResidue(name, chains[c], number, code) for name, c, number, code in description["residues"]]
-    atoms = [topology.addAtom(name, app.Element.getBySymbol(element), residues[r])
-             for name, element, r in description["atoms"]]
+    atoms = [
+        topology.addAtom(name, app.Element.getBySymbol(element), residues[r])
+        for name, element, r in description["atoms"]
+    ]
     for i, j in description["bonds"]:
         topology.addBond(atoms[i], atoms[j])
     return topology
@@ -181,9 +198,11 @@ def _first_atoms(topology, n):
     description = _topology_to_dict(topology)
     n_residues = description["atoms"][n - 1][2] + 1
     n_chains = description["residues"][n_residues - 1][1] + 1
-    return _topology_from_dict({
-        "chains": description["chains"][:n_chains],
-        "residues": description["residues"][:n_residues],
-        "atoms": description["atoms"][:n],
-        "bonds": [pair for pair in description["bonds"] if max(pair) < n],
-    })
+    return _topology_from_dict(
+        {
+            "chains": description["chains"][:n_chains],
+            "residues": description["residues"][:n_residues],
+            "atoms": description["atoms"][:n],
+            "bonds": [pair for pair in description["bonds"] if max(pair) < n],
+        }
+    )

@@ -18,11 +18,11 @@ from .energy import NM_PER_ANGSTROM, OpenMMEnergy
 from .requirements import require
 
 # kJ nm/mol/e², from the SI's defining constants as OpenMM takes them
-COULOMB = 1.602176634e-19 ** 2 * 6.02214076e23 / (4 * math.pi * 8.8541878128e-12) * 1e6
-_OFFSET = 0.009                    # nm, of Born radii
-_PROBE = 0.14                      # nm
-_LEAST_SQUARE = 1e-6               # nm²: nearer atoms count as if they were there, or single precision overflows
-_ALPHA, _BETA, _GAMMA = 1.0, 0.8, 4.85   # OBC II
+COULOMB = 1.602176634e-19**2 * 6.02214076e23 / (4 * math.pi * 8.8541878128e-12) * 1e6
+_OFFSET = 0.009  # nm, of Born radii
+_PROBE = 0.14  # nm
+_LEAST_SQUARE = 1e-6  # nm²: nearer atoms count as if they were there, or single precision overflows
+_ALPHA, _BETA, _GAMMA = 1.0, 0.8, 4.85  # OBC II
 _IGNORED = ("CMMotionRemover",)
 _RESTRAINT = "0.5*k*((x-x0)^2+(y-y0)^2+(z-z0)^2)"
 
@@ -70,9 +70,14 @@ class TorchAmber(nn.Module):
         self.n_atoms = system.getNumParticles()
         self.chunk = chunk
         self.has_solvent = False
-        readers = {"HarmonicBondForce": self._read_bonds, "HarmonicAngleForce": self._read_angles,
-                   "PeriodicTorsionForce": self._read_torsions, "NonbondedForce": self._read_nonbonded,
-                   "GBSAOBCForce": self._read_solvent, "CustomExternalForce": self._read_restraints}
+        readers = {
+            "HarmonicBondForce": self._read_bonds,
+            "HarmonicAngleForce": self._read_angles,
+            "PeriodicTorsionForce": self._read_torsions,
+            "NonbondedForce": self._read_nonbonded,
+            "GBSAOBCForce": self._read_solvent,
+            "CustomExternalForce": self._read_restraints,
+        }
         self._columns = {}
         seen = set()
         for force in system.getForces():
@@ -133,14 +138,18 @@ class TorchAmber(nn.Module):
         self.register_buffer("charge", charge)
         i, j = torch.nonzero(pairs).T
         self.register_buffer("pair_index", torch.stack([i, j]))
-        self.register_buffer("pair_value", torch.stack(
-            [charge[i] * charge[j], 0.5 * (sigma[i] + sigma[j]), torch.sqrt(epsilon[i] * epsilon[j])]))
+        self.register_buffer(
+            "pair_value",
+            torch.stack([charge[i] * charge[j], 0.5 * (sigma[i] + sigma[j]), torch.sqrt(epsilon[i] * epsilon[j])]),
+        )
 
     def _read_solvent(self, openmm, force):
         if force.getNonbondedMethod() != openmm.GBSAOBCForce.NoCutoff:
             raise ValueError("TorchAmber evaluates all pairs: the solvent must be made with NoCutoff.")
-        rows = [[value._value if hasattr(value, "_value") else value for value in force.getParticleParameters(i)]
-                for i in range(self.n_atoms)]
+        rows = [
+            [value._value if hasattr(value, "_value") else value for value in force.getParticleParameters(i)]
+            for i in range(self.n_atoms)
+        ]
         charge, radius, scale = torch.tensor(rows, dtype=torch.float64).T
         self.has_solvent = True
         self.register_buffer("solvent_charge", charge)
@@ -189,8 +198,12 @@ class TorchAmber(nn.Module):
 
     def _terms(self, x):
         found = {"nonbonded": self._nonbonded(x)}
-        for name, function in (("bond", self._bonds), ("angle", self._angles), ("torsion", self._torsions),
-                               ("restraint", self._restraints)):
+        for name, function in (
+            ("bond", self._bonds),
+            ("angle", self._angles),
+            ("torsion", self._torsions),
+            ("restraint", self._restraints),
+        ):
             if name in self._columns:
                 found[name] = function(x)
         if self.has_solvent:
@@ -225,8 +238,10 @@ class TorchAmber(nn.Module):
 
     def _nonbonded(self, x):
         energy = 0.0
-        for index, (charges, sigma, epsilon) in ((self.pair_index, self.pair_value),
-                                                 (self.exception_index, self.exception_value)):
+        for index, (charges, sigma, epsilon) in (
+            (self.pair_index, self.pair_value),
+            (self.exception_index, self.exception_value),
+        ):
             i, j = index
             inverse = (x[:, i] - x[:, j]).square().sum(-1).clamp(min=_LEAST_SQUARE).rsqrt()
             six = (sigma * inverse) ** 6
@@ -236,8 +251,8 @@ class TorchAmber(nn.Module):
     def _solvent(self, x):
         square = (x[:, :, None] - x[:, None]).square().sum(-1)
         own = torch.eye(self.n_atoms, dtype=x.dtype, device=x.device)
-        r = torch.sqrt(square + own)                                     # 1 on the diagonal, which counts for nothing
-        offset = self.radius - _OFFSET                                   # of i, along rows
+        r = torch.sqrt(square + own)  # 1 on the diagonal, which counts for nothing
+        offset = self.radius - _OFFSET  # of i, along rows
         mine, other = offset[:, None], self.scaled[None]
         low, high = torch.maximum(mine.expand_as(r), (r - other).abs()), r + other
         a, b = 1 / low, 1 / high

@@ -74,8 +74,16 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "n_samples", "evaluate_every", "patience", "learning_rate", "temperature",
-                     "max_norm"):
+        for name in (
+            "steps",
+            "batch_size",
+            "n_samples",
+            "evaluate_every",
+            "patience",
+            "learning_rate",
+            "temperature",
+            "max_norm",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
         if not 0 < self.validation < 1:
@@ -123,7 +131,7 @@ def split_in_time(x, validation=0.2):
     gap = n_last // 10
     if len(x) - n_last - gap < 2:
         raise ValueError(f"{len(x)} frames are too few to keep a part for validation.")
-    return x[:len(x) - n_last - gap], x[len(x) - n_last:]
+    return x[: len(x) - n_last - gap], x[len(x) - n_last :]
 
 
 def train(generator, frames, settings, energy=None, start=None, checkpoint=None, progress=None):
@@ -260,7 +268,7 @@ class _Run:
     def evaluated(self, row):
         self.history.append(row)
         if self.settings.w_kl:
-            return                                                       # the energy decides; likelihood is watched only
+            return  # the energy decides; likelihood is watched only
         if row["nll_validation"] < self.best:
             self.best, self.since = row["nll_validation"], 0
             self.best_state = copy.deepcopy(self.flow.state_dict())
@@ -274,9 +282,13 @@ class _Run:
 
     def save(self, path):
         content = {
-            "identity": self.identity, "flow": dict(self.flow.state_dict()), "optimizer": self.optimizer.state_dict(),
-            "random": self.random.get_state(), "best_state": None if self.best_state is None else dict(self.best_state),
-            "numbers": [self.step, self.skipped, self.lost, int(self.stopped), self.since], "best": self.best,
+            "identity": self.identity,
+            "flow": dict(self.flow.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.random.get_state(),
+            "best_state": None if self.best_state is None else dict(self.best_state),
+            "numbers": [self.step, self.skipped, self.lost, int(self.stopped), self.since],
+            "best": self.best,
             "history": json.dumps(self.history),
         }
         buffer = io.BytesIO()
@@ -291,8 +303,10 @@ class _Run:
         except Exception as error:  # torch raises many kinds
             raise ValueError(f"{path} is no checkpoint that can be read: delete it ({error}).") from error
         if identity != self.identity:
-            raise ValueError(f"{path} belongs to a training with other settings, frames or first weights: use another "
-                             "file, or delete it.")
+            raise ValueError(
+                f"{path} belongs to a training with other settings, frames or first weights: use another "
+                "file, or delete it."
+            )
         self.flow.load_state_dict(content["flow"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.random.set_state(content["random"])

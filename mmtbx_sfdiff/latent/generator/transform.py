@@ -21,8 +21,6 @@ from torch import nn
 CARTESIAN, BOND, ANGLE, TORSION = range(4)
 
 
-
-
 class MixedTransform(nn.Module):
     """Sites of all atoms to features and back.
 
@@ -94,7 +92,7 @@ class MixedTransform(nn.Module):
         r = self.reference[self.cart_index].double()
         centre = r.mean(0)
         r = r - centre
-        turns = _turns(r).flatten(1).T                                   # (3m, 3)
+        turns = _turns(r).flatten(1).T  # (3m, 3)
         shifts = torch.eye(3, dtype=r.dtype, device=r.device).repeat(len(r), 1) / math.sqrt(len(r))
         u, s, _ = torch.linalg.svd(torch.cat([shifts, turns / turns.norm(dim=0).max()], 1), full_matrices=True)
         if s[-1] < 1e-4 * s[0]:
@@ -204,8 +202,9 @@ class MixedTransform(nn.Module):
         cart = sites_cart[..., self.cart_index, :] - self._centre
         moved = cart - (self.reference[self.cart_index] - self._centre)
         r, theta, phi = self._internal(sites_cart)
-        x = torch.cat([moved.flatten(-2) @ self._basis, r[..., self._free], theta,
-                       _wrap(phi - self.torsion_offset)], -1)
+        x = torch.cat(
+            [moved.flatten(-2) @ self._basis, r[..., self._free], theta, _wrap(phi - self.torsion_offset)], -1
+        )
         r = torch.where(torch.isnan(self.frozen_bond), r, self.frozen_bond)
         return x, -self._log_volume(cart, r, theta)
 
@@ -230,8 +229,14 @@ class MixedTransform(nn.Module):
         y, bonds, theta, phi = torch.split(x, [self._basis.shape[1], n_free, k, k], -1)
         cart = self.reference[self.cart_index] - self._centre + (y @ self._basis.T).unflatten(-1, (-1, 3))
         r = self.frozen_bond.expand(*x.shape[:-1], k).index_copy(-1, self._free, bonds)
-        local = torch.stack([-r * torch.cos(theta), r * torch.sin(theta) * torch.cos(phi + self.torsion_offset),
-                             r * torch.sin(theta) * torch.sin(phi + self.torsion_offset)], -1)[..., self._order, :]
+        local = torch.stack(
+            [
+                -r * torch.cos(theta),
+                r * torch.sin(theta) * torch.cos(phi + self.torsion_offset),
+                r * torch.sin(theta) * torch.sin(phi + self.torsion_offset),
+            ],
+            -1,
+        )[..., self._order, :]
         placed = cart + self._centre
         first = 0
         for size in self._level_sizes:
@@ -256,8 +261,8 @@ class MixedTransform(nn.Module):
         return r, theta, torch.atan2((bond * normal).sum(-1), (bond * across).sum(-1))
 
     def _log_volume(self, cart, r, theta):
-        turned = _turns(cart)                                            # (..., 3, m, 3)
-        inner = turned.flatten(-2) @ self._turn_basis                    # (..., 3, 3)
+        turned = _turns(cart)  # (..., 3, m, 3)
+        inner = turned.flatten(-2) @ self._turn_basis  # (..., 3, 3)
         orientation = torch.linalg.slogdet(inner)[1]
         return orientation + (2 * torch.log(r) + torch.log(torch.sin(theta).abs())).sum(-1)
 
@@ -304,21 +309,26 @@ def build_z_matrix(cart_index, bonds, elements, residues):
     heavy_first = {i: (elements[i] == "H", i) for i in range(n)}
     for i in range(n):
         neighbours[i].sort(key=heavy_first.get)
-    rank = {atom: 0 for atom in cart}                                    # when an atom was placed
+    rank = dict.fromkeys(cart, 0)  # when an atom was placed
     rows = []
     while len(rank) < n:
         level = max(rank.values()) + 1
         found = []
         for atom in sorted((i for i in range(n) if i not in rank), key=heavy_first.get):
-            parents = [p for p in neighbours[atom] if rank.get(p, level) < level
-                       and (residues[p] == residues[atom] or p in cart or not _is_bridge(p, atom, elements))]
+            parents = [
+                p
+                for p in neighbours[atom]
+                if rank.get(p, level) < level
+                and (residues[p] == residues[atom] or p in cart or not _is_bridge(p, atom, elements))
+            ]
             if not parents:
                 continue
-            references = _references(atom, min(parents, key=lambda p: (rank[p], residues[p] != residues[atom], p)),
-                                     neighbours, rank)
+            references = _references(
+                atom, min(parents, key=lambda p: (rank[p], residues[p] != residues[atom], p)), neighbours, rank
+            )
             if references is not None:
                 found.append((atom, *references))
-                rank[atom] = level                                       # a sibling of the next one
+                rank[atom] = level  # a sibling of the next one
         if not found:
             lost = next(i for i in range(n) if i not in rank)
             raise ValueError(f"atom {lost} ({elements[lost]}) is not connected to the backbone by bonds.")
@@ -333,9 +343,9 @@ def _is_bridge(i, j, elements):
 def _references(atom, parent, neighbours, rank):
     """(parent, angle reference, torsion reference) of atoms that are placed, or None."""
     placed = [i for i in neighbours[parent] if i != atom and i in rank]
-    placed.sort(key=lambda i: rank[i])                                   # stable: heavy ones first
+    placed.sort(key=lambda i: rank[i])  # stable: heavy ones first
     if len(placed) >= 2:
-        return parent, placed[0], placed[1]                              # a sibling, or both neighbours in the chain
+        return parent, placed[0], placed[1]  # a sibling, or both neighbours in the chain
     for near in placed:
         beyond = sorted((i for i in neighbours[near] if i != parent and i in rank), key=lambda i: rank[i])
         if beyond:
@@ -379,8 +389,9 @@ def _turns(x):
     """e × x for the three axes e: (..., m, 3) -> (..., 3, m, 3)"""
     zero = torch.zeros_like(x[..., 0])
     a, b, c = x.unbind(-1)
-    return torch.stack([torch.stack([zero, -c, b], -1), torch.stack([c, zero, -a], -1),
-                        torch.stack([-b, a, zero], -1)], -3)
+    return torch.stack(
+        [torch.stack([zero, -c, b], -1), torch.stack([c, zero, -a], -1), torch.stack([-b, a, zero], -1)], -3
+    )
 
 
 def _unit(x):

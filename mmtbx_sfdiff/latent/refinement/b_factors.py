@@ -53,10 +53,7 @@ def wilson_b(atoms, reflections):
     s_sq, f_obs = s_sq[chosen].to(torch.float64), reflections.f_obs[chosen].to(torch.float64)
     epsilons = reflections.crystal.epsilons(reflections.miller_indices[chosen]).to(torch.float64)
     order = s_sq.argsort()
-    means = [
-        (s_sq[part].mean(), (f_obs[part].square() / epsilons[part]).mean())
-        for part in order.tensor_split(n_bins)
-    ]
+    means = [(s_sq[part].mean(), (f_obs[part].square() / epsilons[part]).mean()) for part in order.tensor_split(n_bins)]
     x = torch.stack([a for a, _ in means])
     observed = torch.stack([b for _, b in means])
     f = atoms.form_factors(x)[atoms.type_index].to(torch.float64)
@@ -148,9 +145,7 @@ class AtomB(torch.nn.Module):
     def __init__(self, b_start, sites_cart, sigma_neighbour=0.15, reach=1.8):
         super().__init__()
         self.log_b = torch.nn.Parameter(b_start.detach().to(torch.float64).clamp(*B_LIMITS).log())
-        near = (
-            torch.cdist(sites_cart.detach().to(torch.float64), sites_cart.detach().to(torch.float64)) < reach
-        )
+        near = torch.cdist(sites_cart.detach().to(torch.float64), sites_cart.detach().to(torch.float64)) < reach
         self.register_buffer("pairs", near.triu(1).nonzero())
         self.sigma_neighbour = sigma_neighbour
 

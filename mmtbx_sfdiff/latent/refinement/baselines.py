@@ -32,9 +32,7 @@ def trajectory_average(frames, problem, energy=None):
     average = reference
     # Twice: superposed on the start, then on the first average.
     for _ in range(2):
-        average = torch.stack([superposed(frame.to(torch.float64), average, heavy) for frame in frames]).mean(
-            0
-        )
+        average = torch.stack([superposed(frame.to(torch.float64), average, heavy) for frame in frames]).mean(0)
     average = superposed(average, reference, heavy)
     # Averages of rotating groups are short: only a force field gives them their length back.
     return average if energy is None else relax(average, energy, steps=200, hold=1.0)

@@ -46,9 +46,7 @@ def work_bins(reflections, selection=None, per_bin=_PER_BIN):
     s_sq = reflections.crystal.d_star_sq(reflections.miller_indices[rows])
     n_bins = max(1, len(rows) // per_bin)
     bins = torch.empty_like(rows)
-    bins[s_sq.argsort(stable=True)] = (
-        torch.arange(len(rows), device=rows.device) * n_bins // max(1, len(rows))
-    )
+    bins[s_sq.argsort(stable=True)] = torch.arange(len(rows), device=rows.device) * n_bins // max(1, len(rows))
     return rows, bins
 
 

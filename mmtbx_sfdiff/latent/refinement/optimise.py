@@ -192,9 +192,7 @@ class _Loop:
         value = self.experiment(state.sites_cart, state.b)
         total = value.objective + state.penalty
         total.backward()
-        gradients = [
-            p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None
-        ]
+        gradients = [p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
         # A step with an infinite energy would poison Adam's memory for good.
         if all(bool(torch.isfinite(g).all()) for g in gradients):
             self.optimiser.step()

@@ -72,9 +72,7 @@ def polish(
         ``facts``: ``weight``, ``weight_tests`` if it was chosen, ``side_chains`` that were turned.
     """
     settings = _settings(settings, steps, objective, first_d_min)
-    sites = (
-        all_sites_cart if energy is None or not relax_steps else relax(all_sites_cart, energy, relax_steps)
-    )
+    sites = all_sites_cart if energy is None or not relax_steps else relax(all_sites_cart, energy, relax_steps)
     chosen = {}
     if energy is not None:
         if weight is None:
@@ -143,4 +141,3 @@ def polish_weight(problem, all_sites_cart, b, energy, settings=Settings(), steps
         return polish(part, all_sites_cart, b, energy, settings, steps, weight, relax_steps=0).r_free
 
     return choose_weight(problem.fmodel.reflections, trial, **options)
-

@@ -132,9 +132,7 @@ def make_problem(
         )
     names = [atom.name for atom in entry.model.manager.get_hierarchy().atoms()]
     atoms = stripped(structure, selection, dtype, device)
-    reflections = Reflections.from_cctbx(
-        entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device
-    )
+    reflections = Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device)
     b = (atoms.u_iso * 8 * torch.pi**2).to(torch.float64)
     overall = wilson_b(atoms, reflections)
     if b_source == "plddt":
@@ -159,6 +157,7 @@ def make_problem(
         fmodel=fmodel,
         selection=selection,
     )
+
 
 def with_reflections(problem, reflections):
     """The problem with other reflections of the same crystal."""

@@ -109,8 +109,7 @@ def encode_start(problem, generator):
         z, _ = generator.encode(problem.sites_cart[None])
     if not bool(torch.isfinite(z).all()):
         raise ValueError(
-            "The starting model has no finite latent vector: it lies outside of what the generator was "
-            "trained on."
+            "The starting model has no finite latent vector: it lies outside of what the generator was trained on."
         )
     return z[0]
 

@@ -75,9 +75,7 @@ class ForceFieldRestraint:
         shift = torch.zeros(3 * len(self.riding), dtype=torch.float64, requires_grad=True)
 
         def evaluate(vector):
-            value = (
-                limited(self.energy(base.index_add(0, self.riding, vector.reshape(-1, 3))) / KT_300) / 1000
-            )
+            value = limited(self.energy(base.index_add(0, self.riding, vector.reshape(-1, 3))) / KT_300) / 1000
             (gradient,) = torch.autograd.grad(value, vector)
             return Evaluation(float(value.detach()), gradient.nan_to_num(0.0, 0.0, 0.0), None)
 

@@ -337,4 +337,3 @@ class _Score:
 
 def _u(b, atoms):
     return (b / (8 * math.pi**2)).to(atoms.dtype)
-

@@ -65,18 +65,12 @@ def energies(folder, entry, seed):
         "diagonal": "diagonal",
     }
     samples = {names[name]: record["energies"][name] for name in names if name in record["energies"]}
-    return figures.energies(
-        samples, record["n_atoms"], f"{entry}: energies of dynamics and of the priors' samples"
-    )
+    return figures.energies(samples, record["n_atoms"], f"{entry}: energies of dynamics and of the priors' samples")
 
 
 def course(folder, lines, entry, seed, d_min):
     """Figure 4b."""
-    mine = {
-        line["kind"]: line
-        for line in lines
-        if key(line) in [(entry, seed, kind, d_min, "") for kind in NAMES]
-    }
+    mine = {line["kind"]: line for line in lines if key(line) in [(entry, seed, kind, d_min, "") for kind in NAMES]}
     runs = {}
     for kind, name in NAMES.items():
         path = folder / entry / f"seed{seed}" / f"history_{kind}_{d_min:g}.json"
@@ -185,9 +179,7 @@ def main(args=None):
     files = {"latent_refinement.csv": table(lines).encode(), "latent_runs.inc": runs_table(lines).encode()}
     if (options.folder / options.entry / f"seed{options.seed}" / "realnvp.json").exists():
         files["latent_energies.png"] = figures.png(energies(options.folder, options.entry, options.seed))
-    files["latent_course.png"] = figures.png(
-        course(options.folder, lines, options.entry, options.seed, options.d_min)
-    )
+    files["latent_course.png"] = figures.png(course(options.folder, lines, options.entry, options.seed, options.d_min))
     files["latent_convergence.png"] = figures.png(convergence(lines, options.entry))
     write_all({options.out / name: content for name, content in files.items()})
     print("Written: " + ", ".join(files))

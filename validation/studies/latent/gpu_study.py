@@ -46,8 +46,13 @@ def speed(folder, entry, seed, device):
     some = frames[:: max(1, len(frames) // 8)][:8].double()
     reference = OpenMMEnergy(system, platform="Reference")(some)
     found = energy_on(system, device)(some.to(device)).cpu()
-    record = {"entry": entry, "n_atoms": start.n_ff, "device": name_of(device),
-              "worst_difference": (found - reference).abs().max().item(), "steps_per_second": {}}
+    record = {
+        "entry": entry,
+        "n_atoms": start.n_ff,
+        "device": name_of(device),
+        "worst_difference": (found - reference).abs().max().item(),
+        "steps_per_second": {},
+    }
     for batch in BATCHES if torch.device(device).type != "cpu" else BATCHES[:1]:
         energy = energy_on(system, device, torch.float32)
         sites = frames[torch.arange(batch) % len(frames)].float().to(device).requires_grad_(True)
@@ -91,11 +96,26 @@ def main(args=None):
     end = time.monotonic() + 60 * options.minutes
     beside = None
     if options.workers:
-        log = open(options.folder / "cpu_study.log", "a")
+        log = open(options.folder / "cpu_study.log", "a")  # noqa: SIM115  (open as long as the process)
         beside = subprocess.Popen(
-            [sys.executable, "-m", "validation.studies.latent.cpu_study", str(options.folder),
-             "--workers", str(options.workers), "--minutes", str(max(0.5, options.minutes - LAST_RUNS)), "--entries", *options.study_entries,
-             "--seeds", *map(str, options.study_seeds), "--only-made"], stdout=log, stderr=log)
+            [
+                sys.executable,
+                "-m",
+                "validation.studies.latent.cpu_study",
+                str(options.folder),
+                "--workers",
+                str(options.workers),
+                "--minutes",
+                str(max(0.5, options.minutes - LAST_RUNS)),
+                "--entries",
+                *options.study_entries,
+                "--seeds",
+                *map(str, options.study_seeds),
+                "--only-made",
+            ],
+            stdout=log,
+            stderr=log,
+        )
     try:
         code = study(options, end)
     finally:
@@ -123,11 +143,21 @@ def study(options, end):
         if time.monotonic() > end:
             return 3
         start = PreparedModel.load(place / "prepared")
-        realnvp_prior(entry, start, place, None, device=device, samples=options.samples,
-                      seconds=min(options.training, max(10.0, end - time.monotonic())))
+        realnvp_prior(
+            entry,
+            start,
+            place,
+            None,
+            device=device,
+            samples=options.samples,
+            seconds=min(options.training, max(10.0, end - time.monotonic())),
+        )
         done = {key(line) for line in read(folder / "gpu.jsonl")}
-        for kind, generator, label in (("latent", "realnvp.pt", "_realnvp"), ("latent", "linear.pt", ""),
-                                       ("sites_ff", "linear.pt", "")):
+        for kind, generator, label in (
+            ("latent", "realnvp.pt", "_realnvp"),
+            ("latent", "linear.pt", ""),
+            ("sites_ff", "linear.pt", ""),
+        ):
             task = entry, options.seed, kind, RESOLUTION[entry], label
             if task in done:
                 continue

@@ -55,11 +55,11 @@ from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.latent.generator.train import split_in_time
 from validation.studies.latent.starts import backbone_rmsd, wrong_start
 
-TARGETS = (0.8, 1.0, 1.3, 0.7, 1.5, 0.9)       # Å, by seed
+TARGETS = (0.8, 1.0, 1.3, 0.7, 1.5, 0.9)  # Å, by seed
 # duration and frame interval in ps: shorter for larger proteins, the same hour for all
 DYNAMICS = {"1aie": (60.0, 0.08), "1dtx": (20.0, 0.024), "6jqs": (16.0, 0.024)}
-RESTRAINT = 0.5                                 # kJ/mol/Å², of CA atoms to the start
-SKIP = 3.0                                      # ps of equilibration
+RESTRAINT = 0.5  # kJ/mol/Å², of CA atoms to the start
+SKIP = 3.0  # ps of equilibration
 
 
 def make_start(entry, folder, seed):
@@ -69,7 +69,7 @@ def make_start(entry, folder, seed):
         return PreparedModel.load(folder / "prepared")
     model = read_model(find_entry(entry, download=False).model)
     hierarchy = model.manager.get_hierarchy()
-    prepared = folder / "deposited"             # afterwards for the report's RMSD only
+    prepared = folder / "deposited"  # afterwards for the report's RMSD only
     deposited = PreparedModel.load(prepared) if prepared.exists() else prepare_model(hierarchy)
     deposited.save(prepared)
     sites, record = wrong_start(deposited, TARGETS[seed % len(TARGETS)], seed)
@@ -92,6 +92,7 @@ def make_start(entry, folder, seed):
 
 def _flags(n, chosen):
     from cctbx.array_family import flex
+
     flags = flex.bool(n, False)
     for i in chosen:
         flags[i] = True
@@ -109,12 +110,23 @@ def dynamics(entry, start, folder, seed, duration=None):
 
     def progress(done, total, energy):
         if done % 50 == 0:
-            print(f"  {entry} seed {seed}: frame {done} of {total}, {energy:.0f} kJ/mol, "
-                  f"{time.perf_counter() - begin:.0f} s", flush=True)
+            print(
+                f"  {entry} seed {seed}: frame {done} of {total}, {energy:.0f} kJ/mol, "
+                f"{time.perf_counter() - begin:.0f} s",
+                flush=True,
+            )
 
-    run_md(start, system, folder / "md", duration, frame_interval=interval, solvent_interval=2, seed=seed,
-                  chunk_frames=50,
-           progress=progress)
+    run_md(
+        start,
+        system,
+        folder / "md",
+        duration,
+        frame_interval=interval,
+        solvent_interval=2,
+        seed=seed,
+        chunk_frames=50,
+        progress=progress,
+    )
 
 
 def linear_priors(entry, start, folder, shrink=0.3, others=True):
@@ -149,8 +161,16 @@ def realnvp_prior(entry, start, folder, steps, shrink=0.3, device="cpu", samples
     system = create_system(start)
     frames, _ = load_frames(folder / "md", skip=SKIP)
     transform = MixedTransform.from_prepared(start, system, frames=frames.double())
-    settings = TrainingSettings(steps=steps or 5, batch_size=64, learning_rate=5e-4, w_ml=0.2, w_kl=1.0,
-                                n_samples=samples, e_high=(1e5, 300.0), evaluate_every=20)
+    settings = TrainingSettings(
+        steps=steps or 5,
+        batch_size=64,
+        learning_rate=5e-4,
+        w_ml=0.2,
+        w_kl=1.0,
+        n_samples=samples,
+        e_high=(1e5, 300.0),
+        evaluate_every=20,
+    )
     x, _ = split_in_time(frame_features(transform, frames), settings.validation)  # so that validation is one
     linear = LinearFlow.from_samples(x, shrink, transform.kinds, localise=transform.localise)
     energy = energy_on(system, device, torch.float32)
@@ -159,7 +179,7 @@ def realnvp_prior(entry, start, folder, steps, shrink=0.3, device="cpu", samples
         return BoltzmannGenerator(copy.deepcopy(transform), RealNVP(copy.deepcopy(linear))).float().to(device)
 
     if steps is None:
-        for _ in range(2):                      # the first time is longer
+        for _ in range(2):  # the first time is longer
             begin = time.perf_counter()
             train(untrained(), frames.to(device), settings, energy=energy)
             a_step = (time.perf_counter() - begin) / settings.steps
@@ -171,30 +191,46 @@ def realnvp_prior(entry, start, folder, steps, shrink=0.3, device="cpu", samples
         if row["step"] % 100 == 0:
             print(f"  {entry}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
 
-    history = train(generator, frames.to(device), settings, energy=energy, checkpoint=folder / "realnvp.checkpoint",
-                    progress=progress)
+    history = train(
+        generator,
+        frames.to(device),
+        settings,
+        energy=energy,
+        checkpoint=folder / "realnvp.checkpoint",
+        progress=progress,
+    )
     seconds = time.perf_counter() - begin
     copy.deepcopy(generator).cpu().save(folder / "realnvp.pt")
     energy = energy_on(system, device, chunk=16)
-    energies = {"md": energy(frames[::max(1, len(frames) // 200)].double().to(device))}
+    energies = {"md": energy(frames[:: max(1, len(frames) // 200)].double().to(device))}
     centres, lost = chiral_centres(start), {}
     hand = handedness(start.sites_cart, centres).to(device)
     with torch.no_grad():
-        for name, flow, scale in (("realnvp", generator.flow, 1.0), ("linear", linear, 1.0),
-                                  ("linear_half", linear, 0.5),
-                                  ("diagonal", LinearFlow.from_samples(x, 1.0), 1.0)):
+        for name, flow, scale in (
+            ("realnvp", generator.flow, 1.0),
+            ("linear", linear, 1.0),
+            ("linear_half", linear, 0.5),
+            ("diagonal", LinearFlow.from_samples(x, 1.0), 1.0),
+        ):
             sampler = BoltzmannGenerator(transform, flow).double().to(device)
             made = sampler.sample(1000, scale, torch.Generator().manual_seed(1))
             energies[name] = energy(made[:200])
             lost[name] = int((handedness(made, centres) != hand).any(-1).sum())
     energies = {name: value.double().cpu() for name, value in energies.items()}
     median = energies["md"].median()
-    record = {"entry": entry, "n_atoms": start.n_ff, "device": str(device), "samples": samples,
-              "chiral_centres": len(centres), "of_1000_samples_with_a_centre_inverted": lost,
-              "steps": settings.steps, "seconds": seconds, "history": history,
-              "median_above_md_per_atom": {name: ((e.median() - median) / start.n_ff).item()
-                                           for name, e in energies.items()},
-              "energies": {name: e.tolist() for name, e in energies.items()}}
+    record = {
+        "entry": entry,
+        "n_atoms": start.n_ff,
+        "device": str(device),
+        "samples": samples,
+        "chiral_centres": len(centres),
+        "of_1000_samples_with_a_centre_inverted": lost,
+        "steps": settings.steps,
+        "seconds": seconds,
+        "history": history,
+        "median_above_md_per_atom": {name: ((e.median() - median) / start.n_ff).item() for name, e in energies.items()},
+        "energies": {name: e.tolist() for name, e in energies.items()},
+    }
     write_atomically(folder / "realnvp.json", json.dumps(record))
     print(entry, record["median_above_md_per_atom"], "inverted", lost, flush=True)
 
@@ -210,17 +246,22 @@ def report(entry, start, folder, generator, name, n=50):
         sampled = generator.sample(n, generator=torch.Generator().manual_seed(0))
         centres = chiral_centres(start)
         kept = handedness(generator.sample(1000, generator=torch.Generator().manual_seed(1)), centres) == handedness(
-            start.sites_cart, centres)
-        e_md, e_sample = energy(frames[::max(1, len(frames) // n)]), energy(sampled)
+            start.sites_cart, centres
+        )
+        e_md, e_sample = energy(frames[:: max(1, len(frames) // n)]), energy(sampled)
     quantiles = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     record = {
-        "entry": entry, "prior": name, "n_frames": len(frames), "n_latent": generator.n_latent,
+        "entry": entry,
+        "prior": name,
+        "n_frames": len(frames),
+        "n_latent": generator.n_latent,
         "rmsd_start": backbone_rmsd(start, start.sites_cart, deposited),
         "rmsd_mean": backbone_rmsd(start, mean, deposited),
         "rmsd_last_frame": backbone_rmsd(start, frames[-1].double(), deposited),
-        "z_truth": (z_truth.norm() / generator.n_latent ** 0.5).item(),
-        "z_start": (z_start.norm() / generator.n_latent ** 0.5).item(),
-        "chiral_centres": len(centres), "of_1000_samples_with_a_centre_inverted": int((~kept).any(-1).sum()),
+        "z_truth": (z_truth.norm() / generator.n_latent**0.5).item(),
+        "z_start": (z_start.norm() / generator.n_latent**0.5).item(),
+        "chiral_centres": len(centres),
+        "of_1000_samples_with_a_centre_inverted": int((~kept).any(-1).sum()),
         "energy_md": torch.quantile(e_md.double(), quantiles).tolist(),
         "energy_samples": torch.quantile(e_sample, quantiles).tolist(),
     }
@@ -235,8 +276,13 @@ def main(args=None):
     parser.add_argument("--folder", type=Path, default=Path("latent_study"))
     parser.add_argument("--duration", type=float, help="ps, instead of each entry's own")
     parser.add_argument("--shrink", type=float, default=0.3)
-    parser.add_argument("--realnvp", type=int, metavar="STEPS", default=0,
-                        help="also train a RealNVP by likelihood and energy; 400 are enough")
+    parser.add_argument(
+        "--realnvp",
+        type=int,
+        metavar="STEPS",
+        default=0,
+        help="also train a RealNVP by likelihood and energy; 400 are enough",
+    )
     options = parser.parse_args(args)
     torch.set_num_threads(1)
     for seed in options.seeds:

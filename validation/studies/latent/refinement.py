@@ -31,12 +31,11 @@ With ``--d-min 2.0 2.5 3.0`` it gives the convergence radius: start RMSD against
 resolution.
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
+import mmtbx_sfdiff
 
 import argparse
 import dataclasses
 import hashlib
-import json
 import math
 import sys
 import time
@@ -68,9 +67,7 @@ from mmtbx_sfdiff.latent.refinement.refine import STARTS, refine_latent
 from mmtbx_sfdiff.latent.refinement.side_chains import rotors
 from validation.studies.latent.runs import key, read, run_tasks, summary
 
-KINDS = (
-    "benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff", "deposited_b", "latent_side_chains"
-)
+KINDS = ("benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff", "deposited_b", "latent_side_chains")
 RESOLUTION = {"1aie": 2.0, "1dtx": 2.2, "6jqs": 2.1}
 SIZES = {"ci": (2, 80, 40), "cpu": (2, 350, 300), "gpu": (8, 1000, 400)}  # starts, steps, steps of polishing
 MASK = {"method": "probe_shrink"}
@@ -168,8 +165,7 @@ def one(kind, entry, seed, d_min, protocol):
 
     def distances(sites):
         return {
-            name: problem.rmsd(sites, truth, main, superpose=True)
-            for name, main in (("main", True), ("all", False))
+            name: problem.rmsd(sites, truth, main, superpose=True) for name, main in (("main", True), ("all", False))
         }
 
     def rotamers(all_sites):
@@ -239,9 +235,7 @@ def truth_prior(place, duration):
     if (place / "truth_prior.pt").exists():
         return
     deposited = PreparedModel.load(place / "deposited")
-    system = add_position_restraints(
-        create_system(deposited), deposited.sites_cart, deposited.ca_index, RESTRAINT
-    )
+    system = add_position_restraints(create_system(deposited), deposited.sites_cart, deposited.ca_index, RESTRAINT)
     run_md(
         deposited,
         system,
@@ -262,9 +256,7 @@ def truth_prior(place, duration):
 
 def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, default=Path("latent_study"), help="of validation.studies.latent.priors"
-    )
+    parser.add_argument("--folder", type=Path, default=Path("latent_study"), help="of validation.studies.latent.priors")
     parser.add_argument("--results", type=Path, default=Path("latent.jsonl"))
     parser.add_argument("--entries", nargs="+", default=list(RESOLUTION))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -295,9 +287,7 @@ def main(args=None):
                 truth_prior(options.folder / entry / f"seed{seed}", options.truth_prior)
         return 0
     names = ("folder", "size", "objective", "generator", "prior_weight", "weight", "starts", "device", "label")
-    protocol = Protocol(
-        side_chains=not options.fixed_side_chains, **{name: getattr(options, name) for name in names}
-    )
+    protocol = Protocol(side_chains=not options.fixed_side_chains, **{name: getattr(options, name) for name in names})
     done = {key(line) for line in read(options.results)}
     wanted = []
     for seed in options.seeds:

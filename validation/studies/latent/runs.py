@@ -32,9 +32,7 @@ def key(line):
 
 def summary(lines):
     """Text: every run, then medians."""
-    out = [
-        "entry seed kind          d_min  start R        before polish   final R         main-chain rmsd        s"
-    ]
+    out = ["entry seed kind          d_min  start R        before polish   final R         main-chain rmsd        s"]
 
     def pair(r):
         return f"{r[0]:.3f}/{r[1]:.3f}" if r else "-          "
@@ -60,8 +58,7 @@ def summary(lines):
         )
     out.append("\nmedian R-free")
     out += [
-        f"{e:6s}{k:14s}{d:5.2f}  {statistics.median(v):.3f}  of {len(v)}"
-        for (e, k, d), v in sorted(groups.items())
+        f"{e:6s}{k:14s}{d:5.2f}  {statistics.median(v):.3f}  of {len(v)}" for (e, k, d), v in sorted(groups.items())
     ]
     return "\n".join(out)
 

@@ -19,21 +19,24 @@ from mmtbx_sfdiff.latent import (
     superpose,
 )
 
-CUTOFF = 15.0   # Å, of the network's springs
-N_MODES = 10    # the softest, each with an amplitude of random sign and size over its frequency
+CUTOFF = 15.0  # Å, of the network's springs
+N_MODES = 10  # the softest, each with an amplitude of random sign and size over its frequency
 
 
 def soft_modes(sites_ca, n_modes=N_MODES):
     """Softest modes of the network: (n, 3) -> frequencies (n_modes,), displacements (n_modes, n, 3)"""
     n = len(sites_ca)
     delta = sites_ca[:, None] - sites_ca[None]
-    square = (delta ** 2).sum(-1)
-    near = (square < CUTOFF ** 2) & (square > 0)
-    blocks = np.where(near[..., None, None], -delta[..., :, None] * delta[..., None, :]
-                      / np.where(near, square, 1)[..., None, None], 0)
+    square = (delta**2).sum(-1)
+    near = (square < CUTOFF**2) & (square > 0)
+    blocks = np.where(
+        near[..., None, None],
+        -delta[..., :, None] * delta[..., None, :] / np.where(near, square, 1)[..., None, None],
+        0,
+    )
     blocks[np.arange(n), np.arange(n)] = -blocks.sum(1)
     values, vectors = np.linalg.eigh(blocks.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n))
-    return np.sqrt(values[6:6 + n_modes]), vectors[:, 6:6 + n_modes].T.reshape(-1, n, 3)
+    return np.sqrt(values[6 : 6 + n_modes]), vectors[:, 6 : 6 + n_modes].T.reshape(-1, n, 3)
 
 
 def backbone_rmsd(prepared, sites_a, sites_b):
@@ -74,7 +77,7 @@ def wrong_start(prepared, rmsd, seed, turned=0.2, log=print):
     frequencies, modes = soft_modes(deposited[prepared.ca_index].numpy())
     amplitudes = rng.normal(size=len(modes)) / frequencies
     bend = np.einsum("m,mnd->nd", amplitudes, modes)
-    bend /= math.sqrt((bend ** 2).sum(-1).mean())
+    bend /= math.sqrt((bend**2).sum(-1).mean())
     by_residue = np.zeros((len(prepared.residue_names), 3))
     by_residue[prepared.residue_index[prepared.ca_index]] = bend
     bend = torch.from_numpy(by_residue)[prepared.residue_index]
@@ -82,7 +85,7 @@ def wrong_start(prepared, rmsd, seed, turned=0.2, log=print):
     system = create_system(prepared, hydrogen_mass=None)
     turned_sites, n_turned = _turn_side_chains(prepared, system, rng, turned)
     scale, low, high = rmsd, 0.0, None
-    for attempt in range(8):
+    for _attempt in range(8):
         bent = turned_sites + scale * bend
         held = create_system(prepared, hydrogen_mass=None)
         add_position_restraints(held, bent, prepared.ca_index, 5.0)
@@ -94,8 +97,15 @@ def wrong_start(prepared, rmsd, seed, turned=0.2, log=print):
             break
         low, high = (scale, high) if found < rmsd else (low, scale)
         scale = scale * rmsd / found if high is None else 0.5 * (low + high)
-    record = {"seed": seed, "target_rmsd": rmsd, "rmsd_backbone": found, "energy": energy, "bent_by": scale,
-              "rmsd_all": all_atom_rmsd(prepared, sites, deposited), "side_chains_turned": n_turned}
+    record = {
+        "seed": seed,
+        "target_rmsd": rmsd,
+        "rmsd_backbone": found,
+        "energy": energy,
+        "bent_by": scale,
+        "rmsd_all": all_atom_rmsd(prepared, sites, deposited),
+        "side_chains_turned": n_turned,
+    }
     return sites, record
 
 
