@@ -3,7 +3,7 @@
 For every entry, ``FModel`` (structure factors by FFT to the accuracy given, and the mask given) after
 ``update_scales``, and ``mmtbx.f_model.manager`` after ``update_all_scales``, both at their defaults.
 
-    python validation/end_to_end.py [--entries 1yjp ...] [--mask probe_shrink] [--json end.json] [--csv end.csv]
+    python -m validation.studies.end_to_end [--entries 1yjp ...] [--mask probe_shrink] [--json end.json] [--csv end.csv]
 
 R-free of a small free set depends on which reflections happen to be free.  ``standard_error`` says by how much: that of the
 change of R-free when the free reflections are drawn anew from themselves (bootstrap, 2,000 times, both sides the same).

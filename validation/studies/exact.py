@@ -1,6 +1,6 @@
 """A script by cctbx alone, with its direct summation wherever it asks for its FFT.
 
-    python validation/exact.py script.py
+    python -m validation.studies.exact script.py
 
 What a script then does otherwise than with cctbx's FFT is not this package's doing, which is not imported.
 """

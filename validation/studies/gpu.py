@@ -8,7 +8,7 @@ For every entry, medians of calls taken in turns in one process, each with what 
   sites, and for one of a batch of models; the largest difference of the mask from the one computed on the CPU;
 - *F*: cctbx's FFT, and ours at an accuracy of 1e-3 in single precision, with and without gradients in sites and u_iso;
   relative L2 of both F against direct summation in double precision, which is timed as well;
-- *step*: one step of a refinement as in ``validation/refinement_step.py``, with the mask made anew and held fixed.
+- *step*: one step of a refinement as in ``validation/studies/refinement_step.py``, with the mask made anew and held fixed.
 
 Writes <output>.csv, <output>.json (with the machine and versions) and <output>.png, also after each entry; ``--draw FILE``
 draws the picture of an earlier <output>.json alone.

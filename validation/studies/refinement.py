@@ -5,8 +5,8 @@ shifted at random (normally distributed, 0.3 Å root mean square), and after ref
 parameters, without any geometry restraints. The exit status is 1 when R-work does not come back to within 0.02 of
 the deposited model's.
 
-    python validation/refinement.py [--entries 1dur 2okz ...] [--shake 0.3] [--json refinement.json] [--figure x.png]
-    python validation/refinement.py --plot-only --json refinement.json --figure x.png
+    python -m validation.studies.refinement [--entries 1dur 2okz ...] [--shake 0.3] [--json refinement.json] [--figure x.png]
+    python -m validation.studies.refinement --plot-only --json refinement.json --figure x.png
 """
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)

@@ -11,9 +11,9 @@ For every entry, medians over the repeats:
 Both start from atoms that have moved since the last step.  In a refinement steps follow one another, so each side has a
 turn of three, of which the first, which finds the other's data in the caches, does not count.  Structure factors are by FFT
 on both sides, mmtbx's at its default accuracy, ours at the accuracy given; how far each is from direct summation is in
-``validation/timing.py``.
+``validation/studies/timing.py``.
 
-    python validation/refinement_step.py [--entries 1cbs ...] [--mask probe_shrink] [--repeat 5] [--threads 2]
+    python -m validation.studies.refinement_step [--entries 1cbs ...] [--mask probe_shrink] [--repeat 5] [--threads 2]
 """
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)

@@ -9,7 +9,7 @@ for the rounding of how they were reached, so that the 15th digit of F_calc deci
 its own R changes by up to some thousandths.  Here such neighbours are equal.  Where the two disagree by more
 than 1e-6, mmtbx is run again with that one comparison made tolerant (1e-12), and compared too.
 
-    python validation/scaling.py [--entries 1yjp 1aie ...] [--repeat 3] [--json scaling.json]
+    python -m validation.studies.scaling [--entries 1yjp 1aie ...] [--repeat 3] [--json scaling.json]
 
 The exit status is 1 when R differs by more than 1e-6 from both of mmtbx's results, or other reflections are
 rejected than by either.

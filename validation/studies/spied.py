@@ -1,6 +1,6 @@
 """A script by itself, with a note of which of cctbx's C++ entry points it calls.
 
-    python validation/spied.py notes.txt script.py
+    python -m validation.studies.spied notes.txt script.py
 
 Each process of the script, forked ones too, adds the name of an entry point to the notes when it first calls it.  This
 package is not imported, nor is torch: the script runs as it does without them.
