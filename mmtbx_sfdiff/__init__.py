@@ -10,8 +10,8 @@ from .fmodel import FModel
 from .reflections import Reflections
 from .scaling import Scales, update_all_scales
 from .structure_factors import structure_factors
+from .versions import __version__
 
-__version__ = "0.1.0"
 
 _PLUGIN = ("register", "takeover", "unregister")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable
 
 from rich import box
 from rich.console import Console
@@ -10,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 
-def render(parts, terminal=False, width=None):
+def render(
+    parts: Callable[[box.Box], Iterable[Table | Text | str]], terminal: bool = False, width: int | None = None
+) -> str:
     """Parts one below the other as text.
 
     Parameters
@@ -43,7 +46,7 @@ def render(parts, terminal=False, width=None):
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
-def table(style, names, rows):
+def table(style: box.Box, names: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     """A table; the first column and those without a name are text, the others numbers."""
     result = Table(box=style, show_edge=False, pad_edge=False)
     for number, name in enumerate(names):

@@ -3,12 +3,10 @@
 import importlib
 import platform
 
-import cctbx
-
-import mmtbx_sfdiff
+__version__ = "0.1.0"
 
 
-def versions():
+def versions() -> dict[str, str | None]:
     """Versions of this package and of what it computes with.
 
     Returns
@@ -19,17 +17,17 @@ def versions():
 
     Examples
     --------
+    >>> import mmtbx_sfdiff
     >>> from mmtbx_sfdiff.versions import versions
     >>> versions()["mmtbx_sfdiff"] == mmtbx_sfdiff.__version__
     True
     """
-    result = {
-        "mmtbx_sfdiff": mmtbx_sfdiff.__version__,
+    result: dict[str, str | None] = {
+        "mmtbx_sfdiff": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cctbx": cctbx.__version__,  # wheels, conda packages and source builds all know it
     }
-    for name in ("torch", "gemmi", "numpy", "scipy"):
+    for name in ("cctbx", "torch", "gemmi", "numpy", "scipy"):
         try:
             result[name] = str(importlib.import_module(name).__version__)
         except ImportError:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from libtbx.program_template import ProgramTemplate
 from libtbx.utils import Sorry
 
-from .. import __version__
+from ..versions import __version__
 from ..bulk_solvent import DEFAULT_MASK, MASKS
 from ..files import SCATTERING_TABLES, SERVERS, find_entry, load_entry
 from ..files.demo import demo_entry
