@@ -10,6 +10,7 @@ Reference: ``cctbx.xray.structure``, ``cctbx.xray.scatterer``.
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 
 import numpy as np
@@ -184,6 +185,24 @@ class Atoms:
     def sites_frac(self):
         """Fractional coordinates (..., n_atoms, 3) in float64; gradients flow to ``sites_cart``."""
         return self.sites_cart.to(torch.float64) @ self.crystal.fractionalization.T + self._frac_residual
+
+    @property
+    def u_equivalent(self) -> torch.Tensor:
+        """Isotropic equivalent of the displacement parameters in use, (..., n_atoms) Å^2: u_iso, or a third of U's trace.
+
+        An atom that uses both has their sum, as in ``cctbx.xray.scatterer.u_iso_or_equiv``.
+        """
+        # The trace of A U* A^T is sum_ij (A^T A)_ij U*_ij.
+        metric = self.crystal.orthogonalization.T @ self.crystal.orthogonalization
+        thirds = metric[(0, 1, 2, 0, 0, 1), (0, 1, 2, 1, 2, 2)] / 3
+        thirds[3:] *= 2
+        u_equivalent = (self.u_star * thirds.to(self.u_star)).sum(-1)
+        return torch.where(self.use_u_iso, self.u_iso, 0) + torch.where(self.use_u_aniso, u_equivalent, 0)
+
+    @property
+    def b_iso(self) -> torch.Tensor:
+        """8 pi^2 :attr:`u_equivalent`, (..., n_atoms) Å^2."""
+        return 8 * math.pi**2 * self.u_equivalent
 
     @property
     def n_atoms(self):

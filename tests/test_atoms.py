@@ -189,3 +189,14 @@ def test_errors():
     structure.scattering_type_registry(table="it1992")
     with pytest.raises(ValueError, match="No form factor for scattering type 'Qq'"):
         sfdiff.Atoms.from_cctbx(structure)
+
+
+def test_u_equivalent_as_cctbx():
+    structure = random_xray_structure("P 31 2 1", anisotropic=True, n=3)
+    structure.scatterers()[0].flags.set_use_u_iso_only()
+    atoms = sfdiff.Atoms.from_cctbx(structure)
+    cell = structure.unit_cell()
+    expected = [s.u_iso_or_equiv(cell) for s in structure.scatterers()]
+    torch.testing.assert_close(atoms.u_equivalent, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(atoms.b_iso, 8 * torch.pi**2 * atoms.u_equivalent)
+    assert atoms.replace(u_iso=torch.stack([atoms.u_iso] * 2)).u_equivalent.shape == (2, atoms.n_atoms)
