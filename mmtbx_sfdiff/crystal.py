@@ -19,9 +19,11 @@ from cctbx import crystal as cctbx_crystal
 from cctbx import maptbx, miller, sgtbx
 from cctbx.array_family import flex
 
+from .kernels.opaque import Held
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Crystal:
+class Crystal(Held):
     """Unit cell and space group.
 
     Attributes

@@ -15,9 +15,11 @@ import functools
 import numpy as np
 import torch
 
+from .kernels.opaque import Held
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FormFactors:
+class FormFactors(Held):
     """Coefficients of n_types form factors, padded with zero terms to the same length.
 
     Attributes
