@@ -1,43 +1,40 @@
-"""Finding, downloading and reading the model and the data of an entry."""
+"""Finding, downloading and reading the model and the data of an entry.
 
-from .alphafold import find_predicted_model, normalise_accession
-from .data import Data, data_symmetry, read_data
-from .entry import Entry, load_entry
-from .entry_id import is_entry_id, normalise_entry_id
-from .fetch import (
-    SERVERS,
-    EntryFiles,
-    NotDeposited,
-    Timeouts,
-    Unreachable,
-    cache_folder,
-    find_entry,
-)
-from .model import SCATTERING_TABLES, Model, read_model
-from .writing import DISK_FULL, DiskFull, check_writable, write_all
+The names are loaded when they are first used, so that the rules (:mod:`.rules`, :mod:`.free_flags`, :mod:`.rows`) serve
+where cctbx is not installed.
+"""
 
-__all__ = [
-    "DISK_FULL",
-    "Data",
-    "DiskFull",
-    "Entry",
-    "EntryFiles",
-    "Model",
-    "NotDeposited",
-    "SCATTERING_TABLES",
-    "SERVERS",
-    "Timeouts",
-    "Unreachable",
-    "cache_folder",
-    "check_writable",
-    "data_symmetry",
-    "find_entry",
-    "find_predicted_model",
-    "is_entry_id",
-    "load_entry",
-    "normalise_accession",
-    "normalise_entry_id",
-    "read_data",
-    "read_model",
-    "write_all",
-]
+import importlib
+
+_HOME = {
+    "alphafold": ("find_predicted_model", "normalise_accession"),
+    "data": ("Data", "data_symmetry", "read_data"),
+    "entry": ("Entry", "load_entry"),
+    "entry_id": ("is_entry_id", "normalise_entry_id"),
+    "fetch": (
+        "SERVERS",
+        "EntryFiles",
+        "NotDeposited",
+        "Timeouts",
+        "Unreachable",
+        "cache_folder",
+        "find_entry",
+    ),
+    "model": ("SCATTERING_TABLES", "Model", "read_model"),
+    "writing": ("DISK_FULL", "DiskFull", "check_writable", "write_all"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name):
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,400 @@
+"""Which columns of a reflection file are observations: rules on names, types and values, for every door.
+
+A reader (MTZ, CIF, ``reciprocalspaceship.DataSet``, what cctbx reads) describes its columns as :class:`Column`; the
+functions here decide, in the same way whoever asks.  Nothing here reads files, and nothing needs cctbx or gemmi.
+The rules on R-free flags are in :mod:`.free_flags`, those on rows in :mod:`.rows`.
+
+* A column is an amplitude or an intensity by what it is: its MTZ type, its tag in a CIF, or a well-known name where
+  columns have neither.  Its values never make it one.
+* Calculated columns and map coefficients are never observations unless they are named; columns whose values are all
+  the same never are.
+* Amplitudes are preferred to intensities, means to Bijvoet mates, columns with sigmas to columns without; the first
+  in the file among equals.
+
+References: the MTZ column types of CCP4; the ``refln`` category of the PDBx/mmCIF dictionary and of the core CIF
+dictionary; ``iotbx.reflection_file_utils.get_xray_data_scores``, from which these rules differ as docs/files.rst says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+AMPLITUDES, INTENSITIES = "amplitudes", "intensities"
+_CALCULATED = re.compile(
+    r"calc|model|mask|bulk|solv|part|fo[-_]?[md]*fc|fwt|fom|fdm|dano|delf|fdiff|(^|[^a-z])[fi]c([^a-z]|$)", re.IGNORECASE
+)
+_KINDS = {"F": AMPLITUDES, "G": AMPLITUDES, "J": INTENSITIES, "K": INTENSITIES}
+_SIGMA_TYPES = {"F": "Q", "J": "Q", "G": "LQ", "K": "MQ"}
+# Where columns have no type: the names in use by CCP4, Phenix, CNS, SHELX, reciprocalspaceship.
+_NAMED = {
+    AMPLITUDES: re.compile(r"(f|fp|fo|fobs|f[-_]obs.*|fmeas|f_meas.*|fmean|fnat|f_xray.*)(\([+-]\))?", re.IGNORECASE),
+    INTENSITIES: re.compile(r"(i|imean|iobs|i[-_]obs.*|i_meas.*|intensity.*)(\([+-]\))?", re.IGNORECASE),
+}
+# Tags of the refln category, without the category.
+_TAGS = {
+    AMPLITUDES: re.compile(r"(f_meas(_au)?|f_obs(_au)?|pdbx_f_(plus|minus))", re.IGNORECASE),
+    INTENSITIES: re.compile(
+        r"(intensity_meas(_au)?|i_meas(_au)?|i_obs|f_squared_meas|pdbx_i_(plus|minus))", re.IGNORECASE
+    ),
+}
+_MINUS = re.compile(r"\(-\)|minus", re.IGNORECASE)
+_MATE = re.compile(r"\([+-]\)|plus|minus", re.IGNORECASE)
+_CONSTANT = 1e-6  # relative spread of values below which a column is one number
+_NEGATIVE = 0.1  # share of negative values above which a column of type F is no amplitude
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One column of a reflection file.
+
+    Attributes
+    ----------
+    name : str
+        As in the file; a CIF's tag with its category (``_refln.F_meas_au``).
+    values : numpy.ndarray
+        (n,) float64 with NaN where there is no value; (n,) str with ``""`` for a status column.
+    type : str
+        The MTZ type, one letter; empty where the file types no columns.
+    block : str
+        The CIF's data block or the MTZ's dataset.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Column("_refln.F_meas_au", np.array([10.0, np.nan]), block="r1abcsf").short
+    'F_meas_au'
+    """
+
+    name: str
+    values: npt.NDArray[np.generic]
+    type: str = ""
+    block: str = ""
+
+    @property
+    def short(self) -> str:
+        """The name without a CIF's category."""
+        return re.sub(r"^_refln[._]", "", self.name, flags=re.IGNORECASE)
+
+    @property
+    def is_tag(self) -> bool:
+        """Whether the name is a CIF's."""
+        return self.name.lower().startswith("_refln")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the values are words."""
+        return self.values.dtype.kind in "US"
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """The columns that make one set of observations.
+
+    Attributes
+    ----------
+    kind : str
+        ``amplitudes`` or ``intensities``.
+    value, sigma : Column, Column or None
+    minus, minus_sigma : Column or None
+        Those of the other Bijvoet mate, where the file has both in one row.
+    """
+
+    kind: str
+    value: Column
+    sigma: Column | None = None
+    minus: Column | None = None
+    minus_sigma: Column | None = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All that there are, in the order of labels."""
+        every = (self.value, self.sigma, self.minus, self.minus_sigma)
+        return tuple(column for column in every if column is not None)
+
+    @property
+    def labels(self) -> str:
+        """The names, joined by commas, after the block of a CIF: what cctbx calls the label string."""
+        return label_string(self.columns)
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether Bijvoet mates stand apart."""
+        return self.minus is not None or bool(_MATE.search(self.value.short))
+
+
+def label_string(columns: Sequence[Column]) -> str:
+    """Names joined by commas, after the block of a CIF."""
+    block = [columns[0].block] if columns[0].is_tag and columns[0].block else []
+    return ",".join(block + [column.name for column in columns])
+
+
+def is_constant(values: npt.NDArray[np.generic]) -> bool:
+    """Whether all values that there are (at least three) are the same number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> is_constant(np.array([10.0, 10.0, np.nan, 10.0])), is_constant(np.array([10.0, 11.0, 12.0]))
+    (True, False)
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers) < 3:
+        return False
+    return bool(np.ptp(numbers) <= _CONSTANT * np.abs(numbers).max())
+
+
+def is_calculated(column: Column) -> bool:
+    """Whether the name says that the values were calculated, or are a map's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> none = np.zeros(0)
+    >>> [name for name in ("FC", "FP", "F-model", "F_squared_calc", "FWT", "IMEAN") if is_calculated(Column(name, none))]
+    ['FC', 'F-model', 'F_squared_calc', 'FWT']
+    """
+    return bool(_CALCULATED.search(column.short))
+
+
+def kind_of(column: Column) -> str | None:
+    """``amplitudes``, ``intensities``, or None for a column that is neither by its type, tag or name."""
+    if column.is_text:
+        return None
+    if column.is_tag:
+        return next((kind for kind, tags in _TAGS.items() if tags.fullmatch(column.short)), None)
+    if column.type:
+        return _KINDS.get(column.type)
+    return next((kind for kind, names in _NAMED.items() if names.fullmatch(column.short)), None)
+
+
+def sigma_of(column: Column, columns: Sequence[Column]) -> Column | None:
+    """The column of standard deviations: by its name, else (MTZ) the next column if that has the type.
+
+    Parameters
+    ----------
+    column : Column
+        Amplitudes or intensities.
+    columns : sequence of Column
+        All of the file, in its order.
+    """
+    same = (
+        [other for other in columns if other.block == column.block and not other.is_text] if column.is_tag else columns
+    )
+    names = _sigma_names(column)
+    for name in names:
+        for other in same:
+            if other.short.lower() == name and other is not column and other.type in ("", "Q", "L", "M", "R"):
+                return other
+    after = columns[columns.index(column) + 1 :][:1]
+    if column.type and after and after[0].type and after[0].type in _SIGMA_TYPES.get(column.type, ""):
+        return after[0]
+    return None
+
+
+def _sigma_names(column: Column) -> list[str]:
+    name = column.short.lower()
+    if column.is_tag:
+        return [
+            re.sub(r"_meas(?=$|_)", "_meas_sigma", name)
+            if name.startswith("f_meas")
+            else re.sub("_meas", "_sigma", name),
+            re.sub(r"_(meas|obs)(?=$|_)", "_sigma", name),
+            f"{name}_sigma",
+        ]
+    return [f"sig{name}", f"sigma{name}", f"sig_{name}", f"sig{name[1:]}", f"{name}_sigma", f"{name}_sig"]
+
+
+def observations(columns: Sequence[Column]) -> tuple[list[Observation], dict[str, str]]:
+    """All sets of observations among the columns, and why others that look like some are none.
+
+    Returns
+    -------
+    list of Observation
+        In the order of the file; Bijvoet mates in one.
+    dict
+        Label to reason, for amplitudes and intensities that cannot be observations.
+    """
+    found: list[Observation] = []
+    refused: dict[str, str] = {}
+    for number, column in enumerate(columns):
+        kind = kind_of(column)
+        if kind is None or _MINUS.search(column.short):
+            continue
+        reason = _no_observation(column, kind, columns, number)
+        if reason:
+            refused[column.short] = reason
+            continue
+        minus = _mate(column, columns)
+        found.append(
+            Observation(
+                kind,
+                column,
+                sigma_of(column, columns),
+                minus,
+                None if minus is None else sigma_of(minus, columns),
+            )
+        )
+    return found, refused
+
+
+def _no_observation(column: Column, kind: str, columns: Sequence[Column], number: int) -> str:
+    """Why not, or nothing."""
+    values = np.asarray(column.values, dtype=np.float64)
+    known = values[np.isfinite(values)]
+    if is_calculated(column):
+        return "calculated"
+    if column.type == "F" and number + 1 < len(columns) and columns[number + 1].type == "P":
+        return "map coefficients"
+    if len(known) == 0:
+        return "without values"
+    if is_constant(values):
+        return f"all {known[0]:g}"
+    if kind == AMPLITUDES and np.count_nonzero(known < 0) > _NEGATIVE * len(known):
+        return "often negative"
+    return ""
+
+
+def _mate(column: Column, columns: Sequence[Column]) -> Column | None:
+    if not _MATE.search(column.short):
+        return None
+    wanted = column.short.lower().replace("(+)", "(-)").replace("plus", "minus")
+    same = (other for other in columns if other.block == column.block or not column.is_tag)
+    return next((other for other in same if other.short.lower() == wanted and other is not column), None)
+
+
+def named(columns: Sequence[Column], labels: str | Sequence[str], where: str, what: str) -> list[Column]:
+    """The columns that a user's labels mean, in the order of the labels.
+
+    Parameters
+    ----------
+    columns : sequence of Column
+    labels : str or sequence of str
+        ``"FP,SIGFP"``, ``"FP"``, ``["FP", "SIGFP"]``; in a CIF with or without ``_refln.`` and the block.
+    where, what : str
+        The file and what is wanted, for messages.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or several.
+    """
+    words = labels.split(",") if isinstance(labels, str) else list(labels)
+    words = [word.strip().lower() for word in words if word.strip()]
+    blocks = {column.block.lower() for column in columns}
+    wanted_blocks = [word for word in words if word in blocks]
+    names = [re.sub(r"^_refln[._]", "", word) for word in words if word not in wanted_blocks]
+    result: list[Column] = []
+    for name in names:
+        fitting = [c for c in columns if name in (c.short.lower(), c.name.lower())]
+        if wanted_blocks:
+            fitting = [c for c in fitting if c.block.lower() == wanted_blocks[0]]
+        elif result:
+            fitting = [c for c in fitting if c.block == result[0].block] or fitting
+        if len(fitting) != 1:
+            problem = "no array" if not fitting else "several arrays"
+            listing = "; ".join(label_string([c]) for c in (fitting or columns)) or "none"
+            raise ValueError(f"{where} has {problem} labelled {','.join(words)} for {what}: choose among {listing}.")
+        result.append(fitting[0])
+    if not result:
+        raise ValueError(f"The labels {labels!r} name nothing for {what} in {where}: give a column's name.")
+    return result
+
+
+def choose_observation(
+    columns: Sequence[Column],
+    labels: str | Sequence[str] | None = None,
+    prefer: str = AMPLITUDES,
+    anomalous: bool = False,
+    where: str = "The data",
+) -> tuple[Observation, list[str]]:
+    """The observations that are taken, and what should be said about the choice.
+
+    Parameters
+    ----------
+    columns : sequence of Column
+        All of the file, in its order.
+    labels : str or sequence of str, optional
+        What the user asks for.
+    prefer : {"amplitudes", "intensities"}
+        Where a file holds both.
+    anomalous : bool
+        Prefer Bijvoet mates apart to their mean.
+    where : str
+        The file, for messages.
+
+    Raises
+    ------
+    ValueError
+        No observations, with the reason for each column that looks like some; labels that are none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> f, s = np.array([10.0, 12.0, 15.0]), np.ones(3)
+    >>> columns = [Column("FC", 2 * f, "F"), Column("FP", f, "F"), Column("SIGFP", s, "Q")]
+    >>> choose_observation(columns)[0].labels
+    'FP,SIGFP'
+    """
+    if labels:
+        return _asked_for(columns, labels, where)
+    found, refused = observations(columns)
+    if not found:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in refused.items())
+        listing = reasons or "; ".join(label_string([column]) for column in columns) or "none"
+        raise ValueError(
+            f"{where} contains no observed amplitudes or intensities (it contains {listing}): give the file with the "
+            "observations, or name a column."
+        )
+
+    def rank(one: Observation) -> tuple[bool, bool, bool]:
+        return one.is_anomalous == anomalous, one.kind == prefer, one.sigma is not None
+
+    best = max(found, key=rank)  # the first of equals
+    others = [one.labels for one in found if one is not best]
+    messages = [f"observations: took {best.labels}; also present: {'; '.join(others)}"] if others else []
+    constant = [f"{name} ({reason})" for name, reason in refused.items() if reason.startswith("all ")]
+    if constant:
+        messages.append(f"no observations, because their values are all the same: {', '.join(constant)}")
+    return best, messages
+
+
+def _asked_for(columns: Sequence[Column], labels: str | Sequence[str], where: str) -> tuple[Observation, list[str]]:
+    chosen = named(columns, labels, where, "the data")
+    value = chosen[0]
+    kind = kind_of(value) or _kind_by_name(value)
+    if kind is None:
+        found = "; ".join(one.labels for one in observations(columns)[0]) or "none"
+        raise ValueError(
+            f"{label_string(chosen)} in {where} are neither amplitudes nor intensities: choose among {found}."
+        )
+    if is_constant(value.values):
+        raise ValueError(
+            f"{label_string(chosen)} in {where} has the same value everywhere, so nothing was observed: name another "
+            "column."
+        )
+    messages = [f"{value.short} was calculated, by its name: taken because it was asked for"]
+    messages = messages if is_calculated(value) else []
+    values = [column for column in chosen if kind_of(column) == kind]
+    if len(values) > 1 or (len(chosen) == 1 and _MATE.search(value.short)):
+        plus = next((column for column in values if not _MINUS.search(column.short)), value)
+        minus = next((column for column in values if _MINUS.search(column.short)), None) or _mate(plus, columns)
+        sigmas = [sigma_of(column, columns) if column is not None else None for column in (plus, minus)]
+        return Observation(kind, plus, sigmas[0], minus, sigmas[1]), messages
+    sigma = chosen[1] if len(chosen) > 1 else sigma_of(value, columns)
+    return Observation(kind, value, sigma), messages
+
+
+def _kind_by_name(column: Column) -> str | None:
+    """For a column that was asked for although its type or tag says nothing: F... or I..., calculated ones too."""
+    if column.is_text or column.type in tuple("PWABYHQLMDI"):
+        return None
+    name = re.sub(r"^pdbx_", "", column.short.lower())
+    if name.startswith(("f_squared", "i")):
+        return INTENSITIES
+    return AMPLITUDES if name.startswith("f") and not name.startswith("fom") else None
