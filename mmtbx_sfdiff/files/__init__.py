@@ -1,7 +1,6 @@
 """Finding, downloading and reading the model and the data of an entry.
 
-The names are loaded when they are first used, so that the rules (:mod:`.rules`, :mod:`.free_flags`, :mod:`.rows`) serve
-where cctbx is not installed.
+The names are loaded when they are first used, so that what needs no cctbx serves where it is not installed.
 """
 
 import importlib

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from mmtbx_sfdiff.files import free_flags, rows, rules
-from mmtbx_sfdiff.files.rules import Column
+from mmtbx_sfdiff.rules import columns as rules
+from mmtbx_sfdiff.rules import free_flags, rows
+from mmtbx_sfdiff.rules import Column
 
 RNG = np.random.default_rng(3)
 F = 10 + 90 * RNG.random(2000)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .rules import AMPLITUDES, Column
+from .columns import AMPLITUDES, Column
 
 _LARGEST = 1e30  # beyond which a value is no measurement
 _TAKEN = ("o", "f", "", "?", ".")

@@ -26,7 +26,8 @@ import numpy.typing as npt
 
 AMPLITUDES, INTENSITIES = "amplitudes", "intensities"
 _CALCULATED = re.compile(
-    r"calc|model|mask|bulk|solv|part|fo[-_]?[md]*fc|fwt|fom|fdm|dano|delf|fdiff|(^|[^a-z])[fi]c([^a-z]|$)", re.IGNORECASE
+    r"calc|model|mask|bulk|solv|part|fo[-_]?[md]*fc|fwt|fom|fdm|dano|delf|fdiff|(^|[^a-z])[fi]c([^a-z]|$)",
+    re.IGNORECASE,
 )
 _KINDS = {"F": AMPLITUDES, "G": AMPLITUDES, "J": INTENSITIES, "K": INTENSITIES}
 _SIGMA_TYPES = {"F": "Q", "J": "Q", "G": "LQ", "K": "MQ"}

@@ -1,0 +1,57 @@
+"""Rules on what stands in a reflection file: what is an observation, what is a test set, which rows take part.
+
+Every door (cctbx's arrays, gemmi's MTZ and CIF, ``reciprocalspaceship.DataSet``, SFcalculator's interface, rewards)
+describes its columns as :class:`Column` and asks here.  Pure functions on names, types and values: nothing reads files
+or needs cctbx or gemmi.
+
+:mod:`.columns`
+    observations, their sigmas and Bijvoet mates
+:mod:`.free_flags`
+    R-free flags and the value that marks the test set
+:mod:`.rows`
+    rows that are left out, and why; flags of merged reflections; whose cell
+"""
+
+from .columns import (
+    AMPLITUDES,
+    INTENSITIES,
+    Column,
+    Observation,
+    choose_observation,
+    is_calculated,
+    is_constant,
+    kind_of,
+    label_string,
+    named,
+    observations,
+    sigma_of,
+)
+from .free_flags import Flags, UnusableFlags, choose_flags, find_test_value, is_flag_column, is_status, read_flags
+from .rows import LeftOut, excluded, free_of_equivalents, usable, which_cell
+
+__all__ = [
+    "AMPLITUDES",
+    "INTENSITIES",
+    "Column",
+    "Flags",
+    "LeftOut",
+    "Observation",
+    "UnusableFlags",
+    "choose_flags",
+    "choose_observation",
+    "excluded",
+    "find_test_value",
+    "free_of_equivalents",
+    "is_calculated",
+    "is_constant",
+    "is_flag_column",
+    "is_status",
+    "kind_of",
+    "label_string",
+    "named",
+    "observations",
+    "read_flags",
+    "sigma_of",
+    "usable",
+    "which_cell",
+]
