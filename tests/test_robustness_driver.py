@@ -1,0 +1,32 @@
+"""The driver of the robustness tests: what it calls a fault, and that it goes on after one."""
+
+import ctypes
+import time
+
+from tests.support.robustness import run
+
+
+def worker(case):
+    if case == "crash":
+        ctypes.string_at(0)
+    if case == "hang":
+        while True:
+            time.sleep(1)
+    if case == "refusal":
+        raise ValueError("This is what is wrong.")
+    if case == "two lines":
+        raise ValueError("one\ntwo")
+    if case == "error":
+        raise RuntimeError("stack expects a non-empty TensorList")
+    print("in between")
+    return {"finite": case != "nan"}
+
+
+def test_faults_are_told_from_answers():
+    cases = ["ok", "crash", "ok", "hang", "refusal", "two lines", "error", "nan", "ok"]
+    outcomes = run("tests.test_robustness_driver:worker", cases, seconds=2)
+    assert [o.case for o in outcomes] == cases
+    assert [o.kind for o in outcomes] == [
+        "value", "crash", "value", "hang", "refused", "error", "error", "value", "value"
+    ]  # fmt: skip
+    assert [o.fault for o in outcomes] == [False, True, False, True, False, True, True, True, False]
