@@ -1,23 +1,52 @@
-"""Registers mmtbx_sfdiff in every program of cctbx and Phenix that is started with ``MMTBX_SFDIFF`` set.
+"""What ``mmtbx_sfdiff_startup.pth``, which is installed beside the package, does when Python starts.
 
-``mmtbx_sfdiff_startup.pth``, which is installed beside this file, calls :func:`install` when Python starts and the
-variable is set; nothing is imported then.  The values are ``1`` (the algorithm ``sfdiff`` is known), ``scaling`` (and
-this package does ``update_all_scales``) and ``takeover`` (everything goes through this package).
-
-torch has to be loaded right after cctbx's lowest extension module and before the rest of cctbx, so that is when it is
-loaded; the registration itself waits for ``mmtbx.f_model``, or where that is not imported, for the first structure
-factors.
+1. It waits for cctbx to be imported and then binds it to the C++ runtime that is loaded, as ``import mmtbx_sfdiff`` does:
+   without that, ``import torch`` and then ``from cctbx import xray`` is a segmentation fault where cctbx is a wheel.
+   Until then nothing is imported.
+2. Where ``MMTBX_SFDIFF`` is set, it registers mmtbx_sfdiff in every program of cctbx and Phenix (:func:`install`).  The
+   values are ``1`` (the algorithm ``sfdiff`` is known), ``scaling`` (and this package does ``update_all_scales``) and
+   ``takeover`` (everything goes through this package).  torch has to be loaded right after cctbx's lowest extension
+   module and before the rest of cctbx, so that is when it is loaded; the registration itself waits for
+   ``mmtbx.f_model``, or where that is not imported, for the first structure factors.
 """
 
-import importlib
-import importlib.abc
-import importlib.util
 import os
 import sys
 
 VARIABLE = "MMTBX_SFDIFF"
+_LOWEST = "boost_python_meta_ext"  # cctbx's lowest extension module
 _VALUES = ("1", "scaling", "takeover")
 _REGISTRY = "mmtbx_sfdiff.cctbx_backend.registry"
+
+
+class _BeforeCctbx:
+    """A finder of modules that finds none."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == _LOWEST and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            _loading().prepare()
+
+
+def _loading():
+    """``mmtbx_sfdiff._cctbx_loading``, without the package around it, which would import torch."""
+    name = "mmtbx_sfdiff._cctbx_loading"
+    if name not in sys.modules:
+        from importlib import util
+
+        package = util.find_spec("mmtbx_sfdiff")
+        spec = util.spec_from_file_location(name, os.path.join(os.path.dirname(package.origin), "_cctbx_loading.py"))
+        module = util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def start():
+    """Called when Python starts."""
+    sys.meta_path.insert(0, _BeforeCctbx())
+    if os.environ.get(VARIABLE, "0") not in ("", "0"):
+        install()
 
 
 def install():
@@ -60,6 +89,8 @@ class _Registration:
         self._context = None
 
     def do(self):
+        import importlib
+
         registry = importlib.import_module(_REGISTRY)
         if self._done or not hasattr(registry, "takeover"):
             return  # where it imports mmtbx.f_model itself: its own end comes here too
@@ -92,7 +123,7 @@ class _Registration:
         return call
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
+class _AfterImport:
     """Calls a function once a module of some name has been imported by whoever can."""
 
     def __init__(self, actions):
@@ -102,7 +133,9 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         action = self._actions.pop(name, None)
         if action is None:
             return None
-        spec = importlib.util.find_spec(name)
+        from importlib import util
+
+        spec = util.find_spec(name)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module

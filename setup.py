@@ -13,10 +13,14 @@ class BuildWithStartup(build_py):
 
     def run(self):
         super().run()
-        if not self.editable_mode:
-            self.copy_file(_STARTUP, str(Path(self.build_lib) / _STARTUP))
+        # An editable wheel takes what lies where "install" would put it, and nothing from build_lib.
+        folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
+        self.mkpath(folder)
+        self.copy_file(_STARTUP, str(Path(folder) / _STARTUP))
 
     def get_outputs(self, include_bytecode=1):
+        if self.editable_mode:
+            return super().get_outputs(include_bytecode)
         return [*super().get_outputs(include_bytecode), str(Path(self.build_lib) / _STARTUP)]
 
 

@@ -1,7 +1,7 @@
-"""The examples in these pages run as tests; this puts the one import first that has to be first."""
-
-import mmtbx_sfdiff  # noqa: F401
+"""The examples in these pages run as tests."""
 
 import importlib.util
+
+import torch  # noqa: F401  (before an example loads cctbx.xray, so that it keeps its threads)
 
 collect_ignore = [] if importlib.util.find_spec("openmm") else ["latent_generator.rst"]

@@ -16,14 +16,14 @@ import weakref
 import numpy as np
 import torch
 
-from cctbx.array_family import flex
-from cctbx.eltbx import van_der_waals_radii, xray_scattering
-
+from ._cctbx_loading import require_cctbx
 from .crystal import Crystal
 from .form_factors import FormFactors
 
 
 def _element(scattering_type):
+    from cctbx.eltbx import xray_scattering
+
     return xray_scattering.get_element_and_charge_symbols(scattering_type, exact=False)[0]
 
 
@@ -101,6 +101,7 @@ class Atoms:
         TypeError
             When ``dtype`` is not float32 or float64.
         """
+        require_cctbx("Atoms.from_cctbx")
         _check_dtype(dtype)
         scatterers = xray_structure.scatterers()
         if scatterers.size() == 0:
@@ -164,6 +165,8 @@ class Atoms:
                 f"A batch of models of shape {tuple(self.batch_shape)} is not one structure: "
                 "use atoms.model(i).to_cctbx()."
             )
+        from cctbx.array_family import flex
+
         structure = self._structure.deep_copy_scatterers()
         scatterers = structure.scatterers()
 
@@ -287,6 +290,8 @@ class Atoms:
         ValueError
             When the table has no radius for the element of one of them.
         """
+        from cctbx.eltbx import van_der_waals_radii
+
         table = van_der_waals_radii.vdw.table
         radii = self.from_types(lambda t: table.get(_element(t), float("nan")), torch.float64)
         radii = radii if rows is None else radii[rows]
@@ -371,6 +376,8 @@ class Atoms:
         selection : torch.Tensor
             (n_atoms,) bool, or indices (n,) int64.
         """
+        from cctbx.array_family import flex
+
         selection = torch.as_tensor(selection, device=self.device)
         if selection.dtype == torch.bool:
             selection = selection.nonzero()[:, 0]
@@ -402,6 +409,8 @@ class Atoms:
 
 def _numpy(values):
     """A flex array as numpy: vectors and tensors by rows, everything else flat."""
+    from cctbx.array_family import flex
+
     for kind, length in ((flex.vec3_double, 3), (flex.sym_mat3_double, 6)):
         if isinstance(values, kind):
             return values.as_double().as_numpy_array().reshape(-1, length)

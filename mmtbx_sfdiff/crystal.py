@@ -15,9 +15,7 @@ import functools
 import numpy as np
 import torch
 
-from cctbx import crystal as cctbx_crystal
-from cctbx import maptbx, miller, sgtbx
-from cctbx.array_family import flex
+from ._cctbx_loading import require_cctbx
 
 from .kernels.opaque import Held
 
@@ -72,6 +70,9 @@ class Crystal(Held):
         ValueError
             When the unit cell or the space group is not known.
         """
+        require_cctbx("Crystal.from_cctbx")
+        from cctbx import crystal as cctbx_crystal
+
         symmetry = obj if isinstance(obj, cctbx_crystal.symmetry) else obj.crystal_symmetry()
         if symmetry is None or symmetry.unit_cell() is None or symmetry.space_group_info() is None:
             raise ValueError("The crystal symmetry is incomplete: unit cell and space group are both needed.")
@@ -215,11 +216,15 @@ class Crystal(Held):
 
     def asymmetric_box(self):
         """Two corners, in fractional coordinates, of a box that holds cctbx's asymmetric unit of space."""
+        from cctbx import sgtbx
+
         unit = sgtbx.space_group_info(group=_group(self.hall_symbol)).direct_space_asu()
         return tuple(float(v) for v in unit.box_min()), tuple(float(v) for v in unit.box_max())
 
     def build_miller_indices(self, d_min, anomalous=False):
         """All Miller indices of the asymmetric unit to ``d_min`` (Å), (n, 3) int64, as cctbx orders them."""
+        from cctbx import miller
+
         indices = miller.build_set(self.to_cctbx(), anomalous_flag=anomalous, d_min=float(d_min)).indices()
         return as_miller_tensor(indices, device=self.device)
 
@@ -229,6 +234,10 @@ class Crystal(Held):
 
 
 def _symmetry(unit_cell, hall_symbol):
+    require_cctbx("Crystal.to_cctbx")
+    from cctbx import crystal as cctbx_crystal
+    from cctbx import sgtbx
+
     return cctbx_crystal.symmetry(
         unit_cell=unit_cell,
         force_compatible_unit_cell=False,
@@ -238,6 +247,8 @@ def _symmetry(unit_cell, hall_symbol):
 
 @functools.lru_cache(maxsize=64)
 def _grid(unit_cell, hall_symbol, step):
+    from cctbx import maptbx
+
     symmetry = _symmetry(unit_cell, hall_symbol)
     gridding = maptbx.crystal_gridding(
         unit_cell=symmetry.unit_cell(),
@@ -264,9 +275,9 @@ def as_miller_tensor(miller_indices, device=None):
     TypeError
         When the values are not integers.
     """
-    if isinstance(miller_indices, miller.set):
+    if hasattr(miller_indices, "crystal_symmetry"):  # miller.set
         miller_indices = miller_indices.indices()
-    if isinstance(miller_indices, flex.miller_index):
+    if hasattr(miller_indices, "as_vec3_double"):  # flex.miller_index
         values = miller_indices.as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
         return torch.from_numpy(values.astype(np.int64)).to(device or "cpu")
     indices = (
@@ -283,6 +294,9 @@ def as_miller_tensor(miller_indices, device=None):
 
 def as_flex_miller_index(miller_indices):
     """Miller indices (n, 3) as a ``flex.miller_index``."""
+    require_cctbx("Reflections.to_cctbx")
+    from cctbx.array_family import flex
+
     h, k, l = (
         flex.int(np.ascontiguousarray(column, dtype=np.int32)) for column in miller_indices.detach().cpu().numpy().T
     )
@@ -300,6 +314,8 @@ def _symbols(info):
 
 def _group(symbol):
     """The ``sgtbx.space_group`` of what :func:`_symbols` gives."""
+    from cctbx import sgtbx
+
     if ";" not in symbol:
         return sgtbx.space_group(symbol)
     group = sgtbx.space_group()

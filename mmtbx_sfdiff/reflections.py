@@ -10,9 +10,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from cctbx import miller
-from cctbx.array_family import flex
-
+from ._cctbx_loading import require_cctbx
 from .crystal import Crystal, as_flex_miller_index, as_miller_tensor
 
 
@@ -94,6 +92,8 @@ class Reflections:
     def to_cctbx(self):
         """(f_obs, r_free_flags) as miller arrays; the flags are None where there are none."""
         miller_set = self.miller_set()
+        from cctbx.array_family import flex
+
         sigmas = None if self.sigmas is None else _flex_double(self.sigmas)
         f_obs = miller_set.array(data=_flex_double(self.f_obs), sigmas=sigmas)
         f_obs.set_info(self._info)
@@ -105,6 +105,9 @@ class Reflections:
 
     def miller_set(self):
         """The indices as a ``cctbx.miller.set``."""
+        require_cctbx("Reflections.miller_set")
+        from cctbx import miller
+
         return miller.set(
             crystal_symmetry=self.crystal.to_cctbx(),
             anomalous_flag=self.anomalous,
@@ -192,4 +195,6 @@ def resolution_shells(d_spacings, n_shells=None, d_max_edges=None):
 
 
 def _flex_double(values):
+    from cctbx.array_family import flex
+
     return flex.double(np.ascontiguousarray(values.detach().cpu().numpy(), dtype=np.float64))

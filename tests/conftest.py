@@ -1,6 +1,6 @@
-"""Import order, test data and markers for the whole suite."""
+"""Test data and markers for the whole suite."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
+import torch  # noqa: F401  (before a test loads cctbx.xray, so that it keeps its threads)
 
 import pytest
 from tests.support.entries import pdb_folder
@@ -20,7 +20,6 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    import torch
 
     run_slow = config.getoption("--runslow") or "slow" in config.getoption("markexpr")
     for item in items:

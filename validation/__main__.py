@@ -6,7 +6,6 @@ import argparse
 import importlib
 import sys
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 from mmtbx_sfdiff.programs.runner import guarded
 
 _COMMANDS = {

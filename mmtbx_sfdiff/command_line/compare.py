@@ -3,7 +3,6 @@
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.compare
 import sys
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 from mmtbx_sfdiff.programs.compare import Program
 from mmtbx_sfdiff.programs.runner import main
 

@@ -1,7 +1,5 @@
 """``mmtbx_sfdiff.compare``, from the command line to the files it leaves behind."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import html.parser
 import json
 import math

@@ -1,8 +1,6 @@
 """``mmtbx_sfdiff.latent``, end to end: alanine dipeptide in a made-up crystal, from the command line to the
 files."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import csv
 import json
 import shutil

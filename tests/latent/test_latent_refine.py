@@ -1,7 +1,5 @@
 """Refinement of latent vectors, placements, B factors and sites, with a generator that needs no training."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Rotamers tried against the data: 1yjp with a side chain that was turned away."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """``mmtbx_sfdiff.fmodel``, against mmtbx.programs.fmodel."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """``mmtbx_sfdiff.refine``, from the command line to the files it leaves behind."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import json
 import os
 import signal

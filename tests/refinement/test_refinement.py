@@ -1,7 +1,5 @@
 """Refinement: its variables, its minimisers, and what it recovers."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import copy
 import dataclasses
 

@@ -1,7 +1,5 @@
 """The weight of a prior by cross-validation inside the work set."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The validation suite on a Dask cluster: a scheduler and workers in processes of their own, which get killed."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import contextlib
 import os
 import re

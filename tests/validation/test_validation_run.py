@@ -4,8 +4,6 @@ Most tests give the suite a worker that is quick (``entry_worker.py``); what the
 same.
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The validation suite from end to end: select, run, report and audit, against a server of the tests' own."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import copy
 import csv
 import gzip

@@ -12,8 +12,6 @@ The exit status is 1 when the median change of R-free is positive, or when one i
 twinned.
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import argparse
 import csv
 import io

@@ -12,7 +12,7 @@ With --out, a table of all entries and a figure of the error against the grid st
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
+import mmtbx_sfdiff as sfdiff
 
 import argparse
 import csv

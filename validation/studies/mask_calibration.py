@@ -12,7 +12,7 @@ and draws the figure.  ``measure`` adds to what RESULTS.json already holds.
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
+import mmtbx_sfdiff as sfdiff
 
 import argparse
 import csv

@@ -11,7 +11,7 @@ RESULTS.json keeps what is done.
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
+import mmtbx_sfdiff as sfdiff
 
 import argparse
 import csv

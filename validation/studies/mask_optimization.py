@@ -9,7 +9,7 @@ are those of the processor, one thread of either.
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
+import mmtbx_sfdiff as sfdiff
 
 import argparse
 import csv

@@ -8,7 +8,7 @@ rejection, so that both see the same reflections.  A line is added to RESULTS.js
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
+import mmtbx_sfdiff as sfdiff
 
 import argparse
 import csv

@@ -8,7 +8,7 @@ on all reflections too: forward, and forward and backward to the sites.  Medians
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
+import mmtbx_sfdiff as sfdiff
 
 import argparse
 import statistics

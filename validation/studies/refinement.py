@@ -9,8 +9,6 @@ the deposited model's.
     python -m validation.studies.refinement --plot-only --json refinement.json --figure x.png
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import argparse
 import dataclasses
 import json

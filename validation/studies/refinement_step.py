@@ -16,8 +16,6 @@ on both sides, mmtbx's at its default accuracy, ours at the accuracy given; how 
     python -m validation.studies.refinement_step [--entries 1cbs ...] [--mask probe_shrink] [--repeat 5] [--threads 2]
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import argparse
 import json
 import statistics

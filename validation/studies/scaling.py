@@ -15,8 +15,6 @@ The exit status is 1 when R differs by more than 1e-6 from both of mmtbx's resul
 rejected than by either.
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import argparse
 import contextlib
 import csv

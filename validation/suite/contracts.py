@@ -7,7 +7,7 @@ of the same mask over the steps that a refinement takes; and, where R factors di
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff  # first: it owns the order in which native libraries are loaded
+import mmtbx_sfdiff as sfdiff
 
 import numpy as np
 import torch

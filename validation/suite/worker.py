@@ -29,7 +29,6 @@ def main(arguments=None):
     _bind_to_parent(job["parent"])
     from libtbx.utils import Sorry
 
-    import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
     from mmtbx_sfdiff.files import DISK_FULL, DiskFull, write_all
 
     stage, seconds, since = ["starting"], {}, [time.monotonic()]

@@ -6,8 +6,6 @@ What is finished is kept in FOLDER (priors) and FOLDER/latent.jsonl (runs); give
 Exit code 3: time was up before everything had begun. With ``--size ci --duration 4`` it is a trial.
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import argparse
 import concurrent.futures
 import multiprocessing

@@ -10,8 +10,6 @@
 ``latent_runs.inc``         the tables of the documentation
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import argparse
 import csv
 import io

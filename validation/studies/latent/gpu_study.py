@@ -15,8 +15,6 @@ Results: FOLDER/gpu.jsonl (runs), FOLDER/<entry>/seed<k>/realnvp.{pt,json} and g
 on the CPU).
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import argparse
 import json
 import subprocess

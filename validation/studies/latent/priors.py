@@ -18,8 +18,6 @@ Every stage that is finished is kept; run the command again to go on. What is wr
     the dynamics
 """
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import argparse
 import copy
 import json

@@ -1,7 +1,5 @@
 """Runs of the study of latent refinement: made one after the other or several at a time, one JSON line each."""
 
-import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
-
 import concurrent.futures
 import json
 import multiprocessing
