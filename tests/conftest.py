@@ -1,6 +1,6 @@
 """Test data and markers for the whole suite."""
 
-import torch  # noqa: F401  (before a test loads cctbx.xray, so that it keeps its threads)
+import torch  # before a test loads cctbx.xray, so that it keeps its threads
 
 import pytest
 from tests.support.entries import pdb_folder
@@ -20,7 +20,6 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-
     run_slow = config.getoption("--runslow") or "slow" in config.getoption("markexpr")
     for item in items:
         if "slow" in item.keywords and not run_slow:
