@@ -1,8 +1,6 @@
 """Differentiable structure factors and bulk-solvent masks in PyTorch for cctbx and Phenix."""
 
-from . import _runtime
-
-from . import targets
+from . import _runtime, targets
 from .atoms import Atoms
 from .bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
 from .crystal import Crystal
@@ -11,7 +9,6 @@ from .reflections import Reflections
 from .scaling import Scales, update_all_scales
 from .structure_factors import structure_factors
 from .versions import __version__
-
 
 _PLUGIN = ("register", "takeover", "unregister")
 

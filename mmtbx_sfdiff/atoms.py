@@ -13,8 +13,9 @@ import dataclasses
 import math
 import weakref
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ._cctbx_loading import require_cctbx
 from .crystal import Crystal

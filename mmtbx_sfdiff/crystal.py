@@ -12,11 +12,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import numpy as np
 import torch
 
-from ._cctbx_loading import require_cctbx
+import numpy as np
 
+from ._cctbx_loading import require_cctbx
 from .kernels.opaque import Held
 
 

@@ -14,9 +14,9 @@ import dataclasses
 
 import torch
 
+from .bulk_solvent import solvent_structure_factors
 from .likelihood import targets
 from .likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
-from .bulk_solvent import solvent_structure_factors
 from .scaling import Scales, update_all_scales
 from .structure_factors import structure_factors
 

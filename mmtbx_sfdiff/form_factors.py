@@ -12,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from .kernels.opaque import Held
 

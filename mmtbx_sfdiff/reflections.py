@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ._cctbx_loading import require_cctbx
 from .crystal import Crystal, as_flex_miller_index, as_miller_tensor

@@ -3,6 +3,7 @@
 import torch  # before a test loads cctbx.xray, so that it keeps its threads
 
 import pytest
+
 from tests.support.entries import pdb_folder
 
 

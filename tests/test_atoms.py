@@ -3,18 +3,19 @@
 import copy
 import pickle
 
+import mmtbx_sfdiff as sfdiff
+import torch
+
 import numpy as np
 import pytest
-import torch
 from cctbx import miller, xray
+
 from tests.support.structures import (
     NON_STANDARD_SETTINGS,
     cctbx_direct,
     random_xray_structure,
     relative_l2,
 )
-
-import mmtbx_sfdiff as sfdiff
 
 
 def assert_same_structure(a, b):

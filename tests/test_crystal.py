@@ -1,14 +1,15 @@
 """Crystal against cctbx: operators, metric, grids, Miller indices, round trips in every setting."""
 
-import numpy as np
-import pytest
-import torch
-from cctbx import crystal, maptbx, miller, sgtbx
-from tests.support.structures import NON_STANDARD_SETTINGS, random_xray_structure
-
 import mmtbx_sfdiff as sfdiff
+import torch
 from mmtbx_sfdiff.cctbx_backend.conversion import crystal_of
 from mmtbx_sfdiff.crystal import as_flex_miller_index, as_miller_tensor
+
+import numpy as np
+import pytest
+from cctbx import crystal, maptbx, miller, sgtbx
+
+from tests.support.structures import NON_STANDARD_SETTINGS, random_xray_structure
 
 
 @pytest.mark.parametrize(

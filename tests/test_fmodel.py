@@ -2,15 +2,16 @@
 
 import dataclasses
 
-import mmtbx.f_model
-import pytest
 import torch
-from iotbx import mtz
-from libtbx.utils import Sorry
-from tests.support.scaling_data import manager, tensor
-
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.files import find_entry
+
+import mmtbx.f_model
+import pytest
+from iotbx import mtz
+from libtbx.utils import Sorry
+
+from tests.support.scaling_data import manager, tensor
 
 
 @pytest.fixture(scope="module")

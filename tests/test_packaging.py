@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
+import mmtbx_sfdiff
+
 import libtbx.env_config
 import libtbx.load_env
 import pytest
 from libtbx.path import absolute_path
-
-import mmtbx_sfdiff
 
 try:
     import tomllib

@@ -1,14 +1,15 @@
 """Reflections: round trips to miller arrays, selections and shells."""
 
+import mmtbx_sfdiff as sfdiff
+import torch
+from mmtbx_sfdiff.reflections import resolution_shells
+
 import numpy as np
 import pytest
-import torch
 from cctbx import miller
 from cctbx.array_family import flex
-from tests.support.structures import random_xray_structure
 
-import mmtbx_sfdiff as sfdiff
-from mmtbx_sfdiff.reflections import resolution_shells
+from tests.support.structures import random_xray_structure
 
 
 @pytest.fixture(params=[False, True], ids=["merged", "anomalous"])

@@ -13,10 +13,10 @@ import sys
 import threading
 from pathlib import Path
 
-import pytest
-
 from mmtbx_sfdiff import _cctbx_loading, _runtime
 from mmtbx_sfdiff.versions import versions
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 wheel_only = pytest.mark.skipif(

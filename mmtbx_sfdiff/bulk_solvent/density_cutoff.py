@@ -20,8 +20,8 @@ import math
 import torch
 
 from ..crystal import as_miller_tensor
-from ..structure_factors import structure_factors
 from ..plans.cache import TensorCache
+from ..structure_factors import structure_factors
 
 STEEPNESS = 50.0
 # Of an atom other than hydrogen, Å^3, with its share of what the probe cannot reach.

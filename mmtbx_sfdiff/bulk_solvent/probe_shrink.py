@@ -32,11 +32,12 @@ import importlib.util
 import math
 import os
 
-import numpy as np
 import torch
 
-from ..kernels.threads import own_threads
+import numpy as np
+
 from ..kernels.reference import probe_shrink as probe_shrink_torch
+from ..kernels.threads import own_threads
 from .mask_atoms import mask_atoms
 from .transform import checked_indices, scattered
 

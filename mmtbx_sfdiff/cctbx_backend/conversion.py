@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import collections
 
-import numpy as np
 import torch
 
+import numpy as np
 from cctbx import crystal as cctbx_crystal
 from cctbx import sgtbx, uctbx
 from cctbx.array_family import flex

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import mmtbx.f_model
+import numpy as np
 from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..files import load_entry, write_all
+from ..files.mtz import MTZ, miller_array
 from ..fmodel import selected
 from ..reflections import Reflections
-from ..files.mtz import MTZ, miller_array
 
 # Root of the MTZ labels of each map, as phenix.refine writes them and Coot opens them by itself.
 _MAPS = (("2mFo-DFc", "2FOFCWT"), ("mFo-DFc", "FOFCWT"))

@@ -8,7 +8,6 @@ hooks leave every other manager to mmtbx.
 from __future__ import annotations
 
 import numpy as np
-
 from cctbx.array_family import flex
 
 from . import masks

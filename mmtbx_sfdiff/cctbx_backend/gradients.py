@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from cctbx import adptbx, xray
 from cctbx.array_family import flex
 from cctbx.xray.structure_factors.gradients_base import gradients_base

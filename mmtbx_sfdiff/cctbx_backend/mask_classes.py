@@ -7,9 +7,10 @@ Both give cctbx's masks, bit for bit.
 
 from __future__ import annotations
 
+import torch
+
 import mmtbx.masks
 import numpy as np
-import torch
 from cctbx import crystal as cctbx_crystal
 from cctbx.array_family import flex
 

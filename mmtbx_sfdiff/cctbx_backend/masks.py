@@ -6,9 +6,9 @@ cctbx's mask, or whose parameters are older than the registration, are left to c
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
+import numpy as np
 from libtbx.utils import Sorry
 
 from ..bulk_solvent import mask_structure_factors, solvent_mask

@@ -6,9 +6,10 @@ What that scaler does not do (twins, several masks, overall B moved to the atoms
 
 from __future__ import annotations
 
+import torch
+
 import mmtbx.bulk_solvent.bulk_solvent_and_scaling as bss
 import numpy as np
-import torch
 from cctbx import adptbx
 from cctbx.array_family import flex
 from libtbx import group_args

@@ -12,21 +12,21 @@ import contextlib
 import dataclasses
 import datetime
 
-import numpy as np
 import torch
 
+import numpy as np
 from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..bulk_solvent import DEFAULT_MASK, mask_structure_factors, solvent_mask
-from . import mmtbx_numbers as reference
 from ..crystal import Crystal, as_miller_tensor
 from ..fmodel import FModel
 from ..reflections import Reflections
 from ..scaling import update_all_scales
 from ..structure_factors import DEFAULT_MEMORY, structure_factors
 from ..versions import versions
+from . import mmtbx_numbers as reference
 from .schema import SCHEMA_VERSION
 from .section import mask_section
 from .statistics import agreement, correlation, relative_l2

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 import mmtbx.f_model
 import mmtbx.masks
+import numpy as np
 from cctbx import maptbx, xray
 from cctbx.array_family import flex
 from libtbx.utils import null_out

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ..reflections import resolution_shells
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 
-import numpy as np
 import torch
 
+import numpy as np
 from cctbx.array_family import flex
 from iotbx.mtz import label_decorator
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 import mmtbx.scaling.twin_analyses
+import numpy as np
 from cctbx import miller, sgtbx
 
 #: A twin is suspected from this fraction on, if R falls by this share of itself.  A single crystal's model gains up to 4 %.

@@ -16,11 +16,12 @@ import os
 import threading
 import time
 
-import numpy as np
 import torch
 
-from .cpu.gaussian import jit
+import numpy as np
+
 from .cpu.density_vectors import load_flag, store_flag
+from .cpu.gaussian import jit
 
 # A flag a cache line; how often it is looked at before a thread goes to sleep, some tenths of a millisecond.
 _LINE, _LOOKS = 16, 100_000

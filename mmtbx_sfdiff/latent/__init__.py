@@ -4,12 +4,12 @@ Needs the optional libraries of ``pip install "mmtbx_sfdiff[latent]"``; each mod
 that is missing.
 """
 
+from .generator.boltzmann_generator import BoltzmannGenerator
 from .generator.chirality import chiral_centres, handedness
 from .generator.coupling_flows import RealNVP, SplineFlow
 from .generator.energy import OpenMMEnergy, log_clip
 from .generator.flows import LinearFlow, calibrate
 from .generator.force_field import add_position_restraints, create_system, plddt_force_constants
-from .generator.boltzmann_generator import BoltzmannGenerator
 from .generator.molecular_dynamics import load_frames, minimise, run_md
 from .generator.prepare import prepare_model
 from .generator.prepared_model import PreparedModel

@@ -7,8 +7,9 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ..files.writing import write_atomically
 from ..refinement.run import History

@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from .bessel import i1_over_i0
 

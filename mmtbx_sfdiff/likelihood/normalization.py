@@ -10,8 +10,9 @@ Reference: ``mmtbx.scaling.absolute_scaling.kernel_normalisation`` (auto_kernel=
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ..numerics.lbfgs import minimize
 

@@ -17,8 +17,8 @@ import math
 
 import torch
 
-from .bessel import i1_over_i0_scalar, scaled_i0, scaled_i1
 from ..numerics.lbfgs import LineSearch, LineSearchFailed
+from .bessel import i1_over_i0_scalar, scaled_i0, scaled_i1
 
 _LEAST_ALPHA, _LEAST_BETA, _LEAST_F = 1e-3, 1e-5, 1e-13
 # ln p at the mode exceeds ln p at the mean by at most 0.32 (centric, Fc = 0); approximations add less than

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
-from .bessel import i1_over_i0_and_log_i0
+import numpy as np
+
 from ..numerics.lbfgs import path
+from .bessel import i1_over_i0_and_log_i0
 from .normalization import _reach, _to_unit, chebyshev, chebyshev_nodes, fit_chebyshev
 
 _N_NODES = 20

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
+
+import numpy as np
 
 
 def symmetrise(map_data, crystal, combine):

@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from libtbx.program_template import ProgramTemplate
 from libtbx.utils import Sorry
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..versions import __version__
 from ..bulk_solvent import DEFAULT_MASK, MASKS
 from ..files import SCATTERING_TABLES, SERVERS, find_entry, load_entry
 from ..files.demo import demo_entry
 from ..structure_factors import METHODS
+from ..versions import __version__
 
 
 def choices(names, default):

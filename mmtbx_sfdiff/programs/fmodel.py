@@ -18,14 +18,14 @@ from libtbx.utils import Sorry
 from ..atoms import Atoms
 from ..bulk_solvent import solvent_structure_factors
 from ..cctbx_backend.fmodel import fmodel_to_cctbx, map_coefficients
+from ..files import check_writable, read_model, write_all
 from ..files.mtz import MTZ, miller_array
 from ..files.twinning import twin_messages
-from ..files import check_writable, read_model, write_all
 from ..fmodel import FModel
+from ..likelihood.targets import r_factors
 from ..reflections import Reflections, resolution_shells
 from ..scaling.given import given_scales
 from ..structure_factors import structure_factors
-from ..likelihood.targets import r_factors
 from ..versions import versions
 from .common import COMPUTING, DOWNLOAD, INPUTS, EntryProgram
 from .fmodel_table import render

@@ -10,9 +10,9 @@ import torch
 from cctbx.array_family import flex
 from libtbx import Auto
 
-from ..files.writing import write_atomically
 from ..cctbx_backend.fmodel import map_file, model_file
 from ..files import read_model
+from ..files.writing import write_atomically
 from ..fmodel import FModel
 from ..latent import (
     BoltzmannGenerator,

@@ -11,7 +11,6 @@ import torch
 
 from libtbx.utils import Sorry
 
-from ..files.writing import write_atomically
 from ..files import (
     data_symmetry,
     find_entry,
@@ -19,6 +18,7 @@ from ..files import (
     load_entry,
     read_model,
 )
+from ..files.writing import write_atomically
 from ..latent import (
     BoltzmannGenerator,
     LinearFlow,

@@ -17,14 +17,14 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..cctbx_backend.fmodel import map_file, model_file
-from ..files.twinning import twin_messages
 from ..files import check_writable, write_all
+from ..files.twinning import twin_messages
 from ..fmodel import FModel
 from ..latent.generator.requirements import require
 from ..refinement import Settings, refine, state
+from ..refinement.minimise import MINIMISERS
 from ..refinement.run import MASK_UPDATES, check_settings
 from ..refinement.weight import choose_weight
-from ..refinement.minimise import MINIMISERS
 from ..reflections import Reflections
 from ..versions import versions
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, EntryProgram, choices

@@ -11,11 +11,11 @@ import runpy
 import sys
 from pathlib import Path
 
+import mmtbx_sfdiff
+
 import libtbx.load_env
 from iotbx.cli_parser import run_program
 from libtbx.utils import Sorry
-
-import mmtbx_sfdiff
 
 from ..bulk_solvent import MASKS
 from ..structure_factors import METHODS

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 
+import mmtbx_sfdiff
+import torch
+
 import mmtbx.f_model
 import mmtbx.masks
-import torch
 from cctbx import xray
 from cctbx.xray.structure_factors.algorithm import algorithms
-
-import mmtbx_sfdiff
 
 from ..cctbx_backend.entry_points import ENTRY_POINTS, spy
 from ..files.demo import shipped_model, simulate

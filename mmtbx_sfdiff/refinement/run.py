@@ -16,9 +16,9 @@ import time
 
 import torch
 
-from ..likelihood import targets
 from ..bulk_solvent import DEFAULT_MASK
 from ..fmodel import TARGETS, FModel
+from ..likelihood import targets
 from .minimise import MINIMISERS, Evaluation, minimise
 from .variables import Curvature, Variables
 

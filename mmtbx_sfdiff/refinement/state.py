@@ -12,9 +12,9 @@ import json
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
+import numpy as np
 from libtbx.utils import Sorry
 
 from ..files import write_all

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
+
+import numpy as np
 
 B_LOW, B_HIGH = 1.0, 300.0  # Å²; widened where the model is outside already
 LEAST_ANISOTROPIC_B = 0.1  # Å², along any axis

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ..kernels.threads import one_cpu_thread
 from .anisotropic import AnisotropicScale

@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ..numerics.lbfgs import minimize
 from .residual import r_factor, scale

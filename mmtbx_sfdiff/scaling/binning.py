@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
+
+import numpy as np
 
 _N_LOWEST = 100
 _MAX_BINS = 30

@@ -17,9 +17,9 @@ import math
 
 import numpy as np
 
+from ..numerics.lbfgs import minimize
 from .anisotropic import b_cart
 from .bulk import amplitude
-from ..numerics.lbfgs import minimize
 from .residual import r_factor, scale
 
 K_SOL_GRID = tuple(i / 20 for i in range(13))

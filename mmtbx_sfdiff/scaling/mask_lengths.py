@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ..bulk_solvent import mask_structure_factors, probe_shrink_defaults, solvent_mask
 from . import update_all_scales

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from ..crystal import as_miller_tensor
+from ..kernels.jobs import FFTUnsuitable
+from ..kernels.threads import own_threads
+from ..plans.miller import miller_plan
 from .direct import DEFAULT_MEMORY, direct
 from .fft import fft
 from .setting import LEAST_ACCURACY, estimated_time
-from ..plans.miller import miller_plan
-from ..kernels.jobs import FFTUnsuitable
-from ..kernels.threads import own_threads
 from .values import without_values
 
 METHODS = {"direct": direct, "fft": fft}

@@ -25,8 +25,9 @@ import functools
 import itertools
 import math
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ..kernels.cpu.histogram import sharpest
 

@@ -19,8 +19,8 @@ import importlib.util
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..kernels.threads import one_cpu_thread
 from ..kernels.reference.direct_sum import TWO_PI_SQ, atom_ranges, blocks, extents, packed_pairs
+from ..kernels.threads import one_cpu_thread
 from ..plans.miller import miller_plan
 from .values import values_wanted
 

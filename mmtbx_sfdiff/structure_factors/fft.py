@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from ..kernels import engines
 from ..kernels.jobs import DensityJob, FFTUnsuitable
 from ..kernels.threads import own_threads
+from ..plans.miller import miller_plan
 from .direct import DEFAULT_MEMORY
 from .setting import LEAST_ACCURACY, choose_setting, complex_of, storage
-from ..plans.miller import miller_plan
 from .values import values_wanted
 
 

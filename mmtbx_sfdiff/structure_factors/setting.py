@@ -11,16 +11,17 @@ import functools
 import math
 import weakref
 
-import numpy as np
 import torch
 
-from . import accuracy as error_model
-from ..kernels.cpu.histogram import population
+import numpy as np
+
 from ..kernels import engines
+from ..kernels.cpu.histogram import population
 from ..kernels.jobs import FFTUnsuitable
-from .cost import cost as estimated_cost
-from .accuracy import ErrorModel
 from ..plans.grid import grid_dims, make_grid_plan
+from . import accuracy as error_model
+from .accuracy import ErrorModel
+from .cost import cost as estimated_cost
 
 # Below this a single-precision grid would round away what was asked for, and below that a double-precision
 # one.

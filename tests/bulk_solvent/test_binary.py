@@ -1,16 +1,16 @@
 """The binary mask is mmtbx's own, in every space group; F_mask to rounding."""
 
-import gemmi
 import mmtbx_sfdiff as sfdiff
+import torch
+from mmtbx_sfdiff.bulk_solvent import solvent_fraction
+
+import gemmi
+import mmtbx.masks
 import numpy as np
 import pytest
-import torch
-
-import mmtbx.masks
 from cctbx import crystal, miller, sgtbx, xray
 from cctbx.array_family import flex
 from cctbx.development import random_structure
-from mmtbx_sfdiff.bulk_solvent import solvent_fraction
 
 SETTINGS = [
     "R 3 :R",

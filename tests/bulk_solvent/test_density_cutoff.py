@@ -1,15 +1,15 @@
 """The density-cutoff mask: equations 5-8, batches, and a gradient that finite differences confirm."""
 
 import mmtbx_sfdiff as sfdiff
-import numpy as np
-import pytest
 import torch
+from mmtbx_sfdiff.bulk_solvent.density_cutoff import density_map, percentile
 
 import iotbx.pdb
+import numpy as np
+import pytest
 from cctbx import maptbx, sgtbx
 from cctbx.array_family import flex
 from cctbx.development import random_structure
-from mmtbx_sfdiff.bulk_solvent.density_cutoff import density_map, percentile
 
 
 def random_atoms(symbol="P 21 21 21", seed=0, n_atoms=20, volume_per_atom=60, **keywords):

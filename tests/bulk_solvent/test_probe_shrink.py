@@ -3,11 +3,11 @@
 import random
 
 import mmtbx_sfdiff as sfdiff
-import pytest
 import torch
 
 import mmtbx.masks
-from cctbx import miller, sgtbx, xray, crystal
+import pytest
+from cctbx import crystal, miller, sgtbx, xray
 from cctbx.array_family import flex
 from cctbx.development import random_structure
 

@@ -1,12 +1,13 @@
 """Structure factors of the solvent from the representatives of the grid's orbits, against the way by the map of the cell."""
 
-import pytest
-import torch
-from tests.bulk_solvent.test_probe_shrink import GROUPS, atoms_of, relative
-
 import mmtbx_sfdiff as sfdiff
-from cctbx import sgtbx
+import torch
 from mmtbx_sfdiff.bulk_solvent import solvent_structure_factors
+
+import pytest
+from cctbx import sgtbx
+
+from tests.bulk_solvent.test_probe_shrink import GROUPS, atoms_of, relative
 
 
 def both(atoms, indices, d_min=3.0, **options):

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mmtbx_sfdiff
+from mmtbx_sfdiff.cctbx_backend.entry_points import ENTRY_POINTS, spy
+from mmtbx_sfdiff.files.demo import shipped_model, simulate
+from mmtbx_sfdiff.files.model import read_model
+
 import cctbx.xray.structure_factors as xray_structure_factors
 import iotbx.phil
 import mmtbx.f_model
 import mmtbx.masks
-import mmtbx_sfdiff
 import numpy as np
 import pytest
 from cctbx import crystal, maptbx, miller, sgtbx, xray
@@ -21,9 +25,6 @@ from cctbx.development import random_structure
 from cctbx.xray.structure_factors.algorithm import algorithms
 from libtbx import easy_mp
 from libtbx.utils import Sorry
-from mmtbx_sfdiff.cctbx_backend.entry_points import ENTRY_POINTS, spy
-from mmtbx_sfdiff.files.demo import shipped_model, simulate
-from mmtbx_sfdiff.files.model import read_model
 
 D_MIN = 2.0
 SF_PHIL = mmtbx.f_model.f_model.sf_and_grads_accuracy_master_params

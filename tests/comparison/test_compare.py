@@ -10,17 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pytest
 import torch
-from matplotlib.text import Text
-
-import mmtbx.f_model
-import mmtbx.masks
-from cctbx.array_family import flex
-from libtbx.utils import Sorry, null_out
-
-from mmtbx_sfdiff.comparison import mmtbx_numbers as reference
 from mmtbx_sfdiff.command_line.compare import run
 from mmtbx_sfdiff.comparison import (
     Comparison,
@@ -34,8 +24,18 @@ from mmtbx_sfdiff.comparison import (
     table,
     timing,
 )
+from mmtbx_sfdiff.comparison import mmtbx_numbers as reference
 from mmtbx_sfdiff.comparison.section import mask_section
 from mmtbx_sfdiff.files import load_entry
+
+import mmtbx.f_model
+import mmtbx.masks
+import numpy as np
+import pytest
+from cctbx.array_family import flex
+from libtbx.utils import Sorry, null_out
+from matplotlib.text import Text
+
 from tests.support.processes import heed_interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -631,8 +631,9 @@ def test_wrong_option(capsys):
 
 
 def test_every_parameter_has_help_and_a_caption():
-    import iotbx.phil
     from mmtbx_sfdiff.programs.compare import Program
+
+    import iotbx.phil
 
     definitions = iotbx.phil.parse(Program.master_phil_str).all_definitions()
     assert len(definitions) > 20

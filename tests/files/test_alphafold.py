@@ -2,12 +2,13 @@
 
 import gzip
 
+from mmtbx_sfdiff.files import find_predicted_model, normalise_accession
+
 import pytest
 from libtbx.utils import Sorry
-from tests.support.server import Site
-from tests.files.test_fetch import QUICK
 
-from mmtbx_sfdiff.files import find_predicted_model, normalise_accession
+from tests.files.test_fetch import QUICK
+from tests.support.server import Site
 
 MODEL = b"data_AF-Q07157-F1\n_entry.id AF-Q07157-F1\nloop_\n_atom_site.id\n" + b"1\n" * 500
 

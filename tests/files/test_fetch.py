@@ -11,13 +11,13 @@ import threading
 import time
 from pathlib import Path
 
+from mmtbx_sfdiff.files import Timeouts, fetch, find_entry, is_entry_id, normalise_entry_id
+
 import pytest
 from libtbx.utils import Sorry
 
 from tests.support.processes import heed_interrupts
 from tests.support.server import only_site
-
-from mmtbx_sfdiff.files import Timeouts, fetch, find_entry, is_entry_id, normalise_entry_id
 
 QUICK = Timeouts(connect=0.5, total=10.0, retries=2, backoff=0.01)
 MODEL = b"data_9ABC\n_entry.id   9ABC\nloop_\n_atom_site.id\n_atom_site.type_symbol\n" + b"1 C\n" * 2000

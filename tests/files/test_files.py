@@ -3,16 +3,17 @@
 import gzip
 import os
 
+from mmtbx_sfdiff.files import load_entry, read_data, read_model
+
 import iotbx.pdb
 import pytest
 from cctbx import crystal, sgtbx
 from cctbx.array_family import flex
-from tests.support.entries import manifest_rows
 from iotbx import reflection_file_reader
 from libtbx.test_utils import approx_equal
 from libtbx.utils import Sorry
 
-from mmtbx_sfdiff.files import load_entry, read_data, read_model
+from tests.support.entries import manifest_rows
 
 CRYST1 = "CRYST1   20.000   25.000   30.000  90.00  95.00  90.00 P 1 21 1      2\n"
 HEADER = "HEADER    TEST                                    01-JAN-20   9ABC              \n"

@@ -2,16 +2,17 @@
 
 import dataclasses
 
-import pytest
 import torch
-from tests.support.scaling_data import manager
-
-from cctbx import sgtbx
 from mmtbx_sfdiff import FModel
-from mmtbx_sfdiff.files.twinning import twin_messages, twins
 from mmtbx_sfdiff.files import find_entry
+from mmtbx_sfdiff.files.twinning import twin_messages, twins
 from mmtbx_sfdiff.programs.fmodel import Program
 from mmtbx_sfdiff.programs.runner import main
+
+import pytest
+from cctbx import sgtbx
+
+from tests.support.scaling_data import manager
 
 
 def twinned(fmodel, fraction):

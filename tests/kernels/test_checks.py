@@ -2,10 +2,10 @@
 
 import pickle
 
-import pytest
 import torch
-
 from mmtbx_sfdiff.kernels import checks
+
+import pytest
 
 
 def parameters(n_models=3, n_atoms=5):

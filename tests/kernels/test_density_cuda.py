@@ -7,8 +7,9 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
 import torch
+
+import pytest
 
 from tests.structure_factors.test_fft import PARAMETERS, errors, evaluate, make_atoms
 

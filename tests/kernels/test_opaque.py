@@ -5,10 +5,10 @@ import dataclasses
 import gc
 import pickle
 
-import pytest
 import torch
-
 from mmtbx_sfdiff.kernels import opaque
+
+import pytest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,10 +7,11 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
+import mmtbx_sfdiff as sfdiff
 import torch
 
-import mmtbx_sfdiff as sfdiff
+import pytest
+
 from tests.bulk_solvent.test_probe_shrink import GROUPS, atoms_of, gradients, mask, one_atom
 
 SCRIPT = """

@@ -4,8 +4,9 @@ import importlib
 import threading
 
 import mmtbx_sfdiff  # noqa: F401
-import pytest
 import torch
+
+import pytest
 
 workers = importlib.import_module("mmtbx_sfdiff.kernels.threads")
 

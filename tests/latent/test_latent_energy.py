@@ -1,12 +1,6 @@
 """Force field and energies: against OpenMM's own Reference platform, and the gradient against finite differences."""
 
-import numpy as np
-import openmm
-import pytest
 import torch
-from tests.support.latent_systems import dipeptide, dipeptide_system, protein, protein_system, random_sites
-from openmm import app
-
 from mmtbx_sfdiff.latent import (
     OpenMMEnergy,
     TorchAmber,
@@ -16,6 +10,13 @@ from mmtbx_sfdiff.latent import (
     minimise,
     plddt_force_constants,
 )
+
+import numpy as np
+import openmm
+import pytest
+from openmm import app
+
+from tests.support.latent_systems import dipeptide, dipeptide_system, protein, protein_system, random_sites
 
 SYSTEMS = {"dipeptide": (dipeptide, dipeptide_system), "protein": (protein, protein_system)}
 

@@ -3,10 +3,7 @@
 import json
 import math
 
-import pytest
 import torch
-from tests.support.latent_systems import dipeptide, dipeptide_system, protein, turned
-
 from mmtbx_sfdiff.latent import (
     BoltzmannGenerator,
     LinearFlow,
@@ -26,6 +23,10 @@ from mmtbx_sfdiff.latent import (
 from mmtbx_sfdiff.latent.generator import train
 from mmtbx_sfdiff.latent.generator.flows import normal_log_density
 from mmtbx_sfdiff.latent.generator.train import split_in_time
+
+import pytest
+
+from tests.support.latent_systems import dipeptide, dipeptide_system, protein, turned
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,14 @@
 
 import json
 
+import torch
+from mmtbx_sfdiff.latent import create_system, load_frames, run_md
+
 import numpy as np
 import openmm
 import pytest
-import torch
-from tests.support.latent_systems import dipeptide, dipeptide_system, protein, protein_system
 
-from mmtbx_sfdiff.latent import create_system, load_frames, run_md
+from tests.support.latent_systems import dipeptide, dipeptide_system, protein, protein_system
 
 
 class Interrupted(Exception):

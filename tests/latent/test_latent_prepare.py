@@ -3,16 +3,17 @@
 import json
 import sys
 
-import iotbx.pdb
-import numpy as np
-import pytest
 import torch
-from tests.support.latent_systems import dipeptide, hierarchy_of, protein
-
 from mmtbx_sfdiff.files import read_model
 from mmtbx_sfdiff.latent import PreparedModel, create_system, prepare_model
 from mmtbx_sfdiff.latent.demo import alanine_dipeptide
 from mmtbx_sfdiff.latent.generator.requirements import require
+
+import iotbx.pdb
+import numpy as np
+import pytest
+
+from tests.support.latent_systems import dipeptide, hierarchy_of, protein
 
 
 def check_map(hierarchy, prepared):

@@ -5,18 +5,18 @@ import csv
 import json
 import shutil
 
-import numpy as np
-import pytest
 import torch
-from iotbx import mtz
-
-from tests.support import latent_crystal
-
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.command_line.latent import run
 from mmtbx_sfdiff.latent import BoltzmannGenerator
 from mmtbx_sfdiff.latent.workdir import STAGES, WorkDir
 from mmtbx_sfdiff.programs.latent_placing import place_on
+
+import numpy as np
+import pytest
+from iotbx import mtz
+
+from tests.support import latent_crystal
 
 pytest.importorskip("openmm")
 pytest.importorskip("pdbfixer")
@@ -204,6 +204,7 @@ def test_work_folder_notices_changed_inputs(tmp_path):
 
 def test_a_predicted_model_is_put_on_each_chain(pdb_dir):
     from mmtbx_sfdiff.files import read_model
+
     from scitbx.array_family import flex
     from scitbx.matrix import sqr
 
@@ -227,8 +228,9 @@ def test_a_predicted_model_is_put_on_each_chain(pdb_dir):
 
 
 def test_every_parameter_has_help_and_a_caption():
-    import iotbx.phil
     from mmtbx_sfdiff.programs.latent import Program
+
+    import iotbx.phil
 
     for definition in iotbx.phil.parse(Program.master_phil_str).all_definitions():
         assert definition.object.help and definition.object.short_caption, definition.path

@@ -5,13 +5,7 @@ import json
 import math
 from types import SimpleNamespace
 
-import numpy as np
-import pytest
 import torch
-
-from tests.support import latent_crystal
-from tests.support.latent_crystal import ToyGenerator
-
 from mmtbx_sfdiff.files import load_entry
 from mmtbx_sfdiff.latent.refinement import (
     b_factors,
@@ -25,6 +19,12 @@ from mmtbx_sfdiff.latent.refinement import (
     refine,
 )
 from mmtbx_sfdiff.latent.refinement.experiment import Experiment
+
+import numpy as np
+import pytest
+
+from tests.support import latent_crystal
+from tests.support.latent_crystal import ToyGenerator
 
 QUICK = optimise.Settings(steps=60, stages=2, first_d_min=2.0, rigid_d_min=2.2, rigid_steps=20, refresh=20)
 

@@ -2,8 +2,12 @@
 
 import math
 
-import pytest
 import torch
+from mmtbx_sfdiff.latent import MixedTransform, superpose
+from mmtbx_sfdiff.latent.generator.transform import build_z_matrix
+
+import pytest
+
 from tests.support.latent_systems import (
     dipeptide,
     dipeptide_system,
@@ -12,9 +16,6 @@ from tests.support.latent_systems import (
     random_sites,
     turned,
 )
-
-from mmtbx_sfdiff.latent import MixedTransform, superpose
-from mmtbx_sfdiff.latent.generator.transform import build_z_matrix
 
 
 def placed(transform, sites):

@@ -2,16 +2,16 @@
 
 import math
 
-import pytest
 import torch
-
 from mmtbx_sfdiff.files import load_entry
-from mmtbx_sfdiff.latent import energy_on, create_system, prepare_model
+from mmtbx_sfdiff.latent import create_system, energy_on, prepare_model
 from mmtbx_sfdiff.latent.refinement.experiment import Experiment
 from mmtbx_sfdiff.latent.refinement.models import relax
 from mmtbx_sfdiff.latent.refinement.polish import polish
 from mmtbx_sfdiff.latent.refinement.problem import make_problem
 from mmtbx_sfdiff.latent.refinement.side_chains import SideChainSearch, dihedral, rotors
+
+import pytest
 
 pytest.importorskip("openmm")
 pytest.importorskip("pdbfixer")

@@ -2,12 +2,13 @@
 
 import dataclasses
 
-import pytest
 import torch
-from tests.support.scaling_data import manager, reflections_of, tensor
-
 from mmtbx_sfdiff.likelihood import targets
 from mmtbx_sfdiff.likelihood.alpha_beta import estimate_alpha_beta
+
+import pytest
+
+from tests.support.scaling_data import manager, reflections_of, tensor
 
 VARIANTS = {
     "ls_wunit_k1": ("unit", "k1"),

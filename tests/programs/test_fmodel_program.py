@@ -2,16 +2,15 @@
 
 import json
 
-import numpy as np
-import pytest
+from mmtbx_sfdiff.command_line.fmodel import run
+from mmtbx_sfdiff.files import load_entry, read_model
 
 import mmtbx.programs.fmodel
 import mmtbx.utils
+import numpy as np
+import pytest
 from iotbx import mtz
 from libtbx.utils import null_out
-
-from mmtbx_sfdiff.command_line.fmodel import run
-from mmtbx_sfdiff.files import load_entry, read_model
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +228,9 @@ def test_files_are_kept_unless_told_otherwise(files_1yjp, tmp_path, monkeypatch,
 
 
 def test_every_parameter_has_help_and_a_caption():
-    import iotbx.phil
     from mmtbx_sfdiff.programs.fmodel import Program
+
+    import iotbx.phil
 
     for definition in iotbx.phil.parse(Program.master_phil_str).all_definitions():
         assert definition.object.help and definition.object.short_caption, definition.path

@@ -7,16 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
+from mmtbx_sfdiff import FModel
+from mmtbx_sfdiff.command_line.refine import run
+from mmtbx_sfdiff.refinement import figure
+
+import pytest
 from iotbx import mtz
 from matplotlib.text import Text
 
 from tests.support.processes import heed_interrupts
-
-from mmtbx_sfdiff import FModel
-from mmtbx_sfdiff.command_line.refine import run
-from mmtbx_sfdiff.refinement import figure
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ["cycles=2", "steps=4", "shake=0.2", "mask=binary"]
@@ -170,8 +170,9 @@ def test_existing_results_are_kept(files_1yjp, tmp_path, monkeypatch, capsys):
 
 
 def test_every_parameter_has_help_and_a_caption():
-    import iotbx.phil
     from mmtbx_sfdiff.programs.refine import Program
+
+    import iotbx.phil
 
     for definition in iotbx.phil.parse(Program.master_phil_str).all_definitions():
         assert definition.object.help and definition.object.short_caption, definition.path

@@ -3,18 +3,18 @@
 import copy
 import dataclasses
 
-import pytest
 import torch
-
-from cctbx import crystal, xray
-from tests.support.scaling_data import manager
-from tests.support.structures import random_xray_structure
-
 from mmtbx_sfdiff import Atoms, FModel, structure_factors
 from mmtbx_sfdiff.refinement import History, Settings, refine, state
 from mmtbx_sfdiff.refinement.minimise import Evaluation, minimise
 from mmtbx_sfdiff.refinement.run import next_target, resolution_schedule
 from mmtbx_sfdiff.refinement.variables import Curvature, Variables
+
+import pytest
+from cctbx import crystal, xray
+
+from tests.support.scaling_data import manager
+from tests.support.structures import random_xray_structure
 
 
 def atoms_of(symbol="P 4/n :1", anisotropic=True, seed=1):

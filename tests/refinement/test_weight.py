@@ -1,10 +1,10 @@
 """The weight of a prior by cross-validation inside the work set."""
 
-import pytest
 import torch
-
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.refinement.weight import WEIGHTS, choose_weight, with_test_set
+
+import pytest
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """Rules on columns, flags and rows: what is an observation, what is a test set, what takes part."""
 
+from mmtbx_sfdiff.rules import Column, free_flags, rows
+from mmtbx_sfdiff.rules import columns as rules
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-
-from mmtbx_sfdiff.rules import columns as rules
-from mmtbx_sfdiff.rules import free_flags, rows
-from mmtbx_sfdiff.rules import Column
 
 RNG = np.random.default_rng(3)
 F = 10 + 90 * RNG.random(2000)

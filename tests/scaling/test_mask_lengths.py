@@ -3,15 +3,14 @@
 import random
 
 import mmtbx_sfdiff as sfdiff
-import pytest
 import torch
+from mmtbx_sfdiff.reflections import Reflections
+from mmtbx_sfdiff.scaling.mask_lengths import optimize_mask
 
+import pytest
 from cctbx import sgtbx
 from cctbx.array_family import flex
 from cctbx.development import random_structure
-
-from mmtbx_sfdiff.scaling.mask_lengths import optimize_mask
-from mmtbx_sfdiff.reflections import Reflections
 
 
 @pytest.fixture(scope="module")

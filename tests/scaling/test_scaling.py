@@ -2,14 +2,15 @@
 
 import dataclasses
 
-import mmtbx.f_model
-import pytest
 import torch
-from cctbx.array_family import flex
-from tests.support.scaling_data import manager, reflections_of, structure_factors_of, tensor
-
 from mmtbx_sfdiff.files import find_entry, load_entry
 from mmtbx_sfdiff.scaling import bulk, refit, update_all_scales
+
+import mmtbx.f_model
+import pytest
+from cctbx.array_family import flex
+
+from tests.support.scaling_data import manager, reflections_of, structure_factors_of, tensor
 
 
 def assert_as_mmtbx(fmodel, scales, reflections, f_calc, f_mask, tolerance=1e-8):

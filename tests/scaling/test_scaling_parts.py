@@ -3,29 +3,30 @@
 import math
 import random
 
+import torch
+from mmtbx_sfdiff.crystal import Crystal
+from mmtbx_sfdiff.likelihood import posterior
+from mmtbx_sfdiff.likelihood.bessel import i1_over_i0, i1_over_i0_and_log_i0, i1_over_i0_scalar, log_i0
+from mmtbx_sfdiff.likelihood.normalization import ResolutionKernel
+from mmtbx_sfdiff.likelihood.sigmaa import sigmaa
+from mmtbx_sfdiff.numerics.lbfgs import minimize
+from mmtbx_sfdiff.scaling import bulk
+from mmtbx_sfdiff.scaling.anisotropic import AnisotropicScale, independent_tensors
+from mmtbx_sfdiff.scaling.binning import log_binning
+from mmtbx_sfdiff.scaling.isotropic import B_RANGE, search_b
+from mmtbx_sfdiff.scaling.outliers import reject
+
 import mmtbx.bulk_solvent
 import numpy as np
 import pytest
 import scitbx.lbfgs
-import torch
 from cctbx import crystal, miller, sgtbx
 from cctbx.array_family import flex
 from mmtbx import scaling as mmtbx_scaling
 from mmtbx.scaling import absolute_scaling, sigmaa_estimation
-from tests.support.scaling_data import manager, reflections_of, tensor
 from scitbx.math import bessel_i1_over_i0
 
-from mmtbx_sfdiff.crystal import Crystal
-from mmtbx_sfdiff.scaling import bulk
-from mmtbx_sfdiff.likelihood import posterior
-from mmtbx_sfdiff.scaling.anisotropic import AnisotropicScale, independent_tensors
-from mmtbx_sfdiff.likelihood.bessel import i1_over_i0, i1_over_i0_and_log_i0, i1_over_i0_scalar, log_i0
-from mmtbx_sfdiff.scaling.binning import log_binning
-from mmtbx_sfdiff.scaling.isotropic import B_RANGE, search_b
-from mmtbx_sfdiff.numerics.lbfgs import minimize
-from mmtbx_sfdiff.likelihood.normalization import ResolutionKernel
-from mmtbx_sfdiff.scaling.outliers import reject
-from mmtbx_sfdiff.likelihood.sigmaa import sigmaa
+from tests.support.scaling_data import manager, reflections_of, tensor
 
 GROUPS = range(1, 231)
 

@@ -2,10 +2,13 @@
 
 import importlib
 
+import mmtbx_sfdiff as sfdiff
+import torch
+
 import numpy as np
 import pytest
-import torch
 from cctbx import miller, sgtbx, xray
+
 from tests.support.structures import (
     NON_STANDARD_SETTINGS,
     cctbx_direct,
@@ -13,8 +16,6 @@ from tests.support.structures import (
     random_xray_structure,
     relative_l2,
 )
-
-import mmtbx_sfdiff as sfdiff
 
 # The package's attribute of this name is the function.
 direct_module = importlib.import_module("mmtbx_sfdiff.structure_factors.direct")

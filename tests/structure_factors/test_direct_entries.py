@@ -1,14 +1,15 @@
 """Direct summation against cctbx's on real entries."""
 
-import pytest
+import mmtbx_sfdiff as sfdiff
 import torch
+from mmtbx_sfdiff.files import read_model
+
+import pytest
 from cctbx import miller
 from cctbx.array_family import flex
+
 from tests.support.entries import manifest_rows
 from tests.support.structures import cctbx_direct, relative_l2
-
-import mmtbx_sfdiff as sfdiff
-from mmtbx_sfdiff.files import read_model
 
 # cctbx needs 36 ns a term, so the reference of the largest entries is taken on some reflections only.
 N_REFLECTIONS = 150

@@ -4,15 +4,15 @@ determinism."""
 import gzip
 import importlib
 
+import mmtbx_sfdiff as sfdiff
+import torch
+
 import iotbx.pdb
 import numpy as np
 import pytest
-import torch
 from cctbx import adptbx, sgtbx
 from cctbx.array_family import flex
 from cctbx.development import random_structure
-
-import mmtbx_sfdiff as sfdiff
 
 fft_module = importlib.import_module("mmtbx_sfdiff.structure_factors.setting")
 engines = importlib.import_module("mmtbx_sfdiff.kernels.engines")

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from cctbx.array_family import flex
-
 from mmtbx_sfdiff.files import read_model
 from mmtbx_sfdiff.files.demo import simulate
+
+import numpy as np
+from cctbx.array_family import flex
 
 CELL = "CRYST1   10.300    9.400   11.100  90.00  96.00  90.00 P 1 21 1      2"
 # name, residue, number, element, sites of an extended conformation

@@ -2,16 +2,18 @@
 
 from functools import lru_cache
 
-import pytest
 import torch
+
+import pytest
 
 pytest.importorskip("openmm")
 pytest.importorskip("pdbfixer")
 
-from tests.support.entries import pdb_folder
 from mmtbx_sfdiff.files import read_model
 from mmtbx_sfdiff.latent import create_system, prepare_model
 from mmtbx_sfdiff.latent.demo import alanine_dipeptide
+
+from tests.support.entries import pdb_folder
 
 
 @lru_cache

@@ -2,15 +2,14 @@
 
 import random
 
-import numpy as np
 import torch
+from mmtbx_sfdiff.reflections import Reflections
 
 import mmtbx.f_model
+import numpy as np
 from cctbx import adptbx, miller, sgtbx
 from cctbx.array_family import flex
 from cctbx.development import random_structure
-
-from mmtbx_sfdiff.reflections import Reflections
 
 
 def tensor(array):

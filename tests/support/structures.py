@@ -3,6 +3,7 @@
 import random
 
 import torch
+
 from cctbx import sgtbx, xray
 from cctbx.array_family import flex
 from cctbx.development import random_structure

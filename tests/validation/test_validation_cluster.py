@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.validation.test_validation_run import command, gone, lines, once, pids, starts, wait_for  # noqa: F401  (starts is a fixture)
 
-from validation.suite import cluster
+from tests.validation.test_validation_run import command, gone, lines, once, pids, starts, wait_for  # noqa: F401  (starts is a fixture)
 from validation.__main__ import main
+from validation.suite import cluster
 from validation.suite.records import Run
 
 pytest.importorskip("distributed")

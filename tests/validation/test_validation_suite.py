@@ -7,16 +7,15 @@ import json
 import re
 import shutil
 import socket
-
 import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 from libtbx.utils import Sorry
-from tests.support.server import only_site
 
-from validation.suite import audit, measures, selection
+from tests.support.server import only_site
 from validation.__main__ import main
+from validation.suite import audit, measures, selection
 from validation.suite.records import Run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -472,6 +471,7 @@ def test_rounding_in_mmtbx_is_recognised(pdb_dir):
     """5o5i: mmtbx's R is one of several, and with its ties recognised it is ours."""
     from mmtbx_sfdiff.comparison import Settings, measure
     from mmtbx_sfdiff.files import load_entry
+
     from validation.suite import contracts
 
     entry = load_entry(*(pdb_dir / "5o5i" / name for name in ("5o5i.pdb.gz", "5o5i.mtz")))

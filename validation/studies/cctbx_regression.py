@@ -27,11 +27,10 @@ import tempfile
 from pathlib import Path
 
 import mmtbx_sfdiff
+from mmtbx_sfdiff.files.writing import write_atomically
 
 import cctbx
 import mmtbx
-
-from mmtbx_sfdiff.files.writing import write_atomically
 
 _SUBJECT = re.compile(r"f_?model|structure_factors|mask|xray\.minimization|sampled_model_density|gradients_direct")
 # Others follow: these are about structure factors and masks themselves.

@@ -16,13 +16,13 @@ import sys
 import time
 
 import mmtbx_sfdiff as sfdiff
-
 import torch
+from mmtbx_sfdiff.crystal import as_miller_tensor
+from mmtbx_sfdiff.files import find_entry, load_entry
+
 from cctbx import xray
 from cctbx.array_family import flex
 from libtbx.utils import Sorry
-from mmtbx_sfdiff.crystal import as_miller_tensor
-from mmtbx_sfdiff.files import find_entry, load_entry
 
 # Terms (atoms x reflections x operators) of cctbx's part: about a second.
 _TERMS = 3e7

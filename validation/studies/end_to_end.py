@@ -21,15 +21,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-
-from cctbx import miller
-
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.bulk_solvent import DEFAULT_MASK
 from mmtbx_sfdiff.comparison import mmtbx_numbers as reference
 from mmtbx_sfdiff.files import find_entry, write_all
+
+import numpy as np
+from cctbx import miller
+
 from validation.studies.scaling import all_entries
 
 LIMIT = 0.003

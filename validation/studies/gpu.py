@@ -16,8 +16,6 @@ draws the picture of an earlier <output>.json alone.
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff
-
 import argparse
 import csv
 import datetime
@@ -28,15 +26,15 @@ import sys
 import time
 from pathlib import Path
 
+import mmtbx_sfdiff as sfdiff
 import torch
+from mmtbx_sfdiff.crystal import as_miller_tensor
+from mmtbx_sfdiff.files import find_entry, load_entry, write_all
+from mmtbx_sfdiff.versions import versions
 
 import mmtbx.masks
 from cctbx import xray
 from cctbx.array_family import flex
-
-from mmtbx_sfdiff.crystal import as_miller_tensor
-from mmtbx_sfdiff.files import find_entry, load_entry, write_all
-from mmtbx_sfdiff.versions import versions
 
 from validation.studies.refinement_step import Ours, Theirs, step_times
 

@@ -12,8 +12,6 @@ With --out, a table of all entries and a figure of the error against the grid st
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff
-
 import argparse
 import csv
 import io
@@ -22,14 +20,14 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
+import mmtbx_sfdiff as sfdiff
 import torch
-
-from cctbx import miller
-from cctbx.array_family import flex
-
 from mmtbx_sfdiff.comparison import mmtbx_numbers as reference
 from mmtbx_sfdiff.files.writing import write_atomically
+
+import numpy as np
+from cctbx import miller
+from cctbx.array_family import flex
 
 EDGES = (1e9, 8.0, 6.0, 5.0, 4.0, 3.5, 3.0)
 STEPS = (1.0, 0.8, 0.6, 0.45, 0.3)

@@ -12,8 +12,6 @@ and draws the figure.  ``measure`` adds to what RESULTS.json already holds.
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff
-
 import argparse
 import csv
 import json
@@ -21,10 +19,11 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
+import mmtbx_sfdiff as sfdiff
 import torch
-
 from mmtbx_sfdiff.files.writing import write_atomically
+
+import numpy as np
 
 R_PROBE = (1.0, 1.1, 1.2)
 R_SHRINK = (0.8, 0.9, 1.0)
@@ -48,6 +47,7 @@ def entries_of(folder, max_volume):
 def measure_entry(name, known, points):
     """Add R-work and R-free at the points, and with mmtbx's mask, to ``known``."""
     from mmtbx_sfdiff.scaling import update_all_scales
+
     from validation.studies.scaling import Case
 
     case = Case(name)

@@ -11,22 +11,21 @@ RESULTS.json keeps what is done.
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff
-
 import argparse
 import csv
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
+import mmtbx_sfdiff as sfdiff
 import torch
-
 from mmtbx_sfdiff import FModel
-from mmtbx_sfdiff.likelihood import targets
 from mmtbx_sfdiff.bulk_solvent import probe_shrink_defaults
 from mmtbx_sfdiff.files import find_entry
 from mmtbx_sfdiff.files.writing import write_atomically
+from mmtbx_sfdiff.likelihood import targets
+
+import numpy as np
 
 ENTRIES = ("5wkd", "1yjp", "2okz", "1bdw", "1aie", "1dur", "1dtx", "6jqs", "5o5i", "3ds1", "6nfs", "1g1j")
 STEPS = (0.001, 0.003, 0.01, 0.02)

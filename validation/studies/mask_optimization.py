@@ -9,8 +9,6 @@ are those of the processor, one thread of either.
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff
-
 import argparse
 import csv
 import json
@@ -18,12 +16,14 @@ import sys
 import time
 from pathlib import Path
 
+import mmtbx_sfdiff as sfdiff
+from mmtbx_sfdiff.files.writing import write_atomically
+from mmtbx_sfdiff.scaling import update_all_scales
+from mmtbx_sfdiff.scaling.mask_lengths import optimize_mask
+
 import mmtbx.f_model
 from libtbx.utils import null_out
 
-from mmtbx_sfdiff.files.writing import write_atomically
-from mmtbx_sfdiff.scaling.mask_lengths import optimize_mask
-from mmtbx_sfdiff.scaling import update_all_scales
 from validation.studies.scaling import Case
 
 

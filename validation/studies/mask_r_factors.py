@@ -8,8 +8,6 @@ rejection, so that both see the same reflections.  A line is added to RESULTS.js
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff
-
 import argparse
 import csv
 import json
@@ -18,10 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
+import mmtbx_sfdiff as sfdiff
 import torch
 
 import mmtbx.f_model
+import numpy as np
 from cctbx.array_family import flex
 
 from validation.studies.scaling import Case

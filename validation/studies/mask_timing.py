@@ -8,20 +8,18 @@ on all reflections too: forward, and forward and backward to the sites.  Medians
 
 from __future__ import annotations
 
-import mmtbx_sfdiff as sfdiff
-
 import argparse
 import statistics
 import sys
 import time
 
-import numpy as np
+import mmtbx_sfdiff as sfdiff
 import torch
-
-import mmtbx.masks
-
 from mmtbx_sfdiff.crystal import as_miller_tensor
 from mmtbx_sfdiff.files import find_entry, load_entry
+
+import mmtbx.masks
+import numpy as np
 
 
 def measure(name, repeat):

@@ -27,20 +27,19 @@ import time
 from pathlib import Path
 
 import mmtbx_sfdiff
+import torch
+from mmtbx_sfdiff.crystal import as_miller_tensor
+from mmtbx_sfdiff.files import find_entry, load_entry
+from mmtbx_sfdiff.files.writing import write_atomically
+from mmtbx_sfdiff.structure_factors import structure_factor_gradients
 
 import mmtbx.f_model
 import mmtbx.masks
 import numpy as np
 import scitbx.lbfgs
-import torch
 from cctbx import xray
 from cctbx.array_family import flex
 from mmtbx.refinement import minimization
-
-from mmtbx_sfdiff.crystal import as_miller_tensor
-from mmtbx_sfdiff.files import find_entry, load_entry
-from mmtbx_sfdiff.files.writing import write_atomically
-from mmtbx_sfdiff.structure_factors import structure_factor_gradients
 
 # Å, root mean square.  Least squares on amplitudes has a cusp wherever an |F| goes through 0; large steps cross many.
 _STEPS = {"ml": 0.01, "ls_wunit_k1": 0.0003}

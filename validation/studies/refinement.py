@@ -16,14 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.bulk_solvent import DEFAULT_MASK
 from mmtbx_sfdiff.files import find_entry, write_all
 from mmtbx_sfdiff.programs.refine import shaken
 from mmtbx_sfdiff.refinement import Settings, refine
 from mmtbx_sfdiff.refinement.figure import draw_r_factors
+
+from matplotlib.figure import Figure
 
 ENTRIES = ("2okz", "1dur", "1bff", "3ds1", "1cbs")
 CLOSE = 0.02

@@ -23,17 +23,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-
-import mmtbx.f_model
-from cctbx.array_family import flex
-from libtbx.utils import null_out
-
 from mmtbx_sfdiff import FModel
-from mmtbx_sfdiff.likelihood import targets
 from mmtbx_sfdiff.bulk_solvent import DEFAULT_MASK
 from mmtbx_sfdiff.files import find_entry, load_entry, write_all
+from mmtbx_sfdiff.likelihood import targets
+
+import mmtbx.f_model
+import numpy as np
+from cctbx.array_family import flex
+from libtbx.utils import null_out
 
 ENTRIES = ("1bff", "1cbs", "4cjl", "2uui", "2xiu", "5edl", "1ehz", "1nsf", "5orl", "6n87", "3mpq", "2q9e")
 _STEPS = 3

@@ -26,14 +26,13 @@ import time
 from pathlib import Path
 
 import torch
-
-import mmtbx.bulk_solvent.scaler
-import mmtbx.f_model
-
 from mmtbx_sfdiff.files import find_entry, load_entry
 from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.reflections import Reflections
 from mmtbx_sfdiff.scaling import update_all_scales
+
+import mmtbx.bulk_solvent.scaler
+import mmtbx.f_model
 
 AGREES = 1e-6
 TIE = 1e-12

@@ -28,15 +28,15 @@ import sys
 import time
 
 import mmtbx_sfdiff as sfdiff
-import numpy as np
 import torch
-
-import iotbx.pdb
-from cctbx import miller, xray
-from cctbx.array_family import flex
 from mmtbx_sfdiff.crystal import as_flex_miller_index
 from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.plans.miller import miller_plan
+
+import iotbx.pdb
+import numpy as np
+from cctbx import miller, xray
+from cctbx.array_family import flex
 
 ACCURACIES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 BOUNDS = (1e-3, 1e-4, 1e-5)

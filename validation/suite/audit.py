@@ -20,9 +20,9 @@ try:
 except ImportError:  # Python 3.10
     import tomli as tomllib
 
-from libtbx.utils import Sorry
-
 from mmtbx_sfdiff.files import write_all
+
+from libtbx.utils import Sorry
 
 from .measures import MEASURES, values
 from .records import Run

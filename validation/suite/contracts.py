@@ -8,16 +8,14 @@ of the same mask over the steps that a refinement takes; and, where R factors di
 from __future__ import annotations
 
 import mmtbx_sfdiff as sfdiff
-
-import numpy as np
 import torch
-
-from cctbx import xray
-from cctbx.array_family import flex
-
 from mmtbx_sfdiff.comparison import mmtbx_numbers as reference
 from mmtbx_sfdiff.comparison.measure import F_MASK_D_MIN, MMTBX_GRID_STEP
 from mmtbx_sfdiff.comparison.statistics import relative_l2
+
+import numpy as np
+from cctbx import xray
+from cctbx.array_family import flex
 
 from ..studies.scaling import AGREES, tolerant_mmtbx
 

@@ -11,14 +11,14 @@ import io
 import math
 import statistics
 
+from mmtbx_sfdiff.comparison import figure as one_entry
+
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-
-from mmtbx_sfdiff.comparison import figure as one_entry
 
 from .sections import from_npz
 

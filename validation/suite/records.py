@@ -23,11 +23,11 @@ import socket
 import subprocess
 from pathlib import Path
 
-from libtbx.utils import Sorry
-
 from mmtbx_sfdiff.files import DISK_FULL, write_all
 from mmtbx_sfdiff.files.download import lock
 from mmtbx_sfdiff.versions import versions
+
+from libtbx.utils import Sorry
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Of run.json: a folder holds results of one value of these.

@@ -18,12 +18,11 @@ import shlex
 import statistics
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from libtbx.utils import Sorry
-
 from mmtbx_sfdiff.comparison import page
 from mmtbx_sfdiff.files import write_all
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from libtbx.utils import Sorry
 
 from . import audit, figures
 from .measures import MEASURES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
-
 from mmtbx_sfdiff.comparison.section import MaskSection
+
+import numpy as np
 
 _LEVELS = 255
 

@@ -18,9 +18,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from libtbx.utils import Sorry
-
 from mmtbx_sfdiff.files import is_entry_id, normalise_entry_id, write_all
+
+from libtbx.utils import Sorry
 
 URL = "https://search.rcsb.org/rcsbsearch/v2/query"
 N_PAPER = 907

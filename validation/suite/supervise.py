@@ -7,6 +7,7 @@ numba reserve address space by the gigabyte without using it, which a limit on a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-import contextlib
 
 # A worker that finds no room to write to ends with this (EX_IOERR): its entry was not at fault.
 DISK_FULL_STATUS = 74

@@ -9,6 +9,7 @@ reason that can be told is a result too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -19,7 +20,6 @@ import traceback
 from pathlib import Path
 
 from .supervise import DISK_FULL_STATUS
-import contextlib
 
 
 def main(arguments=None):
@@ -27,9 +27,9 @@ def main(arguments=None):
     (exchange,) = map(Path, sys.argv[1:] if arguments is None else arguments)
     job = json.loads((exchange / "job.json").read_text())
     _bind_to_parent(job["parent"])
-    from libtbx.utils import Sorry
-
     from mmtbx_sfdiff.files import DISK_FULL, DiskFull, write_all
+
+    from libtbx.utils import Sorry
 
     stage, seconds, since = ["starting"], {}, [time.monotonic()]
 

@@ -13,8 +13,8 @@ import functools
 import numba
 import numpy as np
 
-from ..threads import n_workers, run
 from ...plans.grid_symmetry import CrystalKey, operators_on_grid
+from ..threads import n_workers, run
 
 jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 NEVER = 2**30

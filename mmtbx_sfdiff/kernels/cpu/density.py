@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
-from . import gaussian as gaussian_cpu, spectrum as spectrum_cpu
-from .gather import gather as gather_atoms
-from .splat import splat as splat_atoms
+import numpy as np
+
 from ..jobs import FFTUnsuitable
 from ..threads import n_workers, run, shares
+from . import gaussian as gaussian_cpu
+from . import spectrum as spectrum_cpu
+from .gather import gather as gather_atoms
+from .splat import splat as splat_atoms
 
 _STAR = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
 _PACK = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
+
 import numba
 import numpy as np
-import torch
 
 _TILE = 128
 _RESTART = 32

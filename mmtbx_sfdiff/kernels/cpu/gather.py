@@ -10,19 +10,6 @@ import math
 
 import numpy as np
 
-from .gaussian import MOMENTS, PI_SQ
-from .gaussian import cut as cut_of
-from .gaussian import (
-    LARGEST_EXPONENT,
-    gaussian,
-    jit,
-    next_plane,
-    oblique_tables,
-    outline,
-    pair_terms,
-)
-from .gaussian import row_range, wrap
-from .gaussian import shape as shape_of
 from .density_vectors import (
     add_moments,
     add_moments_oblique,
@@ -31,6 +18,21 @@ from .density_vectors import (
     store_gaussian,
     store_plane,
 )
+from .gaussian import (
+    LARGEST_EXPONENT,
+    MOMENTS,
+    PI_SQ,
+    gaussian,
+    jit,
+    next_plane,
+    oblique_tables,
+    outline,
+    pair_terms,
+    row_range,
+    wrap,
+)
+from .gaussian import cut as cut_of
+from .gaussian import shape as shape_of
 
 
 @jit

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from .asymmetric_unit import Box, jit, over
 from .soft_mask import SoftMask

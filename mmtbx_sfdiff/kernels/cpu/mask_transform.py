@@ -9,13 +9,14 @@ the other, as matrix products, take less time than the fast Fourier transform of
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from ...plans.miller import miller_plan
-from .spectrum import read_reflections
+import numpy as np
+
 from ...plans.cache import TensorCache
+from ...plans.miller import miller_plan
 from .asymmetric_unit import jit, over
+from .spectrum import read_reflections
 
 _COMPLEX = {np.dtype(np.float32): np.dtype(np.complex64), np.dtype(np.float64): np.dtype(np.complex128)}
 

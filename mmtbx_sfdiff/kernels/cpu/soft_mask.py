@@ -8,8 +8,9 @@ such a sum over coarse ones; it is wanted where 0 < E < 1 only, because elsewher
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from .asymmetric_unit import NEVER, Box, jit, over, spread_to_cell, sum_over_orbits, unit_of
 from .mask_vectors import (

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 
-from .gaussian import cut as cut_of
+from .density_vectors import add_rows, add_rows_oblique, multiply, store_gaussian, store_plane
 from .gaussian import (
     LARGEST_EXPONENT,
     gaussian,
@@ -29,10 +29,11 @@ from .gaussian import (
     oblique_tables,
     outline,
     pair_terms,
+    row_range,
+    wrap,
 )
-from .gaussian import row_range, wrap
+from .gaussian import cut as cut_of
 from .gaussian import shape as shape_of
-from .density_vectors import add_rows, add_rows_oblique, multiply, store_gaussian, store_plane
 
 
 @jit

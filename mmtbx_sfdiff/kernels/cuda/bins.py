@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 import triton
 import triton.language as tl
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 
 import torch
+
 import triton
 import triton.language as tl
 
 from ..reference import density as splat_torch
-from .bins import bin_numbers, bin_range, period, periods_within, sort_into_bins
-from ..reference.gaussians import gaussian_gradients, gaussians
 from ..reference.density import SLACK, grid_sites  # noqa: F401
+from ..reference.gaussians import gaussian_gradients, gaussians
+from .bins import bin_numbers, bin_range, period, periods_within, sort_into_bins
 
 #: Whether a job may hold several models.
 BATCHED = True

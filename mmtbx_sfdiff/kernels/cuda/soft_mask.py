@@ -16,11 +16,12 @@ import functools
 import math
 
 import torch
+
 import triton
 import triton.language as tl
 
-from .bins import bin_numbers, bin_range, period, periods_within, sort_into_bins
 from ...plans.grid_symmetry import CrystalKey
+from .bins import bin_numbers, bin_range, period, periods_within, sort_into_bins
 
 # Points of a tile of the fine grid, and of a coarse block or a box, that one program takes at a time.
 _TILE = (8, 8, 8)

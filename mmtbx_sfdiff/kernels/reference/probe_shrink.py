@@ -5,8 +5,9 @@ The accessibility is summed as logarithms, atom by atom in portions that keep to
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+
+import numpy as np
 
 # Of a portion of distances: vectors, indices, and what their gradient keeps.
 _BYTES_PER_DISTANCE = 160

@@ -3,8 +3,9 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from .requirements import require
 

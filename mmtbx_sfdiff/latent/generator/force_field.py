@@ -5,8 +5,9 @@ OpenMM's ``implicit/obc2.xml`` describes the solvent as a ``CustomGBForce``, whi
 CPUs than the native ``GBSAOBCForce``; this module fills the native force with the same parameters.
 """
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from .requirements import require
 

@@ -10,8 +10,9 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ...files.writing import write_atomically
 from .energy import NM_PER_ANGSTROM, make_context

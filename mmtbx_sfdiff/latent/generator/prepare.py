@@ -10,8 +10,9 @@ import io
 import random
 from contextlib import contextmanager
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from .prepared_model import BACKBONE, CAPS, PreparedModel
 from .requirements import require

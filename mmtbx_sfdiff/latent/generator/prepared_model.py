@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ...files.writing import write_atomically
 from .requirements import require

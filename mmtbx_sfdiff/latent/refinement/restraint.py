@@ -12,8 +12,8 @@ import torch
 
 from ..generator.energy import OpenMMEnergy
 from ..generator.force_field import create_system
-from .models import KT_300, limited
 from ..generator.prepare import prepare_model
+from .models import KT_300, limited
 
 _SETTLE_STEPS = 30
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mmtbx_sfdiff.files import write_all
 from mmtbx_sfdiff.latent import figures
+
 from validation.studies.latent.refinement import RESOLUTION
 from validation.studies.latent.runs import key, read
 

@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 
 import torch
-
 from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.latent import OpenMMEnergy, PreparedModel, create_system, energy_on, load_frames
+
 from validation.studies.latent.cpu_study import prior
 from validation.studies.latent.priors import SKIP, realnvp_prior
 from validation.studies.latent.refinement import RESOLUTION, Protocol, one

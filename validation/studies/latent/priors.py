@@ -27,8 +27,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-
 from mmtbx_sfdiff.files import find_entry, read_model
+from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.latent import (
     BoltzmannGenerator,
     LinearFlow,
@@ -49,8 +49,8 @@ from mmtbx_sfdiff.latent import (
     run_md,
 )
 from mmtbx_sfdiff.latent.generator import train
-from mmtbx_sfdiff.files.writing import write_atomically
 from mmtbx_sfdiff.latent.generator.train import split_in_time
+
 from validation.studies.latent.starts import backbone_rmsd, wrong_start
 
 TARGETS = (0.8, 1.0, 1.3, 0.7, 1.5, 0.9)  # Å, by seed

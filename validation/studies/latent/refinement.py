@@ -31,8 +31,6 @@ With ``--d-min 2.0 2.5 3.0`` it gives the convergence radius: start RMSD against
 resolution.
 """
 
-import mmtbx_sfdiff
-
 import argparse
 import dataclasses
 import hashlib
@@ -41,8 +39,8 @@ import sys
 import time
 from pathlib import Path
 
+import mmtbx_sfdiff
 import torch
-
 from mmtbx_sfdiff import Atoms, FModel, Reflections
 from mmtbx_sfdiff.files import find_entry, load_entry
 from mmtbx_sfdiff.latent import (
@@ -65,6 +63,7 @@ from mmtbx_sfdiff.latent.refinement.polish import polish, polish_b
 from mmtbx_sfdiff.latent.refinement.problem import make_problem, stripped
 from mmtbx_sfdiff.latent.refinement.refine import STARTS, refine_latent
 from mmtbx_sfdiff.latent.refinement.side_chains import rotors
+
 from validation.studies.latent.runs import key, read, run_tasks, summary
 
 KINDS = ("benchmark", "latent", "sites_ff", "average_ff", "sites", "deposited_ff", "deposited_b", "latent_side_chains")

@@ -8,9 +8,7 @@ run from the deposited coordinates.
 
 import math
 
-import numpy as np
 import torch
-
 from mmtbx_sfdiff.latent import (
     MixedTransform,
     add_position_restraints,
@@ -18,6 +16,8 @@ from mmtbx_sfdiff.latent import (
     minimise,
     superpose,
 )
+
+import numpy as np
 
 CUTOFF = 15.0  # Å, of the network's springs
 N_MODES = 10  # the softest, each with an amplitude of random sign and size over its frequency
