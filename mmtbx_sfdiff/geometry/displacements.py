@@ -34,8 +34,8 @@ class DisplacementRestraints(torch.nn.Module):
         super().__init__()
         sigma = SIGMA | (sigma or {})
         self.register_buffer("rows", torch.cat([bonds, ends]).to(torch.int64))
-        inverse = [torch.full((len(p),), 1 / sigma[name]) for p, name in ((bonds, "bond"), (ends, "angle"))]
-        self.register_buffer("inverse_sigma", torch.cat(inverse).to(torch.float64).to(bonds.device))
+        inverse = [torch.full((len(p),), 1 / sigma[name], dtype=torch.float64) for p, name in ((bonds, "bond"), (ends, "angle"))]
+        self.register_buffer("inverse_sigma", torch.cat(inverse).to(bonds.device))
 
     @classmethod
     def from_geometry(cls, geometry: torch.nn.Module, sigma: dict[str, float] | None = None) -> DisplacementRestraints:

@@ -24,6 +24,7 @@ from .topology import TORSIONS, Topology, topology
 
 NAMES = ("bond", "angle", "torsion", "chirality", "plane", "repulsion")
 REPULSION_ESD = 0.2  # Å
+_CONTACTS = "repulsion"  # these buffers follow the sites, and are no part of the state
 
 
 class GeometryRestraints(torch.nn.Module):
@@ -32,10 +33,11 @@ class GeometryRestraints(torch.nn.Module):
     Parameters
     ----------
     topology : Topology
-    contacts : ContactFinder, optional
-        Without it nothing repels.
+    contacts : ContactFinder
     rows : numpy.ndarray, optional
         (n,) int64, the caller's row of each atom of the structure, where its order is another.
+    repulsion : bool
+        Whether atoms repel.
 
     Attributes
     ----------
@@ -50,7 +52,8 @@ class GeometryRestraints(torch.nn.Module):
     Notes
     -----
     All numbers are buffers, so that ``.to(device)``, ``.double()`` and ``state_dict()`` mean what they mean in torch. The pairs
-    that may repel are those of the structure's sites, and of others after :meth:`update_contacts`.
+    that may repel are those of the structure's sites, and of others after :meth:`update_contacts`; ``state_dict()`` leaves
+    them out.
 
     Examples
     --------
@@ -61,10 +64,10 @@ class GeometryRestraints(torch.nn.Module):
     """
 
     def __init__(
-        self, topology: Topology, contacts: ContactFinder | None = None, rows: np.ndarray | None = None
+        self, topology: Topology, contacts: ContactFinder, rows: np.ndarray | None = None, repulsion: bool = True
     ) -> None:
         super().__init__()
-        self.topology, self._finder = topology, contacts
+        self.topology, self._finder, self._repels = topology, contacts, repulsion
         self.n_atoms, self.unknown, self.messages = len(topology.atoms), topology.unknown, topology.messages
         order = np.arange(self.n_atoms) if rows is None else np.asarray(rows, dtype=np.int64)
         if sorted(order.tolist()) != list(range(self.n_atoms)):
@@ -123,8 +126,8 @@ class GeometryRestraints(torch.nn.Module):
         """
         found = library if isinstance(library, MonomerLibrary) else find_library(library)
         top = topology(structure, found, ligands, torsions)
-        finder = ContactFinder(structure, top, found.path / "ener_lib.cif") if repulsion else None
-        return cls(top, finder, rows)
+        finder = ContactFinder(structure, top, found.path / "ener_lib.cif")
+        return cls(top, finder, rows, repulsion)
 
     # Energies
 
@@ -212,19 +215,19 @@ class GeometryRestraints(torch.nn.Module):
         self._set_pairs(sites[..., self.order.cpu(), :].numpy())
 
     def _set_pairs(self, sites: np.ndarray) -> None:
-        if self._finder is None:
+        if not self._repels:
             for name, shape in (("d", (0,)), ("weight", (0,)), ("rotation", (0, 3, 3)), ("shift", (0, 3))):
                 self._values(f"repulsion_{name}", np.zeros(shape))
-            self.register_buffer("repulsion_rows", torch.zeros(0, 2, dtype=torch.int64, device=self.order.device))
-            self.register_buffer("repulsion_image", torch.zeros(0, dtype=torch.bool, device=self.order.device))
+            self.register_buffer("repulsion_rows", torch.zeros(0, 2, dtype=torch.int64, device=self.order.device), False)
+            self.register_buffer("repulsion_image", torch.zeros(0, dtype=torch.bool, device=self.order.device), False)
             return
         pairs = self._finder.find(sites)
         order = np.argsort(pairs.images, kind="stable")
         image = pairs.images[order]
         rows = np.column_stack([pairs.i, pairs.j])[order]
         device = self.order.device
-        self.register_buffer("repulsion_rows", self.order[torch.from_numpy(rows).to(device)])
-        self.register_buffer("repulsion_image", torch.from_numpy(image).to(device))
+        self.register_buffer("repulsion_rows", self.order[torch.from_numpy(rows).to(device)], False)
+        self.register_buffer("repulsion_image", torch.from_numpy(image).to(device), False)
         self._values("repulsion_d", pairs.distances[order])
         self._values("repulsion_weight", pairs.weights[order])
         self._values("repulsion_rotation", pairs.rotations[order][image])
@@ -234,7 +237,7 @@ class GeometryRestraints(torch.nn.Module):
         rotations, shifts = np.tile(np.eye(3), (len(rows), 1, 1)), np.zeros((len(rows), 3))
         for k, (i, j) in enumerate(rows.tolist()):
             sites = self.topology.atoms.sites_cart
-            image = self._finder.operations.nearest_image(sites[i], sites[j]) if self._finder is not None else None
+            image = self._finder.operations.nearest_image(sites[i], sites[j])
             if image is not None:
                 rotations[k], shifts[k] = image
         self._values("symmetry_bond_rotation", rotations)
@@ -245,7 +248,7 @@ class GeometryRestraints(torch.nn.Module):
     def _values(self, name: str, values: np.ndarray) -> None:
         """A buffer of numbers, in the module's present dtype and on its device."""
         like = self.bond_ideal if hasattr(self, "bond_ideal") else torch.zeros(0, dtype=torch.float64)
-        self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values, dtype=float)).to(like))
+        self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values, dtype=float)).to(like), not name.startswith(_CONTACTS))
 
     def _functions(self, name: str) -> list[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]:
         """[(rows (n, k), gathered sites (..., n, k, 3) -> deviations (..., n))]"""

@@ -130,6 +130,7 @@ def topology(
     monomers, unknown = library.read(names, ligands)
     copy = structure.clone()
     copy.setup_entities()
+    with_current_names(copy, monomers)
     parts = []
     offset = 0
     for index in range(len(copy)):
@@ -137,7 +138,7 @@ def topology(
         offset = _number(copy[index], structure[index], offset)
         # The topology points into the copy, whose serials are rows now: read it before the next model's.
         parts.append(_read(top, tuple(torsions)))
-    atoms = _atom_table(structure, monomers)
+    atoms = _atom_table(structure, copy, monomers)
     bonds, angles, chosen, chirals, planes = (_join(kind) for kind in zip(*parts, strict=True))
     held, tied = _tied(atoms, bonds, set(unknown))
     bonds = _join([bonds, held])
@@ -155,6 +156,14 @@ def topology(
             f"{', ...' if len(tied) > 5 else ''}): tied to their neighbors as they are"
         )
     return Topology(atoms, bonds, angles, chosen, chirals, planes, tuple(unknown), tuple(messages))
+
+
+def with_current_names(structure: gemmi.Structure, monomers: gemmi.MonLib) -> None:
+    """Give atoms named as before 2007 the names that the library has; changes the structure."""
+    try:
+        monomers.update_old_atom_names(structure, io.StringIO())
+    except TypeError:
+        monomers.update_old_atom_names(structure)  # gemmi 0.6
 
 
 def _number(copy: gemmi.Model, model: gemmi.Model, offset: int) -> int:
@@ -218,11 +227,13 @@ def _join(parts: Sequence[Rows]) -> Rows:
                                         for name in ("values", "esds", "extra")))  # fmt: skip
 
 
-def _atom_table(structure: gemmi.Structure, monomers: gemmi.MonLib) -> AtomTable:
+def _atom_table(structure: gemmi.Structure, copy: gemmi.Structure, monomers: gemmi.MonLib) -> AtomTable:
+    """Of the structure; energy types by the names of the copy, which are the library's."""
     types: dict[str, dict[str, str]] = {}
     columns: list[tuple[str, str, str, str, str, int, int, float]] = []
     sites = []
     residue_number = 0
+    names = iter([a.name for m in copy for c in m for r in c for a in r])
     for model_number, model in enumerate(structure):
         for chain in model:
             for residue in chain:
@@ -233,7 +244,7 @@ def _atom_table(structure: gemmi.Structure, monomers: gemmi.MonLib) -> AtomTable
                 for atom in residue:
                     columns.append(
                         (atom.name, atom.altloc.strip("\0 "), atom.element.name, name,
-                         types[name].get(atom.name, ""), residue_number, model_number, atom.occ)
+                         types[name].get(next(names), ""), residue_number, model_number, atom.occ)
                     )  # fmt: skip
                     sites.append(atom.pos.tolist())
                 residue_number += 1
