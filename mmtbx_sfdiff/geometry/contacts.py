@@ -51,7 +51,7 @@ class Nature:
 
     def distances(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """(n,) Å at which pairs begin to repel."""
-        result = self.radii[i] + self.radii[j]
+        result: np.ndarray = self.radii[i] + self.radii[j]
         for a, b in ((i, j), (j, i)):
             bond = self.donors[a] & self.acceptors[b]
             to_hydrogen = self.hydrogens[a] & self.acceptors[b]
@@ -151,7 +151,9 @@ class ContactFinder:
                 drop = same_place & (there[a] | there[b])
             else:
                 drop = np.zeros(len(a), dtype=bool)
-            half = (self.atoms.occupancies[a] <= 0.5) & (self.atoms.occupancies[b] <= 0.5)  # alternatives, about an axis
+            half = (self.atoms.occupancies[a] <= 0.5) & (
+                self.atoms.occupancies[b] <= 0.5
+            )  # alternatives, about an axis
             keep = ~drop & ~half & self._in_sight(a, b, d)
             n = int(keep.sum())
             found.append(np.column_stack([a[keep], b[keep], np.full(n, op), np.tile(shift, (n, 1))]))
@@ -160,17 +162,21 @@ class ContactFinder:
     def _own_images(self, sites: np.ndarray, op: int, shift: np.ndarray) -> np.ndarray:
         r, t = self.operations.cartesian[op]
         image = sites @ r.T + t + self.operations.orth @ shift
-        return np.linalg.norm(image - sites, axis=1) < _ON_ITSELF
+        near: np.ndarray = np.linalg.norm(image - sites, axis=1) < _ON_ITSELF
+        return near
 
     def _in_sight(self, i: np.ndarray, j: np.ndarray, d: np.ndarray) -> np.ndarray:
         conformers = (self._codes[i] == self._codes[j]) | self._unnamed[i] | self._unnamed[j]
-        return conformers & (d < self.nature.distances(i, j) + _MARGIN)
+        seen: np.ndarray = conformers & (d < self.nature.distances(i, j) + _MARGIN)
+        return seen
 
 
 class Operations:
     """Space-group operations of a structure, Cartesian, and the images that come near a model."""
 
-    def __init__(self, orth: np.ndarray, frac: np.ndarray, rotations: list[np.ndarray], shifts: list[np.ndarray]) -> None:
+    def __init__(
+        self, orth: np.ndarray, frac: np.ndarray, rotations: list[np.ndarray], shifts: list[np.ndarray]
+    ) -> None:
         self.orth, self.frac = orth, frac
         self.fractional = list(zip(rotations, shifts, strict=True))
         self.cartesian = [(orth @ r @ frac, orth @ t) for r, t in self.fractional]
@@ -222,9 +228,7 @@ def symmetry_operations(structure: gemmi.Structure) -> Operations:
     ops = list(group.operations())
     identity = [i for i, op in enumerate(ops) if op.triplet() == "x,y,z"]
     ops = [ops[i] for i in identity] + [op for i, op in enumerate(ops) if i not in identity]
-    return Operations(
-        orth, frac, [np.array(op.rot) / op.DEN for op in ops], [np.array(op.tran) / op.DEN for op in ops]
-    )
+    return Operations(orth, frac, [np.array(op.rot) / op.DEN for op in ops], [np.array(op.tran) / op.DEN for op in ops])
 
 
 def _excluded(n: int, topology: Topology) -> scipy.sparse.csr_matrix:
@@ -260,12 +264,12 @@ def _nature(atoms: AtomTable, bonds: Rows, ener_lib: Path) -> Nature:
             known[key] = _radius_and_role(*key, types)
         radii[row], role = known[key]
         roles.append(role)
-    role = np.array(roles)
+    role_of = np.array(roles)
     return Nature(
         radii=radii,
-        donors=np.isin(role, (_DONOR, _BOTH)) & ~is_hydrogen,
-        acceptors=np.isin(role, (_ACCEPTOR, _BOTH)) & ~is_hydrogen,
-        hydrogens=is_hydrogen & (role == _HYDROGEN),
+        donors=np.isin(role_of, (_DONOR, _BOTH)) & ~is_hydrogen,
+        acceptors=np.isin(role_of, (_ACCEPTOR, _BOTH)) & ~is_hydrogen,
+        hydrogens=is_hydrogen & (role_of == _HYDROGEN),
         metals=metals,
     )
 

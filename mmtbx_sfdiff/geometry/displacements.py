@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import torch
 
+from .restraints import GeometryRestraints
+
 SIGMA = {"bond": 0.2, "angle": 0.3}
 _LEAST_U = 1e-6  # Å^2
 
@@ -30,15 +32,23 @@ class DisplacementRestraints(torch.nn.Module):
         Of ``bond`` and ``angle``.
     """
 
+    rows: torch.Tensor
+    inverse_sigma: torch.Tensor
+
     def __init__(self, bonds: torch.Tensor, ends: torch.Tensor, sigma: dict[str, float] | None = None) -> None:
         super().__init__()
         sigma = SIGMA | (sigma or {})
         self.register_buffer("rows", torch.cat([bonds, ends]).to(torch.int64))
-        inverse = [torch.full((len(p),), 1 / sigma[name], dtype=torch.float64) for p, name in ((bonds, "bond"), (ends, "angle"))]
+        inverse = [
+            torch.full((len(p),), 1 / sigma[name], dtype=torch.float64)
+            for p, name in ((bonds, "bond"), (ends, "angle"))
+        ]
         self.register_buffer("inverse_sigma", torch.cat(inverse).to(bonds.device))
 
     @classmethod
-    def from_geometry(cls, geometry: torch.nn.Module, sigma: dict[str, float] | None = None) -> DisplacementRestraints:
+    def from_geometry(
+        cls, geometry: GeometryRestraints, sigma: dict[str, float] | None = None
+    ) -> DisplacementRestraints:
         """Of the bonds and angles of a :class:`GeometryRestraints`."""
         return cls(geometry.bond_rows, geometry.angle_rows[:, [0, 2]], sigma)
 
@@ -74,12 +84,11 @@ class DisplacementRestraints(torch.nn.Module):
         a, b = tensors.index_select(-3, i[mixed]), tensors.index_select(-3, j[mixed])
         trace = (torch.linalg.inv(a) * b.mT).sum((-1, -2)) + (torch.linalg.inv(b) * a.mT).sum((-1, -2))
         divergence = (trace - 6) / 3 * self.inverse_sigma[mixed].square()
-        return z.square().sum(-1) + divergence.sum(-1)
+        total: torch.Tensor = z.square().sum(-1) + divergence.sum(-1)
+        return total
 
     def curvature(self, n_atoms: int) -> torch.Tensor:
         """(n_atoms,): diagonal of the Gauss-Newton matrix of E in ln U."""
         twice = 2 * self.inverse_sigma.square()
         result = torch.zeros(n_atoms, dtype=twice.dtype, device=twice.device)
         return result.index_add(0, self.rows[:, 0], twice).index_add(0, self.rows[:, 1], twice)
-
-

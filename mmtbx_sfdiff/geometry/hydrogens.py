@@ -68,4 +68,6 @@ def parents_of_hydrogens(
 
 def _codes(values: Sequence[object] | np.ndarray) -> np.ndarray:
     numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault(v, len(numbers)) for v in (values.tolist() if isinstance(values, np.ndarray) else values)])
+    return np.array(
+        [numbers.setdefault(v, len(numbers)) for v in (values.tolist() if isinstance(values, np.ndarray) else values)]
+    )

@@ -6,6 +6,7 @@ types, radii) and ``a/ALA.cif`` ... (monomers). gemmi reads it; nothing of it is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -80,10 +81,9 @@ class MonomerLibrary:
         missing = []
         for name in sorted(set(names)):
             if name not in library.monomers and Path(library.path(name)).is_file():
-                try:
+                # A damaged file: as if it were not there, and the name is given back.
+                with contextlib.suppress(RuntimeError, ValueError, IndexError):
                     library.read_monomer_cif(library.path(name))
-                except (RuntimeError, ValueError, IndexError):
-                    pass  # a damaged file: as if it were not there, and the name is given back
             if name not in library.monomers:
                 missing.append(name)
         return library, missing

@@ -63,6 +63,42 @@ class GeometryRestraints(torch.nn.Module):
     {'bond': 0.012, 'angle': 1.63}
     """
 
+    # Buffers: rows of atoms (n, k), ideal values, esds, and what topology.Rows calls extra.
+    order: torch.Tensor
+    bond_rows: torch.Tensor
+    bond_ideal: torch.Tensor
+    bond_esd: torch.Tensor
+    bond_extra: torch.Tensor
+    symmetry_bond_rows: torch.Tensor
+    symmetry_bond_ideal: torch.Tensor
+    symmetry_bond_esd: torch.Tensor
+    symmetry_bond_extra: torch.Tensor
+    angle_rows: torch.Tensor
+    angle_ideal: torch.Tensor
+    angle_esd: torch.Tensor
+    angle_extra: torch.Tensor
+    torsion_rows: torch.Tensor
+    torsion_ideal: torch.Tensor
+    torsion_esd: torch.Tensor
+    torsion_extra: torch.Tensor
+    chirality_rows: torch.Tensor
+    chirality_ideal: torch.Tensor
+    chirality_esd: torch.Tensor
+    chirality_extra: torch.Tensor
+    plane_rows: torch.Tensor
+    plane_ideal: torch.Tensor
+    plane_esd: torch.Tensor
+    plane_extra: torch.Tensor
+    plane_present: torch.Tensor
+    symmetry_bond_rotation: torch.Tensor
+    symmetry_bond_shift: torch.Tensor
+    repulsion_rows: torch.Tensor
+    repulsion_image: torch.Tensor
+    repulsion_d: torch.Tensor
+    repulsion_weight: torch.Tensor
+    repulsion_rotation: torch.Tensor
+    repulsion_shift: torch.Tensor
+
     def __init__(
         self, topology: Topology, contacts: ContactFinder, rows: np.ndarray | None = None, repulsion: bool = True
     ) -> None:
@@ -218,7 +254,9 @@ class GeometryRestraints(torch.nn.Module):
         if not self._repels:
             for name, shape in (("d", (0,)), ("weight", (0,)), ("rotation", (0, 3, 3)), ("shift", (0, 3))):
                 self._values(f"repulsion_{name}", np.zeros(shape))
-            self.register_buffer("repulsion_rows", torch.zeros(0, 2, dtype=torch.int64, device=self.order.device), False)
+            self.register_buffer(
+                "repulsion_rows", torch.zeros(0, 2, dtype=torch.int64, device=self.order.device), False
+            )
             self.register_buffer("repulsion_image", torch.zeros(0, dtype=torch.bool, device=self.order.device), False)
             return
         pairs = self._finder.find(sites)
@@ -248,7 +286,9 @@ class GeometryRestraints(torch.nn.Module):
     def _values(self, name: str, values: np.ndarray) -> None:
         """A buffer of numbers, in the module's present dtype and on its device."""
         like = self.bond_ideal if hasattr(self, "bond_ideal") else torch.zeros(0, dtype=torch.float64)
-        self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values, dtype=float)).to(like), not name.startswith(_CONTACTS))
+        self.register_buffer(
+            name, torch.from_numpy(np.ascontiguousarray(values, dtype=float)).to(like), not name.startswith(_CONTACTS)
+        )
 
     def _functions(self, name: str) -> list[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]:
         """[(rows (n, k), gathered sites (..., n, k, 3) -> deviations (..., n))]"""
@@ -292,7 +332,8 @@ class GeometryRestraints(torch.nn.Module):
 
     def _gather(self, sites_cart: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         sites = self._checked(sites_cart)
-        return sites.index_select(-2, rows.reshape(-1)).unflatten(-2, rows.shape)
+        gathered: torch.Tensor = sites.index_select(-2, rows.reshape(-1)).unflatten(-2, rows.shape)
+        return gathered
 
     def _checked(self, sites_cart: torch.Tensor) -> torch.Tensor:
         if sites_cart.shape[-2:] != (self.n_atoms, 3):
@@ -308,4 +349,5 @@ class GeometryRestraints(torch.nn.Module):
 
 
 def _moved(x: torch.Tensor, rotation: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("nij,...nj->...ni", rotation, x) + shift
+    there: torch.Tensor = torch.einsum("nij,...nj->...ni", rotation, x) + shift
+    return there

@@ -41,7 +41,8 @@ def torsion(x: torch.Tensor) -> torch.Tensor:
 def volume(x: torch.Tensor) -> torch.Tensor:
     """Å^3: signed chiral volume of a center and its three neighbors (..., n, 4, 3)."""
     a, b, c = (x[..., i, :] - x[..., 0, :] for i in (1, 2, 3))
-    return (a * torch.linalg.cross(b, c)).sum(-1)
+    signed: torch.Tensor = (a * torch.linalg.cross(b, c)).sum(-1)
+    return signed
 
 
 def out_of_plane(x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,8 @@ def out_of_plane(x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     w = present[..., None]
     center = (w * x).sum(-2, keepdim=True) / w.sum(-2, keepdim=True)
     d = w * (x - center)
-    return torch.linalg.eigvalsh(d.mT @ d)[..., 0]
+    smallest: torch.Tensor = torch.linalg.eigvalsh(d.mT @ d)[..., 0]
+    return smallest
 
 
 def normals(x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -70,7 +72,8 @@ def normals(x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     w = present[..., None]
     x = x.detach()
     d = w * (x - (w * x).sum(-2, keepdim=True) / w.sum(-2, keepdim=True))
-    return torch.linalg.eigh(d.mT @ d)[1][..., 0]
+    normal: torch.Tensor = torch.linalg.eigh(d.mT @ d)[1][..., 0]
+    return normal
 
 
 def wrapped(difference: torch.Tensor, period: torch.Tensor) -> torch.Tensor:

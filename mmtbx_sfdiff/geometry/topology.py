@@ -140,7 +140,7 @@ def topology(
         parts.append(_read(top, tuple(torsions)))
     atoms = _atom_table(structure, copy, monomers)
     bonds, angles, chosen, chirals, planes = (_join(kind) for kind in zip(*parts, strict=True))
-    held, tied = _tied(atoms, bonds, set(unknown))
+    held, tied = _tied(atoms, bonds)
     bonds = _join([bonds, held])
     messages = []
     several = [name for name in unknown if int((atoms.residue_names == name).sum())
@@ -185,7 +185,7 @@ def _read(top: gemmi.Topo, kinds: tuple[str, ...]) -> tuple[Rows, Rows, Rows, Ro
     def rows(items: list[Any], width: int) -> np.ndarray:
         return np.array([[a.serial for a in t.atoms] for t in items], dtype=np.int64).reshape(len(items), width)
 
-    def numbers(values: list[float]) -> np.ndarray:
+    def numbers(values: Sequence[float]) -> np.ndarray:
         return np.array(values, dtype=float).reshape(-1)
 
     bonds = [t for t in top.bonds if t.restr.esd > 0]
@@ -197,12 +197,13 @@ def _read(top: gemmi.Topo, kinds: tuple[str, ...]) -> tuple[Rows, Rows, Rows, Ro
                      np.isnan(lengths)[kept].astype(float))  # fmt: skip
     angles = [t for t in top.angles if t.restr.esd > 0]
     torsions = [t for t in top.torsions if t.restr.esd > 0 and t.restr.label.lower().startswith(kinds)]
-    chirals, volumes = [], []
+    chirals: list[Any] = []
+    volumes: list[float] = []
     for t in top.chirs:
-        ideal = top.ideal_chiral_abs_volume(t)
-        if ideal > 0:  # not a number where a bond or angle of it is unknown
+        volume = top.ideal_chiral_abs_volume(t)
+        if volume > 0:  # not a number where a bond or angle of it is unknown
             chirals.append(t)
-            volumes.append(ideal)
+            volumes.append(volume)
     planes = [t for t in top.planes if t.restr.esd > 0 and len(t.atoms) > 3]
     width = max((len(t.atoms) for t in planes), default=4)
     padded = [[a.serial for a in t.atoms] for t in planes]
@@ -239,7 +240,7 @@ def _atom_table(structure: gemmi.Structure, copy: gemmi.Structure, monomers: gem
             for residue in chain:
                 name = residue.name
                 if name not in types:
-                    found = monomers.monomers[name].atoms if name in monomers.monomers else []
+                    found: Any = monomers.monomers[name].atoms if name in monomers.monomers else []
                     types[name] = {a.id: a.chem_type for a in found}
                 for atom in residue:
                     columns.append(
@@ -250,10 +251,10 @@ def _atom_table(structure: gemmi.Structure, copy: gemmi.Structure, monomers: gem
                 residue_number += 1
     text = [np.array([c[i] for c in columns], dtype=object) for i in range(5)]
     numbers = [np.array([c[i] for c in columns]) for i in (5, 6, 7)]
-    return AtomTable(*text, residues=numbers[0], models=numbers[1], sites_cart=np.array(sites), occupancies=numbers[2])
+    return AtomTable(*text, numbers[0], numbers[1], np.array(sites), numbers[2])
 
 
-def _tied(atoms: AtomTable, bonds: Rows, unknown: set[str]) -> tuple[Rows, list[str]]:
+def _tied(atoms: AtomTable, bonds: Rows) -> tuple[Rows, list[str]]:
     """Bonds, at their present lengths, of atoms without any whose residues have others; and their names."""
     n = len(atoms)
     bonded = np.zeros(n, dtype=bool)

@@ -39,9 +39,7 @@ def small():
 
 
 def sites_of(structure):
-    return torch.tensor(
-        [a.pos.tolist() for m in structure for c in m for r in c for a in r], dtype=torch.float64
-    )
+    return torch.tensor([a.pos.tolist() for m in structure for c in m for r in c for a in r], dtype=torch.float64)
 
 
 def test_value_and_gradient_are_energies_sites(with_library):
@@ -102,12 +100,12 @@ def ours(geometry, kind):
 
 # What differs, and why: the library describes free amino acids, and its peptide links modify them. gemmi applies the
 # modifications on both sides of a link (C=O 1.229 Å, CA-C-O 120.6°); mmtbx, whose own library is of residues, leaves
-# CA-C, C-O and CA-C-O as in the acid (1.251 Å, 117.1°). 1dtx has one cis peptide before a proline, which mmtbx does not link.
-_OF_THE_LINK = {frozenset(("CA", "C")), frozenset(("C", "O")), frozenset(("CA", "C", "O")), frozenset(("CA", "N", "CD"))}
+# CA-C, C-O and CA-C-O as in the acid (1.251 Å, 117.1°).
+_OF_THE_LINK = {frozenset(("CA", "C")), frozenset(("C", "O")), frozenset(("CA", "C", "O"))}
 
 
 @pytest.mark.parametrize("kind", ["bond", "angle"])
-@pytest.mark.parametrize("name", ["1dtx", "6nfs", "1g1j"])
+@pytest.mark.parametrize("name", ["6nfs", "1g1j", "2nth"])
 def test_proxies_of_mmtbx_are_these_restraints(name, kind, with_library, pdb_dir):
     structure = entry_structure(pdb_dir, name)[0]
     structure.remove_ligands_and_waters()
@@ -120,7 +118,7 @@ def test_proxies_of_mmtbx_are_these_restraints(name, kind, with_library, pdb_dir
     theirs, here = proxies(restraints, kind, structure), ours(geometry, kind)
     names = geometry.topology.atoms.names
     of_one = [{names[i] for i in key} for key in set(theirs) ^ set(here)]
-    assert len(of_one) <= (4 if name == "1dtx" else 0) and all(atoms <= {"CA", "C", "N", "O", "CD"} for atoms in of_one)
+    assert not of_one
     common = set(theirs) & set(here)
     same = {key for key in common if np.allclose(theirs[key], here[key], rtol=1e-6, atol=1e-6)}
     assert len(common) > 400 and len(same) > 0.7 * len(common)

@@ -40,7 +40,9 @@ def test_two_waters_begin_to_repel_at_a_hydrogen_bonds_length(library):
     assert value == pytest.approx(((d - 2) / 0.2) ** 2, rel=1e-9)
 
 
-@pytest.mark.parametrize("group, place", [("P 1", (0.5, 10, 10)), ("P 1 21 1", (0.5, 1, 0.5)), ("P 2 2 2", (0.8, 0.9, 5))])
+@pytest.mark.parametrize(
+    "group, place", [("P 1", (0.5, 10, 10)), ("P 1 21 1", (0.5, 1, 0.5)), ("P 2 2 2", (0.8, 0.9, 5))]
+)
 def test_a_symmetry_copy_repels_as_an_atom_in_the_model_would(library, group, place):
     """The energy of a crystal is that of its P 1 cell, divided by the copies in it."""
     second = (19.2, 10, 10) if group == "P 1" else (place[0] + 6, place[1] + 6, place[2])
@@ -49,7 +51,7 @@ def test_a_symmetry_copy_repels_as_an_atom_in_the_model_would(library, group, pl
     value, geometry = energy(structure, library)
     expanded = []
     for op in structure.find_spacegroup().operations():
-        for x in ([place, second]):
+        for x in [place, second]:
             frac = structure.cell.fractionalize(gemmi.Position(*x))
             moved = gemmi.Fractional(*op.apply_to_xyz(frac.tolist()))
             expanded.append(structure.cell.orthogonalize(moved.wrap_to_unit()).tolist())
@@ -88,7 +90,9 @@ def test_bonded_atoms_up_to_four_in_a_row_and_planes_do_not_repel(library):
     structure = shipped_structure()
     structure.remove_hydrogens()
     geometry = GeometryRestraints.from_gemmi(structure, library)
-    inside = {tuple(sorted(p)) for p, i in zip(geometry.repulsion_rows.tolist(), geometry.repulsion_image.tolist()) if not i}
+    inside = {
+        tuple(sorted(p)) for p, i in zip(geometry.repulsion_rows.tolist(), geometry.repulsion_image.tolist()) if not i
+    }
     graph = {}
     for a, b in geometry.bond_rows.tolist():
         graph.setdefault(a, set()).add(b)
@@ -120,14 +124,15 @@ def test_pairs_are_those_of_gemmis_neighbor_search(name, pdb_dir, library):
         for c in contacts.find_contacts(search)
         if c.image_idx != 0
     )
-    moved = torch.einsum("nij,nj->ni", geometry.repulsion_rotation, sites[geometry.repulsion_rows[-len(geometry.repulsion_shift):, 1]])
+    moved = torch.einsum(
+        "nij,nj->ni", geometry.repulsion_rotation, sites[geometry.repulsion_rows[-len(geometry.repulsion_shift) :, 1]]
+    )
     d = (moved + geometry.repulsion_shift - sites[geometry.repulsion_rows[geometry.repulsion_image, 0]]).norm(dim=1)
     rows = geometry.repulsion_rows[geometry.repulsion_image].tolist()
     found = {(i, j, round(x, 3)) for (i, j), x in zip(rows, d.tolist()) if x < reach}
     alt, occ = geometry.topology.atoms.altlocs, geometry.topology.atoms.occupancies
     seen = [
-        (i, j, x) for i, j, x in expected
-        if ("" in (alt[i], alt[j]) or alt[i] == alt[j]) and max(occ[i], occ[j]) > 0.5
+        (i, j, x) for i, j, x in expected if ("" in (alt[i], alt[j]) or alt[i] == alt[j]) and max(occ[i], occ[j]) > 0.5
     ]
     near = {(i, j) for i, j, _ in found}
     missing = [(i, j, x) for i, j, x in seen if (i, j) not in near and i != j]

@@ -9,14 +9,18 @@ from mmtbx_sfdiff.geometry import GeometryRestraints, parents_of_hydrogens
 
 def test_the_nearest_atom_of_the_own_residue_conformer_and_model():
     # A hydroxyl in two conformers, crossed: each hydrogen is nearer to the other conformer's oxygen.
-    sites = np.array([[0, 0, 0], [1.4, 0, 0], [1.4, 0.5, 0], [2.0, 0.5, 0.6], [2.0, 0.0, 0.6], [1.7, 0.3, 0.5], [0, 0, 1.0]])
+    sites = np.array(
+        [[0, 0, 0], [1.4, 0, 0], [1.4, 0.5, 0], [2.0, 0.5, 0.6], [2.0, 0.0, 0.6], [1.7, 0.3, 0.5], [0, 0, 1.0]]
+    )
     hydrogens = np.array([False, False, False, True, True, False, True])
     altlocs = ["", "A", "B", "A", "B", "", ""]
     residues = [1, 1, 1, 1, 1, 2, 1]
     parents = parents_of_hydrogens(sites, hydrogens, residues, altlocs, [0] * 7)
     assert parents.tolist() == [0, 1, 2, 1, 2, 5, 0]
     # The same place in another model.
-    parents = parents_of_hydrogens(np.tile(sites, (2, 1)), np.tile(hydrogens, 2), residues * 2, altlocs * 2, [0] * 7 + [1] * 7)
+    parents = parents_of_hydrogens(
+        np.tile(sites, (2, 1)), np.tile(hydrogens, 2), residues * 2, altlocs * 2, [0] * 7 + [1] * 7
+    )
     assert parents.tolist() == [0, 1, 2, 1, 2, 5, 0, 7, 8, 9, 8, 9, 12, 7]
 
 

@@ -44,9 +44,7 @@ def by_gemmi(structure, library, sites):
         atom.pos = gemmi.Position(*site)
     bonds = [t.calculate_z() for t, m, d in zip(top.bonds, metal, start) if not m and not math.isnan(d)]
     angles = [t.calculate_z() for t in top.angles if t.restr.esd > 0]
-    torsions = [
-        t.calculate_z() for t in top.torsions if t.restr.esd > 0 and t.restr.label.lower().startswith(TORSIONS)
-    ]
+    torsions = [t.calculate_z() for t in top.torsions if t.restr.esd > 0 and t.restr.label.lower().startswith(TORSIONS)]
     chirals = [(t, top.ideal_chiral_abs_volume(t)) for t in top.chirs]
     chirals = [t.calculate_z(v, 0.2) for t, v in chirals if v > 0]
     planes = 0.0
@@ -222,7 +220,9 @@ def test_an_unknown_residue_is_named_and_held(library):
     inside = torch.isin(geometry.bond_rows, torch.tensor(rows)).all(1)
     assert len(rows) == n and int(inside.sum()) >= n - 1
     sites = torch.tensor(geometry.topology.atoms.sites_cart)
-    assert float(geometry.deviations(sites, "bond")[: len(inside)][inside].abs().max()) < 0.05  # gemmi rounds to 0.001 Å
+    assert (
+        float(geometry.deviations(sites, "bond")[: len(inside)][inside].abs().max()) < 0.05
+    )  # gemmi rounds to 0.001 Å
 
 
 def test_an_atom_that_its_monomer_lacks_is_tied(library):
