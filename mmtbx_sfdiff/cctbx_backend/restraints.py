@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 import mmtbx.model
 import numpy as np
-import torch
 from cctbx.array_family import flex
 from libtbx.utils import Sorry, null_out
 from mmtbx.monomer_library import server

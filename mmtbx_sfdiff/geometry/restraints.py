@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+import torch
+
 import gemmi
 import numpy as np
-import torch
 
 from . import terms
 from .contacts import ContactFinder

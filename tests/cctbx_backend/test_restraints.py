@@ -1,18 +1,18 @@
 """mmtbx's restraints as a term of torch, and its proxies against ours."""
 
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
+import torch
+from mmtbx_sfdiff.cctbx_backend.restraints import interpret
+from mmtbx_sfdiff.geometry import GeometryRestraints
 
 import iotbx.pdb
 import mmtbx.model
 import numpy as np
 import pytest
-import torch
 from cctbx.array_family import flex
 from libtbx.utils import null_out
-from tests.support.monomers import entry_structure, library_or_skip, shipped_structure
 
-from mmtbx_sfdiff.cctbx_backend.restraints import interpret
-from mmtbx_sfdiff.geometry import GeometryRestraints
+from tests.support.monomers import entry_structure, library_or_skip, shipped_structure
 
 
 def manager_of(text):

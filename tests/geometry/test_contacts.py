@@ -1,12 +1,13 @@
 """Repulsion: radii, what is left out, symmetry copies, special positions."""
 
+import torch
+from mmtbx_sfdiff.geometry import GeometryRestraints
+
 import gemmi
 import numpy as np
 import pytest
-import torch
-from tests.support.monomers import entry_structure, library_or_skip, shipped_structure
 
-from mmtbx_sfdiff.geometry import GeometryRestraints
+from tests.support.monomers import entry_structure, library_or_skip, shipped_structure
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,12 @@
 
 import math
 
-import pytest
 import torch
-from tests.support.monomers import library_or_skip, shipped_structure
-
 from mmtbx_sfdiff.geometry import DisplacementRestraints, GeometryRestraints
+
+import pytest
+
+from tests.support.monomers import library_or_skip, shipped_structure
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """Hydrogens ride on their own parent: never on an atom of another residue, conformer or model."""
 
+from mmtbx_sfdiff.geometry import GeometryRestraints, parents_of_hydrogens
+
 import numpy as np
 import pytest
-from tests.support.monomers import entry_structure, library_or_skip
 
-from mmtbx_sfdiff.geometry import GeometryRestraints, parents_of_hydrogens
+from tests.support.monomers import entry_structure, library_or_skip
 
 
 def test_the_nearest_atom_of_the_own_residue_conformer_and_model():

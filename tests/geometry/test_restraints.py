@@ -3,14 +3,15 @@
 import io
 import math
 
+import torch
+from mmtbx_sfdiff.geometry import GeometryRestraints, MonomerLibrary, find_library
+from mmtbx_sfdiff.geometry.topology import TORSIONS, with_current_names
+
 import gemmi
 import numpy as np
 import pytest
-import torch
-from tests.support.monomers import entry_structure, library_or_skip, shipped_structure
 
-from mmtbx_sfdiff.geometry import GeometryRestraints, MonomerLibrary, find_library
-from mmtbx_sfdiff.geometry.topology import TORSIONS, with_current_names
+from tests.support.monomers import entry_structure, library_or_skip, shipped_structure
 
 ENTRIES = ["1dtx", "1ehz", "1exr", "3nm9", "5gge"]  # disulfides; tRNA; conformers and metals; DNA; hydrogens
 

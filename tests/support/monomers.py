@@ -2,10 +2,10 @@
 
 import gzip
 
-import pytest
-
 from mmtbx_sfdiff.files.demo import shipped_model
 from mmtbx_sfdiff.geometry import find_library
+
+import pytest
 
 
 def library_or_skip():
