@@ -16,7 +16,8 @@ SOURCES = ("mmtbx_sfdiff", "mmtbx_sfdiff_startup.py", "pyproject.toml", "README.
 
 PROGRAM = """
 import sys
-early = "mmtbx_sfdiff_startup" in sys.modules
+startup = sys.modules.get("mmtbx_sfdiff_startup")
+early = startup is not None and startup.active()
 import mmtbx.f_model
 from cctbx.xray.structure_factors.algorithm import algorithms
 print(early, "sfdiff" in algorithms, "sfdiff" in str(algorithms["fft"]))
@@ -74,6 +75,7 @@ def test_the_variable_acts_where_the_file_was_asked_for(tmp_path, kind):
     done = environment.run("program.py", MMTBX_SFDIFF="takeover")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["False", "False", "False"]
+    assert environment.run("-c", "import sys; print('mmtbx_sfdiff_startup' in sys.modules)").stdout == "False\n"
 
     run = ("-m", "mmtbx_sfdiff.command_line.run")
     done = environment.run(*run, "--install-startup")
