@@ -16,7 +16,6 @@ __all__ = [
     "Atoms",
     "Crystal",
     "FModel",
-    "GeometryRestraints",
     "Reflections",
     "Scales",
     "mask_structure_factors",
@@ -37,8 +36,4 @@ def __getattr__(name):
         from .cctbx_backend import registry
 
         return getattr(registry, name)
-    if name == "GeometryRestraints":  # gemmi and SciPy, likewise
-        from .geometry import GeometryRestraints
-
-        return GeometryRestraints
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

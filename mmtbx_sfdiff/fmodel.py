@@ -2,7 +2,7 @@
 
     F_model = k_isotropic_exp k_isotropic k_anisotropic [F_calc + k_mask F_mask + F_hydrogens]
 
-The coordinates are what is differentiated; scales, alpha and beta are constants that
+What is differentiated are the parameters of the atoms; scales, alpha and beta are constants that
 :meth:`FModel.update_scales` sets, once for each macro-cycle of a refinement.
 
 Reference: ``mmtbx.f_model.manager``.
@@ -11,19 +11,27 @@ Reference: ``mmtbx.f_model.manager``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
+from .atoms import Atoms
+from .atoms_module import AtomsModule
 from .bulk_solvent import solvent_structure_factors
+from .fmodel_io import FModelIO
 from .likelihood import targets
 from .likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
+from .numerics.precision import full_precision
+from .reflections import Reflections
 from .scaling import Scales, update_all_scales
+from .scaling.mask_lengths import OptimizedMask, optimize_mask
 from .structure_factors import structure_factors
 
 TARGETS = ("least_squares", "maximum_likelihood")
 
 
-class FModel(torch.nn.Module):
+class FModel(FModelIO, AtomsModule):
     """Scaled structure factors of a model, and how well they agree with the data.
 
     Make one with :meth:`from_files`, :meth:`from_cctbx`, or from an ``Atoms`` and a ``Reflections``.
@@ -37,137 +45,128 @@ class FModel(torch.nn.Module):
         Of :func:`~mmtbx_sfdiff.structure_factors`.
     mask : dict, optional
         Arguments of :func:`~mmtbx_sfdiff.solvent_mask`, such as ``{"method": "binary"}``.
+    refine : sequence of str
+        Fields of the atoms that are ``parameters()`` of this module, under their own names: sites_cart, u_iso, u_star,
+        occupancies, fp, fdp.
+    source : Entry, optional
+        The files that the atoms came from; :meth:`write_model` writes into a copy of its model.
 
     Attributes
     ----------
     atoms : Atoms
+        With the present parameters in it.  What is assigned is copied into them.
     reflections : Reflections
         As given: all of them, on the scale of the data.
     scales : Scales or None
         None until :meth:`update_scales`.
+    mask_options : dict
+        The mask's arguments.
+    source : Entry or None
 
     Notes
     -----
-    ``state_dict()`` holds the parameters of the atoms, the mask's options, the scales, alpha and beta; ``load_state_dict``
-    puts them into an FModel of the same atoms and reflections.
+    ``.to()``, ``.cuda()``, ``.double()`` and ``.float()``, also of a module that holds this one, move everything, scales
+    included, in place; ``state_dict()`` holds the parameters of the atoms, the mask's options, the scales, alpha and beta, and
+    ``load_state_dict`` puts them into an FModel of the same atoms and reflections.
 
     Raises
     ------
     ValueError
-        Atoms of another crystal than the reflections.
+        Atoms of another crystal than the reflections; an unknown name in ``refine``.
+
+    Examples
+    --------
+    >>> fmodel = FModel(atoms, reflections, refine=("sites_cart", "u_iso"))   # doctest: +SKIP
+    >>> fmodel.update_scales()                                                # doctest: +SKIP
+    >>> optimizer = torch.optim.Adam(fmodel.parameters(), lr=0.01)            # doctest: +SKIP
+    >>> fmodel.target("maximum_likelihood").backward()                        # doctest: +SKIP
+    >>> optimizer.step()                                                      # doctest: +SKIP
     """
 
-    def __init__(self, atoms, reflections, method="auto", accuracy=1e-4, mask=None):
-        super().__init__()
+    def __init__(
+        self,
+        atoms: Atoms,
+        reflections: Reflections,
+        method: str = "auto",
+        accuracy: float = 1e-4,
+        mask: dict[str, Any] | None = None,
+        refine: Iterable[str] = (),
+        source: Any = None,
+    ) -> None:
+        super().__init__(atoms, refine)
         if not atoms.crystal.is_same_as(reflections.crystal):
             raise ValueError(f"The atoms belong to {atoms.crystal!r}, but the reflections to {reflections.crystal!r}.")
-        self.atoms, self.reflections = atoms, reflections
         self.method, self.accuracy, self.mask_options = method, accuracy, dict(mask or {})
-        self.scales = None
-        self._alpha_beta = self._source = None
+        self.source = source
+        self.scales: Scales | None = None
+        self.reflections = reflections
+        self._alpha_beta: AlphaBeta | None = None
 
-    # Construction and conversion: the work is in cctbx_backend.fmodel, which needs mmtbx.
-
-    @classmethod
-    def from_files(
-        cls,
-        model,
-        data,
-        dtype=torch.float64,
-        device="cpu",
-        scattering_table="n_gaussian",
-        read=None,
-        **options,
-    ):
-        """Read a model file and a data file.
+    def with_(self, atoms: Atoms | None = None, reflections: Reflections | None = None, **options: Any) -> FModel:
+        """The same but for what is given; without scales, which belong to one model and its data.
 
         Parameters
         ----------
-        model, data : path
-            PDB or mmCIF; MTZ, mmCIF or CNS.
-        dtype, device
-            Of the tensors.
-        scattering_table : str
-        read : dict, optional
-            Further arguments of :func:`~mmtbx_sfdiff.files.load_entry`, such as labels or ``d_min``.
+        atoms, reflections
+            Instead of these.
         **options
             Of :class:`FModel`.
-
-        Raises
-        ------
-        libtbx.utils.Sorry
-            In one sentence, for what is wrong with the files.
         """
-        from .cctbx_backend.fmodel import fmodel_from_files
+        own = self._options()
+        unknown = sorted(set(options) - set(own))
+        if unknown:
+            raise TypeError(f"FModel has no option {', '.join(unknown)}; it has {', '.join(own)}.")
+        return type(self)(
+            self._up_to_date() if atoms is None else atoms,
+            self.reflections if reflections is None else reflections,
+            **(own | options),
+        )
 
-        return fmodel_from_files(cls, model, data, dtype, device, scattering_table, read or {}, options)
+    def _options(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "accuracy": self.accuracy,
+            "mask": self.mask_options,
+            "refine": self.refine,
+            "source": self.source,
+        }
 
-    @classmethod
-    def from_cctbx(cls, manager, dtype=torch.float64, device="cpu", **options):
-        """Take atoms and reflections from an ``mmtbx.f_model.manager``; its scales are not taken.
+    @property
+    def reflections(self) -> Reflections:
+        """As given; once there are scales, functions of :mod:`mmtbx_sfdiff.targets` take selection and scale from them."""
+        if self._reflections_for is not self.scales:
+            used = None if self.scales is None else (self.scales.selection, self.scales.f_obs_scale)
+            self._reflections = dataclasses.replace(self._reflections, _in_use=used)
+            self._reflections_for = self.scales
+        return self._reflections
 
-        Raises
-        ------
-        ValueError
-            A manager of twinned data, or without an xray_structure.
-        """
-        from .cctbx_backend.fmodel import fmodel_from_cctbx
-
-        return fmodel_from_cctbx(cls, manager, dtype, device, options)
-
-    def to_cctbx(self):
-        """An ``mmtbx.f_model.manager`` with these structure factors, scales and selected reflections."""
-        from .cctbx_backend.fmodel import fmodel_to_cctbx
-
-        return fmodel_to_cctbx(self)
-
-    def write_map_coefficients(self, path):
-        """Write 2mFo-DFc, mFo-DFc, F_model, the data used and the free flags as an MTZ file for Coot."""
-        from .cctbx_backend.fmodel import write_map_coefficients
-
-        write_map_coefficients(self, path)
-
-    def write_model(self, path):
-        """Write the model with its present coordinates as PDB or mmCIF (``.cif``).
-
-        Raises
-        ------
-        libtbx.utils.Sorry
-            When the model did not come from a file.
-        """
-        from .cctbx_backend.fmodel import write_model
-
-        write_model(self, path)
+    @reflections.setter
+    def reflections(self, reflections: Reflections) -> None:
+        self._reflections, self._reflections_for = dataclasses.replace(reflections, _in_use=None), None
 
     # Structure factors
 
-    def replace(self, **parameters):
-        """Set new parameters of the atoms, such as ``sites_cart``; the scales stay."""
-        self.atoms = self.atoms.replace(**parameters)
-
-    def f_calc(self, sites_cart=None):
+    @full_precision
+    def f_calc(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor:
         """F of the atoms, (..., n) complex, unscaled."""
-        return structure_factors(
-            self._atoms(sites_cart),
-            self.reflections.crystal,
-            self.reflections.miller_indices,
-            method=self.method,
-            accuracy=self.accuracy,
-        )
+        return self._structure_factors(self._atoms(sites_cart))
 
-    def f_mask(self, sites_cart=None):
+    @full_precision
+    def f_mask(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor:
         """F of the solvent mask, (..., n) complex, unscaled."""
         return solvent_structure_factors(
             self._atoms(sites_cart), self.reflections.crystal, self.reflections.miller_indices, **self.mask_options
         )
 
-    def f_model(self, sites_cart=None, f_mask=None):
+    @full_precision
+    def f_model(self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Scaled structure factors of all reflections.
 
         Parameters
         ----------
         sites_cart : torch.Tensor, optional
-            (..., n_atoms, 3) Å; by default the atoms' own.
+            (..., n_atoms, 3) Å; by default the atoms' own.  Of lower precision than the atoms (such as bfloat16) it is
+            converted, and its gradient comes back in its own.
         f_mask : torch.Tensor, optional
             (n,) to use instead of the mask of these sites, e.g. to keep it for some steps.
 
@@ -175,59 +174,69 @@ class FModel(torch.nn.Module):
         -------
         torch.Tensor
             (..., n) complex, on the scale of ``reflections.f_obs / scales.f_obs_scale``.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`update_scales`.
         """
-        scales = self._known_scales()
+        scales = self.known_scales()
         return scales.f_model(self.f_calc(sites_cart), self.f_mask(sites_cart) if f_mask is None else f_mask)
 
     forward = f_model
 
-    def _atoms(self, sites_cart):
-        return self.atoms if sites_cart is None else self.atoms.replace(sites_cart=sites_cart)
+    def _atoms(self, sites_cart: torch.Tensor | None) -> Atoms:
+        atoms = self.atoms
+        if sites_cart is None:
+            return atoms
+        if sites_cart.is_floating_point() and torch.finfo(sites_cart.dtype).eps > torch.finfo(atoms.dtype).eps:
+            sites_cart = sites_cart.to(atoms.dtype)
+        return atoms.replace(sites_cart=sites_cart)
+
+    def _structure_factors(self, atoms: Atoms) -> torch.Tensor:
+        return structure_factors(
+            atoms,
+            self.reflections.crystal,
+            self.reflections.miller_indices,
+            method=self.method,
+            accuracy=self.accuracy,
+        )
 
     # Scales and targets
 
-    def update_scales(self, **options):
+    @full_precision
+    def update_scales(self, **options: Any) -> Scales:
         """Determine scales and outliers; afterwards alpha and beta are estimated anew when they are needed.
 
         Parameters
         ----------
         **options
             Of :func:`~mmtbx_sfdiff.scaling.update_all_scales`: ``remove_outliers``, ``model``, ...
-
-        Returns
-        -------
-        Scales
         """
         with torch.no_grad():
             f_calc, f_mask = self.f_calc(), self.f_mask()
             if options.get("model", "mmtbx") == "mmtbx":
                 options = self.riding_hydrogens() | options
-            self.scales = update_all_scales(self.reflections, f_calc, f_mask, **options)
+            scales = self.scales = update_all_scales(self.reflections, f_calc, f_mask, **options)
         self._alpha_beta = None
-        return self.scales
+        return scales
 
-    def optimize_mask(self, **options):
+    def optimize_mask(self, **options: Any) -> OptimizedMask:
         """Learn the mask's radii and softness from the data, use them from now on, and determine the scales.
 
         Parameters
         ----------
         **options
             Of :func:`~mmtbx_sfdiff.scaling.mask_lengths.optimize_mask`.
-
-        Returns
-        -------
-        OptimizedMask
         """
-        from .scaling.mask_lengths import optimize_mask
-
         with torch.no_grad():
             f_calc = self.f_calc()
-        found = optimize_mask(self.atoms, self.reflections, f_calc, **options)
+        found = optimize_mask(self._up_to_date(), self.reflections, f_calc, **options)
         self.mask_options = self.mask_options | {"method": "probe_shrink"} | found.options
         self.update_scales()
         return found
 
-    def riding_hydrogens(self):
+    def riding_hydrogens(self) -> dict[str, Any]:
         """What :func:`~mmtbx_sfdiff.scaling.update_all_scales` needs of hydrogens kept at zero occupancy.
 
         Returns
@@ -235,9 +244,9 @@ class FModel(torch.nn.Module):
         dict
             ``f_hydrogen`` and ``b_mean``, the mean B of the other atoms; empty where there are no such hydrogens.
         """
-        atoms = self.atoms
-        hydrogens = torch.tensor([e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device)
-        if not bool(hydrogens.any()) or bool((atoms.occupancies[hydrogens] != 0).any()) or _is_neutron(atoms):
+        atoms = self._up_to_date()
+        hydrogens = atoms.hydrogens
+        if not bool(hydrogens.any()) or bool((atoms.occupancies[..., hydrogens] != 0).any()) or _is_neutron(atoms):
             return {}
         riding = atoms.select(hydrogens)
         riding = riding.replace(
@@ -245,36 +254,78 @@ class FModel(torch.nn.Module):
             u_iso=torch.zeros_like(riding.u_iso),
             u_star=torch.zeros_like(riding.u_star),
         )
-        others = atoms.select(~hydrogens)
-        metric = others.crystal.orthogonalization.to(atoms.u_star)
-        u = others.u_star
-        tensor = torch.stack([u[:, i] for i in (0, 3, 4, 3, 1, 5, 4, 5, 2)], -1).reshape(-1, 3, 3)
-        u_equivalent = torch.einsum("ij,njk,ik->n", metric, tensor, metric) / 3
-        u = torch.where(others.use_u_iso, others.u_iso, 0) + torch.where(others.use_u_aniso, u_equivalent, 0)
-        f_hydrogen = structure_factors(
-            riding,
-            self.reflections.crystal,
-            self.reflections.miller_indices,
-            method=self.method,
-            accuracy=self.accuracy,
-        )
-        return {"f_hydrogen": f_hydrogen, "b_mean": float(u.mean()) * 8 * torch.pi**2}
+        b_mean = float(atoms.select(~hydrogens).b_iso.mean())
+        return {"f_hydrogen": self._structure_factors(riding), "b_mean": b_mean}
 
-    def r_factors(self):
-        """(R-work, R-free) of the present model with the present scales, floats."""
+    def known_scales(self) -> Scales:
+        """The scales.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`update_scales`.
+        """
+        if self.scales is None:
+            raise RuntimeError("The scales are not known yet: call update_scales() first.")
+        return self.scales
+
+    @property
+    def selection(self) -> torch.Tensor:
+        """(n,) bool, the reflections in use: all but the outliers that :meth:`update_scales` rejected."""
+        return self.known_scales().selection
+
+    def in_use(self) -> dict[str, Any]:
+        """``selection`` and ``f_obs_scale``, as the functions of :mod:`mmtbx_sfdiff.targets` take them."""
+        scales = self.known_scales()
+        return {"selection": scales.selection, "f_obs_scale": scales.f_obs_scale}
+
+    def r_work(self, sites_cart: torch.Tensor | None = None, f_model: torch.Tensor | None = None) -> torch.Tensor:
+        """R-work with the present scales, (...,), differentiable.
+
+        Parameters
+        ----------
+        sites_cart, f_model
+            See :meth:`target`.
+        """
+        return self._r_factors(sites_cart, f_model)[0]
+
+    def r_free(self, sites_cart: torch.Tensor | None = None, f_model: torch.Tensor | None = None) -> torch.Tensor:
+        """R-free, likewise.
+
+        Raises
+        ------
+        ValueError
+            Where no reflection in use is free.
+        """
+        if not self.has_free:
+            raise ValueError("There is no R-free: no reflection in use is flagged free.")
+        return self._r_factors(sites_cart, f_model)[1]
+
+    @property
+    def has_free(self) -> bool:
+        """Whether reflections in use are flagged free, so that there is an R-free."""
+        flags = self.reflections.r_free_flags
+        return flags is not None and bool((flags & self.selection).any())
+
+    def r_factors(self) -> tuple[float, float | None]:
+        """(R-work, R-free) of the present model with the present scales, floats; R-free is None where none are free."""
         with torch.no_grad():
-            r_work, r_free = targets.r_factors(self.reflections, self.f_model(), **self._used())
-        return float(r_work), float(r_free)
+            r_work, r_free = self._r_factors(None, None)
+        return float(r_work), float(r_free) if self.has_free else None
 
-    def r_work(self):
-        """R-work of the present model with the present scales."""
-        return self.r_factors()[0]
+    def _r_factors(
+        self, sites_cart: torch.Tensor | None, f_model: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        f_model = self.f_model(sites_cart) if f_model is None else f_model
+        return targets.r_factors(self.reflections, f_model, **self.in_use())
 
-    def r_free(self):
-        """R-free, likewise; over all reflections where none are free."""
-        return self.r_factors()[1]
-
-    def target(self, name="maximum_likelihood", sites_cart=None, f_mask=None, f_model=None):
+    def target(
+        self,
+        name: str = "maximum_likelihood",
+        sites_cart: torch.Tensor | None = None,
+        f_mask: torch.Tensor | None = None,
+        f_model: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """What a refinement minimises.
 
         Parameters
@@ -289,94 +340,70 @@ class FModel(torch.nn.Module):
         -------
         torch.Tensor
             (...,), differentiable in the coordinates and the other parameters of the atoms.
+
+        Raises
+        ------
+        ValueError
+            An unknown name; least squares without sigmas.
+        RuntimeError
+            Before :meth:`update_scales`.
         """
         if name not in TARGETS:
             raise ValueError(f"Unknown target {name!r}: choose from {', '.join(TARGETS)}.")
         if f_model is None:
             f_model = self.f_model(sites_cart, f_mask)
         if name == "least_squares":
-            return targets.least_squares(self.reflections, f_model, **self._used())
-        return targets.maximum_likelihood(self.reflections, f_model, self.alpha_beta(), **self._used())
+            return targets.least_squares(self.reflections, f_model, **self.in_use())
+        return targets.maximum_likelihood(self.reflections, f_model, self.alpha_beta(), **self.in_use())
 
-    def alpha_beta(self):
+    def alpha_beta(self) -> AlphaBeta:
         """alpha and beta of the model as it was at the first use after :meth:`update_scales`."""
         if self._alpha_beta is None:
             with torch.no_grad():
-                self._alpha_beta = estimate_alpha_beta(self.reflections, self.f_model(), **self._used())
+                self._alpha_beta = estimate_alpha_beta(self.reflections, self.f_model(), **self.in_use())
         return self._alpha_beta
 
-    def _used(self):
-        scales = self._known_scales()
-        return {"selection": scales.selection, "f_obs_scale": scales.f_obs_scale}
+    # What torch moves, saves and loads beside the atoms: see AtomsModule.
 
-    def _known_scales(self):
-        if self.scales is None:
-            raise RuntimeError("The scales are not known yet: call update_scales() first.")
-        return self.scales
+    def _move(self, dtype: torch.dtype, device: torch.device) -> None:
+        here = {"dtype": dtype, "device": device}
+        self.reflections = self.reflections.to(**here)
+        self.scales = None if self.scales is None else self.scales.to(**here)
+        self._alpha_beta = None if self._alpha_beta is None else self._alpha_beta.to(**here)
+        self.mask_options = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in self.mask_options.items()
+        }
 
-    def to(self, *target, dtype=None, device=None):
-        """The same in another precision or on another device; scales have to be determined again.
-
-        Parameters
-        ----------
-        *target : torch.dtype, torch.device or str
-            As of ``torch.nn.Module.to``; but this returns another FModel, and leaves the one it was called on.
-        dtype, device
-            The same by name.
-        """
-        for value in target:
-            if isinstance(value, torch.dtype):
-                dtype = value
-            else:
-                device = torch.device(value)
-        result = type(self)(
-            self.atoms.to(dtype=dtype, device=device),
-            self.reflections.to(dtype=dtype, device=device),
-            self.method,
-            self.accuracy,
-            self.mask_options,
-        )
-        result._source = self._source
-        return result
-
-    # What state_dict and load_state_dict take: the model's parameters, scales, alpha and beta, not what came from files.
-
-    def get_extra_state(self):
-        return {
-            "atoms": self.atoms.state(),
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {
             "mask": self.mask_options,
             "scales": None if self.scales is None else _as_dict(self.scales),
             "alpha_beta": None if self._alpha_beta is None else _as_dict(self._alpha_beta),
         }
 
-    def set_extra_state(self, state):
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         scales, alpha_beta = state["scales"], state["alpha_beta"]
         if scales is not None and len(scales["selection"]) != len(self.reflections):
             raise ValueError(
                 f"The scales of the state are for {len(scales['selection'])} reflections, and there are "
                 f"{len(self.reflections)}: give the data that the state was made with."
             )
-        self.atoms = self.atoms.with_state(state["atoms"])
+        super().set_extra_state(state)
+        here = {"dtype": self.reflections.f_obs.dtype, "device": self.reflections.f_obs.device}
         self.mask_options = dict(state["mask"])
-        self.scales = None if scales is None else Scales(**scales)
-        self._alpha_beta = None if alpha_beta is None else AlphaBeta(**alpha_beta)
+        self.scales = None if scales is None else Scales(**scales).to(**here)
+        self._alpha_beta = None if alpha_beta is None else AlphaBeta(**alpha_beta).to(**here)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         state = "no scales" if self.scales is None else f"R {self.scales.r_work:.4f}/{self.scales.r_free:.4f}"
         return f"{self.atoms.n_atoms} atoms, {len(self.reflections)} reflections, {state}"
 
 
-def _as_dict(value):
+def _as_dict(value: Any) -> dict[str, Any]:
     """The fields of a dataclass, not copied."""
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
-def _is_neutron(atoms):
+def _is_neutron(atoms: Atoms) -> bool:
     return str(getattr(atoms.form_factors, "table", "")).startswith("neutron")
-
-
-def selected(reflections, scales):
-    """The reflections that the scales are for, on their scale."""
-    chosen = reflections.select(scales.selection)
-    sigmas = None if chosen.sigmas is None else chosen.sigmas / scales.f_obs_scale
-    return dataclasses.replace(chosen, f_obs=chosen.f_obs / scales.f_obs_scale, sigmas=sigmas)

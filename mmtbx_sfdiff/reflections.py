@@ -43,6 +43,8 @@ class Reflections:
     # Label, source, observation type and wavelength of the array, for the way back.
     _info: object = dataclasses.field(repr=False, default=None)
     _observation_type: object = dataclasses.field(repr=False, default=None)
+    # (selection, f_obs_scale) of the scales that an FModel has found for them: what targets take unless told otherwise.
+    _in_use: tuple | None = dataclasses.field(repr=False, default=None)
 
     @classmethod
     def from_cctbx(cls, f_obs, r_free_flags=None, dtype=torch.float64, device="cpu"):
@@ -141,7 +143,7 @@ class Reflections:
             name: None if getattr(self, name) is None else getattr(self, name)[selection]
             for name in ("miller_indices", "f_obs", "sigmas", "r_free_flags")
         }
-        return dataclasses.replace(self, **chosen)
+        return dataclasses.replace(self, _in_use=None, **chosen)
 
     def to(self, dtype=None, device=None):
         """The same reflections in another dtype or on another device."""

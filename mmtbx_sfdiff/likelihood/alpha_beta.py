@@ -47,6 +47,15 @@ class AlphaBeta:
     epsilons: torch.Tensor
     centric: torch.Tensor
 
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AlphaBeta:
+        """The same in another dtype or on another device."""
+        return AlphaBeta(
+            self.alpha.to(dtype=dtype, device=device),
+            self.beta.to(dtype=dtype, device=device),
+            self.epsilons.to(dtype=dtype, device=device),
+            self.centric.to(device=device),
+        )
+
 
 def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
     """alpha and beta of every reflection, as mmtbx estimates them.

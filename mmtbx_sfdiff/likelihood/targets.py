@@ -1,7 +1,11 @@
 """What is minimised, and what is reported: least squares, maximum likelihood, R factors.
 
-Every function takes scaled structure factors (..., n), is differentiable in them, and returns (...,).
+Every function takes scaled structure factors (..., n), is differentiable in them (twice), and returns (...,).
 Reflections that are not selected do not count; the free ones never enter a target.
+
+Selection and scale are, unless given, those that ``FModel.target`` takes: the reflections of an FModel with scales know them
+(``fmodel.reflections``; the FModel itself may be given, too).  Other reflections are all used, on their own scale, and a target
+whose number depends on it warns where F_model is evidently on another.
 
 References: Afonine, Grosse-Kunstleve, Adams (2005), CCP4 Newsl. 42; Lunin, Afonine & Urzhumtsev (2002), Acta
 Cryst. A58, 270; ``cctbx/xray/targets/{least_squares,mlf}.h``, ``mmtbx.refinement.targets``.
@@ -10,28 +14,44 @@ Cryst. A58, 270; ``cctbx/xray/targets/{least_squares,mlf}.h``, ``mmtbx.refinemen
 from __future__ import annotations
 
 import math
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import bessel
+from ..numerics import residual
+from ..numerics.precision import full_precision
+from .distributions import log_likelihood
+
+if TYPE_CHECKING:
+    from ..reflections import Reflections
+    from .alpha_beta import AlphaBeta
 
 LEAST_SQUARES_WEIGHTS = ("sigma", "unit")
 _LEAST_BETA = 1e-3
+# Outside this range mmtbx divides f_obs by k1.
+_SAME_SCALE = (0.9, 1.1)
 
 
-def least_squares(reflections, f_model, selection=None, f_obs_scale=1.0):
-    """``T = sum over work reflections of ((Fo - |Fm|) / sigma)^2`` (equation 9)
+@full_precision
+def least_squares(
+    reflections: Reflections | Any,
+    f_model: torch.Tensor,
+    selection: torch.Tensor | None = None,
+    f_obs_scale: float | None = None,
+) -> torch.Tensor:
+    """``T = sum over work reflections of ((Fo - |Fm|) / sigma)^2`` (equation 9).
 
     Parameters
     ----------
-    reflections : Reflections
+    reflections : Reflections or FModel
         With sigmas; those that are not positive leave their reflections out.
     f_model : torch.Tensor
         (..., n) complex, on the scale of ``f_obs / f_obs_scale``.
     selection : torch.Tensor, optional
-        (n,) bool, the reflections in use.
-    f_obs_scale : float
-        See ``Scales.f_obs_scale``.
+        (n,) bool, the reflections in use; by default those that the FModel uses whose ``reflections`` these are, or all.
+    f_obs_scale : float, optional
+        See ``Scales.f_obs_scale``; by default that of the FModel, or 1.
 
     Returns
     -------
@@ -42,56 +62,88 @@ def least_squares(reflections, f_model, selection=None, f_obs_scale=1.0):
     ------
     ValueError
         When the reflections have no sigmas.
+
+    Warns
+    -----
+    UserWarning
+        Nothing says on which scale F_model is, and it differs from that of ``f_obs`` by more than a tenth.
+
+    Examples
+    --------
+    >>> fmodel.update_scales()                                               # doctest: +SKIP
+    >>> targets.least_squares(fmodel.reflections, fmodel.f_model())          # doctest: +SKIP
+    >>> targets.least_squares(data, fmodel.f_model(), **fmodel.in_use())     # the same # doctest: +SKIP
     """
+    reflections, selection, k = _in_use(reflections, selection, f_obs_scale, f_model)
     if reflections.sigmas is None:
         raise ValueError(
             "The least-squares target needs the standard deviations of f_obs, and there are none; use "
             "normalized_least_squares with weights='unit', or the maximum-likelihood target."
         )
-    work = _used(reflections, selection) & reflections.work & (reflections.sigmas > 0)
-    # Weights of zero leave reflections out sooner than a selection does.
-    w = torch.where(work, reflections.sigmas / f_obs_scale, math.inf) ** -2
-    return (w * (reflections.f_obs / f_obs_scale - f_model.abs()).square()).sum(-1)
+    w = _sigma_weights(reflections, selection & reflections.work, k)
+    return (w * (reflections.f_obs / k - f_model.abs()).square()).sum(-1)
 
 
-def normalized_least_squares(reflections, f_model, weights="unit", scale="k1", selection=None, f_obs_scale=1.0):
+@full_precision
+def normalized_least_squares(
+    reflections: Reflections | Any,
+    f_model: torch.Tensor,
+    weights: str = "unit",
+    scale: str = "k1",
+    selection: torch.Tensor | None = None,
+    f_obs_scale: float | None = None,
+) -> torch.Tensor:
     """``T = sum w (Fo - k |Fm|)^2 / sum w Fo^2`` over work reflections: mmtbx's ``ls_w..._k...``.
 
     Parameters
     ----------
     reflections, f_model, selection, f_obs_scale
-        See :func:`least_squares`.
+        See :func:`least_squares`; with ``scale="k1"`` the scale of the data makes no difference.
     weights : {"unit", "sigma"}
         w = 1 (``ls_wunit``) or 1/sigma^2 (``ls_wexp``).
     scale : {"k1", "unit"}
-        k by least squares, or 1.
+        k by least squares (0 where F_model is), or 1.
 
     Returns
     -------
     torch.Tensor
         (...,)
+
+    Raises
+    ------
+    ValueError
+        Unknown weights or scale; weights from sigmas where there are none; see :func:`least_squares`.
     """
     if weights not in LEAST_SQUARES_WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(LEAST_SQUARES_WEIGHTS)}, not {weights!r}.")
     if scale not in ("k1", "unit"):
         raise ValueError(f"scale must be 'k1' or 'unit', not {scale!r}.")
+    reflections, selection, overall = _in_use(reflections, selection, f_obs_scale, f_model if scale == "unit" else None)
     if weights == "sigma" and reflections.sigmas is None:
         raise ValueError("Weights from standard deviations need sigmas, and there are none; use weights='unit'.")
-    work = _used(reflections, selection) & reflections.work
-    f_obs, model = reflections.f_obs / f_obs_scale, f_model.abs()
-    w = work.to(f_obs.dtype)
-    if weights == "sigma":
-        w = torch.where(work, reflections.sigmas / f_obs_scale, math.inf) ** -2
-    # The derivative with respect to k vanishes at the least-squares k, so that k counts as a constant.
-    k = _scale(w * f_obs, f_obs, model, w).detach() if scale == "k1" else 1.0
-    return (w * (f_obs - k * model).square()).sum(-1) / (w * f_obs.square()).sum()
+    work = selection & reflections.work
+    f_obs, model = reflections.f_obs / overall, f_model.abs()
+    w = _sigma_weights(reflections, work, overall) if weights == "sigma" else work.to(f_obs.dtype)
+    if scale == "k1":
+        # k stays on the graph: it does not change the gradient, but the curvature is not that of a constant k.
+        model = residual.scale(f_obs, model, w).unsqueeze(-1) * model
+    return residual.ratio((w * (f_obs - model).square()).sum(-1), (w * f_obs.square()).sum())
 
 
-def maximum_likelihood(reflections, f_model, alpha_beta, selection=None, f_obs_scale=1.0):
+@full_precision
+def maximum_likelihood(
+    reflections: Reflections | Any,
+    f_model: torch.Tensor,
+    alpha_beta: AlphaBeta,
+    selection: torch.Tensor | None = None,
+    f_obs_scale: float | None = None,
+) -> torch.Tensor:
     """Mean over work reflections of -ln p(Fo | Fm): mmtbx's ``ml``.
 
         acentric  -ln(2 Fo / eb) + (Fo^2 + a^2 Fm^2) / eb - ln I0(2 a Fo Fm / eb)
         centric   -1/2 ln(2 / pi eb) + (Fo^2 + a^2 Fm^2) / 2eb - ln cosh(a Fo Fm / eb)
+
+    The Bessel function is exact; mmtbx's polynomial differs by up to 1e-7.
 
     Parameters
     ----------
@@ -105,74 +157,89 @@ def maximum_likelihood(reflections, f_model, alpha_beta, selection=None, f_obs_s
     -------
     torch.Tensor
         (...,)
+
+    Raises
+    ------
+    ValueError
+        See :func:`least_squares`.
     """
-    work = _used(reflections, selection) & reflections.work
-    n_work = int(work.sum())
+    reflections, selection, k = _in_use(reflections, selection, f_obs_scale, f_model)
+    work = selection & reflections.work
     # What the reference leaves at 0 is left out here; it still counts in the mean.
-    work = work & (alpha_beta.alpha > 0) & (alpha_beta.beta > _LEAST_BETA) & (reflections.f_obs > 0)
-    rows = work.nonzero()[:, 0]
-    f_obs, a, eb, centric = (
-        x.index_select(0, rows)
-        for x in (
-            reflections.f_obs / f_obs_scale,
-            alpha_beta.alpha,
-            alpha_beta.epsilons * alpha_beta.beta,
-            alpha_beta.centric,
-        )
-    )
-    model = f_model.index_select(-1, rows).abs()
-    x = a * f_obs * model / eb
-    squares = (f_obs.square() + (a * model).square()) / eb
-    acentric = -(2 * f_obs / eb).log() + squares - _LogI0.apply(2 * x)
-    log_cosh = x + torch.nn.functional.softplus(-2 * x) - math.log(2)
-    values = torch.where(centric, -0.5 * (2 / (math.pi * eb)).log() + 0.5 * squares - log_cosh, acentric)
-    return torch.where(model > 0, values, 0.0).sum(-1) / max(n_work, 1)
+    counted = work & (alpha_beta.alpha > 0) & (alpha_beta.beta > _LEAST_BETA) & (reflections.f_obs > 0)
+    f_obs = torch.where(counted, reflections.f_obs / k, 1.0)
+    alpha = torch.where(counted, alpha_beta.alpha, 1.0)
+    variance = torch.where(counted, alpha_beta.epsilons * alpha_beta.beta, 1.0)
+    model = f_model.abs()
+    values = log_likelihood(f_obs, alpha * model, variance, alpha_beta.centric)
+    return -torch.where(counted & (model != 0), values, 0.0).sum(-1) / work.sum().clamp(min=1)
 
 
-def r_factors(reflections, f_model, selection=None, f_obs_scale=1.0):
-    """R-work and R-free, each with its own overall scale as in mmtbx                                (equation
-    3).
+@full_precision
+def r_factors(
+    reflections: Reflections | Any,
+    f_model: torch.Tensor,
+    selection: torch.Tensor | None = None,
+    f_obs_scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """R-work and R-free, each with its own overall scale as in mmtbx (equation 3).
 
     Parameters
     ----------
     reflections, f_model, selection, f_obs_scale
-        See :func:`least_squares`.
+        See :func:`least_squares`; the scale of the data makes no difference.
 
     Returns
     -------
     r_work, r_free : torch.Tensor
-        (...,); ``r_free`` is over all reflections where none are free.
+        (...,); ``r_free`` is over all reflections where none are free.  A model of zeros has R = 1, data of zeros 1e9.
     """
-    used = _used(reflections, selection)
-    work, free = used & reflections.work, used & ~reflections.work
-    if not bool(free.any()):
-        free = work
-    return tuple(_r(reflections.f_obs[s] / f_obs_scale, f_model[..., s].abs()) for s in (work, free))
+    reflections, selection, k = _in_use(reflections, selection, f_obs_scale, None)
+    work, free = selection & reflections.work, selection & ~reflections.work
+    free = torch.where(free.any(), free, work)
+    f_obs, model = reflections.f_obs / k, f_model.abs()
+    r_work, r_free = (residual.r_factor(f_obs, model, weights=s.to(f_obs.dtype)) for s in (work, free))
+    return r_work, r_free
 
 
-def _used(reflections, selection):
-    return torch.ones_like(reflections.work) if selection is None else selection
+def _in_use(
+    reflections: Any, selection: torch.Tensor | None, f_obs_scale: float | None, f_model: torch.Tensor | None
+) -> tuple[Reflections, torch.Tensor, float]:
+    """Reflections, selection and scale; the scale is looked at where it was not given and ``f_model`` is."""
+    reflections = getattr(reflections, "reflections", reflections)
+    if reflections._in_use is not None:
+        selection = reflections._in_use[0] if selection is None else selection
+        f_obs_scale = reflections._in_use[1] if f_obs_scale is None else f_obs_scale
+    if selection is None:
+        selection = torch.ones_like(reflections.work)
+    if f_obs_scale is None:
+        if f_model is not None:
+            _check_scale(reflections.f_obs, f_model.detach().abs(), selection & reflections.work)
+        f_obs_scale = 1.0
+    return reflections, selection, f_obs_scale
 
 
-def _scale(weighted, f_obs, model, w):
-    """Least-squares scale, (..., 1)."""
-    return ((weighted * model).sum(-1) / (w * model.square()).sum(-1)).unsqueeze(-1)
+def _check_scale(f_obs: torch.Tensor, model: torch.Tensor, work: torch.Tensor) -> None:
+    """Warn where |F_model| is evidently not on the scale of f_obs."""
+    if torch.compiler.is_compiling():
+        return
+    k = residual.scale(f_obs, model, work.to(f_obs.dtype))
+    try:
+        values = k.flatten().tolist()
+    except RuntimeError:  # inside vmap, where no value can be looked at
+        return
+    off = [x for x in values if x > 0 and not _SAME_SCALE[0] <= x <= _SAME_SCALE[1]]
+    if off:
+        warnings.warn(
+            f"f_obs is {max(off, key=lambda x: abs(math.log(x))):.3g} times F_model, and f_obs_scale was not given: give "
+            "**fmodel.in_use(), or fmodel.reflections, to have the scale and the selection of fmodel.target(), or "
+            "f_obs_scale=1.0 if F_model is meant to be on the scale of f_obs.",
+            stacklevel=5,
+        )
 
 
-def _r(f_obs, model):
-    k = _scale(f_obs, f_obs, model, torch.ones_like(f_obs))
-    return (f_obs - k * model).abs().sum(-1) / f_obs.sum()
-
-
-class _LogI0(torch.autograd.Function):
-    """ln I0(x), and I1(x) / I0(x) as its derivative, both as cctbx approximates them (to 1e-7)."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return bessel.log_i0(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * bessel.i1_over_i0(x)
+def _sigma_weights(reflections: Reflections, work: torch.Tensor, k: float) -> torch.Tensor:
+    """1/sigma^2 (n,), 0 for what is not used and where sigma is not positive."""
+    assert reflections.sigmas is not None
+    # Weights of zero leave reflections out sooner than a selection does.
+    return torch.where(work & (reflections.sigmas > 0), reflections.sigmas / k, math.inf) ** -2

@@ -17,8 +17,8 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..bulk_solvent import solvent_structure_factors
-from ..cctbx_backend.fmodel import fmodel_to_cctbx, map_coefficients
 from ..files import check_writable, read_model, write_all
+from ..files.managers import map_coefficients
 from ..files.mtz import MTZ, miller_array
 from ..files.twinning import twin_messages
 from ..fmodel import FModel
@@ -281,8 +281,8 @@ The exit code is 0 only if everything was computed and written.
             method=params.method,
             accuracy=params.accuracy,
             mask={"method": params.mask, "grid_step": params.grid_step},
+            source=self._entry,
         )
-        fmodel._source = self._entry
         model = "exponential" if params.scales == "exponential" else "mmtbx"
         try:
             with torch.no_grad():
@@ -351,7 +351,7 @@ The exit code is 0 only if everything was computed and written.
             for label, values in (("KMASK", parts.k_mask), ("KTOTAL", parts.k_total)):
                 mtz.add(miller_array(miller_set, values), label, column_types="R")
         if out.maps and parts.fmodel is not None:
-            manager = fmodel_to_cctbx(parts.fmodel, parts.f_calc, parts.f_mask)
+            manager = parts.fmodel.to_cctbx(parts.f_calc, parts.f_mask)
             for label, coefficients in map_coefficients(manager):
                 scaled = coefficients.data() * parts.fmodel.scales.f_obs_scale
                 mtz.add(coefficients.customized_copy(data=scaled), label, is_map=True)

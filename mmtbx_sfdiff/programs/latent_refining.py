@@ -10,8 +10,8 @@ import torch
 from cctbx.array_family import flex
 from libtbx import Auto
 
-from ..cctbx_backend.fmodel import map_file, model_file
 from ..files import read_model
+from ..files.managers import map_file, model_file
 from ..files.writing import write_atomically
 from ..fmodel import FModel
 from ..latent import (
@@ -168,7 +168,7 @@ def _write_refined(program, problem, entry, runs, final, others, report):
     kept = _stripped_entry(entry, problem)
     start = experiment.finished(problem.sites_cart[problem.rows], problem.b_start)
     finished = experiment.finished(final.sites_cart, final.b).to(dtype=torch.float64, device="cpu")
-    finished._source = kept
+    finished.source = kept
     finished.update_scales()
     r_work, r_free = finished.r_factors()
     flags = entry.data.r_free_flags is not None
@@ -198,8 +198,8 @@ def _write_refined(program, problem, entry, runs, final, others, report):
     }
     everything = [*runs, *([final] if final is not runs[0] else []), *others]
     files = {
-        "refined.cif": model_file(finished, ".cif"),
-        "refined.mtz": map_file(finished),
+        "refined.cif": model_file(finished.source, finished.atoms, ".cif"),
+        "refined.mtz": map_file(finished.to_cctbx(), flags),
         "history.csv": reporting.history_csv(everything),
         "table.json": json.dumps(content, indent=1),
     }

@@ -16,8 +16,8 @@ from libtbx import Auto
 from libtbx.utils import Sorry
 
 from ..atoms import Atoms
-from ..cctbx_backend.fmodel import map_file, model_file
 from ..files import check_writable, write_all
+from ..files.managers import map_file, model_file
 from ..files.twinning import twin_messages
 from ..fmodel import FModel
 from ..latent.generator.requirements import require
@@ -262,8 +262,8 @@ everything was computed and written.
             method=params.method,
             accuracy=params.accuracy,
             mask={"method": params.mask, "grid_step": params.grid_step},
+            source=entry,
         )
-        fmodel._source = entry
         suffix = self._model_suffix()
         if suffix == ".pdb" and not entry.model.manager.can_be_output_as_pdb():
             raise Sorry(
@@ -318,8 +318,8 @@ everything was computed and written.
         def trial(reflections, weight):
             report(f"force field weight {weight:g}", None)
             restraint.weight = weight
-            part = FModel(first.atoms, reflections, first.method, first.accuracy, first.mask_options)
-            return refine(part, settings, restraint=restraint)[0].r_free()
+            part = first.with_(reflections=reflections)
+            return float(refine(part, settings, restraint=restraint)[0].r_free())
 
         base = restraint.base
         choice = choose_weight(first.reflections, trial)
@@ -354,12 +354,11 @@ everything was computed and written.
         # More macro-cycles may be asked for when a refinement goes on.
         decisive.pop("cycles") if not params.least_squares_cycles else None
         self._fingerprint = state.fingerprint(files, decisive)
-        start = FModel(fmodel.atoms, fmodel.reflections, fmodel.method, fmodel.accuracy, fmodel.mask_options)
-        start._source = fmodel._source
+        start = fmodel.with_()
         if params.shake:
             start.replace(sites_cart=shaken(fmodel.atoms, params.shake, params.random_seed))
         self._shaken = start.atoms
-        self._first = FModel(start.atoms, start.reflections, start.method, start.accuracy, start.mask_options)
+        self._first = start.with_()
         known = state.load(self._state, fmodel.atoms, self._fingerprint) if params.resume else None
         if known is None:
             return start, None
@@ -385,7 +384,7 @@ everything was computed and written.
         }
 
     def _describe(self, fmodel, refined, history):
-        first = FModel(self._shaken, fmodel.reflections, fmodel.method, fmodel.accuracy, fmodel.mask_options)
+        first = fmodel.with_(atoms=self._shaken)
         first.update_scales(remove_outliers=self._settings.remove_outliers)
         moved = (refined.atoms.sites_cart - self._shaken.sites_cart).square().sum(-1).sqrt()
         settings = dataclasses.asdict(self._settings)
@@ -427,7 +426,11 @@ everything was computed and written.
         from ..refinement import figure
 
         suffix = self._model_suffix()
-        contents = {suffix: model_file(refined, suffix), ".mtz": map_file(refined), ".json": self._json.encode()}
+        contents = {
+            suffix: model_file(refined.source, refined.atoms, suffix),
+            ".mtz": map_file(refined.to_cctbx(), refined.reflections.r_free_flags is not None),
+            ".json": self._json.encode(),
+        }
         if self.params.output.figure:
             contents[".png"] = figure.png(self.result)
         return contents
@@ -443,4 +446,4 @@ def shaken(atoms, rms, seed):
 
 def _r(fmodel):
     r_work, r_free = fmodel.r_factors()
-    return {"r_work": r_work, "r_free": None if fmodel.reflections.r_free_flags is None else r_free}
+    return {"r_work": r_work, "r_free": r_free}

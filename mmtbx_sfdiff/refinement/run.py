@@ -17,7 +17,7 @@ import time
 import torch
 
 from ..bulk_solvent import DEFAULT_MASK
-from ..fmodel import TARGETS, FModel
+from ..fmodel import TARGETS
 from ..likelihood import targets
 from .minimise import MINIMISERS, Evaluation, minimise
 from .variables import Curvature, Variables
@@ -152,7 +152,7 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
         if on_cycle is not None:
             on_cycle(_part(fmodel, atoms, None), history)
     report("scales", None)
-    result = _part(fmodel, atoms, None)
+    result = fmodel.with_(atoms=atoms)
     result.update_scales(remove_outliers=settings.remove_outliers)
     return result, history
 
@@ -200,9 +200,7 @@ def _part(fmodel, atoms, d_min):
     reflections = fmodel.reflections
     if d_min is not None:
         reflections = reflections.select(reflections.d_spacings >= d_min)
-    result = FModel(atoms, reflections, fmodel.method, fmodel.accuracy, fmodel.mask_options)
-    result._source = fmodel._source
-    return result
+    return fmodel.with_(atoms=atoms, reflections=reflections, refine=())
 
 
 class _Cycle:
@@ -269,7 +267,7 @@ class _Cycle:
         with torch.no_grad():
             penalty, gradient_of_penalty = variables.damping(vector, self.settings.damping)
             gradient += gradient_of_penalty
-            r_work, r_free = targets.r_factors(fmodel.reflections, f_model, **fmodel._used())
+            r_work, r_free = targets.r_factors(fmodel.reflections, f_model, **fmodel.in_use())
         info = {"target": float(value), "r_work": float(r_work), "r_free": self._free(r_free)}
         if held is not None:
             info["restraint"] = float(held.detach())

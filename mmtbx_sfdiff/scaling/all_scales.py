@@ -95,11 +95,36 @@ class Scales:
             total = total + self.f_part2
         return self.k_total * total
 
+    def selected(self, reflections):
+        """The reflections that the scales are for, on their scale: ``f_obs / f_obs_scale`` without the outliers."""
+        chosen = reflections.select(self.selection)
+        sigmas = None if chosen.sigmas is None else chosen.sigmas / self.f_obs_scale
+        return dataclasses.replace(chosen, f_obs=chosen.f_obs / self.f_obs_scale, sigmas=sigmas)
+
+    def to(self, dtype=None, device=None):
+        """The same scales in another dtype or on another device."""
+        return dataclasses.replace(
+            self, **{f.name: _moved(getattr(self, f.name), dtype, device) for f in dataclasses.fields(self)}
+        )
+
     def show(self):
         """The steps as text."""
         lines = ["                          step  r_work  r_free  reflections"]
         lines += [f"{step:>30s}  {r_work:.4f}  {r_free:.4f}  {n}" for step, r_work, r_free, n in self.log]
         return "\n".join(lines)
+
+
+def _moved(value, dtype, device):
+    """Tensors, and those in tuples and dictionaries: real and complex ones in the dtype of that precision."""
+    if isinstance(value, dict):
+        return {name: _moved(item, dtype, device) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_moved(item, dtype, device) for item in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if dtype is not None and value.is_complex():
+        return value.to(dtype=dtype.to_complex(), device=device)
+    return value.to(dtype=dtype if value.is_floating_point() else None, device=device)
 
 
 def update_all_scales(

@@ -1,4 +1,4 @@
-"""Scale factors and R factors, in mmtbx's convention.
+"""Scale factors and R factors in resolution bins, in mmtbx's convention.
 
     R = sum |Fo - k |Fm|| / sum Fo,     k = sum Fo |Fm| / sum |Fm|^2   (equation 3)
 
@@ -12,18 +12,9 @@ from __future__ import annotations
 
 import torch
 
+from ..numerics.residual import r_factor, scale
 
-def scale(f_obs, f_model):
-    """Least-squares scale of amplitudes f_model (n,) to f_obs (n,); a tensor without dimensions."""
-    denominator = f_model @ f_model
-    return torch.where(denominator == 0, 0.0, (f_obs @ f_model) / denominator)
-
-
-def r_factor(f_obs, f_model, k=None):
-    """R of amplitudes (n,) against f_obs (n,); ``k`` is the least-squares scale by default.  A tensor."""
-    k = scale(f_obs, f_model) if k is None else k
-    total = f_obs.sum()
-    return torch.where(total == 0, 1e9, (f_obs - k * f_model).abs().sum() / total)
+__all__ = ["binned_r_factor", "binned_residual", "binned_scale", "r_factor", "scale"]
 
 
 def binned_scale(f_obs, f_model, segments):

@@ -1,8 +1,10 @@
 """Targets, R factors, and alpha and beta, against mmtbx."""
 
 import dataclasses
+import warnings
 
 import torch
+from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.likelihood import targets
 from mmtbx_sfdiff.likelihood.alpha_beta import estimate_alpha_beta
 
@@ -45,14 +47,16 @@ def test_alpha_and_beta_without_flags():
     torch.testing.assert_close(ours.beta, tensor(beta), rtol=1e-10, atol=0)
 
 
-def compare(fmodel, name, target, f_model):
+def compare(fmodel, name, target, f_model, rel=1e-10, of_gradient=1e-8):
     """Value and gradient of a target against mmtbx's of that name."""
     fmodel.set_target_name(name)
     reference = fmodel.target_functor()(compute_gradients=True)
-    assert float(target.detach()) == pytest.approx(reference.target_work(), rel=1e-10)
+    assert float(target.detach()) == pytest.approx(reference.target_work(), rel=rel)
     (gradient,) = torch.autograd.grad(target, f_model)
     work = ~torch.from_numpy(fmodel.r_free_flags().data().as_numpy_array())
-    torch.testing.assert_close(gradient[work], tensor(reference.d_target_d_f_model_work()), rtol=1e-8, atol=1e-15)
+    expected = tensor(reference.d_target_d_f_model_work())
+    atol = 1e-15 if of_gradient < 1e-6 else of_gradient * float(expected.abs().max())
+    torch.testing.assert_close(gradient[work], expected, rtol=of_gradient, atol=atol)
     assert not gradient[~work].any()
 
 
@@ -63,6 +67,9 @@ def test_maximum_likelihood(fmodel):
         "ml",
         targets.maximum_likelihood(reflections, f_model, estimate_alpha_beta(reflections, f_model)),
         f_model,
+        # mmtbx's polynomials for I0 and I1/I0 are good to 2e-7; the exact functions have tests of their own.
+        rel=1e-6,
+        of_gradient=5e-6,
     )
 
 
@@ -104,8 +111,8 @@ def test_gradients(target):
         return getattr(targets, target)(reflections, torch.view_as_complex(parts), *extra)
 
     parts = torch.view_as_real(torch.stack([f_model, 0.8 * f_model])).contiguous().requires_grad_(True)
-    # cctbx's I1/I0 is the derivative of its ln I0 to 1e-6 only.
-    assert torch.autograd.gradcheck(function, (parts,), rtol=1e-4, atol=1e-6)
+    assert torch.autograd.gradcheck(function, (parts,), rtol=1e-5, atol=1e-6)
+    assert torch.autograd.gradgradcheck(function, (parts,), rtol=1e-5, atol=1e-6)
 
 
 def test_reflections_left_out_have_no_part():
@@ -124,3 +131,77 @@ def test_reflections_left_out_have_no_part():
     assert [float(r) for r in targets.r_factors(reflections, f_model, selection=chosen)] == pytest.approx(
         [float(r) for r in targets.r_factors(part, f_model[chosen])]
     )
+
+
+def test_bare_calls_take_what_the_fmodel_takes_or_warn():
+    reference = manager(n_atoms=24, d_min=2.5, n_outliers=4)
+    fmodel = FModel.from_cctbx(reference, method="direct", mask={"method": "binary"})
+    fmodel.update_scales()
+    f_model, bare = fmodel.f_model(), reflections_of(reference)
+    assert fmodel.scales.f_obs_scale > 2 and not bool(fmodel.selection.all())
+    for name, extra in (("least_squares", ()), ("maximum_likelihood", (fmodel.alpha_beta(),))):
+        function = getattr(targets, name)
+        expected = fmodel.target(name)
+        assert torch.equal(function(fmodel, f_model, *extra), expected)
+        assert torch.equal(function(fmodel.reflections, f_model, *extra), expected)
+        assert torch.equal(function(bare, f_model, *extra, **fmodel.in_use()), expected)
+        with pytest.warns(UserWarning, match="f_obs_scale was not given"):
+            function(bare, f_model, *extra)
+    # What does not depend on the scale does not ask for it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for weights in ("unit", "sigma"):
+            found = targets.normalized_least_squares(bare, f_model, weights, selection=fmodel.selection)
+            torch.testing.assert_close(found, targets.normalized_least_squares(fmodel, f_model, weights))
+        targets.least_squares(bare, f_model * fmodel.scales.f_obs_scale)
+    # Other reflections than the FModel's, and those of an FModel without scales, know of no selection.
+    part = fmodel.reflections.select(torch.arange(10))
+    assert targets.r_factors(part, f_model[:10])[0].shape == () and fmodel.with_().reflections._in_use is None
+
+
+def test_the_least_squares_scale_is_no_constant_of_the_second_derivative():
+    """The target does not depend on the scale of F_model, so along F_model itself every derivative is zero."""
+    fmodel = manager(n_atoms=8, d_min=6.0)
+    reflections, f_model = reflections_of(fmodel), tensor(fmodel.f_calc())
+    k = torch.ones((), dtype=torch.float64, requires_grad=True)
+    value = targets.normalized_least_squares(reflections, k * f_model)
+    (first,) = torch.autograd.grad(value, k, create_graph=True)
+    (second,) = torch.autograd.grad(first, k)
+    assert abs(float(first.detach())) < 1e-13 and abs(float(second)) < 1e-12
+
+
+def test_zeros_give_numbers():
+    reflections = reflections_of(manager(n_atoms=8, d_min=6.0))
+    zeros = torch.zeros(len(reflections), dtype=torch.complex128, requires_grad=True)
+    ones = torch.ones(len(reflections), dtype=torch.complex128)
+    noise = 1 + 0.2 * torch.randn(len(ones), generator=torch.Generator().manual_seed(0))
+    alpha_beta = estimate_alpha_beta(reflections, ones * reflections.f_obs * noise)
+    values = [
+        targets.normalized_least_squares(reflections, zeros),
+        targets.maximum_likelihood(reflections, zeros, alpha_beta, f_obs_scale=1.0),
+        *targets.r_factors(reflections, zeros),
+    ]
+    assert [float(v.detach()) for v in (values[0], *values[2:])] == [1.0, 1.0, 1.0]
+    for value in values:
+        (first,) = torch.autograd.grad(value, zeros, create_graph=True)
+        assert bool(torch.isfinite(torch.view_as_real(first)).all())
+    nothing = dataclasses.replace(reflections, f_obs=torch.zeros_like(reflections.f_obs))
+    assert [float(r) for r in targets.r_factors(nothing, ones)] == [1e9, 1e9]
+    # A sigma of zero leaves its reflection out, here as in equation 9.
+    sigmas = reflections.sigmas.clone()
+    sigmas[:3] = 0
+    assert torch.isfinite(
+        targets.normalized_least_squares(dataclasses.replace(reflections, sigmas=sigmas), ones, "sigma")
+    )
+    bad = ones.clone()
+    bad[5] = complex("nan")
+    assert torch.isnan(targets.maximum_likelihood(reflections, bad, alpha_beta, f_obs_scale=1.0))
+
+
+def test_batches_go_through_vmap_and_func_grad():
+    reflections = dataclasses.replace(reflections_of(manager(n_atoms=8, d_min=6.0, scale=1.0)), r_free_flags=None)
+    f = torch.stack([reflections.f_obs * k for k in (0.95, 1.0, 1.05)]).to(torch.complex128)
+    for function in (targets.least_squares, targets.normalized_least_squares, lambda *a: targets.r_factors(*a)[0]):
+        torch.testing.assert_close(torch.func.vmap(lambda x: function(reflections, x))(f), function(reflections, f))
+    gradient = torch.func.grad(lambda x: targets.least_squares(reflections, x.to(torch.complex128)))(f[0].real)
+    assert gradient.shape == f[0].shape

@@ -80,7 +80,7 @@ def compare(entry, mask, accuracy):
     fmodel.update_scales()
     r_work, r_free = fmodel.r_factors()
     seconds = time.perf_counter() - start
-    source = fmodel._source
+    source = fmodel.source
     manager = reference.unscaled_model(source.data.f_obs, source.data.r_free_flags, source.model.xray_structure)
     reference.scale_model(manager)
     has_free = source.data.r_free_flags is not None

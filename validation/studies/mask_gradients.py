@@ -63,7 +63,7 @@ class Case:
             sfdiff.solvent_mask(atoms, crystal, **point), crystal, self.reflections.miller_indices
         )
         f_model = self.fmodel.scales.f_model(self.f_calc, f_mask)
-        used = self.fmodel._used()
+        used = self.fmodel.in_use()
         return torch.stack(
             [
                 (f_mask * self.weights).real.sum(),

@@ -57,7 +57,7 @@ class Ours:
             value.requires_grad_()
         self.fmodel.atoms = self.atoms.replace(**values)
         f_model = self.fmodel.f_model(f_mask=self.f_mask if fixed_mask else None)
-        target = targets.normalized_least_squares(self.fmodel.reflections, f_model, **self.fmodel._used())
+        target = targets.normalized_least_squares(self.fmodel.reflections, f_model, **self.fmodel.in_use())
         return float(target.detach()), torch.autograd.grad(target, list(values.values()))
 
 

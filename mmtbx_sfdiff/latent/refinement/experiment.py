@@ -11,7 +11,6 @@ import dataclasses
 
 import torch
 
-from ...fmodel import FModel
 from ...likelihood import targets
 from .b_factors import EIGHT_PI_SQ
 from .objective import FLOOR, objective, work_bins
@@ -71,14 +70,7 @@ class Experiment:
             if d_min is not None:
                 reflections = reflections.select(reflections.d_spacings >= d_min)
             self._limited[d_min] = reflections
-        self._part = FModel(
-            self.whole.atoms,
-            self._limited[d_min],
-            self.whole.method,
-            self.whole.accuracy,
-            self.whole.mask_options,
-        )
-        self._part._source = self.whole._source
+        self._part = self.whole.with_(reflections=self._limited[d_min])
 
     def refresh(self, sites_cart, b, remove_outliers=False):
         """Scales and mask of this model, (n, 3) Å and (n,) Å², from now on; the FModel with them."""
@@ -99,7 +91,7 @@ class Experiment:
         f_model = part.f_model(f_mask=self._f_mask)
         value = self.objective_of(f_model)
         with torch.no_grad():
-            r_work, r_free = targets.r_factors(part.reflections, f_model.detach(), **part._used())
+            r_work, r_free = targets.r_factors(part.reflections, f_model.detach(), **part.in_use())
         return Value(value, float(r_work), float(r_free) if self.has_free else None)
 
     def objective_of(self, f_model):
@@ -108,14 +100,7 @@ class Experiment:
 
     def finished(self, sites_cart, b):
         """An FModel of this model against all data, with scales and outliers determined."""
-        result = FModel(
-            self._atoms(sites_cart.detach(), b.detach()),
-            self.whole.reflections,
-            self.whole.method,
-            self.whole.accuracy,
-            self.whole.mask_options,
-        )
-        result._source = self.whole._source
+        result = self.whole.with_(atoms=self._atoms(sites_cart.detach(), b.detach()))
         result.update_scales()
         return result
 

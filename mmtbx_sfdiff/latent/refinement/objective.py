@@ -92,7 +92,7 @@ def objective(name, fmodel, f_model, floor=FLOOR, bins=None):
     ValueError
         An unknown name; least squares without sigmas.
     """
-    used = fmodel._used()
+    used = fmodel.in_use()
     if name == "floored_gaussian":
         return floored_gaussian(fmodel.reflections, f_model, floor=floor, bins=bins, **used)
     if name == "least_squares":

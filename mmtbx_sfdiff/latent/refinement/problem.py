@@ -141,8 +141,7 @@ def make_problem(
         b = torch.full_like(b, overall)
     if b_source != "model":
         b = (b * overall / b.mean()).clamp(2.0, 150.0)
-    fmodel = FModel(atoms, reflections, method=method, accuracy=accuracy, mask=mask or {})
-    fmodel._source = entry
+    fmodel = FModel(atoms, reflections, method=method, accuracy=accuracy, mask=mask, source=entry)
 
     def tensor(values, dtype=torch.int64):
         return torch.as_tensor(values, dtype=dtype, device=device)
@@ -161,7 +160,4 @@ def make_problem(
 
 def with_reflections(problem, reflections):
     """The problem with other reflections of the same crystal."""
-    fmodel = problem.fmodel
-    other = FModel(fmodel.atoms, reflections, fmodel.method, fmodel.accuracy, fmodel.mask_options)
-    other._source = fmodel._source
-    return dataclasses.replace(problem, fmodel=other)
+    return dataclasses.replace(problem, fmodel=problem.fmodel.with_(reflections=reflections))
