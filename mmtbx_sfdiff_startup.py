@@ -1,7 +1,10 @@
-"""What ``mmtbx_sfdiff_startup.pth``, which is installed beside the package, does when Python starts.
+"""What happens when Python starts, where it was asked for.
+
+Nothing calls this unless somebody ran ``mmtbx_sfdiff.run --install-startup``, which puts :data:`LINE` into a file that
+Python reads when it starts, ``mmtbx_sfdiff_startup.pth``.  The line calls :func:`start`, and then:
 
 1. It waits for cctbx to be imported and then binds it to the C++ runtime that is loaded, as ``import mmtbx_sfdiff`` does:
-   without that, ``import torch`` and then ``from cctbx import xray`` is a segmentation fault where cctbx is a wheel.
+   without either, ``import torch`` and then ``from cctbx import xray`` is a segmentation fault where cctbx is a wheel.
    Until then nothing is imported.
 2. Where ``MMTBX_SFDIFF`` is set, it registers mmtbx_sfdiff in every program of cctbx and Phenix (:func:`install`).  The
    values are ``1`` (the algorithm ``sfdiff`` is known), ``scaling`` (and this package does ``update_all_scales``) and
@@ -14,9 +17,12 @@ import os
 import sys
 
 VARIABLE = "MMTBX_SFDIFF"
+VALUES = ("1", "scaling", "takeover")
+# Silent where the package has been removed since.
+LINE = 'import sys; exec("try: import mmtbx_sfdiff_startup as s\\nexcept ImportError: pass\\nelse: s.start()")\n'
 _LOWEST = "boost_python_meta_ext"  # cctbx's lowest extension module
-_VALUES = ("1", "scaling", "takeover")
 _REGISTRY = "mmtbx_sfdiff.cctbx_backend.registry"
+_installed: list = []
 
 
 class _BeforeCctbx:
@@ -43,21 +49,32 @@ def _loading():
 
 
 def start():
-    """Called when Python starts."""
-    sys.meta_path.insert(0, _BeforeCctbx())
-    if os.environ.get(VARIABLE, "0") not in ("", "0"):
-        install()
+    """Called when Python starts; again, it changes nothing.
+
+    Python may read its start-up files twice (3.11 does in virtual environments), and two finders that wait for one module
+    would call each other without end.
+    """
+    if not any(isinstance(finder, _BeforeCctbx) for finder in sys.meta_path) and _LOWEST not in sys.modules:
+        sys.meta_path.insert(0, _BeforeCctbx())
+    install()
+
+
+def active():
+    """Whether the variable acts on this process."""
+    return any(_installed)
 
 
 def install():
-    """Watch for the two imports; say so on stderr where the variable has another value."""
+    """Watch for the imports, once; say so on stderr where the variable has another value."""
     value = os.environ.get(VARIABLE, "").strip().lower()
-    if value in ("", "0"):
+    if value in ("", "0") or _installed:
         return
-    if value not in _VALUES:
-        sys.stderr.write("%s=%s is ignored: set it to %s.\n" % (VARIABLE, value, ", ".join(_VALUES)))
+    if value not in VALUES:
+        _installed.append(None)
+        sys.stderr.write("%s=%s is ignored: set it to %s.\n" % (VARIABLE, value, ", ".join(VALUES)))
         return
     registration = _Registration(value)
+    _installed.append(registration)
     sys.meta_path.insert(
         0,
         _AfterImport(

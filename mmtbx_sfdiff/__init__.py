@@ -16,6 +16,7 @@ __all__ = [
     "Atoms",
     "Crystal",
     "FModel",
+    "GeometryRestraints",
     "Reflections",
     "Scales",
     "mask_structure_factors",
@@ -36,4 +37,8 @@ def __getattr__(name):
         from .cctbx_backend import registry
 
         return getattr(registry, name)
+    if name == "GeometryRestraints":  # gemmi and SciPy, likewise
+        from .geometry import GeometryRestraints
+
+        return GeometryRestraints
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

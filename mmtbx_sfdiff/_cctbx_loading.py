@@ -151,7 +151,7 @@ def _survives(libraries: list[str]) -> bool:
 def _question(libraries: list[str]) -> str:
     """The interpreter, and the libraries with their sizes and times."""
     users = [str(sys.modules[name].__file__) for name in _users()]
-    lowest = str(importlib.util.find_spec(LOWEST).origin)
+    lowest = str(getattr(importlib.util.find_spec(LOWEST), "origin", ""))
     files = [sys.executable, *users, *libraries, *bundled_libstdcxx(), lowest]
     stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files if os.path.exists(path)]
     return hashlib.sha256(repr((sys.version, _BINDING, stats)).encode()).hexdigest()

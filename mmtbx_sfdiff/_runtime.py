@@ -98,7 +98,7 @@ def _hold_to_one_thread(torch: ModuleType) -> None:
         set_num_threads(1)
 
     set_num_threads_to_one(1)
-    torch.set_num_threads = set_num_threads_to_one
+    torch.set_num_threads = set_num_threads_to_one  # type: ignore[attr-defined]
 
 
 def self_test(torch: ModuleType) -> None:

@@ -28,16 +28,19 @@ The integral is a sum over a grid ``fine`` times finer than the mask's, at most 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
-import os
 
 import torch
 
 import numpy as np
 
-from ..kernels.reference import probe_shrink as probe_shrink_torch
-from ..kernels.threads import own_threads
+from ..kernels.engines import Engine
+from ..kernels.engines import engine as engine_of
+from ..kernels.jobs import MaskJob
+from ..kernels.threads import over, own_threads
+from ..plans.cache import TensorCache
+from ..plans.cell import mask_grid
+from ..plans.miller import miller_plan
 from .mask_atoms import mask_atoms
 from .transform import checked_indices, scattered
 
@@ -53,9 +56,8 @@ FINE_STEP = 0.31
 HARD_STEP = 0.151
 #: Distances from the spheres, Å, that the hard mask tells apart; see :mod:`~mmtbx_sfdiff.kernels.cpu.hard_mask`.
 _TOP = 0.3
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
-_HAVE_NUMBA = importlib.util.find_spec("numba") is not None
-_HAVE_TRITON = importlib.util.find_spec("triton") is not None
+_PRECISION = {"single": torch.float32, "double": torch.float64}
+_TRANSFORMS = TensorCache()
 
 
 def probe_shrink(
@@ -124,7 +126,7 @@ def probe_shrink(
     )
     lengths = prepared.r_shrink, prepared.softness
     soft = float(lengths[1].detach()) > 0
-    if soft and prepared.engine == "triton":
+    if soft and prepared.engine.batched:
         masks = _soft_together(prepared, crystal, n_real, precision, memory)
         return masks.to(atoms.dtype).reshape(*prepared.batch, *n_real)
     one_mask = _soft if soft else _hard
@@ -190,18 +192,22 @@ def probe_shrink_structure_factors(
         precision,
     )
     lengths = prepared.r_shrink, prepared.softness
-    if prepared.engine != "cpu" or any(x.requires_grad for x in lengths) or not float(lengths[1]) > 0:
+    if prepared.engine.name != "cpu" or any(x.requires_grad for x in lengths) or not float(lengths[1]) > 0:
         return None
-    from ..kernels.cpu.mask_transform import unit_transform
-
     indices, kept, n = checked_indices(miller_indices, crystal, n_real, d_min, atoms.device)
     dtype = torch.complex64 if atoms.dtype == torch.float32 else torch.complex128
     found = []
     for model in prepared.models:
-        soft = _soft_engine(
-            *lengths, crystal, n_real, atoms.dtype, memory, "cpu", precision, memory // len(prepared.sites)
+        job = _soft_job(
+            *lengths, crystal, n_real, atoms.dtype, memory, prepared.engine, precision, memory // len(prepared.sites)
         )
-        transform = unit_transform(soft.unit, crystal, indices, soft.dtype)
+        soft = _Soft(prepared.engine, job, _ball(*lengths))
+        # Kept while the tensor of indices lives and is not changed.
+        transform = _TRANSFORMS.get(
+            indices,
+            (job.grid, job.dtype),
+            lambda job=job: prepared.engine.unit_transform(job, miller_plan(crystal, indices)),
+        )
         found.append(_StructureFactors.apply(*model, *map(float, lengths), soft, transform, kept, n, dtype))
     return (torch.stack(found) if len(found) != 1 else found[0]).reshape(*prepared.batch, n)
 
@@ -217,7 +223,7 @@ class _Prepared:
     batch: tuple
     r_shrink: torch.Tensor
     softness: torch.Tensor
-    engine: str
+    engine: Engine
 
     @property
     def models(self):
@@ -247,13 +253,7 @@ def _prepare(
         if value.ndim or not float(value.detach()) >= 0:
             raise ValueError(f"{name} must be one number that is not negative, not {value.tolist()}.")
         lengths[name] = value
-    if engine is None:
-        engine = next(name for name, usable in _engines(atoms.device).items() if usable)
-    if not _engines(atoms.device).get(engine, False):
-        raise ValueError(
-            f"engine={engine!r} cannot be used here: choose 'torch', 'cpu' for tensors on the CPU with numba "
-            "installed, or 'triton' for tensors on a GPU with Triton installed."
-        )
+    engine = engine_of(atoms.device, engine)
     if precision not in ("single", "double"):
         raise ValueError(f"precision must be 'single' or 'double', not {precision!r}.")
     rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
@@ -311,50 +311,46 @@ class Ball:
         return -6 * t * (1 - t) * (t - 0.5) / self.edge
 
 
-def _engines(device):
-    """Engines in order of speed, and whether they can be used on a device."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return {
-        "cpu": device.type == "cpu" and _HAVE_NUMBA,
-        "triton": (device.type == "cuda" or interpreted) and _HAVE_TRITON,
-        "torch": True,
-    }
-
-
 def _ball(r_shrink, softness):
     return Ball(float(r_shrink.detach()), EDGE_RATIO * float(softness.detach()))
 
 
-def _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
-    ball, fine = _ball(r_shrink, softness), fineness(crystal, n_real, FINE_STEP)
-    if engine == "cpu":
-        from ..kernels.cpu.soft_mask import SoftMask
+class _Soft:
+    """An engine's soft mask, and the ball that it sums over."""
 
-        return SoftMask(crystal, n_real, fine, ball, np.float32 if precision == "single" else np.float64, memory, kept)
-    return probe_shrink_torch.SoftMask(crystal, n_real, fine, ball, dtype, memory)
+    def __init__(self, engine, job, kernel):
+        self.of, self.kernel = engine.soft_mask(job), kernel
+
+    def weights(self, function):
+        return self.of.weights(function)
+
+
+def _soft_job(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
+    reach, fine = _ball(r_shrink, softness).reach, fineness(crystal, n_real, FINE_STEP)
+    dtype = dtype if engine.name == "torch" else _PRECISION[precision]
+    return MaskJob(mask_grid(crystal, n_real), fine, reach, dtype, memory, kept, device=crystal.device)
 
 
 def _soft(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
-    engine = _soft_engine(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept)
-    return _ToCell.apply(_from_volume(sites, radii, cover, r_shrink, softness, engine).to(dtype), engine)
+    job = _soft_job(r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept)
+    soft = _Soft(engine, job, _ball(r_shrink, softness))
+    return _ToCell.apply(_from_volume(sites, radii, cover, r_shrink, softness, soft).to(dtype), soft.of)
 
 
 def _soft_together(prepared, crystal, n_real, precision, memory):
     """Masks of a batch (n_models, ...) by kernels that many models share."""
-    from ..kernels.cuda.soft_mask import LARGEST, SoftMask
-
-    lengths = prepared.r_shrink, prepared.softness
-    ball, fine = _ball(*lengths), fineness(crystal, n_real, FINE_STEP)
-    dtype = torch.float32 if precision == "single" else torch.float64
-    points = math.prod(n_real) * fine**3
-    size = max(1, min(memory // (points * dtype.itemsize), LARGEST // points))
+    lengths, engine = (prepared.r_shrink, prepared.softness), prepared.engine
+    job = _soft_job(*lengths, crystal, n_real, None, memory, engine, precision, memory)
+    points = math.prod(n_real) * job.fine**3
+    size = max(1, min(memory // (points * job.dtype.itemsize), engine.largest // points))
     masks = []
     for first in range(0, len(prepared.sites), size):
         models = slice(first, first + size)
         part = prepared.taking_part[models]
-        engine = SoftMask(crystal, n_real, fine, ball, dtype, memory, part.nonzero()[:, 0], len(part))
+        part_job = dataclasses.replace(job, models=part.nonzero()[:, 0], n_models=len(part))
+        soft = _Soft(engine, part_job, _ball(*lengths))
         chosen = (values[models][part] for values in (prepared.sites, prepared.radii, prepared.cover))
-        masks.append(_ToCell.apply(_from_volume(*chosen, *lengths, engine), engine))
+        masks.append(_ToCell.apply(_from_volume(*chosen, *lengths, soft), soft.of))
     return torch.cat(masks)
 
 
@@ -387,15 +383,13 @@ class _StructureFactors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, sites, radii, cover, r_shrink, softness, engine, transform, kept, n, dtype):
-        from ..kernels.cpu.asymmetric_unit import over
-
         ctx.save_for_backward(sites, radii, cover)
         ctx.engine, ctx.transform, ctx.softness = engine, transform, softness
         with own_threads(sites.device):
             weights = engine.weights(engine.kernel.value)
-            ctx.exponents = engine.forward(sites, radii, cover, softness, [weights], any(ctx.needs_input_grad))[0]
+            ctx.exponents = engine.of.forward(sites, radii, cover, softness, [weights], any(ctx.needs_input_grad))[0]
             volume = (VOLUME_RATIO * softness) ** 3
-            ctx.most = -math.expm1(-float(weights.sum(dtype=np.float64)) / volume)
+            ctx.most = -math.expm1(-float(weights.sum(dtype=torch.float64)) / volume)
             mask = torch.empty_like(ctx.exponents)
 
             def part(first, after):
@@ -409,8 +403,6 @@ class _StructureFactors(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        from ..kernels.cpu.asymmetric_unit import over
-
         engine, volume = ctx.engine, (VOLUME_RATIO * ctx.softness) ** 3
         with own_threads(gradient.device):
             gradient = gradient if ctx.kept is None else gradient[ctx.kept]
@@ -421,7 +413,7 @@ class _StructureFactors(torch.autograd.Function):
 
             over(len(by_volume), part)
             sites_only = not any(ctx.needs_input_grad[1:3])
-            found = engine.backward(
+            found = engine.of.backward(
                 by_volume, *ctx.saved_tensors, ctx.softness, engine.weights(engine.kernel.value), sites_only
             )
         return *found[:3], *[None] * 7
@@ -437,7 +429,7 @@ class _Volume(torch.autograd.Function):
         weights = [engine.weights(engine.kernel.value)]
         keep = any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5]))
         with own_threads(sites.device):
-            return engine.forward(sites, radii, cover, float(width), weights, keep)[0]
+            return engine.of.forward(sites, radii, cover, float(width), weights, keep)[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -447,7 +439,7 @@ class _Volume(torch.autograd.Function):
         by_ball, found = [None, None], [None, None, None, None]
         with own_threads(sites.device):
             if any(ctx.needs_input_grad[3:5]):
-                changes = engine.forward(
+                changes = engine.of.forward(
                     sites,
                     radii,
                     cover,
@@ -456,7 +448,7 @@ class _Volume(torch.autograd.Function):
                 )
                 by_ball = [(gradient.to(torch.float64) * change).sum() for change in changes]
             if any((*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])):
-                found = engine.backward(gradient, sites, radii, cover, float(width), engine.weights(kernel.value))
+                found = engine.of.backward(gradient, sites, radii, cover, float(width), engine.weights(kernel.value))
         return *found[:3], *by_ball, found[3], None
 
 
@@ -466,14 +458,15 @@ class _Free(torch.autograd.Function):
     @staticmethod
     def forward(ctx, r_shrink, edge, engine):
         ctx.engine = engine
-        return r_shrink.new_tensor(float(engine.weights(engine.kernel.value).sum()))
+        return r_shrink.new_tensor(float(engine.weights(engine.kernel.value).sum(dtype=torch.float64)))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         engine = ctx.engine
         return *(
-            gradient * float(engine.weights(f).sum()) for f in (engine.kernel.by_radius, engine.kernel.by_edge)
+            gradient * float(engine.weights(f).sum(dtype=torch.float64))
+            for f in (engine.kernel.by_radius, engine.kernel.by_edge)
         ), None
 
 
@@ -493,26 +486,14 @@ class _ToCell(torch.autograd.Function):
             return ctx.engine.from_cell(gradient), None
 
 
-class Reach:
-    """What the hard mask's engines need of a ball: how far it goes."""
-
-    def __init__(self, reach):
-        self.reach = reach
-
-
 def _hard(sites, radii, cover, r_shrink, softness, crystal, n_real, dtype, memory, engine, precision, kept):
     fine = fineness(crystal, n_real, HARD_STEP)
     step = 1.2 * (crystal.volume / math.prod(n_real)) ** (1 / 3)
     low = -float(r_shrink.detach()) - step / 2
-    reach = Reach(_TOP - low)
-    if engine == "cpu":
-        from ..kernels.cpu.hard_mask import HardMask
-
-        engine = HardMask(crystal, n_real, fine, reach, _NUMPY[dtype], memory)
-    else:
-        engine = probe_shrink_torch.HardMask(crystal, n_real, fine, reach, dtype, memory)
-    t = ((_Psi.apply(sites, radii, low, engine) + r_shrink.to(dtype)) / step + 0.5).clamp(0, 1)
-    return _ToCell.apply(t * t * (3 - 2 * t), engine)
+    job = MaskJob(mask_grid(crystal, n_real), fine, _TOP - low, dtype, memory, device=crystal.device)
+    hard = engine.hard_mask(job)
+    t = ((_Psi.apply(sites, radii, low, hard) + r_shrink.to(dtype)) / step + 0.5).clamp(0, 1)
+    return _ToCell.apply(t * t * (3 - 2 * t), hard)
 
 
 class _Psi(torch.autograd.Function):

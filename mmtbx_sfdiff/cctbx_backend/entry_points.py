@@ -19,6 +19,7 @@ class EntryPoint:
     ----------
     name : str
     module, owner, method : str
+    kind : {"F_calc", "gradients", "masks"}
     purpose : str
     taken_over : bool
         Whether :func:`~mmtbx_sfdiff.takeover` answers for it.
@@ -30,6 +31,7 @@ class EntryPoint:
     module: str
     owner: str
     method: str
+    kind: str
     purpose: str
     taken_over: bool
     remark: str
@@ -41,6 +43,7 @@ ENTRY_POINTS = (
         "cctbx.xray.ext",
         "structure_factors_direct",
         "__init__",
+        "F_calc",
         "F_calc, direct summation",
         True,
         "nobody calls it under takeover()",
@@ -50,6 +53,7 @@ ENTRY_POINTS = (
         "cctbx.xray.ext",
         "sampled_model_density",
         "__init__",
+        "F_calc",
         "F_calc by FFT; density maps in real space",
         True,
         "density maps in real space (mmtbx.real_space) still call it",
@@ -59,6 +63,7 @@ ENTRY_POINTS = (
         "cctbx.xray.ext",
         "structure_factors_gradients_direct",
         "__init__",
+        "gradients",
         "gradients, direct summation",
         True,
         "nobody calls it under takeover()",
@@ -68,6 +73,7 @@ ENTRY_POINTS = (
         "cctbx.xray.ext",
         "fast_gradients",
         "__init__",
+        "gradients",
         "gradients by FFT",
         True,
         "targets in real space still call it",
@@ -77,6 +83,7 @@ ENTRY_POINTS = (
         "mmtbx_masks_ext",
         "atom_mask",
         "compute",
+        "masks",
         "solvent mask of the asymmetric unit",
         True,
         "radial shells (n_radial_shells > 1), maps of one asymmetric unit (mask_data_whole_uc) "
@@ -87,6 +94,7 @@ ENTRY_POINTS = (
         "cctbx_masks_ext",
         "around_atoms",
         "__init__",
+        "masks",
         "solvent mask without symmetry",
         True,
         "cctbx.masks and smtbx.masks still call it",
@@ -96,6 +104,7 @@ ENTRY_POINTS = (
         "cctbx.xray.ext",
         "each_hkl_gradients_direct",
         "__init__",
+        "gradients",
         "gradients of each structure factor",
         False,
         "no target of mmtbx calls it",

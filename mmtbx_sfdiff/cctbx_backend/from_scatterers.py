@@ -12,6 +12,7 @@ from libtbx.utils import Sorry
 from ..structure_factors import structure_factors
 from .conversion import as_flex_complex, atoms_of, miller_tensor
 from .settings import Settings, usable_device
+from .usage import count_call
 
 
 class from_scatterers_sfdiff(managed_calculation_base):
@@ -33,6 +34,7 @@ class from_scatterers_sfdiff(managed_calculation_base):
 
     def __init__(self, manager, xray_structure, miller_set, algorithm="sfdiff", extra_params=None, settings=None):
         managed_calculation_base.__init__(self, manager, xray_structure, miller_set, algorithm=algorithm)
+        count_call("F_calc")
         settings = settings or Settings.from_phil(extra_params)
         device = usable_device(settings.device)
         if xray_structure.scatterers().size() == 0:

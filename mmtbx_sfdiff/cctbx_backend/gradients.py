@@ -20,6 +20,7 @@ from libtbx.utils import Sorry
 from ..structure_factors import structure_factor_gradients
 from .conversion import as_complex_tensor, atoms_of, miller_tensor
 from .settings import Settings, usable_device
+from .usage import count_call
 
 _LENGTHS = {"sites_cart": 3, "u_iso": 1, "u_star": 6, "occupancies": 1, "fp": 1, "fdp": 1}
 
@@ -59,6 +60,7 @@ class gradients_sfdiff(gradients_base):
         site_gradient=None,
     ):
         gradients_base.__init__(self, manager, xray_structure, miller_set, algorithm=algorithm)
+        count_call("gradients")
         self._d_target_d_f_calc = d_target_d_f_calc
         flags = _Flags(xray_structure.scatterers())
         values = _gradients(

@@ -18,6 +18,7 @@ from ..bulk_solvent import mask_structure_factors
 from ..bulk_solvent.binary import fill_spheres, mask_of_spheres
 from ..crystal import as_miller_tensor
 from .conversion import as_flex_complex, as_flex_double, crystal_of
+from .usage import count_call
 
 _MEMORY = 256 * 2**20
 _CPP_ATOM_MASK = mmtbx.masks.atom_mask
@@ -78,6 +79,7 @@ class AtomMask:
         if len(shells):
             self._compute_original()
             return
+        count_call("masks")
         self._mask = mask_of_spheres(
             *_spheres(sites_frac, atom_radii),
             crystal_of(self._symmetry),
@@ -166,6 +168,7 @@ class AroundAtoms:
         explicit_distance=False,
         debug=False,
     ):
+        count_call("masks")
         self.solvent_radius, self.shrink_truncation_radius = solvent_radius, shrink_truncation_radius
         crystal = crystal_of(cctbx_crystal.symmetry(unit_cell=unit_cell, space_group_symbol="P1"))
         n_real = tuple(int(n) for n in gridding_n_real)

@@ -14,6 +14,7 @@ from libtbx.utils import Sorry
 from ..bulk_solvent import mask_structure_factors, solvent_mask
 from .conversion import as_complex_tensor, as_flex_complex, atoms_of, miller_tensor
 from .settings import usable_device
+from .usage import count_call
 
 
 def wants_sfdiff(mask_params):
@@ -40,6 +41,7 @@ def compute_f_mask(manager, params):
     libtbx.utils.Sorry
         A grid that does not carry the symmetry, an element without a radius, a device that is not there.
     """
+    count_call("masks")
     # The manager has left out hydrogens and empty atoms already.
     atoms, mask = _mask(
         params,

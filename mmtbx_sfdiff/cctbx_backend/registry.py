@@ -25,6 +25,7 @@ from .from_scatterers import from_scatterers_sfdiff
 from .gradients import gradients_sfdiff
 from .mask_classes import AroundAtoms, AtomMask, bulk_solvent_class
 from .settings import MASK_PHIL, STRUCTURE_FACTOR_PHIL, Settings, usable_device
+from .usage import report_at_exit_if_asked
 
 NAME = "sfdiff"
 _DESCRIPTION = "Differentiable structure factors and masks (mmtbx_sfdiff)"
@@ -53,8 +54,10 @@ def register(scaling=False):
 
     Notes
     -----
-    Calling it again changes nothing; :func:`unregister` takes everything back.
+    Calling it again changes nothing; :func:`unregister` takes everything back.  With ``MMTBX_SFDIFF_REPORT=1`` in the
+    environment the program says at its end how many calls were answered here, and how many by cctbx.
     """
+    report_at_exit_if_asked()
     if not _undo:
         _undo.append(
             _set_item(algorithms, NAME, Algorithm(NAME, _DESCRIPTION, from_scatterers_sfdiff, gradients_sfdiff))

@@ -17,10 +17,12 @@ from libtbx import group_args
 from ..reflections import Reflections
 from ..scaling import update_all_scales as sfdiff_update_all_scales
 from .conversion import as_complex_tensor, as_flex_complex, as_flex_double
+from .usage import count_call
 
 
 def can_scale(manager, apply_back_trace, fast, params):
     """Whether this package's scaler does what the arguments of mmtbx's ask for."""
+    count_call("scaling")
     params = bss.master_params.extract() if params is None else params
     return (
         fast

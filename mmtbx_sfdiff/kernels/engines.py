@@ -1,27 +1,208 @@
-"""Which engine carries out a job on a device.
+"""Which engine carries out the jobs on a device: one answer for all of them.
 
-An engine for densities has three functions: ``splat(job)`` gives the grid, ``values(job)`` the structure factors, and
-``gradients(seed, job)`` the gradients in (sites, u_iso, u_star, weights, f' or f'').  ``SLACK`` multiplies the truncation
-that the error model allows for, by how the engine cuts its Gaussians.  Where ``BATCHED``, a job may hold several models,
-of ``LARGEST`` grid points in all.
+An engine is anything with the names of :class:`Engine`.  :mod:`.reference` is written in plain torch operations and is
+the specification: ``tests/kernels/conformance.py`` holds every other engine to it.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
+import numpy as np
+
+from .jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskJob
+
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
+HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 
 
-def density_engine(device):
-    """The fastest engine there is for a device."""
+class SoftMask(Protocol):
+    """The soft mask of one job.
+
+    V and the mask are known at the engine's own points, (n_points,): one of each orbit, or all of the cell's.
+    """
+
+    def weights(self, function: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
+        """A function of the distance (Å) at the steps of the ball, times the volume of a step."""
+        ...
+
+    def forward(
+        self,
+        sites: torch.Tensor,
+        radii: torch.Tensor,
+        cover: torch.Tensor,
+        width: float,
+        weights: Sequence[torch.Tensor],
+        keep: bool = False,
+    ) -> list[torch.Tensor]:
+        """Weighted sums of E = prod_j [1 - c_j (1 - S(t_j))] over the ball around each point, for each array of weights.
+
+        S(t) = t^2 (3 - 2 t), t_j = 1/2 + (d^2 / R_j - R_j) / (2 width) within 0..1, over all images of atom j.
+        ``sites`` (n, 3) fractional, ``radii`` and ``cover`` (n,), float64; ``keep``: a gradient will follow.
+        """
+        ...
+
+    def backward(
+        self,
+        gradient: torch.Tensor,
+        sites: torch.Tensor,
+        radii: torch.Tensor,
+        cover: torch.Tensor,
+        width: float,
+        weights: torch.Tensor,
+        sites_only: bool = False,
+    ) -> Sequence[torch.Tensor]:
+        """Gradients in sites, radii, cover and width of the sum of gradient * V; ``sites_only``: the others may be zero."""
+        ...
+
+    def to_cell(self, values: torch.Tensor) -> torch.Tensor:
+        """Values at the points on the whole cell, (..., n1, n2, n3)."""
+        ...
+
+    def from_cell(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The transpose of :meth:`to_cell`."""
+        ...
+
+
+class HardMask(Protocol):
+    """The hard mask of one job: psi(x) = max [phi(y) - |x - y|] over the y in the ball with phi(y) >= 0.
+
+    phi(y) is the distance from the nearest sphere, at most ``top``; at points with ``low`` < phi < 0 where no such y is
+    found psi is ``low``, and elsewhere it is phi.
+    """
+
+    def psi(
+        self, sites: torch.Tensor, radii: torch.Tensor, low: float, top: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """psi at the engine's points, and the number of the fine point that decides it."""
+        ...
+
+    def pull_back(
+        self, gradient: torch.Tensor, source: torch.Tensor, sites: torch.Tensor, radii: torch.Tensor, top: float
+    ) -> Sequence[torch.Tensor]:
+        """Gradients in sites and radii of the sum of gradient * psi."""
+        ...
+
+    def to_cell(self, values: torch.Tensor) -> torch.Tensor: ...
+
+    def from_cell(self, gradient: torch.Tensor) -> torch.Tensor: ...
+
+
+class UnitTransform(Protocol):
+    """F(h) = V/N sum_g map(g) exp(2 pi i h.x_g) of a map given at one point of each orbit."""
+
+    def forward(self, values: np.ndarray) -> np.ndarray:
+        """(n,) complex F of all the reflections, of a map (n_points,)."""
+        ...
+
+    def backward(self, gradient: np.ndarray) -> np.ndarray:
+        """(n_points,) dT/d(map) from dT/dF (n,)."""
+        ...
+
+
+class Engine(Protocol):
+    """What carries out jobs on a device.
+
+    Attributes
+    ----------
+    name : str
+    slack : float
+        Multiplies the truncation that the error model allows for, by how the engine cuts its Gaussians.
+    batched : bool
+        Whether a :class:`DensityJob` or :class:`MaskJob` may hold several models.
+    largest : int
+        Grid points of all the models of a job.
+    """
+
+    name: str
+    slack: float
+    batched: bool
+    largest: int
+
+    def density(self, job: DensityJob) -> torch.Tensor:
+        """The density on the grid, (..., n_p, n_q, n_s), electrons a grid point times n_points / volume.
+
+        rho(r) = sum_k w alpha_k pi^(3/2) det(M_k)^(-1/2) exp(-pi^2 r M_k^-1 r), M_k = 2 pi^2 U* + e_k G* / s_max^2,
+        divided by the number of grid points, of the asymmetric unit's atoms alone.
+        """
+        ...
+
+    def density_pull_back(self, grid: torch.Tensor, job: DensityJob) -> DensityGradients:
+        """Gradients of sum(grid * density)."""
+        ...
+
+    def structure_factors(self, job: DensityJob) -> torch.Tensor:
+        """(..., n) complex: the density's transform, read by all operators, with the blur divided out."""
+        ...
+
+    def density_gradients(self, seed: torch.Tensor, job: DensityJob) -> DensityGradients:
+        """Gradients from dT/dF (..., n) of what :meth:`structure_factors` gives."""
+        ...
+
+    def direct_sum(self, job: DirectJob) -> torch.Tensor:
+        """E on the plan's unique indices, (n_models, n_unique) complex."""
+        ...
+
+    def direct_sum_gradients(
+        self, job: DirectJob, grad: torch.Tensor, wanted: tuple[bool, bool, bool]
+    ) -> Sequence[torch.Tensor | None]:
+        """Gradients in (sites, u, weights), each where it is wanted, from dT/dE."""
+        ...
+
+    def soft_mask(self, job: MaskJob) -> SoftMask: ...
+
+    def hard_mask(self, job: MaskJob) -> HardMask: ...
+
+    def unit_transform(self, job: MaskJob, plan: Columns) -> UnitTransform | None:
+        """The transform of maps on the points of :meth:`soft_mask`, or None where only that of the cell can be had."""
+        ...
+
+
+def usable(device: torch.device | str) -> tuple[str, ...]:
+    """Names of the engines that can be used on a device, the fastest first."""
     kind = torch.device(device).type
-    if kind == "cpu":
-        from .cpu import density
-    elif kind == "cuda" and HAVE_TRITON:
-        from .cuda import density
-    else:
-        from .reference import density
-    return density
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    found = {
+        "cpu": kind == "cpu" and HAVE_NUMBA,
+        "triton": HAVE_TRITON and (kind == "cuda" or interpreted),
+        "torch": True,
+    }
+    return tuple(name for name, yes in found.items() if yes)
+
+
+def engine(device: torch.device | str, name: str | None = None) -> Engine:
+    """The engine for a device: the fastest there is, or the one of that name.
+
+    Parameters
+    ----------
+    device : torch.device or str
+    name : {"cpu", "triton", "torch"}, optional
+        Kernels compiled by numba; for a GPU by Triton; or torch operations alone, on any device.
+
+    Raises
+    ------
+    ValueError
+        An engine that cannot be used on this device, or here.
+
+    Examples
+    --------
+    >>> engine("cpu", "torch").name
+    'torch'
+    """
+    names = usable(device)
+    if name is None:
+        name = names[0]
+    if name not in names:
+        raise ValueError(
+            f"engine={name!r} cannot be used here: choose 'torch', 'cpu' for tensors on the CPU with numba "
+            "installed, or 'triton' for tensors on a GPU with Triton installed."
+        )
+    # Compilers are loaded by whoever uses them.
+    module = {"cpu": ".cpu.engine", "triton": ".cuda.engine", "torch": ".reference.engine"}[name]
+    return importlib.import_module(module, __package__).ENGINE

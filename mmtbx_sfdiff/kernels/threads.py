@@ -208,3 +208,21 @@ def shares(n, count):
     """Ranges (first, last) that cut n pieces of work evenly into so many."""
     edges = [n * i // count for i in range(count + 1)]
     return list(zip(edges, edges[1:]))
+
+
+def over(n, function, per_thread=5):
+    """function(first, after) on consecutive ranges that cover 0..n, in a few threads; results in order."""
+    n_threads = n_workers()
+    if n_threads == 1 or n < 2:
+        return [function(0, n)]
+    edges = np.linspace(0, n, min(n, per_thread * n_threads) + 1).astype(np.int64).tolist()
+    ranges = list(zip(edges[:-1], edges[1:]))
+    queue = iter(range(len(ranges)))
+    results = [None] * len(ranges)
+
+    def work():
+        for number in queue:
+            results[number] = function(*ranges[number])
+
+    run([work] * n_threads)
+    return results

@@ -1,4 +1,7 @@
-"""``mmtbx_sfdiff.run``: an unmodified program of cctbx or Phenix, with this package registered or everywhere."""
+"""``mmtbx_sfdiff.run``: an unmodified program of cctbx or Phenix, with this package registered or everywhere.
+
+Also what makes the environment variable ``MMTBX_SFDIFF`` act: ``--install-startup``, see :mod:`.startup_file`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from libtbx.utils import Sorry
 
 from ..bulk_solvent import MASKS
 from ..structure_factors import METHODS
+from . import startup_file
 from .runner import guarded
 
 _DISPATCHER = re.compile(r"[A-Za-z]\w*(\.\w+)+")
@@ -41,6 +45,13 @@ By default the program knows algorithm=sfdiff and mask.algorithm=sfdiff and comp
 With --takeover everything goes through mmtbx_sfdiff, whatever the program asks for:
 
   mmtbx_sfdiff.run --takeover mmtbx.model_vs_data model.pdb data.mtz
+
+Without this command, for every program of this Python:
+
+  mmtbx_sfdiff.run --install-startup
+  MMTBX_SFDIFF=takeover mmtbx.model_vs_data model.pdb data.mtz
+
+MMTBX_SFDIFF_REPORT=1 makes a program say at its end which calls went through mmtbx_sfdiff, and which through cctbx.
 """,
     )
     result.add_argument(
@@ -49,26 +60,30 @@ With --takeover everything goes through mmtbx_sfdiff, whatever the program asks 
     result.add_argument(
         "--mask",
         choices=tuple(MASKS),
-        default="binary",
-        help="with --takeover: the solvent mask (default: cctbx's own definition)",
+        help="with --takeover: the solvent mask (default: binary, cctbx's own definition)",
     )
     result.add_argument(
         "--method",
         choices=("auto", *METHODS),
-        default="auto",
-        help="with --takeover: how structure factors are computed",
+        help="with --takeover: how structure factors are computed (default: auto)",
     )
     result.add_argument(
-        "--accuracy",
-        type=float,
-        default=1e-4,
-        help="with --takeover: largest relative error of the FFT (default: %(default)g)",
+        "--accuracy", type=float, help="with --takeover: largest relative error of the FFT (default: 1e-4)"
     )
-    result.add_argument("--device", default="cpu", help="with --takeover: cpu, cuda, ...")
+    result.add_argument("--device", help="with --takeover: cpu (the default), cuda, ...")
     result.add_argument(
         "--scaling", action="store_true", help="let mmtbx_sfdiff do update_all_scales, by the same algorithm"
     )
-    result.add_argument("program", help="name of a dispatcher (mmtbx.model_vs_data, phenix.refine), or a Python script")
+    once = result.add_mutually_exclusive_group()
+    once.add_argument(
+        "--install-startup",
+        action="store_true",
+        help="let MMTBX_SFDIFF=1, scaling or takeover act on every program of this Python; says where the file is",
+    )
+    once.add_argument("--remove-startup", action="store_true", help="take that file away")
+    result.add_argument(
+        "program", nargs="?", help="name of a dispatcher (mmtbx.model_vs_data, phenix.refine), or a Python script"
+    )
     result.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on as they are")
     return result
 
@@ -79,16 +94,25 @@ def run(args=None):
 
 
 def _run(options):
+    if options.install_startup or options.remove_startup:
+        if options.program:
+            raise Sorry(f"--install-startup and --remove-startup run no program: leave out {options.program}.")
+        print(startup_file.install() if options.install_startup else startup_file.remove())
+        return
+    if not options.program:
+        raise Sorry("Say which program: mmtbx_sfdiff.run mmtbx.model_vs_data ..., or see mmtbx_sfdiff.run --help.")
+    wishes = {name: getattr(options, name) for name in ("mask", "method", "accuracy", "device")}
+    wishes = {name: value for name, value in wishes.items() if value is not None}
+    if wishes and not options.takeover:
+        words = ", ".join(f"--{name}" for name in wishes)
+        raise Sorry(
+            f"{words} has no effect without --takeover: add it, or leave {words} out and ask by the program's own "
+            "parameters (mask.algorithm=sfdiff mask.sfdiff.method=..., see docs/plugin.rst)."
+        )
     start = find_program(options.program)
     if options.takeover:
         try:
-            context = mmtbx_sfdiff.takeover(
-                method=options.method,
-                accuracy=options.accuracy,
-                device=options.device,
-                mask=options.mask,
-                scaling=options.scaling,
-            )
+            context = mmtbx_sfdiff.takeover(scaling=options.scaling, **wishes)
         except ValueError as error:
             raise Sorry(str(error)) from None
     else:
@@ -117,7 +141,7 @@ def find_program(name):
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise Sorry(f"There is no script {name}: check the path.")
-        return _script(name)
+        return _own_script(name)
     if not _DISPATCHER.fullmatch(name):
         raise Sorry(f"{name} is not the name of a program, such as mmtbx.model_vs_data, nor a Python script.")
     module, command = name.split(".", 1)
@@ -141,6 +165,20 @@ def find_program(name):
 
 def _script(path):
     return lambda arguments: runpy.run_path(path, run_name="__main__")
+
+
+def _own_script(path):
+    """As ``python script.py`` does, with the folder of the script first on the path, for what it imports from there."""
+
+    def start(arguments):
+        before = list(sys.path)
+        sys.path.insert(0, str(Path(path).resolve().parent))
+        try:
+            runpy.run_path(path, run_name="__main__")
+        finally:
+            sys.path[:] = before
+
+    return start
 
 
 def _finds(module):

@@ -1,7 +1,8 @@
 """``mmtbx_sfdiff.show_backend``: which of cctbx's C++ entry points compute, as it is and taken over.
 
 A small crystal is put through the ways mmtbx has to structure factors, gradients and masks, three times: by cctbx, with
-``sfdiff`` by name, and inside ``takeover()``.  What is printed is counted, not claimed.
+``sfdiff`` by name, and inside ``takeover()``.  What is printed is counted, not claimed: calls of the C++ entry points, and
+calls that this package answered.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import mmtbx.masks
 from cctbx import xray
 from cctbx.xray.structure_factors.algorithm import algorithms
 
+from ..cctbx_backend import registry, usage
 from ..cctbx_backend.entry_points import ENTRY_POINTS, spy
 from ..files.demo import shipped_model, simulate
 from ..files.model import read_model
 from ..text_tables import render, table
 from ..versions import versions
+from . import startup_file
 from .runner import guarded
 
 _D_MIN = 2.5
@@ -43,12 +46,22 @@ def report():
         f"torch: {torch.get_num_threads()} threads, "
         + (f"CUDA: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no CUDA device")
     )
-    lines.append(f"Algorithms that cctbx knows before registration: {', '.join(sorted(algorithms))}")
-    counts = {"cctbx": count_calls(), "by name": count_calls("sfdiff")}
+    lines.append(startup_file.state())
+    lines.append(f"Algorithms that cctbx knows now: {', '.join(sorted(algorithms))}")
+    counts, ours = {}, {}
+
+    def count(mode, algorithm):
+        before = usage.OURS.copy()
+        counts[mode] = count_calls(algorithm)
+        ours[mode] = usage.OURS - before
+
+    count("as it is", "fft")
+    count("by name", "sfdiff")
     with mmtbx_sfdiff.takeover():
-        counts["takeover()"] = count_calls()
+        count("takeover()", "fft")
     rows = [[point.name, *(str(counts[mode][point.name]) for mode in counts), point.purpose] for point in ENTRY_POINTS]
-    lines.append(render(lambda style: [table(style, ["C++ entry point", *counts, ""], rows)], width=110))
+    rows += [[f"mmtbx_sfdiff: {kind}", *(str(ours[mode][kind]) for mode in ours), ""] for kind in usage.KINDS]
+    lines.append(render(lambda style: [table(style, ["calls of", *counts, ""], rows)], width=110))
     lines.append("")
     lines += [f"{point.name}: {point.remark}" for point in ENTRY_POINTS]
     lines.append(
@@ -72,14 +85,14 @@ def count_calls(algorithm="fft"):
     """
     structure = read_model(shipped_model(), d_min=_D_MIN).xray_structure
     f_obs, flags = simulate(structure, _D_MIN)
-    registered = algorithm == "sfdiff"
+    registered = algorithm == "sfdiff" and not registry.is_registered()
     if registered:
         mmtbx_sfdiff.register()
     try:
         parameters = mmtbx.f_model.f_model.sf_and_grads_accuracy_master_params.extract()
         mask = mmtbx.masks.mask_master_params.extract()
         parameters.algorithm = algorithm
-        if registered:
+        if algorithm == "sfdiff":
             mask.algorithm = "sfdiff"
         with spy() as counts:
             _round(structure, f_obs, flags, parameters, mask)

@@ -13,20 +13,15 @@ Reference: ``cctbx.xray.structure_factors.from_scatterers_direct``.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..kernels.reference.direct_sum import TWO_PI_SQ, atom_ranges, blocks, extents, packed_pairs
-from ..kernels.threads import one_cpu_thread
+from ..kernels.engines import engine
+from ..kernels.jobs import DirectJob
 from ..plans.miller import miller_plan
 from .values import values_wanted
 
 DEFAULT_MEMORY = 256 * 2**20
-# Terms below which one CPU thread is as fast as several, and much faster on a busy machine.
-_ONE_THREAD_TERMS = 3e7
 
 
 def direct(atoms, crystal, miller_indices, accuracy=None, memory=DEFAULT_MEMORY):
@@ -160,86 +155,14 @@ class _AtomSum(torch.autograd.Function):
     def forward(ctx, sites, u, weights, table, counts, plan, metric, memory):
         ctx.save_for_backward(sites, u, weights, table, metric)
         ctx.counts, ctx.plan, ctx.memory = counts, plan, memory
-        complex_dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
-        result = torch.zeros((len(sites), len(plan.indices)), dtype=complex_dtype, device=sites.device)
         if not values_wanted():
-            return result
-        if _has_kernel(u):
-            for model, atoms, column_sum in _column_sums(sites, u, counts, table, plan, memory):
-                result[model] += column_sum.forward(weights[model, atoms].to(torch.float64)).to(complex_dtype)
-            return result
-        with _threads_for(weights, plan):
-            for block in blocks(sites, u, weights, counts, plan, metric, memory):
-                kinds = [kind for kind, _, _ in block.kinds]
-                for columns in block.column_blocks():
-                    sums = block.sums(columns).flatten(2)[..., columns.cells]
-                    result[:, columns.rows] += torch.einsum(
-                        "kbn,kn->bn", sums, table[kinds][:, columns.rows].to(complex_dtype)
-                    )
-        return result
+            complex_dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
+            return torch.zeros((len(sites), len(plan.indices)), dtype=complex_dtype, device=sites.device)
+        return engine(sites.device).direct_sum(DirectJob(plan, sites, u, weights, table, counts, metric, memory))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         sites, u, weights, table, metric = ctx.saved_tensors
-        want_sites, want_u, want_weights = ctx.needs_input_grad[:3]
-        grads = [
-            torch.zeros_like(x) if want else None
-            for x, want in ((sites, want_sites), (u, want_u), (weights, want_weights))
-        ]
-        grad = grad.conj().resolve_conj()
-        if _has_kernel(u):
-            for model, atoms, column_sum in _column_sums(sites, u, ctx.counts, table, ctx.plan, ctx.memory):
-                moments = column_sum.backward(grad[model].to(torch.complex128))
-                _add_moments(moments, weights[model, atoms], model, atoms, ctx.plan.axes, grads)
-            return *grads, None, None, None, None, None
-        with _threads_for(weights, ctx.plan):
-            for block in blocks(sites, u, weights, ctx.counts, ctx.plan, metric, ctx.memory):
-                for columns in block.column_blocks():
-                    block.add_gradients(columns, grad[:, columns.rows], table, grads)
-        return *grads, None, None, None, None, None
-
-
-def _threads_for(weights, plan):
-    """All threads, or one for a small sum."""
-    small = weights.numel() * len(plan.indices) < _ONE_THREAD_TERMS
-    return one_cpu_thread(weights.device) if small else contextlib.nullcontext()
-
-
-def _has_kernel(u):
-    """True for anisotropic terms on a CPU where numba is installed."""
-    return u.shape[-1] == 6 and u.device.type == "cpu" and importlib.util.find_spec("numba") is not None
-
-
-def _column_sums(sites, u, counts, table, plan, memory):
-    """Yield (model, atoms, ColumnSum) for blocks of atoms whose tables fit half the memory."""
-    from ..kernels.cpu.direct_sum import ColumnSum
-
-    for first, last, kinds in atom_ranges(counts, memory / 2, 16 * sum(extents(plan))):
-        atoms = slice(first, last)
-        for model in range(len(sites)):
-            yield (
-                model,
-                atoms,
-                ColumnSum(
-                    plan,
-                    sites[model, atoms][:, plan.axes],
-                    u[model, atoms].to(torch.float64).T[packed_pairs(plan.axes)],
-                    kinds,
-                    table,
-                ),
-            )
-
-
-def _add_moments(moments, weights, model, atoms, axes, grads):
-    """Turn the sums of :meth:`ColumnSum.backward` into gradients."""
-    grad_sites, grad_u, grad_weights = grads
-    moments = moments.to(weights.dtype)
-    if grad_weights is not None:
-        grad_weights[model, atoms] += moments[0]
-    if grad_sites is not None:
-        for axis, moment in zip(axes, moments[1:4]):
-            grad_sites[model, atoms, axis] -= 2 * torch.pi * weights * moment
-    if grad_u is not None:
-        for column, moment in zip(packed_pairs(axes), moments[4:]):
-            grad_u[model, atoms, column] -= TWO_PI_SQ * weights * moment
+        job = DirectJob(ctx.plan, sites, u, weights, table, ctx.counts, metric, ctx.memory)
+        return *engine(grad.device).direct_sum_gradients(job, grad, ctx.needs_input_grad[:3]), *[None] * 5

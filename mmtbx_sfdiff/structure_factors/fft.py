@@ -15,7 +15,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..kernels import engines
-from ..kernels.jobs import DensityJob, FFTUnsuitable
+from ..kernels.jobs import DensityJob, FFTUnsuitable, NotPositiveDefinite
 from ..kernels.threads import own_threads
 from ..plans.miller import miller_plan
 from .direct import DEFAULT_MEMORY
@@ -100,16 +100,16 @@ class _Transform(torch.autograd.Function):
         ctx.save_for_backward(*values)
         ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
         ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory, population=population)
-        engine = engines.density_engine(sites.device)
+        engine = engines.engine(sites.device)
         dispersion = bool((fdp != 0).any())
         dtype = complex_of(weights.dtype)
         if not values_wanted():
             return torch.zeros((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
         result = torch.empty((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
         for part in _parts(engine, setting, len(sites), memory):
-            result[part] = engine.values(_job(atoms, setting, values, part, False, False))
+            result[part] = _named(atoms, engine.structure_factors, _job(atoms, setting, values, part, False, False))
             if dispersion:
-                found = engine.values(_job(atoms, setting, values, part, True, False))
+                found = _named(atoms, engine.structure_factors, _job(atoms, setting, values, part, True, False))
                 result[part] += 1j * found.to(dtype)
         return result
 
@@ -121,14 +121,14 @@ class _Transform(torch.autograd.Function):
             # A wish for gradients in f' and f'' makes another population of the same atoms.
             known = None if wanted[4] or wanted[5] else ctx.population
             _, setting = choose_setting(values, atoms, ctx.plan, ctx.accuracy, ctx.memory, wanted, known)
-            engine = engines.density_engine(grad.device)
+            engine = engines.engine(grad.device)
             grads = [torch.zeros_like(x) if want else None for x, want in zip(values, wanted)]
             maps = [False, True] if wanted[5] or bool((values[5] != 0).any()) else [False]
             for part in _parts(engine, setting, len(values[0]), ctx.memory):
                 for dispersion in maps:
                     seed = -1j * grad[part] if dispersion else grad[part]
                     job = _job(atoms, setting, values, part, dispersion, wanted[4 + dispersion])
-                    found = engine.gradients(seed, job)
+                    found = _named(atoms, engine.density_gradients, seed, job)
                     for target, value in zip((*grads[:4], grads[4 + dispersion]), found):
                         if target is not None:
                             target[part] += value.to(target.dtype)
@@ -139,14 +139,33 @@ class _Transform(torch.autograd.Function):
 
 def _parts(engine, setting, n_models, memory):
     """What an engine takes of a batch at a time: a model, or as many as memory allows."""
-    if not engine.BATCHED:
+    if not engine.batched:
         return range(n_models)
     size = max(
-        1, int(min(memory // storage(setting.grid.dims, setting.dtype), engine.LARGEST // setting.grid.n_points))
+        1, int(min(memory // storage(setting.grid.dims, setting.dtype), engine.largest // setting.grid.n_points))
     )
     return [slice(first, first + size) for first in range(0, n_models, size)]
 
 
 def _job(atoms, setting, values, part, dispersion, gradient):
     sites, u_iso, u_star, weights, fp, fdp = (value[part] for value in values)
-    return DensityJob(atoms, setting, sites, u_iso, u_star, weights, fdp if dispersion else fp, dispersion, gradient)
+    return DensityJob(
+        setting,
+        sites,
+        u_iso,
+        u_star,
+        weights,
+        fdp if dispersion else fp,
+        atoms.use_u_aniso,
+        atoms.type_index,
+        dispersion,
+        gradient,
+    )
+
+
+def _named(atoms, function, *arguments):
+    """What an engine answers, or its complaint with the atom's label."""
+    try:
+        return function(*arguments)
+    except NotPositiveDefinite as error:
+        raise NotPositiveDefinite(error.atom, atoms.labels[error.atom]) from None

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..kernels import engines
 from ..kernels.cpu.histogram import population
-from ..kernels.jobs import FFTUnsuitable
+from ..kernels.jobs import DensitySetting, FFTUnsuitable
+from ..plans.cell import cell_of
 from ..plans.grid import grid_dims, make_grid_plan
 from . import accuracy as error_model
 from .accuracy import ErrorModel
@@ -34,44 +35,6 @@ OVERSAMPLING = (1.2, 1.3, 1.4, 1.5, 1.65, 1.85, 2.1, 2.5, 3.0, 3.6)
 
 def complex_of(dtype):
     return torch.complex64 if dtype == torch.float32 else torch.complex128
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Setting:
-    """What the accuracy was turned into.
-
-    Attributes
-    ----------
-    grid : GridPlan
-    dtype : torch.dtype
-        Of the grid.
-    sharpening : float
-        q(s) = exp(-sharpening s^2 / s_max^2).
-    s_sq : float
-        s_max^2, Å^-2.
-    cuts : tuple
-        From :meth:`ErrorModel.cut_table`.
-    tolerance, typical_weight : float
-    table : TermTable
-    factor : torch.Tensor
-        (n,) q of each reflection.
-    phase : torch.Tensor
-        (n_primitive, n) complex.
-    box : tuple of int
-        Bound on the points along each axis under one atom, multiples of eight.
-    """
-
-    grid: object
-    dtype: torch.dtype
-    sharpening: float
-    s_sq: float
-    cuts: tuple
-    tolerance: float
-    typical_weight: float
-    table: object
-    factor: torch.Tensor
-    phase: torch.Tensor
-    box: tuple
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,6 +87,7 @@ class _PlanCache:
         self.s_sq = float(self.d_star_sq.max())
         self.table = TermTable.from_form_factors(atoms.form_factors, self.s_sq)
         self.basis = atoms.crystal.fractionalization.cpu().numpy()
+        self.cell = cell_of(atoms.crystal)
         self.models, self.grids, self.choices, self.costs, self.factors, self.phases = {}, {}, {}, {}, {}, {}
 
     def model(self, dims):
@@ -305,7 +269,7 @@ def error_orders(wanted=None):
 
 
 def choose_setting(values, atoms, plan, accuracy, memory, wanted=None, population=None):
-    """The :class:`Population` and the :class:`Setting` of these atoms: a function of their values alone, not
+    """The :class:`Population` and the :class:`DensitySetting` of these atoms: a function of their values alone, not
     of what was computed before.
 
     Parameters
@@ -334,13 +298,14 @@ def choose_setting(values, atoms, plan, accuracy, memory, wanted=None, populatio
         )
     n_terms = cache.table.alphas.shape[1] + (1 if cache.table.constants.any() else 0)
     sharpening = float(error_model.SHARPENINGS[index])
-    slack = engines.density_engine(plan.indices.device).SLACK
+    slack = engines.engine(plan.indices.device).slack
     tolerance = model.tolerance(norms, n_atoms, accuracy, max(n_terms, 1)) * slack
     typical = math.sqrt(histogram[:-1].sum() / n_atoms)
     cuts = model.cut_table(index, norms, orders)
     size = max(cache.table.largest + found.extra, cache.table.typical_factor)
     lowest = math.log(tolerance / (size * max(found.heaviest, typical)))
-    return found, Setting(
+    return found, DensitySetting(
+        cell=cache.cell,
         grid=cache.grid(dims),
         dtype=dtype,
         sharpening=sharpening,

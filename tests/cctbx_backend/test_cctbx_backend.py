@@ -26,6 +26,8 @@ from cctbx.xray.structure_factors.algorithm import algorithms
 from libtbx import easy_mp
 from libtbx.utils import Sorry
 
+import mmtbx_sfdiff_startup
+
 D_MIN = 2.0
 SF_PHIL = mmtbx.f_model.f_model.sf_and_grads_accuracy_master_params
 MASK_PHIL = mmtbx.masks.mask_master_params
@@ -660,6 +662,10 @@ def test_programs_run_unmodified(tmp_path):
         (["nowhere.py"], "There is no script nowhere.py"),
         (["rm -rf"], "is not the name of a program"),
         (["--takeover", "--accuracy", "2", "mmtbx.model_vs_data"], "accuracy must be between 0 and 1"),
+        (["--mask", "probe_shrink", "mmtbx.model_vs_data"], "--mask has no effect without --takeover"),
+        (["--method", "fft", "--accuracy", "1e-5", "x.py"], "--method, --accuracy has no effect without --takeover"),
+        ([], "Say which program"),
+        (["--install-startup", "mmtbx.model_vs_data"], "run no program"),
     ],
 )
 def test_run_says_what_is_wrong(capsys, words, said):
@@ -670,8 +676,7 @@ def test_run_says_what_is_wrong(capsys, words, said):
 
 
 def test_start_up_file_registers_where_asked(tmp_path):
-    root = Path(mmtbx_sfdiff.__file__).parents[1]
-    line = (root / "mmtbx_sfdiff_startup.pth").read_text()
+    line = 2 * mmtbx_sfdiff_startup.LINE  # Python 3.11 reads it twice in virtual environments
     script = tmp_path / "program.py"
     script.write_text(
         line + "\nfrom cctbx.array_family import flex\nimport mmtbx.f_model\nimport sys, torch\n"
@@ -715,6 +720,9 @@ def test_show_backend_counts(capsys):
     for point in ENTRY_POINTS:
         by_cctbx, _, taken_over = (int(word) for word in lines[point.name])
         assert taken_over == 0, point.name
+    for kind in ("F_calc", "gradients", "masks"):
+        as_it_is, by_name, taken_over = (int(word) for word in lines[f"mmtbx_sfdiff: {kind}"])
+        assert as_it_is == 0 and 0 < by_name <= taken_over, kind
     assert int(lines["atom_mask"][0]) > 0 and int(lines["sampled_model_density"][0]) > 0
 
 

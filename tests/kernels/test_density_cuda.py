@@ -20,8 +20,9 @@ import mmtbx_sfdiff as sfdiff
 import torch
 from tests.structure_factors.test_fft import PARAMETERS, errors, make_atoms, relative
 from mmtbx_sfdiff.kernels import engines
+triton = engines.engine("cpu", "triton")
+engines.engine = lambda device, name=None: triton
 engine = importlib.import_module("mmtbx_sfdiff.kernels.cuda.density")
-engines.density_engine = lambda device: engine
 # The interpreter is slow by the operation, not by the number.
 engine._TILE, engine._LANES = (16, 16, 16), 4096
 for symbol, b in (("P 1", (10, 60)), ("P 31 2 1", (40, 90))):

@@ -19,10 +19,10 @@ import sys
 sys.path.insert(0, {tests!r})
 import mmtbx_sfdiff as sfdiff
 import torch
-from mmtbx_sfdiff.bulk_solvent import probe_shrink_cuda
+from mmtbx_sfdiff.kernels.cuda import soft_mask
 from tests.bulk_solvent.test_probe_shrink import atoms_of, gradients, mask, one_atom
 # The interpreter is slow by the operation, not by the number.
-probe_shrink_cuda._TILE, probe_shrink_cuda._BLOCK = (16, 16, 32), 8192
+soft_mask._TILE, soft_mask._BLOCK = (16, 16, 32), 8192
 
 # The interpreter is slow: a small cell, and one that is smaller than the reach of an atom.
 atoms = one_atom((7, 8, 9, 80, 95, 100), "P -1")

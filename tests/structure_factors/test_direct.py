@@ -4,6 +4,7 @@ import importlib
 
 import mmtbx_sfdiff as sfdiff
 import torch
+from mmtbx_sfdiff.kernels.engines import engine
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ PARAMETERS = ("sites_cart", "u_iso", "u_star", "occupancies", "fp", "fdp")
 def kernel(request, monkeypatch):
     """Run with the CPU kernels and with the plain torch code that CUDA takes."""
     if request.param == "torch":
-        monkeypatch.setattr(direct_module, "_has_kernel", lambda u: False)
+        monkeypatch.setattr(direct_module, "engine", lambda device: engine(device, "torch"))
     else:
         pytest.importorskip("numba")
     return request.param

@@ -157,8 +157,8 @@ def test_anisotropic_and_anomalous_atoms(symbol):
 def test_plain_torch_engine_agrees(symbol, monkeypatch):
     atoms = make_atoms(symbol, n=36, aniso=True, dispersion=True)
     indices = atoms.crystal.build_miller_indices(2.0, anomalous=True)
-    engine = importlib.import_module("mmtbx_sfdiff.kernels.reference.density")
-    monkeypatch.setattr(engines, "density_engine", lambda device: engine)
+    engine = engines.engine("cpu", "torch")
+    monkeypatch.setattr(engines, "engine", lambda device: engine)
     found = errors(atoms, indices, 1e-4, names=PARAMETERS)
     assert found[0] <= 1e-4 and max(found) <= 2e-4, found
 
@@ -210,7 +210,8 @@ def test_same_bits_every_time_and_the_same_grid_for_any_number_of_threads():
     weights = atoms.occupancies * atoms.site_weights
     values = atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp, atoms.fdp
     _, setting = fft_module.choose_setting([x[None] for x in values], atoms, plan, 1e-4, 2**28)
-    job = jobs.DensityJob(atoms, setting, atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp, False, False)
+    parameters = atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp
+    job = jobs.DensityJob(setting, *parameters, atoms.use_u_aniso, atoms.type_index)
     engine = importlib.import_module("mmtbx_sfdiff.kernels.cpu.density")
     before = torch.get_num_threads()
     grids = []

@@ -8,13 +8,14 @@ the other way round.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 
 import numpy as np
 
-from ..jobs import FFTUnsuitable
+from ..jobs import DensityJob, NotPositiveDefinite
 from ..threads import n_workers, run, shares
 from . import gaussian as gaussian_cpu
 from . import spectrum as spectrum_cpu
@@ -23,10 +24,6 @@ from .splat import splat as splat_atoms
 
 _STAR = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
 _PACK = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-# Rows run on beyond the cut to a multiple of eight points, so that the cut may be this much nearer.
-SLACK = 1.0
-#: Whether a job may hold several models.
-BATCHED = False
 # Seconds of work on one core that are worth another thread.
 _ENOUGH = 2.5e-3
 _REAL = {torch.float32: np.float32, torch.float64: np.float64}
@@ -40,20 +37,20 @@ def _numpy(tensor):
 class _Arrays:
     """A job as the kernels take it."""
 
-    def __init__(self, job):
-        setting, atoms = job.setting, job.atoms
+    def __init__(self, job: DensityJob):
+        setting = job.setting
         grid, table = setting.grid, setting.table
         self.dims = grid.dims
         #: Rows are longer than the grid: what is beyond its end is a copy of the beginning.
         self.row = grid.dims[2] + setting.box[2]
-        n = len(job.weights)
+        n = job.n_atoms
         self.sites_grid, self.order = np.empty((n, 3)), np.empty(n, np.int64)
         gaussian_cpu.place_atoms(_numpy(job.sites), grid.axes, self.dims, self.sites_grid, self.order)
         self.u_scale = 2 * math.pi**2 * setting.s_sq
         self.e_iso = _numpy(job.u_iso) * self.u_scale
         self.e_iso -= setting.sharpening
-        self.use_aniso = atoms.use_u_aniso.numpy()
-        self.packing, self.geometry = _geometry(setting, atoms.crystal)
+        self.use_aniso = job.use_aniso.numpy()
+        self.packing, self.geometry = _geometry(setting.cell, grid.axes, grid.dims, setting.s_sq)
         if self.use_aniso.any():
             self.ustar = _numpy(job.u_star)[:, self.packing] * (2 * math.pi**2)
         else:
@@ -61,40 +58,31 @@ class _Arrays:
         self.weights, self.fp = _numpy(job.weights), _numpy(job.fp)
         constants = np.zeros_like(table.constants) if job.dispersion else table.constants
         n_terms = 0 if job.dispersion else table.alphas.shape[1]
-        self.types = (atoms.type_index.numpy(), table.alphas, table.exponents, constants, n_terms, job.has_constant)
+        self.types = (job.type_index.numpy(), table.alphas, table.exponents, constants, n_terms, job.has_constant)
 
 
-def _geometry(setting, crystal):
+@functools.lru_cache(maxsize=64)
+def _geometry(cell, axes, dims, s_sq):
     """Order of packed tensor components along the grid's axes, and geometry of
     :func:`gaussian_cpu.gaussian`."""
-    grid = setting.grid
-    known = grid.__dict__.setdefault("_geometry", {})
-    if setting.s_sq not in known:
-        axes, dims = grid.axes, grid.dims
-        packing = np.array([_STAR[axes[i], axes[j]] for i, j in _PACK])
-        reciprocal = crystal.reciprocal_metric.numpy()
-        real = (crystal.orthogonalization.T @ crystal.orthogonalization).numpy()
-        pairs = [(axes[i], axes[j]) for i, j in _PACK]
-        steps = [1.0 / (dims[i] * dims[j]) for i, j in _PACK]
-        # Rounding must not make an orthogonal cell look oblique.
-        clean = [abs(real[i, j]) > 1e-10 * math.sqrt(real[i, i] * real[j, j]) for i, j in pairs]
-        metric = np.array([real[i, j] * step * keep for (i, j), step, keep in zip(pairs, steps, clean)])
-        outline = gaussian_cpu.outline_of(math.pi**2 * setting.s_sq * metric)
-        known[setting.s_sq] = (
-            packing,
-            np.array(
-                [
-                    setting.s_sq,
-                    *(reciprocal[i, j] for i, j in pairs),
-                    *metric,
-                    crystal.volume,
-                    *steps,
-                    grid.n_points,
-                    *outline,
-                ]
-            ),
-        )
-    return known[setting.s_sq]
+    packing = np.array([_STAR[axes[i], axes[j]] for i, j in _PACK])
+    reciprocal, real = cell.reciprocal, cell.basis.T @ cell.basis
+    pairs = [(axes[i], axes[j]) for i, j in _PACK]
+    steps = [1.0 / (dims[i] * dims[j]) for i, j in _PACK]
+    # Rounding must not make an orthogonal cell look oblique.
+    clean = [abs(real[i, j]) > 1e-10 * math.sqrt(real[i, i] * real[j, j]) for i, j in pairs]
+    metric = np.array([real[i, j] * step * keep for (i, j), step, keep in zip(pairs, steps, clean)])
+    outline = gaussian_cpu.outline_of(math.pi**2 * s_sq * metric)
+    numbers = [
+        s_sq,
+        *(reciprocal[i, j] for i, j in pairs),
+        *metric,
+        cell.volume,
+        *steps,
+        math.prod(dims),
+        *outline,
+    ]
+    return packing, np.array(numbers)
 
 
 def _splat_share(job, arrays, first, last):
@@ -127,8 +115,7 @@ def _splat_share(job, arrays, first, last):
             setting.box,
             np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype),
             work,
-        ),
-        job,
+        )
     )
     return slab, first_plane, (int(work[0]), int(work[1]))
 
@@ -141,16 +128,12 @@ def _planes(job, arrays, slabs, first, last):
     return planes
 
 
-def _check(code, job):
+def _check(code):
     if code == 0:
         return
     if code < 0:
         raise RuntimeError("An atom is wider than the box it was given: please report this structure.")
-    label = job.atoms.labels[code - 1].strip()
-    raise FFTUnsuitable(
-        f"The displacement parameters of atom {code - 1} ({label}) are not positive definite enough for the "
-        "FFT: raise them, or use method='direct'."
-    )
+    raise NotPositiveDefinite(code - 1)
 
 
 def _n_threads(arrays, gradient=False):
@@ -250,16 +233,46 @@ def gradients(seed, job):
         grid[first:last, :, :n_s] = slab.numpy()
         spectrum_cpu.unfold(grid[first:last], n_s)
 
-    n = len(arrays.order)
-    size = gaussian_cpu.scratch_size(setting.box)
-    grad_sites, grad_e, grad_ustar = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 6))
-    grad_weights, grad_fp = np.zeros(n), np.zeros(n)
-    factor = setting.table.typical_factor if job.gradient else 0.0
+    gathered = _Gathered(job, arrays, grid)
+    n_threads = _n_threads(arrays, gradient=True)
+    run(
+        [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
+        [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
+        [lambda a=a, b=b: gathered.add(a, b) for a, b in shares(len(arrays.order), n_threads)],
+    )
+    return gathered.gradients()
 
-    def atoms(first, last):
+
+def gather(grid, job):
+    """Gradients (sites, u_iso, u_star, weights, f' or f'') of sum(grid * density)."""
+    arrays = _Arrays(job)
+    rows = np.empty((*arrays.dims[:2], arrays.row), _REAL[job.setting.dtype])
+    rows[:, :, : arrays.dims[2]] = grid.detach().numpy()
+    gathered = _Gathered(job, arrays, rows)
+    n_threads = _n_threads(arrays, gradient=True)
+    run(
+        [lambda a=a, b=b: spectrum_cpu.unfold(rows[a:b], arrays.dims[2]) for a, b in shares(len(rows), n_threads)],
+        [lambda a=a, b=b: gathered.add(a, b) for a, b in shares(len(arrays.order), n_threads)],
+    )
+    return gathered.gradients()
+
+
+class _Gathered:
+    """Sums over a grid (n_p, n_q, row) under each atom, and the gradients that they make."""
+
+    def __init__(self, job, arrays, grid):
+        self.job, self.arrays, self.grid = job, arrays, grid
+        n = len(arrays.order)
+        self.sites, self.e, self.ustar = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 6))
+        self.weights, self.fp = np.zeros(n), np.zeros(n)
+        self.factor = job.setting.table.typical_factor if job.gradient else 0.0
+
+    def add(self, first, last):
+        """The atoms order[first:last]."""
+        setting, arrays = self.job.setting, self.arrays
         _check(
             gather_atoms(
-                grid.reshape(-1),
+                self.grid.reshape(-1),
                 (*arrays.dims, arrays.row),
                 first,
                 last,
@@ -274,29 +287,24 @@ def gradients(seed, job):
                 arrays.geometry,
                 setting.tolerance,
                 setting.typical_weight,
-                factor,
+                self.factor,
                 setting.cuts,
                 setting.box,
-                np.empty(size, grid.dtype),
+                np.empty(gaussian_cpu.scratch_size(setting.box), self.grid.dtype),
                 np.empty(32),
-                grad_sites,
-                grad_e,
-                grad_ustar,
-                grad_weights,
-                grad_fp,
-            ),
-            job,
+                self.sites,
+                self.e,
+                self.ustar,
+                self.weights,
+                self.fp,
+            )
         )
 
-    n_threads = _n_threads(arrays, gradient=True)
-    run(
-        [lambda a=a, b=b: columns(a, b) for a, b in shares(len(plan.columns), n_threads)],
-        [lambda a=a, b=b: planes(a, b) for a, b in shares(n_p, n_threads)],
-        [lambda a=a, b=b: atoms(a, b) for a, b in shares(n, n_threads)],
-    )
-    sites = np.empty((n, 3))
-    for i, axis in enumerate(setting.grid.axes):
-        sites[:, axis] = grad_sites[:, i] * arrays.dims[i]
-    u_star = np.empty((n, 6))
-    u_star[:, arrays.packing] = grad_ustar * (2 * math.pi**2)
-    return tuple(map(torch.from_numpy, (sites, grad_e * arrays.u_scale, u_star, grad_weights, grad_fp)))
+    def gradients(self):
+        """(sites, u_iso, u_star, weights, f' or f'')."""
+        arrays = self.arrays
+        sites, u_star = np.empty_like(self.sites), np.empty_like(self.ustar)
+        for i, axis in enumerate(self.job.setting.grid.axes):
+            sites[:, axis] = self.sites[:, i] * arrays.dims[i]
+        u_star[:, arrays.packing] = self.ustar * (2 * math.pi**2)
+        return tuple(map(torch.from_numpy, (sites, self.e * arrays.u_scale, u_star, self.weights, self.fp)))

@@ -1,4 +1,4 @@
-"""CPU kernels of the direct sum for atoms whose Debye-Waller factor does not separate.
+"""The direct sum on the CPU: matrix products where the Debye-Waller factor separates, and kernels where it does not.
 
 Along a column of Miller indices (p, q fixed, s running) a term is exp(quadratic in s), so the next one costs
 two multiplications: ``T(s+1) = T(s) r(s)`` and ``r(s+1) = r(s) k`` with ``k = exp(-4 pi^2 U_ss)``.  No
@@ -12,6 +12,7 @@ its atoms (backward), so results do not depend on timing.
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -19,9 +20,16 @@ import torch
 import numba
 import numpy as np
 
+from ..jobs import DirectJob
+from ..reference import direct_sum as reference
+from ..reference.direct_sum import TWO_PI_SQ, atom_ranges, complex_of, extents, packed_pairs
+from ..threads import one_cpu_thread
+
 _TILE = 128
 _RESTART = 32
 _TWO_PI_SQ = 2 * np.pi**2
+# Terms below which one thread is as fast as several, and much faster on a busy machine.
+_ONE_THREAD_TERMS = 3e7
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 # 2^n for every n that exp() of a double can need; beyond them 0 and infinity.
@@ -315,3 +323,61 @@ def _run(kernel, edges, *arguments):
     with ThreadPoolExecutor(len(parts)) as pool:
         for future in [pool.submit(kernel, *part, *arguments) for part in parts]:
             future.result()
+
+
+def direct_sum(job: DirectJob) -> torch.Tensor:
+    """E on the plan's unique indices, (n_models, n_unique) complex."""
+    if job.u.shape[-1] == 1:
+        with _threads_for(job):
+            return reference.direct_sum(job)
+    dtype = complex_of(job.weights.dtype)
+    result = torch.zeros((len(job.sites), len(job.plan.indices)), dtype=dtype)
+    for model, atoms, column_sum in _column_sums(job):
+        result[model] += column_sum.forward(job.weights[model, atoms].to(torch.float64)).to(dtype)
+    return result
+
+
+def direct_sum_gradients(
+    job: DirectJob, grad: torch.Tensor, wanted: tuple[bool, bool, bool]
+) -> list[torch.Tensor | None]:
+    """Gradients in (sites, u, weights), each where it is wanted, from dT/dE (n_models, n_unique)."""
+    if job.u.shape[-1] == 1:
+        with _threads_for(job):
+            return reference.direct_sum_gradients(job, grad, wanted)
+    grads = [torch.zeros_like(x) if want else None for x, want in zip((job.sites, job.u, job.weights), wanted)]
+    grad = grad.conj().resolve_conj()
+    for model, atoms, column_sum in _column_sums(job):
+        moments = column_sum.backward(grad[model].to(torch.complex128))
+        _add_moments(moments, job.weights[model, atoms], model, atoms, job.plan.axes, grads)
+    return grads
+
+
+def _threads_for(job):
+    """All threads, or one for a small sum."""
+    small = job.weights.numel() * len(job.plan.indices) < _ONE_THREAD_TERMS
+    return one_cpu_thread(job.weights.device) if small else contextlib.nullcontext()
+
+
+def _column_sums(job):
+    """Yield (model, atoms, ColumnSum) for blocks of atoms whose tables fit half the memory."""
+    plan = job.plan
+    for first, last, kinds in atom_ranges(job.counts, job.memory / 2, 16 * sum(extents(plan))):
+        atoms = slice(first, last)
+        for model in range(len(job.sites)):
+            turns = job.sites[model, atoms][:, plan.axes]
+            u = job.u[model, atoms].to(torch.float64).T[packed_pairs(plan.axes)]
+            yield model, atoms, ColumnSum(plan, turns, u, kinds, job.table)
+
+
+def _add_moments(moments, weights, model, atoms, axes, grads):
+    """Turn the sums of :meth:`ColumnSum.backward` into gradients."""
+    grad_sites, grad_u, grad_weights = grads
+    moments = moments.to(weights.dtype)
+    if grad_weights is not None:
+        grad_weights[model, atoms] += moments[0]
+    if grad_sites is not None:
+        for axis, moment in zip(axes, moments[1:4]):
+            grad_sites[model, atoms, axis] -= 2 * torch.pi * weights * moment
+    if grad_u is not None:
+        for column, moment in zip(packed_pairs(axes), moments[4:]):
+            grad_u[model, atoms, column] -= TWO_PI_SQ * weights * moment

@@ -13,52 +13,74 @@ psi is decided by one place y and by the atom nearest to it, so its derivative i
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 
 import numpy as np
 
-from .asymmetric_unit import Box, jit, over
-from .soft_mask import SoftMask
+from ..jobs import MaskJob
+from ..threads import over
+from .asymmetric_unit import jit
+from .fine_grid import Box, FineGrid
+
+# Field, targets and sources.
+_ARRAYS = 3
+_NUMPY = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
-class HardMask(SoftMask):
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Field:
+    """phi in a box, the flat places of its representatives, and the steps of the ball as flat numbers."""
+
+    box: Box
+    radii: np.ndarray
+    values: np.ndarray
+    part: slice
+    targets: np.ndarray
+    steps: np.ndarray
+
+
+class HardMask:
     """psi at the representatives, and its gradient."""
 
-    def __init__(self, crystal, n_real, fine, kernel, dtype, memory):
-        super().__init__(crystal, n_real, fine, kernel, dtype, memory)
-        order = np.argsort(self.lengths, kind="stable")
-        self.steps, self.lengths = self.steps[order], self.lengths[order].astype(self.dtype)
+    def __init__(self, job: MaskJob):
+        self.job, self.grid, self.dtype = job, FineGrid(job), _NUMPY[job.dtype]
+        self.unit = self.grid.unit
+        order = np.argsort(self.grid.lengths, kind="stable")
+        self.steps, self.lengths = self.grid.steps[order], self.grid.lengths[order].astype(self.dtype)
+
+    def _slabs(self):
+        return self.grid.slabs(self.dtype.itemsize * _ARRAYS)
 
     def _field(self, planes, sites, radii, top):
-        box = Box(self.unit, planes, self.fine, self.margin, sites, radii + top)
-        box.radii = radii[box.atoms]
+        box = self.grid.box(planes, sites, radii + top)
+        radii = radii[box.atoms]
         m0, m1, m2 = (int(n) for n in box.shape)
-        box.field = np.empty((m0, m1, m2), dtype=self.dtype)
-        box.gram32 = box.gram.astype(self.dtype)
+        values = np.empty((m0, m1, m2), dtype=self.dtype)
+        gram = box.gram.astype(self.dtype)
 
         def fill(first, after):
-            box.field[first:after] = top
+            values[first:after] = top
             _distances(
-                box.field,
+                values,
                 box.windows,
                 first,
                 after,
                 box.positions,
-                box.radii.astype(self.dtype),
+                radii.astype(self.dtype),
                 top,
-                box.gram32,
+                gram,
                 box.extent,
             )
 
         over(m0, fill)
         first, after = np.searchsorted(self.unit.places[:, 0], planes)
-        box.part = slice(int(first), int(after))
+        part = slice(int(first), int(after))
         strides = np.array([m1 * m2, m2, 1])
-        box.targets = (self.unit.places[box.part] * self.fine - box.low) @ strides
-        box.linear_steps = self.steps @ strides
-        return box
+        targets = (self.unit.places[part] * self.grid.fine - box.low) @ strides
+        return _Field(box, radii, values, part, targets, self.steps @ strides)
 
     def psi(self, sites, radii, low, top):
         """psi at the representatives, where it may be above ``low``, and the fine place that decides it."""
@@ -68,50 +90,58 @@ class HardMask(SoftMask):
         )
         sites, radii = sites.detach().numpy(), radii.detach().numpy()
         for planes in self._slabs():
-            box = self._field(planes, sites, radii, top)
-            b, s = best[box.part], source[box.part]
+            field = self._field(planes, sites, radii, top)
+            b, s = best[field.part], source[field.part]
             over(
                 len(b),
                 lambda first, after: _dilate(
-                    box.field.reshape(-1),
-                    box.targets,
+                    field.values.reshape(-1),
+                    field.targets,
                     first,
                     after,
-                    box.linear_steps,
+                    field.steps,
                     self.lengths,
                     np.array([top, low], dtype=self.dtype),
                     b,
                     s,
                 ),
             )
-        return torch.from_numpy(best), source
+        return torch.from_numpy(best), torch.from_numpy(source)
 
     def pull_back(self, gradient, source, sites, radii, top):
         """Gradients by sites and radii of the sum of gradient * psi."""
         sites, radii = sites.detach().numpy(), radii.detach().numpy()
-        gradient = gradient.numpy().astype(np.float64)
+        gradient, source = gradient.numpy().astype(np.float64), source.numpy()
         n = len(radii)
         by_sites, by_radii = np.zeros((n, 3)), np.zeros(n)
         for planes in self._slabs():
-            box = self._field(planes, sites, radii, top)
-            places = source[box.part]
-            weights = np.bincount(places, gradient[box.part], box.field.size).reshape(box.field.shape)
-            out = np.zeros((len(box.positions), 4))
+            field = self._field(planes, sites, radii, top)
+            places = source[field.part]
+            weights = np.bincount(places, gradient[field.part], field.values.size).reshape(field.values.shape)
+            out = np.zeros((len(field.radii), 4))
             _nearest(
                 weights,
-                box.field,
-                box.positions,
-                box.radii,
+                field.values,
+                field.box.positions,
+                field.radii,
                 top,
-                box.gram,
-                box.extent,
+                field.box.gram,
+                field.box.extent,
                 1e-5 if self.dtype == np.float32 else 1e-10,
                 out,
             )
-            found = box.to_atoms(out[:, :3], n, out[:, 3])
+            found = field.box.to_atoms(out[:, :3], n, out[:, 3])
             by_sites += found[0]
             by_radii += found[1]
         return torch.from_numpy(by_sites), torch.from_numpy(by_radii)
+
+    def to_cell(self, values):
+        """Values at representatives at all points of the cell, (n1, n2, n3)."""
+        return self.grid.to_cell(values)
+
+    def from_cell(self, gradient):
+        """Sums over each orbit, (n_orbits,)."""
+        return self.grid.from_cell(gradient)
 
 
 @jit

@@ -13,12 +13,15 @@ import torch
 
 import numpy as np
 
-from ...plans.cache import TensorCache
-from ...plans.miller import miller_plan
-from .asymmetric_unit import jit, over
+from ..jobs import Columns
+from ..threads import over
+from .asymmetric_unit import Unit, jit
 from .spectrum import read_reflections
 
-_COMPLEX = {np.dtype(np.float32): np.dtype(np.complex64), np.dtype(np.float64): np.dtype(np.complex128)}
+_DTYPES = {
+    torch.float32: (np.dtype(np.float32), np.dtype(np.complex64)),
+    torch.float64: (np.dtype(np.float64), np.dtype(np.complex128)),
+}
 
 
 class UnitTransform:
@@ -27,17 +30,16 @@ class UnitTransform:
     Parameters
     ----------
     unit : Unit
-    crystal : Crystal
-    miller_indices : torch.Tensor
-        (n, 3) int64; the plan made of them is kept as long as this tensor is.
-    dtype : numpy.dtype
+    plan : Columns
+    volume : float
+        Of the cell, Å^3.
+    dtype : torch.dtype
         Of the map and of the sums.
     """
 
-    def __init__(self, unit, crystal, miller_indices, dtype):
-        self.unit, self.dtype = unit, np.dtype(dtype)
-        self.complex = _COMPLEX[self.dtype]
-        plan = miller_plan(crystal, miller_indices)
+    def __init__(self, unit: Unit, plan: Columns, volume: float, dtype: torch.dtype):
+        self.unit = unit
+        self.dtype, self.complex = _DTYPES[dtype]
         unique = plan.indices.numpy()
         # A real map: l >= 0 is enough.
         flip = unique[:, 2] < 0
@@ -50,8 +52,7 @@ class UnitTransform:
         self.conjugate = (plan.conjugate.numpy() < 0) ^ flip[gather]
         self.phase = plan.phase.numpy().astype(self.complex)
         n_real, corner = unit.n_real, unit.corner
-        volume = crystal.volume / float(n_real.prod())
-        self.factor = np.full(gather.shape[1], volume, dtype=self.dtype)
+        self.factor = np.full(gather.shape[1], volume / float(n_real.prod()), dtype=self.dtype)
         # Every orbit is covered so often by all operators as it has too few points.
         n_operators = len(unit.rotations)
         self.shares = (np.bincount(unit.orbit, minlength=len(unit.places)) / n_operators).astype(self.dtype)
@@ -151,16 +152,6 @@ class UnitTransform:
 
         over(b0, within)
         return result
-
-
-def unit_transform(unit, crystal, miller_indices, dtype):
-    """The :class:`UnitTransform`, kept while the tensor of indices lives and is not changed."""
-    return _TRANSFORMS.get(
-        miller_indices, (unit, np.dtype(dtype)), lambda: UnitTransform(unit, crystal, miller_indices, dtype)
-    )
-
-
-_TRANSFORMS = TensorCache()
 
 
 @jit

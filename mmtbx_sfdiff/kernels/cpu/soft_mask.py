@@ -1,4 +1,4 @@
-"""The soft probe-shrink mask on the CPU; see :mod:`.probe_shrink` for what is computed.
+"""The soft probe-shrink mask on the CPU; see :mod:`~mmtbx_sfdiff.bulk_solvent.probe_shrink` for what is computed.
 
 Rows along c are contiguous, and the kernels do the same thing to sixteen points of a row at a time.  A fine row is kept
 a second time split by parity (every ``fine``-th point), because the weighted sum of E over a ball at every coarse point of
@@ -8,11 +8,16 @@ such a sum over coarse ones; it is wanted where 0 < E < 1 only, because elsewher
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 import numpy as np
 
-from .asymmetric_unit import NEVER, Box, jit, over, spread_to_cell, sum_over_orbits, unit_of
+from ..jobs import MaskJob
+from ..threads import over
+from .asymmetric_unit import NEVER, jit
+from .fine_grid import Box, FineGrid
 from .mask_vectors import (
     LANES,
     SUMS,
@@ -28,58 +33,64 @@ _ARRAYS = 3
 # Elements behind the last row that whole blocks may read.
 _BEYOND = LANES * TOGETHER
 _SHIFT = LANES.bit_length() - 1
+_NUMPY = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Field:
+    """A box, what its images are to the mask, and E."""
+
+    box: Box
+    radii: np.ndarray
+    cover: np.ndarray
+    width: np.floating
+    gram: np.ndarray
+    values: np.ndarray
+
+    @property
+    def images(self):
+        return self.box.positions, self.radii, self.cover, self.width, self.gram, self.box.extent
 
 
 class SoftMask:
     """One model's mask: ``forward`` gives V at the representatives, ``backward`` its gradients."""
 
-    def __init__(self, crystal, n_real, fine, kernel, dtype, memory, kept=0):
-        self.unit, self.fine, self.dtype = unit_of(crystal, n_real), fine, np.dtype(dtype)
-        self.memory, self.kernel = memory, kernel
-        self.steps, self.lengths = self.unit.offsets(kernel.reach, fine)
-        self.margin = np.abs(self.steps).max(0)
-        self.voxel = crystal.volume / float(np.prod(self.unit.n_real * fine))
-        # Bytes of E that may be kept for the gradient.
-        self.kept, self._kept_box = kept, None
+    def __init__(self, job: MaskJob):
+        self.job, self.grid, self.dtype = job, FineGrid(job), _NUMPY[job.dtype]
+        self.unit, self.fine = self.grid.unit, self.grid.fine
+        self._kept = None
 
     def weights(self, function):
         """A function of the distance at the fine grid's steps, times the volume of a step."""
-        return (function(self.lengths) * self.voxel).astype(self.dtype)
+        return torch.from_numpy((function(self.grid.lengths) * self.grid.voxel).astype(self.dtype))
 
     def _slabs(self):
-        return self.unit.slabs(self.fine, self.margin, self.dtype.itemsize * _ARRAYS, self.memory)
+        return self.grid.slabs(self.dtype.itemsize * _ARRAYS)
 
-    def _box(self, planes, sites, radii, cover, width):
-        """A box, its images' radii and cover, and E."""
-        box = Box(self.unit, planes, self.fine, self.margin, sites, np.sqrt(radii * (radii + width)))
-        box.radii, box.cover = radii[box.atoms].astype(self.dtype), cover[box.atoms].astype(self.dtype)
-        box.gram32, box.width = box.gram.astype(self.dtype), self.dtype.type(width)
-        box.field = np.empty(tuple(int(n) for n in box.shape), dtype=self.dtype)
+    def _field(self, planes, sites, radii, cover, width):
+        box = self.grid.box(planes, sites, np.sqrt(radii * (radii + width)))
+        field = _Field(
+            box,
+            radii[box.atoms].astype(self.dtype),
+            cover[box.atoms].astype(self.dtype),
+            self.dtype.type(width),
+            box.gram.astype(self.dtype),
+            np.empty(tuple(int(n) for n in box.shape), dtype=self.dtype),
+        )
 
         def fill(first, after):
-            box.field[first:after] = 1
-            _accessibility(
-                box.field,
-                box.windows,
-                first,
-                after,
-                box.positions,
-                box.radii,
-                box.cover,
-                box.width,
-                box.gram32,
-                box.extent,
-            )
+            field.values[first:after] = 1
+            _accessibility(field.values, box.windows, first, after, *field.images)
 
-        over(len(box.field), fill)
-        return box
+        over(len(field.values), fill)
+        return field
 
-    def _split(self, box):
-        m0, m1, m2 = box.field.shape
-        flat = np.empty(box.field.size + _BEYOND, dtype=self.dtype)
-        flat[box.field.size :] = 0
-        split = flat[: box.field.size].reshape(m0, m1, self.fine, m2 // self.fine)
-        over(m0, lambda first, after: _split(box.field, split, first, after))
+    def _split(self, field):
+        m0, m1, m2 = field.shape
+        flat = np.empty(field.size + _BEYOND, dtype=self.dtype)
+        flat[field.size :] = 0
+        split = flat[: field.size].reshape(m0, m1, self.fine, m2 // self.fine)
+        over(m0, lambda first, after: _split(field, split, first, after))
         return flat
 
     def forward(self, sites, radii, cover, width, weights, keep=False):
@@ -90,10 +101,10 @@ class SoftMask:
         starts = np.searchsorted(unit.places[:, 0], np.arange(unit.shape[0] + 1))
         slabs = self._slabs()
         for planes in slabs:
-            box = self._box(planes, sites, radii, cover, width)
-            split = self._split(box)
-            d0, d1, d2 = self.steps.T
-            m1, m2 = box.field.shape[1:]
+            field = self._field(planes, sites, radii, cover, width)
+            split = self._split(field.values)
+            d0, d1, d2 = self.grid.steps.T
+            m1, m2 = field.values.shape[1:]
             offsets = (d0 * m1 + d1) * m2 + (d2 % fine) * (m2 // fine) + d2 // fine
             # Neighbours in memory follow one another.
             order = np.argsort(offsets, kind="stable")
@@ -108,16 +119,16 @@ class SoftMask:
                         planes[0] + first,
                         planes[0] + after,
                         fine,
-                        box.low,
+                        field.box.low,
                         offsets[order],
-                        array[order],
+                        array.numpy()[order],
                         unit.places,
                         starts,
                         values,
                     ),
                 )
-            if keep and len(slabs) == 1 and box.field.nbytes <= self.kept:
-                self._kept_box = box
+            if keep and len(slabs) == 1 and field.values.nbytes <= self.job.kept:
+                self._kept = field
         return [torch.from_numpy(values) for values in out]
 
     def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False):
@@ -127,39 +138,26 @@ class SoftMask:
         total = [np.zeros((n, 3)), np.zeros(n), np.zeros(n), 0.0]
         for planes in self._slabs():
             # E is overwritten: it serves one gradient.
-            box, self._kept_box = self._kept_box or self._box(planes, sites, radii, cover, width), None
-            windows = self._by_field(box, planes, gradient, weights)
+            field, self._kept = self._kept or self._field(planes, sites, radii, cover, width), None
+            windows = self._by_field(field, planes, gradient, weights.numpy())
 
             def attribute(first, after):
-                out = np.zeros((len(box.positions), SUMS))
-                _attribute(
-                    box.field,
-                    windows,
-                    first,
-                    after,
-                    box.positions,
-                    box.radii,
-                    box.cover,
-                    box.width,
-                    box.gram32,
-                    box.extent,
-                    not sites_only,
-                    out,
-                )
+                out = np.zeros((len(field.radii), SUMS))
+                _attribute(field.values, windows, first, after, *field.images, not sites_only, out)
                 return out
 
-            parts = sum(over(len(box.field), attribute))
-            found = box.to_atoms(parts[:, :3], n, parts[:, 3], parts[:, 4])
+            parts = sum(over(len(field.values), attribute))
+            found = field.box.to_atoms(parts[:, :3], n, parts[:, 3], parts[:, 4])
             for i in range(3):
                 total[i] += found[i]
             total[3] += float(parts[:, 5].sum())
         return *(torch.from_numpy(values) for values in total[:3]), torch.tensor(total[3], dtype=torch.float64)
 
-    def _by_field(self, box, planes, gradient, weights):
+    def _by_field(self, field, planes, gradient, weights):
         """Turn E into E dT/dE where 0 < E < 1 and 0 elsewhere; windows of the rows that hold all of it."""
-        unit, fine = self.unit, self.fine
+        unit, fine, box = self.unit, self.fine, field.box
         # The gradient by V on the planes, with zeros around it as far as a step from the box's edge leads.
-        pad = 2 * -(-self.margin // fine) + 1
+        pad = 2 * -(-self.grid.margin // fine) + 1
         shape = unit.shape + 2 * pad
         shape[0] += planes[1] - planes[0] - unit.shape[0]
         dense = np.zeros(int(np.prod(shape)) + _BEYOND, dtype=self.dtype)
@@ -169,16 +167,16 @@ class SoftMask:
         places, values = unit.places[part], gradient[part]
         over(len(places), lambda first, after: _lay_out(places, values, first, after, origin, strides, dense))
         # Of a fine point of parity r, the coarse point at minus the step d is (d - r) / fine away, for d of that parity.
-        parity = self.steps % fine
+        parity = self.grid.steps % fine
         group = (parity[:, 0] * fine + parity[:, 1]) * fine + parity[:, 2]
         order = np.argsort(group, kind="stable")
-        offsets = (-(self.steps // fine) @ strides)[order]
+        offsets = (-(self.grid.steps // fine) @ strides)[order]
         starts = np.searchsorted(group[order], np.arange(fine**3 + 1))
         windows = np.zeros_like(box.windows)
         over(
-            len(box.field),
+            len(field.values),
             lambda first, after: _spread(
-                box.field,
+                field.values,
                 box.windows,
                 windows,
                 first,
@@ -197,22 +195,11 @@ class SoftMask:
 
     def to_cell(self, values):
         """Values at representatives at all points of the cell, (n1, n2, n3)."""
-        values = values.detach().numpy()
-        out = np.empty(len(self.unit.orbit), dtype=values.dtype)
-        over(len(out), lambda first, after: spread_to_cell(values, self.unit.orbit, first, after, out))
-        return torch.from_numpy(out).reshape(tuple(self.unit.n_real.tolist()))
+        return self.grid.to_cell(values)
 
-    def from_cell(self, values):
+    def from_cell(self, gradient):
         """Sums over each orbit, (n_orbits,)."""
-        values = values.contiguous().numpy().reshape(-1)
-        n = len(self.unit.places)
-
-        def part(first, after):
-            out = np.zeros(n)
-            sum_over_orbits(values, self.unit.orbit, first, after, out)
-            return out
-
-        return torch.from_numpy(sum(over(len(values), part, 1)).astype(values.dtype))
+        return self.grid.from_cell(gradient)
 
 
 @jit

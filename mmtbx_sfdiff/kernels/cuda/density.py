@@ -18,12 +18,10 @@ import triton
 import triton.language as tl
 
 from ..reference import density as splat_torch
-from ..reference.density import SLACK, grid_sites  # noqa: F401
+from ..reference.density import grid_sites
 from ..reference.gaussians import gaussian_gradients, gaussians
 from .bins import bin_numbers, bin_range, period, periods_within, sort_into_bins
 
-#: Whether a job may hold several models.
-BATCHED = True
 #: Grid points of a batch.
 LARGEST = 2**31 - 1
 # Points of a tile along each axis, and points of a box that a program takes at a time.
@@ -168,13 +166,13 @@ def splat(job):
     """The density grids, (..., n_p, n_q, n_s)."""
     setting, batch = job.setting, job.weights.shape[:-1]
     dims, dtype, device = setting.grid.dims, setting.dtype, job.sites.device
-    n_atoms, n_models = job.atoms.n_atoms, batch.numel()
+    n_atoms, n_models = job.n_atoms, batch.numel()
     grid = torch.empty((*batch, *dims), dtype=dtype, device=device)
     with torch.no_grad():
         found = gaussians(job, *(x.flatten(0, len(batch)) for x in (job.u_iso, job.u_star, job.weights, job.fp)))
         sites, reach = grid_sites(job), found.half.amax(1)
         extent = reach.amax(0) + 1e-3
-        spacing = [float(job.atoms.crystal.reciprocal_metric[axis, axis]) ** 0.5 for axis in setting.grid.axes]
+        spacing = setting.cell.reciprocal_lengths[list(setting.grid.axes)]
         bins = bin_numbers(spacing, _BIN)
         models = torch.arange(n_models, device=device).repeat_interleave(n_atoms)
         order, starts = sort_into_bins(sites / torch.tensor(dims, device=device), models, n_models, bins)
@@ -215,7 +213,7 @@ def gather(grid, job):
             found.cut.to(dtype),
             result,
             found.cut.shape[1],
-            job.atoms.n_atoms,
+            job.n_atoms,
             *job.setting.grid.dims,
             LANES=_LANES,
         )

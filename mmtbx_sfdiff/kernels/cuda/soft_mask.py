@@ -1,4 +1,4 @@
-"""The soft probe-shrink mask on a GPU, as Triton kernels; see :mod:`.probe_shrink` for what is computed.
+"""The soft probe-shrink mask on a GPU, as Triton kernels; see :mod:`~mmtbx_sfdiff.bulk_solvent.probe_shrink` for what is computed.
 
 The fine grid of the whole cell is cut into tiles, and a program owns a tile: it goes through the images of atoms in the
 bins around it, in a fixed order, and writes E once.  V is the weighted sum of E over a ball at every coarse point, and
@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...plans.grid_symmetry import CrystalKey
+from ..jobs import MaskJob
 from .bins import bin_numbers, bin_range, period, periods_within, sort_into_bins
 
 # Points of a tile of the fine grid, and of a coarse block or a box, that one program takes at a time.
@@ -220,21 +220,20 @@ def _attribute(
 class _Grid:
     """What does not depend on the atoms: the fine grid, the bins, the operators, the steps within the ball."""
 
-    def __init__(self, crystal, n_real, fine, reach):
-        self.n_coarse, self.n_real, device = n_real, tuple(n * fine for n in n_real), crystal.device
+    def __init__(self, grid, fine, reach, device):
+        self.n_coarse, self.n_real = grid.n_real, tuple(n * fine for n in grid.n_real)
         n = torch.tensor(self.n_real, dtype=torch.float64)
-        basis = crystal.orthogonalization.cpu() / n
+        basis = torch.from_numpy(grid.cell.basis) / n
         gram = basis.T @ basis
         self.gram = gram.to(device)
         self.form = torch.stack([gram[0, 0], gram[1, 1], gram[2, 2], gram[0, 1], gram[0, 2], gram[1, 2]]).to(device)
-        spacing = crystal.reciprocal_metric.cpu().diagonal().sqrt()
+        spacing = torch.from_numpy(grid.cell.reciprocal_lengths)
         #: Half the extent of a sphere of radius 1 Å, fine grid steps.
         self.extent = spacing * n
         self.bins = bin_numbers(spacing, _BIN)
         self.n, self.extent_there = n.to(device), self.extent.to(device)
-        self.rotations = crystal.rotations.to(torch.float64).repeat_interleave(len(crystal.centring), 0)
-        self.translations = (crystal.translations[:, None] + crystal.centring[None]).reshape(-1, 3)
-        self.voxel = crystal.volume / math.prod(self.n_real)
+        self.rotations, self.translations = (torch.from_numpy(x).to(device) for x in grid.fractional_operators)
+        self.voxel = grid.cell.volume / math.prod(self.n_real)
         half = torch.ceil(self.extent * reach).to(torch.int64).tolist()
         steps = torch.cartesian_prod(*(torch.arange(-h, h + 1) for h in half))
         lengths = (steps.to(torch.float64) @ basis.T).norm(dim=-1)
@@ -252,8 +251,8 @@ class _Grid:
 
 
 @functools.lru_cache(maxsize=16)
-def _grid_of_key(key):
-    return _Grid(*key.of)
+def _grid_of(grid, fine, reach, device):
+    return _Grid(grid, fine, reach, device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,16 +274,13 @@ class _Images:
 
 
 class SoftMask:
-    """The masks of a batch; V is given on the whole coarse grids, (n_models N,).
+    """The masks of a batch; V is given on the whole coarse grids, (n_models N,)."""
 
-    ``models`` (n_atoms,) int64 says which model an atom belongs to.
-    """
-
-    def __init__(self, crystal, n_real, fine, kernel, dtype, kept, models, n_models):
-        self.kernel, self.dtype, self.fine = kernel, dtype, fine
-        self.n_models, self.models, self.kept, self.device = n_models, models, kept, crystal.device
-        self.grid = _grid_of_key(CrystalKey(crystal, tuple(n_real), fine, kernel.reach))
-        if n_models * math.prod(self.grid.n_real) > LARGEST:
+    def __init__(self, job: MaskJob):
+        self.dtype, self.fine, self.kept, self.device = job.dtype, job.fine, job.kept, job.device
+        self.n_models, self.models = job.n_models, job.models
+        self.grid = _grid_of(job.grid, job.fine, job.reach, job.device)
+        if self.n_models * math.prod(self.grid.n_real) > LARGEST:
             raise ValueError(f"The fine grid {self.grid.n_real} of a mask is too large: use a larger grid_step.")
         self._field = None
 
@@ -370,7 +366,7 @@ class SoftMask:
         return results
 
     @torch.no_grad()
-    def backward(self, gradient, sites, radii, cover, width, weights):
+    def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False):
         """Gradients by sites, radii, cover and width from that by V."""
         grid, n_atoms = self.grid, len(radii)
         if not n_atoms:

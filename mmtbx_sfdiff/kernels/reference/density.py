@@ -13,10 +13,6 @@ import torch
 
 from .gaussians import gaussian_gradients, gaussians
 
-# Gaussians end where they are cut, and the two terms of an atom add up.
-SLACK = 0.5
-#: Whether a job may hold several models.
-BATCHED = False
 _CHUNK = 2**22
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from ..jobs import Columns, DirectJob
+
 # Elements of the largest temporary that still stays in a CPU core's share of the cache.
 _CACHE_ELEMENTS = 2**18
 TWO_PI_SQ = 2 * torch.pi**2
@@ -35,7 +37,7 @@ class _ColumnBlock:
         self.s = torch.arange(self.s_first, self.s_last + 1, device=device)
 
 
-def extents(plan):
+def extents(plan: Columns) -> list[int]:
     """Lengths of the one-axis tables, in the order of the plan's axes."""
     if not len(plan.indices):
         return [1, 1, 1]
@@ -58,22 +60,52 @@ def atom_ranges(counts, memory, bytes_per_atom):
         yield first, last, kinds
 
 
-def blocks(sites, u, weights, counts, plan, metric, memory):
+def complex_of(dtype):
+    """The complex dtype of a real one."""
+    return torch.complex64 if dtype == torch.float32 else torch.complex128
+
+
+def direct_sum(job: DirectJob) -> torch.Tensor:
+    """E on the plan's unique indices, (n_models, n_unique) complex."""
+    plan, dtype = job.plan, complex_of(job.weights.dtype)
+    result = torch.zeros((len(job.sites), len(plan.indices)), dtype=dtype, device=job.sites.device)
+    for block in _blocks(job):
+        kinds = [kind for kind, _, _ in block.kinds]
+        for columns in block.column_blocks():
+            sums = block.sums(columns).flatten(2)[..., columns.cells]
+            result[:, columns.rows] += torch.einsum("kbn,kn->bn", sums, job.table[kinds][:, columns.rows].to(dtype))
+    return result
+
+
+def direct_sum_gradients(
+    job: DirectJob, grad: torch.Tensor, wanted: tuple[bool, bool, bool]
+) -> list[torch.Tensor | None]:
+    """Gradients in (sites, u, weights), each where it is wanted, from dT/dE (n_models, n_unique)."""
+    grads = [torch.zeros_like(x) if want else None for x, want in zip((job.sites, job.u, job.weights), wanted)]
+    grad = grad.conj().resolve_conj()
+    for block in _blocks(job):
+        for columns in block.column_blocks():
+            block.add_gradients(columns, grad[:, columns.rows], job.table, grads)
+    return grads
+
+
+def _blocks(job):
     """Blocks of atoms, each small enough that its one-axis tables fit a third of the memory."""
     # Tables are made in double precision before they are cast.
-    per_atom = len(sites) * sum(extents(plan)) * (16 + 2 * weights.element_size())
-    for first, last, kinds in atom_ranges(counts, memory / 3, per_atom):
-        yield _AtomBlock(slice(first, last), kinds, sites, u, weights, plan, metric, memory)
+    per_atom = len(job.sites) * sum(extents(job.plan)) * (16 + 2 * job.weights.element_size())
+    for first, last, kinds in atom_ranges(job.counts, job.memory / 3, per_atom):
+        yield _AtomBlock(slice(first, last), kinds, job)
 
 
 class _AtomBlock:
     """One-axis tables of some atoms, and what is summed with them."""
 
-    def __init__(self, atoms, kinds, sites, u, weights, plan, metric, memory):
-        self.atoms, self.kinds, self.plan, self.memory = atoms, kinds, plan, memory
-        self.weights = weights[:, atoms]
-        self.dtype = weights.dtype
-        self.complex_dtype = torch.complex64 if self.dtype == torch.float32 else torch.complex128
+    def __init__(self, atoms, kinds, job: DirectJob):
+        sites, u, plan, metric = job.sites, job.u, job.plan, job.metric
+        self.atoms, self.kinds, self.plan, self.memory = atoms, kinds, plan, job.memory
+        self.weights = job.weights[:, atoms]
+        self.dtype = job.weights.dtype
+        self.complex_dtype = complex_of(self.dtype)
         self.n_models, self.n_atoms = self.weights.shape
         self.isotropic = u.shape[-1] == 1
         p, q, s = plan.axes

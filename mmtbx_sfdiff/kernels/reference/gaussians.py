@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from ..jobs import FFTUnsuitable
+from ..jobs import NotPositiveDefinite
 
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
@@ -44,7 +44,7 @@ def gaussians(job, u_iso, u_star, weights, fp, keep_zero=False):
 
     Parameters
     ----------
-    job : Job
+    job : DensityJob
     u_iso, u_star, weights, fp : torch.Tensor
         (n_models n_atoms, ...).
     keep_zero : bool
@@ -52,17 +52,18 @@ def gaussians(job, u_iso, u_star, weights, fp, keep_zero=False):
 
     Raises
     ------
-    FFTUnsuitable
+    NotPositiveDefinite
         When an atom's displacement parameters are not positive definite.
     """
-    atoms, setting = job.atoms, job.setting
+    setting = job.setting
     grid, table = setting.grid, setting.table
     device = weights.device
-    n_models = len(weights) // atoms.n_atoms
+    n_models = len(weights) // job.n_atoms
     packing = [_PAIRS.index(tuple(sorted((grid.axes[i], grid.axes[j])))) for i, j in _PAIRS]
-    metric = torch.stack([atoms.crystal.reciprocal_metric[i, j] for i, j in _PAIRS])[packing]
+    reciprocal = setting.cell.reciprocal
+    metric = torch.tensor([reciprocal[i, j] for i, j in _PAIRS], dtype=torch.float64, device=device)[packing]
     dims = torch.tensor(grid.dims, dtype=torch.float64, device=device)
-    kinds, aniso = atoms.type_index.repeat(n_models), atoms.use_u_aniso.repeat(n_models)
+    kinds, aniso = job.type_index.repeat(n_models), job.use_aniso.repeat(n_models)
     alphas, exponents = (torch.as_tensor(x, device=device)[kinds] for x in (table.alphas, table.exponents))
     constants = torch.as_tensor(table.constants, device=device)[kinds]
     fp64, weights64 = fp.to(torch.float64), weights.to(torch.float64)
@@ -87,11 +88,7 @@ def gaussians(job, u_iso, u_star, weights, fp, keep_zero=False):
         m00, m11, _, m01, _, _ = matrix.unbind(-1)
         bad = kept & ~((m00 > 0) & (m00 * m11 > m01 * m01) & (determinant > 0))
         if bool(bad.any()):
-            i = int(bad.any(-1).nonzero()[0, 0]) % atoms.n_atoms
-            raise FFTUnsuitable(
-                f"The displacement parameters of atom {i} ({atoms.labels[i].strip()}) are not positive "
-                "definite enough for the FFT: raise them, or use method='direct'."
-            )
+            raise NotPositiveDefinite(int(bad.any(-1).nonzero()[0, 0]) % job.n_atoms)
     # Whatever is not kept may be singular, and counts for nothing.
     determinant = torch.where(kept, determinant, 1.0)
     inverse = cofactors / determinant[..., None]
@@ -111,7 +108,7 @@ def gaussian_gradients(job, gather):
     ``gather``: Gaussians -> moments (n, n_terms, 10) float64 of the grid under each of them, with their offsets (u, v, w)
     from its centre: sums of 1, u, v, w, uu, vv, ww, uv, uw, vw.
     """
-    n_atoms = job.atoms.n_atoms
+    n_atoms = job.n_atoms
     given = job.u_iso, job.u_star, job.weights, job.fp
     leaves = [x.detach().to(torch.float64).reshape(-1, *x.shape[job.weights.ndim :]).requires_grad_() for x in given]
     with torch.enable_grad():

@@ -9,6 +9,8 @@ import torch
 
 import numpy as np
 
+from ..jobs import MaskJob
+
 # Of a portion of distances: vectors, indices, and what their gradient keeps.
 _BYTES_PER_DISTANCE = 160
 _TINY = 1e-100
@@ -17,17 +19,16 @@ _TINY = 1e-100
 class FineGrid:
     """Fine grid points around atoms in the whole cell, in portions."""
 
-    def __init__(self, crystal, n_real, fine, memory, device):
-        self.n_coarse, self.fine, self.memory, self.device = tuple(n_real), fine, memory, device
-        self.n_real = tuple(int(n) * fine for n in n_real)
+    def __init__(self, job: MaskJob):
+        grid, fine, device = job.grid, job.fine, job.device
+        self.n_coarse, self.fine, self.memory, self.device = grid.n_real, fine, job.memory, device
+        self.n_real = tuple(int(n) * fine for n in grid.n_real)
         n = torch.tensor(self.n_real, dtype=torch.float64, device=device)
-        self.basis = crystal.orthogonalization.to(device) / n
-        self.extent = crystal.reciprocal_metric.to(device).diagonal().sqrt() * n
-        self.rotations = crystal.rotations.to(device, torch.float64)
-        self.translations = crystal.translations.to(device)
-        self.centring = crystal.centring.to(device)
+        self.basis = torch.from_numpy(grid.cell.basis).to(device) / n
+        self.extent = torch.from_numpy(grid.cell.reciprocal_lengths).to(device) * n
+        self.rotations, self.translations = (torch.from_numpy(x).to(device) for x in grid.fractional_operators)
         self.n = n
-        self.voxel = crystal.volume / float(np.prod(self.n_real))
+        self.voxel = grid.cell.volume / float(np.prod(self.n_real))
 
     def steps(self, reach, margin=0.0):
         """Steps as long as ``reach`` Å, (n, 3) int64, and lengths; ``margin`` in grid steps around the sphere's box."""
@@ -43,49 +44,46 @@ class FineGrid:
         steps = steps[lengths <= reach + diagonal]
         size = max(1, int(self.memory // (_BYTES_PER_DISTANCE * len(steps))))
         n = torch.tensor(self.n_real, device=self.device)
-        for rotation, translation in zip(self.rotations, self.translations):
-            for centre in self.centring:
-                for first in range(0, len(sites), size):
-                    part = slice(first, min(first + size, len(sites)))
+        for rotation, shift in zip(self.rotations, self.translations):
+            for first in range(0, len(sites), size):
+                part = slice(first, min(first + size, len(sites)))
 
-                    def distances(sites, rotation=rotation, shift=translation + centre):
-                        position = (sites @ rotation.T + shift) * self.n
-                        origin = position.detach().round()
-                        vectors = (steps + (origin - position)[:, None]) @ self.basis.T
-                        points = (origin.to(torch.int64)[:, None] + steps) % n
-                        places = (points[..., 0] * n[1] + points[..., 1]) * n[2] + points[..., 2]
-                        return places, vectors.square().sum(-1)
+                def distances(sites, rotation=rotation, shift=shift):
+                    position = (sites @ rotation.T + shift) * self.n
+                    origin = position.detach().round()
+                    vectors = (steps + (origin - position)[:, None]) @ self.basis.T
+                    points = (origin.to(torch.int64)[:, None] + steps) % n
+                    places = (points[..., 0] * n[1] + points[..., 1]) * n[2] + points[..., 2]
+                    return places, vectors.square().sum(-1)
 
-                    yield part, distances
+                yield part, distances
 
 
 def _reach(radii, width):
     return float((radii * (radii + width)).max().sqrt())
 
 
+def _ball(grid, reach):
+    """Steps of the fine grid not longer than ``reach`` Å, and their lengths."""
+    steps, lengths = grid.steps(reach)
+    kept = lengths <= reach
+    return steps[kept], lengths[kept].cpu().numpy()
+
+
 class SoftMask:
     """One model's mask; V is given on the whole coarse grid, (N,)."""
 
-    def __init__(self, crystal, n_real, fine, kernel, dtype, memory):
-        self.kernel, self.dtype = kernel, dtype
-        self.crystal, self.n_coarse, self.fine, self.memory = crystal, tuple(n_real), fine, memory
-        self._grid = None
-
-    def grid(self, device):
-        if self._grid is None:
-            self._grid = FineGrid(self.crystal, self.n_coarse, self.fine, self.memory, device)
-            self.ball_steps, self.ball_lengths = self._grid.steps(self.kernel.reach)
-            kept = self.ball_lengths <= self.kernel.reach
-            self.ball_steps, self.ball_lengths = self.ball_steps[kept], self.ball_lengths[kept].cpu().numpy()
-        return self._grid
+    def __init__(self, job: MaskJob):
+        self.grid, self.dtype, self.fine = FineGrid(job), job.dtype, job.fine
+        self.ball_steps, self.ball_lengths = _ball(self.grid, job.reach)
 
     def weights(self, function):
-        grid = self.grid(self.crystal.device)
-        return torch.from_numpy(function(self.ball_lengths) * grid.voxel).to(grid.device)
+        """A function of the distance at the fine grid's steps, times the volume of a step."""
+        return torch.from_numpy(function(self.ball_lengths) * self.grid.voxel).to(self.grid.device)
 
     def _kernel(self, weights):
         """Transform of the kernel on the fine grid; real, because the ball is centric."""
-        grid = self._grid
+        grid = self.grid
         n = torch.tensor(grid.n_real, device=grid.device)
         points = self.ball_steps % n
         places = (points[:, 0] * n[1] + points[:, 1]) * n[2] + points[:, 2]
@@ -98,7 +96,7 @@ class SoftMask:
         return 1 - cover[:, None] * (1 - t * t * (3 - 2 * t))
 
     def _accessibility(self, sites, radii, cover, width):
-        grid = self.grid(sites.device)
+        grid = self.grid
         logarithm = torch.zeros(int(np.prod(grid.n_real)), dtype=torch.float64, device=sites.device)
         if len(sites):
             for part, distances in grid.portions(sites, _reach(radii, width)):
@@ -110,7 +108,7 @@ class SoftMask:
 
     def forward(self, sites, radii, cover, width, weights, keep=False):
         with torch.no_grad():
-            grid = self.grid(sites.device)
+            grid = self.grid
             field = torch.fft.rfftn(self._accessibility(sites, radii, cover, width).reshape(grid.n_real))
             f = self.fine
             return [
@@ -118,8 +116,8 @@ class SoftMask:
                 for array in weights
             ]
 
-    def backward(self, gradient, sites, radii, cover, width, weights):
-        grid = self.grid(sites.device)
+    def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False):
+        grid = self.grid
         f = self.fine
         field = self._accessibility(sites, radii, cover, width)
         dense = torch.zeros(grid.n_real, dtype=torch.float64, device=sites.device)
@@ -143,17 +141,21 @@ class SoftMask:
         return total
 
     def to_cell(self, values):
-        return values.reshape(self.n_coarse)
+        return values.reshape(self.grid.n_coarse)
 
     def from_cell(self, gradient):
         return gradient.reshape(-1)
 
 
-class HardMask(SoftMask):
+class HardMask:
     """psi on the whole coarse grid, (N,), and its gradient; see :mod:`~mmtbx_sfdiff.kernels.cpu.hard_mask`."""
 
+    def __init__(self, job: MaskJob):
+        self.grid, self.dtype, self.fine = FineGrid(job), job.dtype, job.fine
+        self.ball_steps, self.ball_lengths = _ball(self.grid, job.reach)
+
     def _field(self, sites, radii, top):
-        grid = self.grid(sites.device)
+        grid = self.grid
         field = torch.full((int(np.prod(grid.n_real)),), top, dtype=torch.float64, device=sites.device)
         for part, distances in grid.portions(sites, float(radii.max()) + top) if len(sites) else ():
             places, d = distances(sites[part])
@@ -164,7 +166,7 @@ class HardMask(SoftMask):
 
     def psi(self, sites, radii, low, top):
         with torch.no_grad():
-            grid = self.grid(sites.device)
+            grid = self.grid
             field = self._field(sites, radii, top)
             n = torch.tensor(grid.n_real, device=sites.device)
             axes = [torch.arange(0, m, self.fine, device=sites.device) for m in grid.n_real]
@@ -185,7 +187,7 @@ class HardMask(SoftMask):
 
     def pull_back(self, gradient, source, sites, radii, top):
         field = self._field(sites, radii, top)
-        grid = self._grid
+        grid = self.grid
         weights = torch.zeros_like(field).index_add_(0, source, gradient.to(torch.float64))
         leaves = [values.detach().clone().requires_grad_() for values in (sites, radii)]
         total = [torch.zeros_like(values) for values in leaves]
@@ -200,3 +202,9 @@ class HardMask(SoftMask):
             for i in range(2):
                 total[i][part] += found[i]
         return total
+
+    def to_cell(self, values):
+        return values.reshape(self.grid.n_coarse)
+
+    def from_cell(self, gradient):
+        return gradient.reshape(-1)
