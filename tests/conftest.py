@@ -1,10 +1,21 @@
-"""Test data and markers for the whole suite."""
+"""Test data, markers, what runs where cctbx is not installed, and a limit on what is skipped."""
+
+import ast
+import importlib.util
+import os
+from pathlib import Path
 
 import torch  # before a test loads cctbx.xray, so that it keeps its threads
 
 import pytest
 
 from tests.support.entries import pdb_folder
+
+HAVE_CCTBX = importlib.util.find_spec("cctbx") is not None
+CCTBX = {"boost_adaptbx", "cctbx", "iotbx", "libtbx", "mmtbx", "scitbx"}
+# Rooms of this package that are about cctbx.
+NEED_CCTBX = ("cctbx_backend", "command_line", "comparison", "programs")
+EXPECTED_SKIPS = ("slow: ", "gpu: ", "no folder of PDB entries", "needs cctbx")
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +38,69 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: run with --runslow or -m slow"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device"))
+        if "cctbx" in item.keywords and not HAVE_CCTBX:
+            item.add_marker(pytest.mark.skip(reason="needs cctbx"))
+
+
+def pytest_ignore_collect(collection_path):
+    """Without cctbx, leave out the files that import it, or a room that is about it, at their top; no other."""
+    if not HAVE_CCTBX and collection_path.suffix == ".py" and collection_path.name.startswith("test_"):
+        return True if needs_cctbx(collection_path) else None
+    return None
+
+
+def needs_cctbx(path):
+    """Whether a file, or a helper of these tests that it imports, imports cctbx when it is loaded."""
+    for node in ast.parse(path.read_text()).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] in CCTBX or (parts[0] == "mmtbx_sfdiff" and len(parts) > 1 and parts[1] in NEED_CCTBX):
+                return True
+            if parts[0] == "validation":
+                return True
+            helper = Path(__file__).parent / "support" / f"{parts[2] if len(parts) > 2 else ''}.py"
+            if parts[:2] == ["tests", "support"] and helper.is_file() and needs_cctbx(helper):
+                return True
+    return False
+
+
+# MMTBX_SFDIFF_MAX_SKIPS=n: more than n tests that are skipped for other reasons than these fail the run, so that a library
+# that went missing does not take its tests with it unseen.
+_skipped = []
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _note_skip(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
+
+
+def pytest_collectreport(report):
+    if report.skipped:
+        _note_skip(report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
+
+
+def _note_skip(reason):
+    reason = reason.removeprefix("Skipped: ")
+    if not reason.startswith(EXPECTED_SKIPS):
+        _skipped.append(reason)
+
+
+def pytest_sessionfinish(session):
+    limit = os.environ.get("MMTBX_SFDIFF_MAX_SKIPS")
+    if limit and len(_skipped) > int(limit) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    limit = os.environ.get("MMTBX_SFDIFF_MAX_SKIPS")
+    if limit and len(_skipped) > int(limit):
+        terminalreporter.section("skipped tests")
+        terminalreporter.line(f"{len(_skipped)} were skipped for other reasons than {', '.join(EXPECTED_SKIPS)}:")
+        for reason in sorted(set(_skipped)):
+            terminalreporter.line(f"  {_skipped.count(reason)} {reason}")
+        terminalreporter.line(f"MMTBX_SFDIFF_MAX_SKIPS allows {limit}.")

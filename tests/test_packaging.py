@@ -108,3 +108,48 @@ def test_workflows_are_valid():
         assert workflow[True] and all(job["steps"] and job["timeout-minutes"] for job in workflow["jobs"].values())
         installed = " ".join(step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"])
         assert next(item for item in PROJECT["dependencies"] if split(item)[0] == "torch") in installed
+
+
+def test_lowest_versions_are_those_declared():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("lowest", ROOT / ".github" / "lowest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.lowest(
+        ["torch>=2.4,<2.14", "numpy", "a-b >= 1.3.3rc1", "gemmi>=0.7; python_version > '3'"], {"torch"}
+    )
+    assert found == ["a-b==1.3.3rc1", "gemmi==0.7.*"]
+
+
+def test_citation_names_the_version():
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mmtbx_sfdiff.__version__ and citation["license"] == PROJECT["license"]
+
+
+def test_every_verb_is_a_console_script(capsys):
+    from mmtbx_sfdiff.command_line import main
+
+    scripts = {name.partition(".")[2] for name in PROJECT["scripts"]}
+    assert scripts == {"", *main.VERBS}
+    assert main.run([]) == 0 and main.run(["nonsense"]) == 2
+    printed = capsys.readouterr()
+    assert all(f"mmtbx_sfdiff.{verb} " in printed.out for verb in main.VERBS) and "no program nonsense" in printed.err
+    assert main.run(["--version"]) == 0
+    assert f"mmtbx_sfdiff {mmtbx_sfdiff.__version__}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("program, missing, extra", [("compare", "iotbx", "cctbx"), ("latent", "openmm", "latent")])
+def test_a_program_without_its_libraries_says_which_extra_it_wants(monkeypatch, capsys, program, missing, extra):
+    from mmtbx_sfdiff import command_line
+
+    def not_there(name):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=f"{missing}.part")
+
+    monkeypatch.setattr(command_line.importlib, "import_module", not_there)
+    with pytest.raises(SystemExit) as end:
+        command_line.load(program)
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and said.count("\n") == 1
+    assert said.startswith(f"Sorry: mmtbx_sfdiff.{program} needs ") and f"mmtbx_sfdiff[{extra}]" in said

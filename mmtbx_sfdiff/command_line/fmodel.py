@@ -3,13 +3,13 @@
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.fmodel
 import sys
 
-from mmtbx_sfdiff.programs.fmodel import Program
-from mmtbx_sfdiff.programs.runner import main
+from mmtbx_sfdiff.command_line import load
 
 
 def run(args=None):
     """Run the program; return its exit code."""
-    return main(Program, args)
+    program = load("fmodel").Program
+    return load("runner").main(program, args)
 
 
 if __name__ == "__main__":

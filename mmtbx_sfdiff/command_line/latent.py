@@ -3,15 +3,15 @@
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.latent
 import sys
 
-from mmtbx_sfdiff.programs.latent import Program, stage_arguments
-from mmtbx_sfdiff.programs.runner import guarded, main
+from mmtbx_sfdiff.command_line import load
 
 
 def run(args=None):
     """Run the program; return its exit code."""
-    arguments = []
-    code = guarded(lambda: arguments.extend(stage_arguments(sys.argv[1:] if args is None else list(args))))
-    return code or main(Program, arguments)
+    program, runner, arguments = load("latent"), load("runner"), []
+    words = sys.argv[1:] if args is None else list(args)
+    code = runner.guarded(lambda: arguments.extend(program.stage_arguments(words)))
+    return code or runner.main(program.Program, arguments)
 
 
 if __name__ == "__main__":

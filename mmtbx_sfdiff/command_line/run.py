@@ -3,12 +3,12 @@
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.run
 import sys
 
-from mmtbx_sfdiff.programs import run as program
+from mmtbx_sfdiff.command_line import load
 
 
 def run(args=None):
     """Run the program; return its exit code."""
-    return program.run(args)
+    return load("run").run(args)
 
 
 if __name__ == "__main__":
