@@ -7,7 +7,7 @@ an address or of a path, what arrives has to be a model of that accession, and i
 import os
 import re
 
-from libtbx.utils import Sorry
+from .errors import Sorry
 
 from .download import Failed, NotThere, Timeouts, download, lock, make_folder
 from .fetch import _cached_file, _progress, cache_folder

@@ -5,14 +5,25 @@ found here and said in one sentence, before a parser sees it.  Reflection files 
 because ``iotbx.reflection_file_reader`` would try to unpickle an unknown binary file, which runs code.
 """
 
+from __future__ import annotations
+
+import bz2
 import gzip
+import lzma
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from libtbx.utils import Sorry
+from .errors import Sorry
 
 MAX_BYTES = 2**33
+_PACKED = {
+    b"\x1f\x8b": ("gzip", gzip.open),
+    b"BZh": ("bzip2", bz2.open),
+    b"\xfd7zXZ": ("xz", lzma.open),
+}
+_WORD = re.compile(r"=(hklf3|hklf4|amplitudes|intensities)$", re.IGNORECASE)
 _AGAIN = "download or copy it again"
 
 
@@ -34,12 +45,27 @@ class Content:
 
     @property
     def text(self):
-        """The content as text; characters outside UTF-8 are replaced (they occur in author names only)."""
-        return self.raw.decode("utf-8", errors="replace")
+        """The content as text, with line ends of Unix and without a byte-order mark.
+
+        Characters outside UTF-8 are replaced (they occur in author names only).
+        """
+        return _decoded(self.raw)
+
+
+def _decoded(raw):
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return raw.decode(encoding, errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def split_word(path):
+    """(path, word): a SHELX file's name may end in ``=hklf4`` or ``=hklf3``, as in cctbx; the word is None otherwise."""
+    text = str(path)
+    match = _WORD.search(text)
+    return (text[: match.start()], match.group(1).lower()) if match and not Path(text).exists() else (path, None)
 
 
 def read_content(path, what):
-    """Read a file, plain or compressed with gzip, and find out what it is.
+    """Read a file, plain or compressed (gzip, bzip2, xz, by content), and find out what it is.
 
     Parameters
     ----------
@@ -53,22 +79,27 @@ def read_content(path, what):
 
     Raises
     ------
-    libtbx.utils.Sorry
+    Sorry
         If the file is missing, a folder, empty, unreadable, damaged, a web page, or binary of another kind.
     """
     path = Path(path).expanduser()
     try:
         with open(path, "rb") as file:
-            if file.read(2) == b"\x1f\x8b":
-                file.seek(0)
-                raw = _unpack(file, path)
-            else:
-                file.seek(0)
+            start = file.read(6)
+        packed = next((how for magic, how in _PACKED.items() if start.startswith(magic)), None)
+        if packed is not None:
+            raw = _unpack(path, *packed)
+        else:
+            with open(path, "rb") as file:
                 raw = file.read(MAX_BYTES)
     except IsADirectoryError:
         raise Sorry(f"{path} is a folder: give the name of the {what} file in it.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise Sorry(f"The {what} file {path} does not exist: check its name and folder.") from None
+    except ValueError as error:  # a NUL in the name
+        if isinstance(error, Sorry):
+            raise
+        raise Sorry(f"{str(path)!r} cannot be the name of a file: check it.") from None
     except OSError as error:
         raise Sorry(
             f"Cannot read the {what} file {path} ({error.strerror or error}): check it and its permissions."
@@ -78,21 +109,25 @@ def read_content(path, what):
     return Content(path, raw, _kind(raw, path, what))
 
 
-def _unpack(file, path):
+def _unpack(path, name, opener):
     try:
-        with gzip.GzipFile(fileobj=file) as unpacked:
+        with opener(path, "rb") as unpacked:
             raw = unpacked.read(MAX_BYTES)
             if unpacked.read(1):
                 raise Sorry(f"{path} unpacks to more than {MAX_BYTES} bytes: unpack it by hand if that is right.")
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise Sorry(f"{path} is cut short or damaged (its gzip checksum does not fit): {_AGAIN}.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, ValueError, OSError) as error:
+        if isinstance(error, Sorry):
+            raise
+        raise Sorry(f"{path} is cut short or damaged (its {name} checksum does not fit): {_AGAIN}.") from None
     return raw
 
 
 def _kind(raw, path, what):
     if raw[:4] == b"MTZ ":
         return "mtz"
-    head = raw[:65536]
+    if raw[:2] == b"\x1f\x9d":
+        raise Sorry(f"{path} is compressed with compress (.Z), which is not read here: unpack it with gunzip first.")
+    head = _decoded(raw[:65536]).encode()
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype", b"<html", b"<head")):
         raise Sorry(f"{path} is a web page, not a {what} file: a download went wrong, fetch the file again.")

@@ -13,7 +13,7 @@ import iotbx
 import libtbx.load_env
 import numpy as np
 from cctbx.array_family import flex
-from libtbx.utils import Sorry
+from .errors import Sorry
 from mmtbx import masks
 
 from .fetch import EntryFiles

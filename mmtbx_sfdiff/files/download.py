@@ -19,7 +19,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from libtbx.utils import Sorry
+from .errors import Sorry
 
 from .writing import DISK_FULL, DiskFull
 

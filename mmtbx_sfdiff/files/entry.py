@@ -1,14 +1,13 @@
 """Reading an entry: a model and its data, checked against each other.
 
-The pieces live in their own modules: :mod:`.model` (coordinates), :mod:`.data` (observations), :mod:`.arrays`
-(which columns) and :mod:`.symmetry` (whose cell and space group).  Finding the files is :mod:`.fetch`.
+The pieces live in their own modules: :mod:`.model` (coordinates), :mod:`.observations` (data)
+and :mod:`.symmetry` (whose cell and space group).  Finding the files is :mod:`.fetch`.
 """
 
 from dataclasses import dataclass, field, replace
 
-from libtbx.utils import Sorry
-
 from .data import Data, read_data
+from .errors import Sorry
 from .model import Model, read_model, set_scattering
 
 
@@ -43,14 +42,18 @@ def load_entry(
     data_path,
     scattering_table="n_gaussian",
     labels=None,
-    r_free_labels=None,
-    test_flag_value=None,
+    free=None,
+    test_value=None,
+    free_file=None,
     d_min=None,
     d_max=None,
     anomalous=False,
     prefer="amplitudes",
+    strict=True,
     crystal_symmetry=None,
     allow_other_entry=False,
+    r_free_labels=None,
+    test_flag_value=None,
 ):
     """Read a model and its data and check that they belong together.
 
@@ -59,13 +62,15 @@ def load_entry(
     model_path, data_path : path
     scattering_table : str
         See :func:`read_model`.
-    labels, r_free_labels, test_flag_value, d_min, d_max, anomalous, prefer
+    labels, free, test_value, free_file, d_min, d_max, anomalous, prefer, strict
         See :func:`read_data`.
     crystal_symmetry : cctbx.crystal.symmetry, optional
         For a model without one; by default the data file's.
     allow_other_entry : bool
         Accept data that say they belong to another PDB entry than the model, as when a model is compared with
         the data of an isomorphous crystal.
+    r_free_labels, test_flag_value
+        Older names of ``free`` and ``test_value``.
 
     Returns
     -------
@@ -81,12 +86,14 @@ def load_entry(
         data_path,
         model.crystal_symmetry,
         labels=labels,
-        r_free_labels=r_free_labels,
-        test_flag_value=test_flag_value,
+        free=free if free is not None else r_free_labels,
+        test_value=test_value if test_value is not None else test_flag_value,
+        free_file=free_file,
         d_min=d_min,
         d_max=d_max,
         anomalous=anomalous,
         prefer=prefer,
+        strict=strict,
     )
     if model.entry_id and data.entry_id and model.entry_id != data.entry_id and not allow_other_entry:
         raise Sorry(

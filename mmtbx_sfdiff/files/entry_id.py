@@ -7,7 +7,7 @@ that passes :func:`normalise_entry_id` ever becomes part of a path or a URL.
 
 import re
 
-from libtbx.utils import Sorry
+from .errors import Sorry
 
 _CLASSIC = re.compile(r"[1-9][a-z0-9]{3}")
 _EXTENDED = re.compile(r"pdb_[0-9a-z]{8}")

@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from libtbx.utils import Sorry
+from .errors import Sorry
 
 from .download import (
     Failed,

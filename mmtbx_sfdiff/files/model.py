@@ -16,7 +16,10 @@ import iotbx.pdb.mmcif
 import mmtbx.model
 from cctbx.array_family import flex
 from cctbx.eltbx import xray_scattering
-from libtbx.utils import Sorry, null_out
+from libtbx.utils import Sorry as CctbxSorry
+from libtbx.utils import null_out
+
+from .errors import Sorry
 
 from .content import read_content
 from .entry_id import entry_id_in_model
@@ -127,7 +130,7 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
     try:
         manager = _manager(pdb_input, symmetry, messages)
         structure = manager.get_xray_structure()
-    except (Sorry, RuntimeError, ValueError) as error:
+    except (CctbxSorry, RuntimeError, ValueError) as error:
         raise Sorry(f"{path} has an atom that cctbx cannot use ({_one_line(error)}): correct the file.") from None
     set_scattering(manager, scattering_table, d_min, path)
     messages.extend(_structure_messages(structure))
@@ -161,7 +164,7 @@ def _parse(text, kind, path):
         else:
             raise Sorry(f"{path} is neither a PDB nor an mmCIF file: give a model in one of these formats.")
         return pdb_input, pdb_input.construct_hierarchy(sort_atoms=False)
-    except Sorry as error:
+    except CctbxSorry as error:
         if str(path) in str(error):
             raise
         raise Sorry(f"{path} is not a readable model ({_one_line(error)}): correct or replace it.") from None
@@ -232,7 +235,7 @@ def _manager(pdb_input, symmetry, messages):
     with contextlib.redirect_stdout(io.StringIO()):  # cctbx prints the offending matrices
         try:
             return mmtbx.model.manager(model_input=pdb_input, crystal_symmetry=symmetry, log=null_out())
-        except Sorry as error:
+        except CctbxSorry as error:
             if "rotation matrices" not in str(error):
                 raise
             messages.append("the MTRIX records are not proper rotations and were not applied")
@@ -253,7 +256,7 @@ def set_scattering(manager, table, d_min, path):
         raise Sorry(f"{table!r} is not a scattering table: choose among {', '.join(SCATTERING_TABLES)}.")
     try:
         manager.setup_scattering_dictionaries(scattering_table=table, d_min=d_min)
-    except (Sorry, RuntimeError, ValueError) as error:
+    except (CctbxSorry, RuntimeError, ValueError) as error:
         raise Sorry(
             f"{path} has an atom without form factor in the {table} table ({_one_line(error)}): "
             "correct its element or charge, or choose another table."

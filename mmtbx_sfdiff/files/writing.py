@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from libtbx.utils import Sorry
+from .errors import Sorry
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

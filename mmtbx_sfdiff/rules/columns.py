@@ -299,12 +299,28 @@ def named(columns: Sequence[Column], labels: str | Sequence[str], where: str, wh
             fitting = [c for c in fitting if c.block == result[0].block] or fitting
         if len(fitting) != 1:
             problem = "no array" if not fitting else "several arrays"
-            listing = "; ".join(label_string([c]) for c in (fitting or columns)) or "none"
-            raise ValueError(f"{where} has {problem} labelled {','.join(words)} for {what}: choose among {listing}.")
+            asked = labels if isinstance(labels, str) else ",".join(labels)
+            raise ValueError(
+                f"{where} has {problem} labelled {asked} for {what}: choose among {_listing(fitting or columns)}."
+            )
         result.append(fitting[0])
     if not result:
         raise ValueError(f"The labels {labels!r} name nothing for {what} in {where}: give a column's name.")
     return result
+
+
+def _listing(columns: Sequence[Column]) -> str:
+    """Label strings of all columns; values and their sigmas in one."""
+    listed: list[str] = []
+    seen: list[Column] = []
+    for column in columns:
+        if any(column is other for other in seen):
+            continue
+        sigma = sigma_of(column, columns) if kind_of(column) else None
+        together = [column] + ([sigma] if sigma is not None else [])
+        seen += together
+        listed.append(label_string(together))
+    return "; ".join(listed) or "none"
 
 
 def choose_observation(
@@ -347,7 +363,7 @@ def choose_observation(
     found, refused = observations(columns)
     if not found:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in refused.items())
-        listing = reasons or "; ".join(label_string([column]) for column in columns) or "none"
+        listing = reasons or _listing(columns)
         raise ValueError(
             f"{where} contains no observed amplitudes or intensities (it contains {listing}): give the file with the "
             "observations, or name a column."
@@ -369,7 +385,7 @@ def _asked_for(columns: Sequence[Column], labels: str | Sequence[str], where: st
     chosen = named(columns, labels, where, "the data")
     value = chosen[0]
     kind = kind_of(value) or _kind_by_name(value)
-    if kind is None:
+    if kind is None or any(column.type in ("P", "A", "W") or column.is_text for column in chosen):
         found = "; ".join(one.labels for one in observations(columns)[0]) or "none"
         raise ValueError(
             f"{label_string(chosen)} in {where} are neither amplitudes nor intensities: choose among {found}."

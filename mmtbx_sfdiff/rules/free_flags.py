@@ -269,15 +269,19 @@ def choose_flags(
         return flags, _missing(flags, needed)
     usable: list[Flags] = []
     broken: list[UnusableFlags] = []
+    too_few: list[UnusableFlags] = []  # of a status column: said, never an error
     for column in columns:
         if not is_flag_column(column):
             continue
         try:
             usable.append(read_flags(column, test_value, where))
         except UnusableFlags as error:
-            # a status of o everywhere is no attempt at a test set
-            if not is_status(column) or _is_numeric_status(column):
+            words = _words(column)
+            if words is None:
                 broken.append(error)
+            elif "f" in words:
+                too_few.append(error)
+            # a status of o everywhere is no attempt at a test set
     if usable:
         best = usable[0]
         messages = _missing(best, needed)
@@ -291,13 +295,10 @@ def choose_flags(
         return best, messages
     if broken and strict:
         raise broken[0]
+    broken += too_few
     if broken:
         return None, [f"{str(broken[0]).split(', which cannot')[0]}: no test set, so there is no R-free"]
     return None, ["no R-free flags in the data file: all reflections are used, and there is no R-free"]
-
-
-def _is_numeric_status(column: Column) -> bool:
-    return _words(column) is None
 
 
 def _missing(flags: Flags, needed: npt.NDArray[np.bool_] | None) -> list[str]:

@@ -23,7 +23,7 @@ _MEANING = {
     "l": "status l (beyond the low-resolution limit)",
     "-": "status - (systematically absent)",
 }
-NO_VALUE, NEGATIVE, NO_SIGMA = "no value", "negative amplitude", "no usable sigma"
+NO_VALUE, NEGATIVE, ZERO, NO_SIGMA = "no value", "negative amplitude", "value 0", "no usable sigma"
 MERGED, ABSENT = "merged with an equivalent", "systematically absent"
 
 LeftOut = dict[str, int]
@@ -80,7 +80,8 @@ def usable(
     """Rows whose value is a measurement, and the sigmas if they are any.
 
     A reflection without a usable (positive) sigma is left out where most have one; where most have none, the sigmas are
-    ignored instead.
+    ignored instead.  A value of exactly 0 with a sigma is a gap that a program filled: left out, as in cctbx
+    (``cctbx.miller.array.regularize``).
 
     Parameters
     ----------
@@ -131,6 +132,7 @@ def usable(
             sigmas = None
         else:
             drop(~good, NO_SIGMA)
+            drop(values == 0, ZERO)
     return keep, sigmas, left_out, messages
 
 

@@ -125,7 +125,7 @@ def test_bijvoet_mates_are_one_observation():
 
 def test_labels_that_name_nothing_or_no_observation():
     columns = mtz(FP=("F", F), SIGFP=("Q", ONES), PHI=("P", F))
-    with pytest.raises(ValueError, match="x.mtz has no array labelled nix for the data: choose among FP; SIGFP; PHI"):
+    with pytest.raises(ValueError, match="x.mtz has no array labelled NIX for the data: choose among FP,SIGFP; PHI"):
         rules.choose_observation(columns, "NIX", where="x.mtz")
     with pytest.raises(ValueError, match="neither amplitudes nor intensities: choose among FP,SIGFP"):
         rules.choose_observation(columns, "PHI")
@@ -239,6 +239,8 @@ def test_status_marks_the_test_set_with_f():
     assert (flags.test_value, flags.free.sum(), said) == ("f", 90, [])
     none, said = free_flags.choose_flags(cif(status=np.array(["o"] * 1000)))
     assert none is None and "no R-free flags" in said[0]
+    few, said = free_flags.choose_flags(cif(status=np.array(["o"] * 2320 + ["f"] * 3)))
+    assert few is None and "f (3), others (2320): no test set, so there is no R-free" in said[0]
     numeric, _ = free_flags.choose_flags(cif(status=np.array(["0"] * 900 + ["1"] * 100)))
     assert numeric.test_value == 1 and numeric.free.sum() == 100
 
