@@ -7,9 +7,8 @@ an address or of a path, what arrives has to be a model of that accession, and i
 import os
 import re
 
-from .errors import Sorry
-
 from .download import Failed, NotThere, Timeouts, download, lock, make_folder
+from .errors import Sorry
 from .fetch import _cached_file, _progress, cache_folder
 
 URL = "https://alphafold.ebi.ac.uk/files"

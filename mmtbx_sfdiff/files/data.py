@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from cctbx import crystal, miller
 from cctbx.array_family import flex
 

@@ -13,9 +13,9 @@ import iotbx
 import libtbx.load_env
 import numpy as np
 from cctbx.array_family import flex
-from .errors import Sorry
 from mmtbx import masks
 
+from .errors import Sorry
 from .fetch import EntryFiles
 from .model import read_model
 

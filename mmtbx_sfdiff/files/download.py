@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import Sorry
-
 from .writing import DISK_FULL, DiskFull
 
 try:

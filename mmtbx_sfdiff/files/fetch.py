@@ -13,8 +13,6 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import Sorry
-
 from .download import (
     Failed,
     NotThere,
@@ -26,6 +24,7 @@ from .download import (
     progress_bar,
 )
 from .entry_id import entry_id_in_data, entry_id_in_model, normalise_entry_id
+from .errors import Sorry
 
 
 class NotDeposited(Sorry):

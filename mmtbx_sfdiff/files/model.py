@@ -19,10 +19,9 @@ from cctbx.eltbx import xray_scattering
 from libtbx.utils import Sorry as CctbxSorry
 from libtbx.utils import null_out
 
-from .errors import Sorry
-
 from .content import read_content
 from .entry_id import entry_id_in_model
+from .errors import Sorry
 
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
 
