@@ -20,7 +20,7 @@ from mmtbx_sfdiff.latent import (
     load_frames,
     run_md,
 )
-from mmtbx_sfdiff.latent.generator import train
+from mmtbx_sfdiff.latent import train
 from mmtbx_sfdiff.latent.generator.flows import normal_log_density
 from mmtbx_sfdiff.latent.generator.train import split_in_time
 

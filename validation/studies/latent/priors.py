@@ -48,7 +48,7 @@ from mmtbx_sfdiff.latent import (
     prepare_model,
     run_md,
 )
-from mmtbx_sfdiff.latent.generator import train
+from mmtbx_sfdiff.latent import train
 from mmtbx_sfdiff.latent.generator.train import split_in_time
 
 from validation.studies.latent.starts import backbone_rmsd, wrong_start
