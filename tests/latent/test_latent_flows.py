@@ -19,8 +19,8 @@ from mmtbx_sfdiff.latent import (
     handedness,
     load_frames,
     run_md,
+    train,
 )
-from mmtbx_sfdiff.latent import train
 from mmtbx_sfdiff.latent.generator.flows import normal_log_density
 from mmtbx_sfdiff.latent.generator.train import split_in_time
 

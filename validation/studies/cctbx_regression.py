@@ -75,7 +75,7 @@ def measure(path, timeout):
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder) / "notes.txt"
         notes.touch()
-        alone = run([sys.executable, str(_REPOSITORY / "validation" / "spied.py"), str(notes), str(path)], timeout)
+        alone = run([sys.executable, str(Path(__file__).with_name("spied.py")), str(notes), str(path)], timeout)
         calls = sorted(set(notes.read_text().split()))
     if alone["outcome"] == "fail" and not _MISSING.search(alone["reason"]):
         alone = run([sys.executable, str(path)], timeout)  # not for being watched
@@ -84,7 +84,7 @@ def measure(path, timeout):
         allowed = 3 * timeout + _START
         row["takeover"] = run([sys.executable, "-m", "mmtbx_sfdiff.command_line.run", "--takeover", str(path)], allowed)
         if row["takeover"]["outcome"] == "fail":
-            row["exact"] = run([sys.executable, str(_REPOSITORY / "validation" / "exact.py"), str(path)], allowed)
+            row["exact"] = run([sys.executable, str(Path(__file__).with_name("exact.py")), str(path)], allowed)
     return row
 
 

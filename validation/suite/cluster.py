@@ -142,7 +142,7 @@ def _check(client, checkout):
     def has():
         import os
 
-        return os.path.isfile(os.path.join(checkout, "validation", "worker.py"))
+        return os.path.isfile(os.path.join(checkout, "validation", "suite", "worker.py"))
 
     try:
         client.wait_for_workers(1, timeout=_CONNECT_SECONDS * 20)

@@ -47,8 +47,8 @@ from mmtbx_sfdiff.latent import (
     load_frames,
     prepare_model,
     run_md,
+    train,
 )
-from mmtbx_sfdiff.latent import train
 from mmtbx_sfdiff.latent.generator.train import split_in_time
 
 from validation.studies.latent.starts import backbone_rmsd, wrong_start

@@ -208,7 +208,7 @@ def version():
     """Of the code that made a run: the package's, with the checksum of what refines."""
     folder = Path(mmtbx_sfdiff.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("latent/*.py"), *folder.glob("refinement/*.py"), *folder.glob("*.py")]):
+    for path in sorted([*folder.rglob("latent/**/*.py"), *folder.glob("refinement/*.py"), *folder.glob("*.py")]):
         digest.update(path.read_bytes())
     return f"{mmtbx_sfdiff.__version__} {digest.hexdigest()[:8]}"
 
