@@ -5,6 +5,7 @@ from .atoms import Atoms
 from .bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
 from .crystal import Crystal
 from .fmodel import FModel
+from .plans import plan
 from .reflections import Reflections
 from .scaling import Scales, update_all_scales
 from .structure_factors import structure_factors
@@ -20,6 +21,7 @@ __all__ = [
     "Reflections",
     "Scales",
     "mask_structure_factors",
+    "plan",
     "register",
     "solvent_mask",
     "solvent_structure_factors",

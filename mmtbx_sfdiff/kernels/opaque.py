@@ -194,14 +194,21 @@ class Function(torch.autograd.Function):
 
 
 def caller(cls: type[Function]) -> Callable[..., Any]:
-    """What applies a :class:`Function`, also under ``torch.compile``, which cannot trace one that has a ``jvp``."""
+    """What applies a :class:`Function`, also under ``torch.compile``, which cannot trace one that has a ``jvp``.
+
+    The compiler traces the backward pass as well, and what that calls: there, where ``torch.compiler.is_compiling()``, call
+    ``forward`` of the next Function instead if its own backward pass goes on to others without end.
+    """
     traced = cls
     if cls.jvp is not torch.autograd.Function.jvp:
         traced = type(cls.__name__, (cls,), {"jvp": torch.autograd.Function.jvp, "__module__": cls.__module__})
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
-            return traced.apply(*args)  # type: ignore[no-untyped-call]
+            if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+                return traced.apply(*args)  # type: ignore[no-untyped-call]
+            # The compiler takes a forward() with *args for one with a context where no gradient is wanted.
+            return cls.forward(*args)
         return cls.apply(*args)  # type: ignore[no-untyped-call]
 
     return call

@@ -17,6 +17,7 @@ import dataclasses
 
 import torch
 
+from ..crystal import Crystal
 from .cache import TensorCache
 
 
@@ -50,43 +51,36 @@ class MillerPlan:
         (n_unique,) float64, Å^-2.
     """
 
-    axes: tuple
+    axes: tuple[int, int, int]
     separable: bool
     indices: torch.Tensor
     columns: torch.Tensor
     column_of: torch.Tensor
-    column_start: list
-    s_min: list
-    s_max: list
+    column_start: list[int]
+    s_min: list[int]
+    s_max: list[int]
     gather: torch.Tensor
     conjugate: torch.Tensor
     phase: torch.Tensor
     d_star_sq: torch.Tensor
 
 
-def miller_plan(crystal, miller_indices, prefer="separable"):
-    """The :class:`MillerPlan` of (n, 3) int64 indices; kept while the tensor lives and is not changed.
-
-    ``prefer`` is what decides on the axis of the columns: "separable" for isotropic atoms, "longest" for
-    anisotropic ones, of which each column costs something before its first term.
-    """
-    return _CACHE.get(
-        miller_indices,
-        (crystal.unit_cell, crystal.hall_symbol, prefer),
-        lambda: _make_plan(crystal, miller_indices, prefer),
-    )
-
-
 _CACHE = TensorCache()
 
 
-def _column_axes(crystal, extent, prefer):
+def miller_plan(crystal: Crystal, miller_indices: torch.Tensor, prefer: str = "separable") -> MillerPlan:
+    """The :class:`MillerPlan` of a tensor of indices; kept while the tensor lives and is not changed."""
+    key = crystal.unit_cell, crystal.hall_symbol, prefer
+    return _CACHE.get(miller_indices, key, lambda: make_miller_plan(crystal, miller_indices, prefer))
+
+
+def _column_axes(crystal: Crystal, extent: list[int], prefer: str) -> tuple[tuple[int, int, int], bool]:
     """(p, q, s) and whether s is orthogonal to the others; where that is preferred, the longest such."""
     metric = crystal.reciprocal_metric.cpu()
     scale = metric.diagonal().sqrt()
     cosine = (metric / (scale[:, None] * scale[None, :])).abs() > 1e-10
 
-    def orthogonal(s):
+    def orthogonal(s: int) -> bool:
         return not any(cosine[s, other] for other in range(3) if other != s)
 
     s = max(range(3), key=lambda axis: (prefer == "separable" and orthogonal(axis), extent[axis], axis))
@@ -94,7 +88,12 @@ def _column_axes(crystal, extent, prefer):
     return (p, q, s), orthogonal(s)
 
 
-def _make_plan(crystal, miller_indices, prefer):
+def make_miller_plan(crystal: Crystal, miller_indices: torch.Tensor, prefer: str = "separable") -> MillerPlan:
+    """The :class:`MillerPlan` of (n, 3) int64 indices.
+
+    ``prefer`` is what decides on the axis of the columns: "separable" for isotropic atoms, "longest" for
+    anisotropic ones, of which each column costs something before its first term.
+    """
     equivalent, shifts = crystal.equivalent_indices(miller_indices)
     n_ops, n = shifts.shape
     flat = equivalent.reshape(-1, 3)

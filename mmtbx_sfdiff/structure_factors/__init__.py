@@ -2,95 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
-from ..crystal import as_miller_tensor
-from ..kernels.jobs import FFTUnsuitable
-from ..kernels.threads import own_threads
-from ..plans.miller import miller_plan
-from .direct import DEFAULT_MEMORY, direct
-from .fft import fft
-from .setting import LEAST_ACCURACY, estimated_time
-from .values import without_values
+from ..atoms import Atoms
+from ..crystal import Crystal
+from ..plans import Plan
+from .choice import choose_method
+from .direct import sum_directly
+from .fft import transform_density
+from .operation import DEFAULT_MEMORY, Method, arguments, naming
+from .operation import structure_factor_gradients as _gradients
+from .scatterers import PARAMETERS
 
-METHODS = {"direct": direct, "fft": fft}
-# Measured on one core, ns: a term of direct summation as a matrix product, a term that does not separate, and
-# what direct summation and an FFT cost before the first atom.
-_PRODUCT_TERM, _EXPONENTIAL_TERM, _DIRECT_START, _FFT_START = 1.5, 3.0, 1.5e6, 0.8e6
-# Direct summation is exact: it is given up for a gain only, and its gradients cost more than the FFT's.
-_GAIN = 1.2
-# A sum that takes less, ns, is done exactly, and without compiling anything.
-_SMALL = 5e6
+#: The methods, by name.
+METHODS: dict[str, Method] = {"direct": sum_directly, "fft": transform_density}
+
+__all__ = ["DEFAULT_MEMORY", "METHODS", "Method", "structure_factor_gradients", "structure_factors"]
 
 
-def structure_factors(atoms, crystal, miller_indices, method="auto", accuracy=1e-4, memory=DEFAULT_MEMORY):
+def structure_factors(
+    atoms: Atoms,
+    crystal: Crystal | Plan,
+    miller_indices: Any = None,
+    method: str = "auto",
+    accuracy: float = 1e-4,
+    memory: int = DEFAULT_MEMORY,
+) -> torch.Tensor:
     """Structure factors of a model, differentiable in its parameters.
 
     Parameters
     ----------
     atoms : Atoms
         Parameters of shape (..., n_atoms, ...); leading dimensions are a batch of models.
-    crystal : Crystal
-        The crystal the atoms are in.
-    miller_indices : torch.Tensor, flex.miller_index or miller.set
-        (n, 3) integers, in any order, inside the asymmetric unit or not.
+    crystal : Crystal or Plan
+        The crystal the atoms are in; or what :func:`~mmtbx_sfdiff.plan` made of it and the indices, for many calls.
+    miller_indices : torch.Tensor, flex.miller_index or miller.set, optional
+        (n, 3) integers, in any order, inside the asymmetric unit or not; with a crystal.
     method : {"auto", "direct", "fft"}
         ``direct`` sums equation 4 term by term, exact to rounding.  ``fft`` samples the density on a grid
         that is fine enough for ``accuracy``.  ``auto`` takes direct summation unless the FFT is
         faster by a cost model.
     accuracy : float
-        Largest relative error asked for, ||F - F_direct|| / ||F_direct||, and the same of the gradients.
+        Largest relative error asked for, ||F - F_direct|| / ||F_direct||, and the same of the gradient in each parameter.
     memory : int
         Bound on working storage, bytes.
 
     Returns
     -------
     torch.Tensor
-        (..., n) complex in the atoms' precision and on their device.
+        (..., n) complex in the atoms' precision and on their device; empty for no models or reflections, zero for no
+        atoms.  Differentiable any number of times in sites_cart, u_iso, u_star, occupancies, fp and fdp.
 
     Raises
     ------
     ValueError
-        An unknown method; atoms of another crystal; a bad shape, accuracy or memory bound.
+        An unknown method; atoms of another crystal; a bad shape, accuracy or memory bound; numbers that nothing can be
+        computed with: the first bad atom is named.
     TypeError
-        Miller indices that are not integers.
+        Miller indices that are not integers; parameters of several dtypes.
+
+    Examples
+    --------
+    >>> import mmtbx_sfdiff as sfdiff
+    >>> from cctbx.development import random_structure
+    >>> from cctbx import sgtbx
+    >>> structure = random_structure.xray_structure(sgtbx.space_group_info("P 21 21 21"), elements=["C"] * 8)
+    >>> atoms = sfdiff.Atoms.from_cctbx(structure)
+    >>> plan = sfdiff.plan(atoms.crystal, atoms.crystal.build_miller_indices(2.5))
+    >>> sites = atoms.sites_cart.clone().requires_grad_()
+    >>> f = sfdiff.structure_factors(atoms.replace(sites_cart=sites), plan)
+    >>> f.abs().sum().backward()
+    >>> sites.grad.shape
+    torch.Size([8, 3])
     """
-    if method != "auto" and method not in METHODS:
-        raise ValueError(f"Unknown method {method!r}: choose from auto, {', '.join(METHODS)}.")
-    if not 0 < accuracy < 1:
-        raise ValueError(f"accuracy must be between 0 and 1, not {accuracy!r}.")
-    if not memory >= 2**20:
-        raise ValueError(f"memory must be at least one MiB ({2**20} bytes), not {memory!r}.")
-    if not atoms.crystal.is_same_as(crystal):
-        raise ValueError(f"The atoms belong to {atoms.crystal!r}, not to {crystal!r}.")
-    indices = as_miller_tensor(miller_indices, device=atoms.device)
-    if method == "auto":
-        faster, population = _fft_is_faster(atoms, indices, accuracy, memory)
-        if faster:
-            try:
-                return fft(atoms, atoms.crystal, indices, accuracy=accuracy, memory=memory, population=population)
-            except FFTUnsuitable:
-                pass
-        method = "direct"
-    return METHODS[method](atoms, atoms.crystal, indices, accuracy=accuracy, memory=memory)
+    function = _checked(method, accuracy, memory)
+    return function(atoms, crystal, miller_indices, accuracy=accuracy, memory=memory)
 
 
 def structure_factor_gradients(
-    atoms,
-    crystal,
-    miller_indices,
-    d_target_d_f,
-    parameters=("sites_cart",),
-    method="auto",
-    accuracy=1e-4,
-    memory=DEFAULT_MEMORY,
-):
+    atoms: Atoms,
+    crystal: Crystal | Plan,
+    miller_indices: Any,
+    d_target_d_f: torch.Tensor,
+    parameters: Sequence[str] = ("sites_cart",),
+    method: str = "auto",
+    accuracy: float = 1e-4,
+    memory: int = DEFAULT_MEMORY,
+) -> tuple[torch.Tensor, ...]:
     """Gradients of a target whose derivative by the structure factors is known, without computing these.
 
     Parameters
     ----------
     atoms, crystal, miller_indices, method, accuracy, memory
-        See :func:`structure_factors`.
+        See :func:`structure_factors`; None for the indices with a plan.
     d_target_d_f : torch.Tensor
         (..., n) complex, dT/dRe(F) + i dT/dIm(F), as autograd has it.
     parameters : sequence of str
@@ -106,35 +113,28 @@ def structure_factor_gradients(
     ValueError, TypeError
         As :func:`structure_factors`.
     """
-    leaves = [getattr(atoms, name).detach().clone().requires_grad_() for name in parameters]
-    with torch.enable_grad(), without_values():
-        f = structure_factors(
-            atoms.replace(**dict(zip(parameters, leaves))),
-            crystal,
-            miller_indices,
-            method=method,
-            accuracy=accuracy,
-            memory=memory,
-        )
-    gradients = torch.autograd.grad(f, leaves, d_target_d_f.to(f.dtype), allow_unused=True)
-    return tuple(torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, gradients))
+    _checked(method, accuracy, memory)
+    unknown = [name for name in parameters if name not in PARAMETERS]
+    if unknown:
+        raise ValueError(f"Atoms has no parameter {unknown[0]!r}; choose from {', '.join(PARAMETERS)}.")
+    batch, args = arguments(atoms, crystal, miller_indices, method, accuracy, memory)
+    seed = d_target_d_f.expand(*batch, d_target_d_f.shape[-1]).reshape(-1, d_target_d_f.shape[-1])
+    wanted = tuple(name in parameters for name in PARAMETERS)
+    with naming(atoms):
+        found = _gradients(seed, wanted, *args)
+    by_name = dict(zip((name for name in PARAMETERS if name in parameters), found))
+    return tuple(
+        by_name[name].reshape(*batch, *by_name[name].shape[1:]).sum_to_size(getattr(atoms, name).shape)
+        for name in parameters
+    )
 
 
-def _fft_is_faster(atoms, indices, accuracy, memory):
-    """Whether it is, and what was found out about the atoms on the way."""
-    if accuracy < LEAST_ACCURACY or len(indices) == 0:
-        return False, None
-    plan = miller_plan(atoms.crystal, indices)
-    n_aniso = int(atoms.use_u_aniso.sum())
-    n_iso = atoms.n_atoms - n_aniso
-    term = _PRODUCT_TERM if plan.separable else _EXPONENTIAL_TERM
-    n_models = atoms.batch_shape.numel()
-    direct_time = _DIRECT_START + n_models * len(plan.indices) * (n_iso * term + n_aniso * _EXPONENTIAL_TERM)
-    if direct_time < _SMALL:
-        return False, None
-    try:
-        with own_threads(atoms.device):
-            time, population = estimated_time(atoms, plan, accuracy, memory)
-    except FFTUnsuitable:
-        return False, None
-    return _GAIN * (time + _FFT_START) < direct_time, population
+def _checked(method: str, accuracy: float, memory: int) -> Method:
+    """The method of this name."""
+    if method != "auto" and method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}: choose from auto, {', '.join(METHODS)}.")
+    if not 0 < accuracy < 1:
+        raise ValueError(f"accuracy must be between 0 and 1, not {accuracy!r}.")
+    if not memory >= 2**20:
+        raise ValueError(f"memory must be at least one MiB ({2**20} bytes), not {memory!r}.")
+    return choose_method if method == "auto" else METHODS[method]

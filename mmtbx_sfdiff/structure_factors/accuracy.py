@@ -30,6 +30,7 @@ import torch
 import numpy as np
 
 from ..kernels.cpu.histogram import sharpest
+from ..plans.cache import Kept
 
 # Tabulated exponents E = B s_max^2 / 4 of the atoms: E_i = E_FIRST + E_SCALE (E_GROWTH^i - 1).
 E_FIRST, E_GROWTH, E_SCALE, N_E = -1.0, 1.12, 1.5, 46
@@ -161,7 +162,7 @@ class ErrorModel:
         )
         #: Mean squares of rounding noise, for a relative rounding of 1, (n_sharpenings, n_types + 1, N_E).
         self.noises = noise[:, None, None] * blurred
-        self._cut_tables = {}
+        self._cut_tables = Kept(64)
 
     def _sample_aliases(self, indices, d_star_sq, multiplicities, reciprocal_basis, grid):
         """tau(s + G) of a sample of the reflections, binned; the weight of a bin has q^2 in it, for every p.
@@ -234,9 +235,8 @@ class ErrorModel:
         # alike.
         ratios = tuple(round(4 * math.log2(norms[m] / norms[0])) if m in orders else 0 for m in (1, 2))
         key = (index, ratios, orders)
-        if key not in self._cut_tables:
-            self._cut_tables[key] = self._make_cut_table(SHARPENINGS[index], [2 ** (r / 4) for r in ratios], orders)
-        return self._cut_tables[key]
+        widths = [2 ** (r / 4) for r in ratios]
+        return self._cut_tables.get(key, lambda: self._make_cut_table(SHARPENINGS[index], widths, orders))
 
     def _make_cut_table(self, p, ratios, orders):
         tau = np.concatenate([self.tau, self.alias_tau])

@@ -1,41 +1,203 @@
 """Structure factors by direct summation, exact to rounding.
 
-    F(h) = sum_G sum_j O_j f_j(h) DWF_j(h R_G) exp[2 pi i h.(R_G x_j + T_G)]                      (equation 4)
+    F(h) = sum_G sum_j O_j f_j(h) DWF_j(h R_G) exp[2πi h.(R_G x_j + T_G)]                      (equation 4)
 
 over all operators G of the space group and all atoms j of the asymmetric unit, each with the weight
 (multiplicity of its site) / (order of the group).  :mod:`~mmtbx_sfdiff.plans.miller` moves the operators to the indices and
-lays these out in columns; what is left is a matrix product over the atoms for each scattering type, and the
-gradient is three more of them. Anisotropic atoms, and oblique cells in which an isotropic Debye-Waller factor
-does not separate, take one exponential a term instead.
+lays these out in columns: F(h) = sum_G exp(2πi h.T_G) E(h R_G).  What is left, E, is a matrix product over the atoms for
+each scattering type, and the gradient is three more of them.  Anisotropic atoms, and oblique cells in which an isotropic
+Debye-Waller factor does not separate, take one exponential a term instead.
 
 Reference: ``cctbx.xray.structure_factors.from_scatterers_direct``.
 """
 
 from __future__ import annotations
 
-import torch
-from torch.autograd.function import once_differentiable
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
 
+import torch
+
+from ..atoms import Atoms
+from ..crystal import Crystal
+from ..kernels.checks import BadAtom
 from ..kernels.engines import engine
 from ..kernels.jobs import DirectJob
-from ..plans.miller import miller_plan
-from .values import values_wanted
+from ..plans import Plan
+from ..plans.miller import MillerPlan
+from .operation import DEFAULT_MEMORY, Machine, compute, register
+from .operators import operators_transposed, sum_over_operators
+from .scatterers import Gradients, Scatterers, least_u, packed_metric
 
-DEFAULT_MEMORY = 256 * 2**20
+# Exponents beyond which the factor of a negative displacement parameter overflows, or drowns everything else.
+_LARGEST_EXPONENT = {torch.float32: 80.0, torch.float64: 600.0}
 
 
-def direct(atoms, crystal, miller_indices, accuracy=None, memory=DEFAULT_MEMORY):
-    """Structure factors of equation 4, summed term by term.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Sum:
+    """Atoms whose terms are summed in one way: those of a job, and where their gradients go.
+
+    ``separable``: the job's u is u_iso, otherwise the whole tensor.  ``factor``: what the weights were multiplied by, fp
+    or fdp; None: nothing.
+    """
+
+    rows: torch.Tensor
+    separable: bool
+    factor: str | None
+    job: DirectJob
+
+
+def values(scatterers: Scatterers, plan: Plan, accuracy: float, memory: int) -> torch.Tensor:
+    """F, (n_models, n) complex."""
+    miller = _miller(scatterers, plan)
+    _check_exponents(scatterers, plan)
+    compute = engine(scatterers.device)
+    real, imaginary = [], []
+    for part in _sums(scatterers, miller, memory, (False,) * 6):
+        (imaginary if part.factor == "fdp" else real).append(compute.direct_sum(part.job))
+    result = sum_over_operators(miller, functools.reduce(torch.add, real))
+    if imaginary:
+        result += 1j * sum_over_operators(miller, functools.reduce(torch.add, imaginary))
+    return result
+
+
+def gradients(
+    scatterers: Scatterers, plan: Plan, accuracy: float, memory: int, grad: torch.Tensor, wanted: tuple[bool, ...]
+) -> Gradients:
+    """Gradients in (sites, u_iso, u_star, weights, fp, fdp), each where it is wanted, from dT/dF (n_models, n)."""
+    miller = _miller(scatterers, plan)
+    _check_exponents(scatterers, plan)
+    s, compute = scatterers, engine(scatterers.device)
+    found = [
+        torch.zeros_like(x) if want else None
+        for x, want in zip((s.sites, s.u_iso, s.u_star, s.weights, s.fp, s.fdp), wanted)
+    ]
+    sites, u_iso, u_star, weights, *dispersion = found
+    grad_e = operators_transposed(miller, grad)
+    grad_imaginary = None
+    metric = packed_metric(s.crystal, s.u_iso)
+    for part in _sums(s, miller, memory, wanted):
+        if part.factor == "fdp" and grad_imaginary is None:
+            grad_imaginary = operators_transposed(miller, -1j * grad)
+        seed = grad_imaginary if part.factor == "fdp" else grad_e
+        number = {"fp": 0, "fdp": 1}.get(part.factor or "")
+        of_factor = dispersion[number] if number is not None else None
+        # The Debye-Waller factor of an atom that uses both is that of their sum.
+        asked = (
+            sites is not None,
+            u_iso is not None or u_star is not None,
+            weights is not None or of_factor is not None,
+        )
+        by_sites, by_u, by_weights = compute.direct_sum_gradients(part.job, seed, asked)
+        rows = part.rows
+        if sites is not None:
+            sites[:, rows] += by_sites
+        if by_u is not None and part.separable and u_iso is not None:
+            u_iso[:, rows] += by_u[..., 0]
+        elif by_u is not None and not part.separable:
+            if u_star is not None:
+                u_star[:, rows] += by_u
+            if u_iso is not None:
+                u_iso[:, rows] += (by_u * metric).sum(-1)
+        if weights is not None:
+            factor = 1 if part.factor is None else getattr(s, part.factor)[:, rows]
+            weights[:, rows] += by_weights * factor
+        if of_factor is not None:
+            of_factor[:, rows] += by_weights * s.weights[:, rows]
+    return found
+
+
+def _miller(scatterers: Scatterers, plan: Plan) -> MillerPlan:
+    mostly_anisotropic = 2 * int(scatterers.use_u_aniso.sum()) > scatterers.n_atoms
+    return plan.miller("longest" if mostly_anisotropic else "separable")
+
+
+def _check_exponents(scatterers: Scatterers, plan: Plan) -> None:
+    """Raise unless every Debye-Waller factor is a number at every reflection.
+
+    Raises
+    ------
+    BadAtom
+        Displacement parameters so negative that their factor overflows.
+    """
+    s = scatterers
+    largest = _LARGEST_EXPONENT[s.dtype]
+    scale = 2 * math.pi**2 * float(plan.part("s_sq", lambda: plan.crystal.d_star_sq(plan.miller_indices).max()))
+    # A tensor's size bounds its smallest eigenvalue; only where that is not enough is it worked out.
+    if float(s.u_iso.min()) * scale > -largest / 2 and not bool(s.use_u_aniso.any()):
+        return
+    least = s.u_iso.to(torch.float64) + least_u(s)
+    if float(least.min()) * scale >= -largest:
+        return
+    model, atom = (least * scale < -largest).nonzero()[0].tolist()
+    raise BadAtom(
+        "the displacement parameter",
+        f"amounts to U = {float(least[model, atom]):g} Å^2 in one direction, whose Debye-Waller factor overflows at this "
+        "resolution: raise it, or leave the atom out.",
+        atom, model, s.n_models,
+    )  # fmt: skip
+
+
+def _sums(s: Scatterers, miller: MillerPlan, memory: int, wanted: tuple[bool, ...]) -> Iterator[_Sum]:
+    """The sums that make E: of form factors for all atoms, of f' and f'' where they are not zero or their gradient is
+    wanted; isotropic atoms by matrix products where the cell allows it."""
+    table = s.form_factors(miller.d_star_sq).to(s.dtype)
+    everyone = torch.arange(s.n_atoms, device=s.device)
+    yield from _split(s, miller, memory, everyone, s.weights, s.type_index, table, None)
+    one = torch.ones((1, len(miller.indices)), dtype=s.dtype, device=s.device)
+    for name, want in (("fp", wanted[4]), ("fdp", wanted[5])):
+        value = getattr(s, name)
+        chosen = everyone if want else (value != 0).any(0).nonzero()[:, 0]
+        if len(chosen):
+            yield from _split(s, miller, memory, chosen, s.weights * value, torch.zeros_like(s.type_index), one, name)
+
+
+def _split(
+    s: Scatterers,
+    miller: MillerPlan,
+    memory: int,
+    chosen: torch.Tensor,
+    weights: torch.Tensor,
+    type_index: torch.Tensor,
+    table: torch.Tensor,
+    factor: str | None,
+) -> Iterator[_Sum]:
+    aniso = s.use_u_aniso[chosen]
+    for rows, separable in ((chosen[aniso], False), (chosen[~aniso], miller.separable)):
+        if not len(rows):
+            continue
+        rows = rows[torch.argsort(type_index[rows], stable=True)]
+        counts = torch.bincount(type_index[rows], minlength=table.shape[0]).tolist()
+        if separable:
+            u = s.u_iso[:, rows, None]
+        else:
+            u = s.u_star[:, rows] + s.u_iso[:, rows, None] * packed_metric(s.crystal, s.u_iso)
+        metric = s.crystal.reciprocal_metric
+        job = DirectJob(miller, s.sites[:, rows], u, weights[:, rows], table, counts, metric, memory)
+        yield _Sum(rows, separable, factor, job)
+
+
+register("direct", Machine(values, gradients))
+
+
+def sum_directly(
+    atoms: Atoms, plan: Plan | Crystal, miller_indices: Any = None, accuracy: float = 1e-4, memory: int = DEFAULT_MEMORY
+) -> torch.Tensor:
+    """Structure factors of equation 4, summed term by term: exact to the rounding of the atoms' dtype.
 
     Parameters
     ----------
     atoms : Atoms
         Parameters of shape (..., n_atoms, ...).
-    crystal : Crystal
-    miller_indices : torch.Tensor
-        (n, 3) int64.
-    accuracy : float, optional
-        Not used: the sum is exact to the rounding of the atoms' dtype.
+    plan : Plan or Crystal
+        From :func:`~mmtbx_sfdiff.plan`; or a crystal, and the indices follow.
+    miller_indices : torch.Tensor, flex.miller_index or miller.set, optional
+        (n, 3) integers, with a crystal.
+    accuracy : float
+        Not used.
     memory : int
         Bound on working storage in bytes, beyond the result and what is proportional to the atoms or the
         reflections alone.
@@ -43,126 +205,23 @@ def direct(atoms, crystal, miller_indices, accuracy=None, memory=DEFAULT_MEMORY)
     Returns
     -------
     torch.Tensor
-        (..., n) complex, electrons (the form factor table's units).  Differentiable once in sites, u_iso,
+        (..., n) complex, electrons (the form factor table's units).  Differentiable any number of times in sites, u_iso,
         u_star, occupancies, f' and f''.
+
+    Raises
+    ------
+    ValueError
+        Numbers that nothing can be computed with (the first bad atom is named), or atoms of another crystal.
+
+    Examples
+    --------
+    >>> import mmtbx_sfdiff as sfdiff
+    >>> from mmtbx_sfdiff.structure_factors.direct import sum_directly
+    >>> from cctbx.development import random_structure
+    >>> from cctbx import sgtbx
+    >>> structure = random_structure.xray_structure(sgtbx.space_group_info("P 21"), elements=["C"] * 4)
+    >>> atoms = sfdiff.Atoms.from_cctbx(structure)
+    >>> sum_directly(atoms, atoms.crystal, atoms.crystal.build_miller_indices(3.0)).dtype
+    torch.complex128
     """
-    mostly_anisotropic = 2 * int(atoms.use_u_aniso.sum()) > atoms.n_atoms
-    plan = miller_plan(crystal, miller_indices, prefer="longest" if mostly_anisotropic else "separable")
-    batch = atoms.batch_shape
-    parameters = _Parameters(atoms, batch)
-    real = parameters.real_part(plan, memory)
-    fp, fdp = parameters.dispersion(plan, memory)
-    e_real = real if fp is None else real + fp
-    f = _sum_over_operators(plan, e_real)
-    if fdp is not None:
-        f = f + 1j * _sum_over_operators(plan, fdp)
-    return f.reshape(*batch, miller_indices.shape[0])
-
-
-class _Parameters:
-    """The atoms' parameters with one batch dimension, and which of them go which way."""
-
-    def __init__(self, atoms, batch):
-        def flat(value, tail):
-            own = value.shape[value.ndim - tail :]
-            return value.expand(*batch, *own).reshape(-1, *own)
-
-        self.atoms = atoms
-        self.sites = flat(atoms.sites_frac, 2)
-        self.u_iso = flat(torch.where(atoms.use_u_iso, atoms.u_iso, 0.0), 1)
-        self.u_star = flat(torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0), 2)
-        self.weights = flat(atoms.occupancies * atoms.site_weights.to(atoms.dtype), 1)
-        self.fp, self.fdp = flat(atoms.fp, 1), flat(atoms.fdp, 1)
-
-    def real_part(self, plan, memory):
-        """E of the form factors f0 of every type, (batch, n_unique)."""
-        table = self.atoms.form_factors(plan.d_star_sq).to(self.atoms.dtype)
-        everyone = torch.arange(self.atoms.n_atoms, device=self.sites.device)
-        return self._sum(plan, everyone, self.weights, self.atoms.type_index, table, memory)
-
-    def dispersion(self, plan, memory):
-        """E of f' and of f'', each None when it is zero for every atom and nobody asks for its gradient."""
-        results = []
-        for value in (self.fp, self.fdp):
-            if value.requires_grad:
-                chosen = torch.arange(self.atoms.n_atoms, device=value.device)
-            else:
-                chosen = (value != 0).any(0).nonzero()[:, 0]
-            if not len(chosen):
-                results.append(None)
-                continue
-            one = torch.ones((1, len(plan.indices)), dtype=self.atoms.dtype, device=value.device)
-            results.append(
-                self._sum(plan, chosen, self.weights * value, torch.zeros_like(self.atoms.type_index), one, memory)
-            )
-        return results
-
-    def _sum(self, plan, chosen, weights, type_index, table, memory):
-        """Sum over the chosen atoms, isotropic ones by matrix products where the cell allows it."""
-        aniso = self.atoms.use_u_aniso[chosen]
-        parts = [(chosen[aniso], False), (chosen[~aniso], plan.separable)]
-        total = None
-        for rows, separable in parts:
-            if not len(rows):
-                continue
-            rows = rows[torch.argsort(type_index[rows], stable=True)]
-            counts = torch.bincount(type_index[rows], minlength=table.shape[0]).tolist()
-            if separable:
-                u = self.u_iso[:, rows, None]
-                if self.u_star.requires_grad:
-                    # Zero here, value and gradient, but part of the graph: its gradient may be asked for.
-                    u = u + self.u_star[:, rows].sum(-1, keepdim=True)
-            else:
-                metric = _packed_metric(self.atoms.crystal, self.u_iso)
-                u = self.u_star[:, rows] + self.u_iso[:, rows, None] * metric
-            part = _AtomSum.apply(
-                self.sites[:, rows],
-                u,
-                weights[:, rows],
-                table,
-                counts,
-                plan,
-                self.atoms.crystal.reciprocal_metric,
-                memory,
-            )
-            total = part if total is None else total + part
-        return total
-
-
-def _packed_metric(crystal, like):
-    g = crystal.reciprocal_metric.to(like)
-    return torch.stack([g[0, 0], g[1, 1], g[2, 2], g[0, 1], g[0, 2], g[1, 2]])
-
-
-def _sum_over_operators(plan, e):
-    """F(h) = sum_G exp(2 pi i h.t) E(h R), one operator at a time: (batch, n_unique) to (batch, n)."""
-    total = 0
-    for rows, sign, phase in zip(plan.gather, plan.conjugate.to(e.real.dtype), plan.phase.to(e.dtype)):
-        term = torch.view_as_real(e[:, rows])
-        term = torch.view_as_complex(torch.stack([term[..., 0], term[..., 1] * sign], -1))
-        total = total + term * phase
-    return total
-
-
-class _AtomSum(torch.autograd.Function):
-    """E(h) = sum_t f_t(h) sum_{j in t} w_j exp(-2 pi^2 h U_j h) exp(2 pi i h.x_j) on the plan's indices.
-
-    sites (batch, n_atoms, 3) float64; u (batch, n_atoms, 1) isotropic in Å^2, or (batch, n_atoms, 6)
-    fractional; weights (batch, n_atoms); table (n_types, n_unique); counts: atoms of each type, in order.
-    """
-
-    @staticmethod
-    def forward(ctx, sites, u, weights, table, counts, plan, metric, memory):
-        ctx.save_for_backward(sites, u, weights, table, metric)
-        ctx.counts, ctx.plan, ctx.memory = counts, plan, memory
-        if not values_wanted():
-            complex_dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
-            return torch.zeros((len(sites), len(plan.indices)), dtype=complex_dtype, device=sites.device)
-        return engine(sites.device).direct_sum(DirectJob(plan, sites, u, weights, table, counts, metric, memory))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        sites, u, weights, table, metric = ctx.saved_tensors
-        job = DirectJob(ctx.plan, sites, u, weights, table, ctx.counts, metric, ctx.memory)
-        return *engine(grad.device).direct_sum_gradients(job, grad, ctx.needs_input_grad[:3]), *[None] * 5
+    return compute("direct", atoms, plan, miller_indices, accuracy, memory)

@@ -2,8 +2,8 @@
 
 The atoms of the asymmetric unit are put on a grid as Gaussians, the grid is transformed, and the sum over the
 operators of the space group is done on the result, F(h) = sum_G exp(2 pi i h.t) E(h R).  :mod:`.accuracy`
-turns the accuracy into a grid, a blur and a radius for every Gaussian; :mod:`~mmtbx_sfdiff.kernels.cpu.splat`, :mod:`~mmtbx_sfdiff.kernels.reference.density`
-and :mod:`~mmtbx_sfdiff.kernels.cuda.density` do the sum over the atoms, its transpose, and its derivatives.
+turns the accuracy into a grid, a blur and a radius for every Gaussian; an engine of :mod:`mmtbx_sfdiff.kernels` does the
+sum over the atoms, its transpose, and its derivatives.
 
 Ten Eyck (1977) Acta Cryst. A33, 486; the gradient is the transpose of the calculation, Agarwal (1978) A34,
 791. Reference: ``cctbx.xray.structure_factors.from_scatterers_fft``, ``gradients_fft``.
@@ -11,161 +11,141 @@ Ten Eyck (1977) Acta Cryst. A33, 486; the gradient is the transpose of the calcu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-from torch.autograd.function import once_differentiable
 
+from ..atoms import Atoms
+from ..crystal import Crystal
 from ..kernels import engines
-from ..kernels.jobs import DensityJob, FFTUnsuitable, NotPositiveDefinite
-from ..kernels.threads import own_threads
-from ..plans.miller import miller_plan
-from .direct import DEFAULT_MEMORY
-from .setting import LEAST_ACCURACY, choose_setting, complex_of, storage
-from .values import values_wanted
+from ..kernels.jobs import DensityJob, DensitySetting, FFTUnsuitable
+from ..plans import Plan
+from .operation import DEFAULT_MEMORY, Machine, compute, register
+from .population import Population
+from .scatterers import Gradients, Scatterers
+from .setting import LEAST_ACCURACY, choose_setting, storage
 
 
-def fft(atoms, crystal, miller_indices, accuracy=1e-4, memory=DEFAULT_MEMORY, population=None):
-    """Structure factors with a relative error of at most ``accuracy``, at a cost linear in atoms and
-    reflections.
+def values(
+    scatterers: Scatterers, plan: Plan, accuracy: float, memory: int, found: Population | None = None
+) -> torch.Tensor:
+    """F, (n_models, n) complex; ``found``: the population of these scatterers, where it is known."""
+    _check_accuracy(accuracy)
+    s = scatterers
+    setting = choose_setting(s, plan, accuracy, memory, found=found)
+    compute = engines.engine(s.device)
+    dispersion = bool((s.fdp != 0).any())
+    result = torch.empty((s.n_models, len(plan)), dtype=s.complex_dtype, device=s.device)
+    for part in _parts(compute, setting, s.n_models, memory):
+        result[part] = compute.structure_factors(_job(s, setting, part, False, False))
+        if dispersion:
+            result[part] += 1j * compute.structure_factors(_job(s, setting, part, True, False)).to(result.dtype)
+    return result
 
-    Parameters
-    ----------
-    atoms : Atoms
-        Parameters of shape (..., n_atoms, ...).
-    crystal : Crystal
-    miller_indices : torch.Tensor
-        (n, 3) int64.
-    accuracy : float
-        ||F - F_direct|| / ||F_direct||, and the same for gradients in sites, u_iso and u_star; 1e-8 or more.
-        Values and gradients are calculated on grids of their own, each as coarse as its own error allows.
-    memory : int
-        Bound on working storage in bytes; models of a batch share it, and a grid is made coarser to meet it.
-    population : Population, optional
-        What :func:`~.fft_setting.estimated_time` found out about these atoms.
 
-    Returns
-    -------
-    torch.Tensor
-        (..., n) complex in the atoms' dtype.  Differentiable once in sites, u_iso, u_star, occupancies, f'
-        and f''. The arithmetic is in single precision where ``accuracy`` allows that, whatever the atoms'
-        dtype.
+def gradients(
+    scatterers: Scatterers, plan: Plan, accuracy: float, memory: int, grad: torch.Tensor, wanted: tuple[bool, ...]
+) -> Gradients:
+    """Gradients in (sites, u_iso, u_star, weights, fp, fdp), each where it is wanted, from dT/dF (n_models, n)."""
+    _check_accuracy(accuracy)
+    s = scatterers
+    setting = choose_setting(s, plan, accuracy, memory, wanted)
+    compute = engines.engine(s.device)
+    parameters = (s.sites, s.u_iso, s.u_star, s.weights, s.fp, s.fdp)
+    result = [torch.zeros_like(x) if want else None for x, want in zip(parameters, wanted)]
+    maps = [False, True] if wanted[5] or bool((s.fdp != 0).any()) else [False]
+    for part in _parts(compute, setting, s.n_models, memory):
+        for dispersion in maps:
+            seed = -1j * grad[part] if dispersion else grad[part]
+            found = compute.density_gradients(seed, _job(s, setting, part, dispersion, wanted[4 + dispersion]))
+            for target, value in zip((*result[:4], result[4 + dispersion]), found):
+                if target is not None:
+                    target[part] += value.to(target.dtype)
+    return result
 
-    Raises
-    ------
-    ValueError
-        An accuracy out of reach, displacement parameters that are not positive definite, or a grid beyond
-        ``memory``.
-    """
+
+def _check_accuracy(accuracy: float) -> None:
     if accuracy < LEAST_ACCURACY:
         raise FFTUnsuitable(
             f"accuracy={accuracy:g} is beyond the FFT (at best {LEAST_ACCURACY:g}): use method='direct'."
         )
-    plan = miller_plan(crystal, miller_indices)
-    batch = atoms.batch_shape
-    n = miller_indices.shape[0]
-    if n == 0:
-        return (atoms.occupancies[..., :1] * 0).to(complex_of(atoms.dtype)).expand(*batch, -1)[..., :0]
-
-    def flat(value, tail):
-        own = value.shape[value.ndim - tail :]
-        return value.expand(*batch, *own).reshape(-1, *own)
-
-    with own_threads(atoms.device):
-        u_iso = torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)
-        u_star = torch.where(atoms.use_u_aniso[:, None], atoms.u_star, 0.0)
-        weights = atoms.occupancies * atoms.site_weights.to(atoms.dtype)
-        result = _Transform.apply(
-            flat(atoms.sites_cart, 2),
-            flat(u_iso, 1),
-            flat(u_star, 2),
-            flat(weights, 1),
-            flat(atoms.fp, 1),
-            flat(atoms.fdp, 1),
-            flat(atoms._frac_residual, 2),
-            atoms,
-            plan,
-            accuracy,
-            memory,
-            population,
-        )
-        return result.reshape(*batch, n)
 
 
-class _Transform(torch.autograd.Function):
-    """F of all reflections, from parameters with one batch dimension."""
-
-    @staticmethod
-    def forward(ctx, sites_cart, u_iso, u_star, weights, fp, fdp, residual, atoms, plan, accuracy, memory, population):
-        sites = sites_cart.to(torch.float64) @ atoms.crystal.fractionalization.T + residual
-        values = sites, u_iso, u_star, weights, fp, fdp
-        ctx.save_for_backward(*values)
-        ctx.atoms, ctx.plan, ctx.accuracy, ctx.memory = atoms, plan, accuracy, memory
-        ctx.population, setting = choose_setting(values, atoms, plan, accuracy, memory, population=population)
-        engine = engines.engine(sites.device)
-        dispersion = bool((fdp != 0).any())
-        dtype = complex_of(weights.dtype)
-        if not values_wanted():
-            return torch.zeros((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
-        result = torch.empty((len(sites), setting.factor.shape[0]), dtype=dtype, device=sites.device)
-        for part in _parts(engine, setting, len(sites), memory):
-            result[part] = _named(atoms, engine.structure_factors, _job(atoms, setting, values, part, False, False))
-            if dispersion:
-                found = _named(atoms, engine.structure_factors, _job(atoms, setting, values, part, True, False))
-                result[part] += 1j * found.to(dtype)
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        values, atoms, wanted = ctx.saved_tensors, ctx.atoms, ctx.needs_input_grad[:6]
-        with own_threads(grad.device):
-            # A wish for gradients in f' and f'' makes another population of the same atoms.
-            known = None if wanted[4] or wanted[5] else ctx.population
-            _, setting = choose_setting(values, atoms, ctx.plan, ctx.accuracy, ctx.memory, wanted, known)
-            engine = engines.engine(grad.device)
-            grads = [torch.zeros_like(x) if want else None for x, want in zip(values, wanted)]
-            maps = [False, True] if wanted[5] or bool((values[5] != 0).any()) else [False]
-            for part in _parts(engine, setting, len(values[0]), ctx.memory):
-                for dispersion in maps:
-                    seed = -1j * grad[part] if dispersion else grad[part]
-                    job = _job(atoms, setting, values, part, dispersion, wanted[4 + dispersion])
-                    found = _named(atoms, engine.density_gradients, seed, job)
-                    for target, value in zip((*grads[:4], grads[4 + dispersion]), found):
-                        if target is not None:
-                            target[part] += value.to(target.dtype)
-            if wanted[0]:
-                grads[0] = (grads[0] @ atoms.crystal.fractionalization).to(atoms.dtype)
-        return *grads, None, None, None, None, None, None
-
-
-def _parts(engine, setting, n_models, memory):
+def _parts(compute: engines.Engine, setting: DensitySetting, n_models: int, memory: int) -> Iterator[int | slice]:
     """What an engine takes of a batch at a time: a model, or as many as memory allows."""
-    if not engine.batched:
-        return range(n_models)
-    size = max(
-        1, int(min(memory // storage(setting.grid.dims, setting.dtype), engine.largest // setting.grid.n_points))
-    )
-    return [slice(first, first + size) for first in range(0, n_models, size)]
+    if not compute.batched:
+        yield from range(n_models)
+        return
+    of_memory = memory // storage(setting.grid.dims, setting.dtype)
+    size = max(1, int(min(of_memory, compute.largest // setting.grid.n_points)))
+    for first in range(0, n_models, size):
+        yield slice(first, first + size)
 
 
-def _job(atoms, setting, values, part, dispersion, gradient):
-    sites, u_iso, u_star, weights, fp, fdp = (value[part] for value in values)
+def _job(s: Scatterers, setting: DensitySetting, part: int | slice, dispersion: bool, gradient: bool) -> DensityJob:
+    constant = s.fdp if dispersion else s.fp
     return DensityJob(
         setting,
-        sites,
-        u_iso,
-        u_star,
-        weights,
-        fdp if dispersion else fp,
-        atoms.use_u_aniso,
-        atoms.type_index,
+        s.sites[part],
+        s.u_iso[part],
+        s.u_star[part],
+        s.weights[part],
+        constant[part],
+        s.use_u_aniso,
+        s.type_index,
         dispersion,
         gradient,
     )
 
 
-def _named(atoms, function, *arguments):
-    """What an engine answers, or its complaint with the atom's label."""
-    try:
-        return function(*arguments)
-    except NotPositiveDefinite as error:
-        raise NotPositiveDefinite(error.atom, atoms.labels[error.atom]) from None
+register("fft", Machine(values, gradients))
+
+
+def transform_density(
+    atoms: Atoms, plan: Plan | Crystal, miller_indices: Any = None, accuracy: float = 1e-4, memory: int = DEFAULT_MEMORY
+) -> torch.Tensor:
+    """Structure factors with a relative error of at most ``accuracy``, at a cost linear in atoms and reflections.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Parameters of shape (..., n_atoms, ...).
+    plan : Plan or Crystal
+        From :func:`~mmtbx_sfdiff.plan`; or a crystal, and the indices follow.
+    miller_indices : torch.Tensor, flex.miller_index or miller.set, optional
+        (n, 3) integers, with a crystal.
+    accuracy : float
+        ||F - F_direct|| / ||F_direct||, and the same for the gradient in each parameter; 1e-8 or more.
+        Values and gradients are calculated on grids of their own, each as coarse as its own error allows.
+    memory : int
+        Bound on working storage in bytes; models of a batch share it, and a grid is made coarser to meet it.
+
+    Returns
+    -------
+    torch.Tensor
+        (..., n) complex in the atoms' dtype.  Differentiable any number of times in sites, u_iso, u_star, occupancies, f'
+        and f''; derivatives beyond the first are summed term by term, at the cost of direct summation.  The arithmetic
+        is in single precision where ``accuracy`` allows that, whatever the atoms' dtype.
+
+    Raises
+    ------
+    ValueError
+        An accuracy out of reach, displacement parameters that are not positive definite, or a grid beyond
+        ``memory``; numbers that nothing can be computed with (the first bad atom is named), or atoms of another crystal.
+
+    Examples
+    --------
+    >>> import mmtbx_sfdiff as sfdiff
+    >>> from mmtbx_sfdiff.structure_factors.fft import transform_density
+    >>> from cctbx.development import random_structure
+    >>> from cctbx import sgtbx
+    >>> structure = random_structure.xray_structure(
+    ...     sgtbx.space_group_info("P 21"), elements=["C"] * 40, u_iso=0.2, random_u_iso=False)
+    >>> atoms = sfdiff.Atoms.from_cctbx(structure)
+    >>> plan = sfdiff.plan(atoms.crystal, atoms.crystal.build_miller_indices(2.0))
+    >>> f, exact = (sfdiff.structure_factors(atoms, plan, method=m) for m in ("fft", "direct"))
+    >>> bool((f - exact).norm() < 1e-4 * exact.norm())
+    True
+    """
+    return compute("fft", atoms, plan, miller_indices, accuracy, memory)

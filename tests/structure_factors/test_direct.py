@@ -151,15 +151,6 @@ def test_gradcheck(symbol, anisotropic, kernel):
     assert torch.autograd.gradcheck(function, leaves, eps=1e-6, atol=1e-5, fast_mode=False)
 
 
-def test_second_derivatives_are_refused():
-    atoms = sfdiff.Atoms.from_cctbx(random_xray_structure("P 21"))
-    sites = atoms.sites_cart.clone().requires_grad_()
-    f = sfdiff.structure_factors(atoms.replace(sites_cart=sites), atoms.crystal, torch.tensor([[1, 2, 3]]), "direct")
-    (gradient,) = torch.autograd.grad(f.abs().sum(), sites, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("symbol,anisotropic", [("P 21 21 21", False), ("P 1", False), ("P 31 2 1", True)])
 def test_batch_is_the_models_one_by_one(symbol, anisotropic, kernel):
     structure = random_xray_structure(symbol, anisotropic=anisotropic)

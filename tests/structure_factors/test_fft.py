@@ -6,6 +6,8 @@ import importlib
 
 import mmtbx_sfdiff as sfdiff
 import torch
+from mmtbx_sfdiff.structure_factors.scatterers import Scatterers
+from mmtbx_sfdiff.structure_factors.setting import choose_setting
 
 import iotbx.pdb
 import numpy as np
@@ -14,7 +16,6 @@ from cctbx import adptbx, sgtbx
 from cctbx.array_family import flex
 from cctbx.development import random_structure
 
-fft_module = importlib.import_module("mmtbx_sfdiff.structure_factors.setting")
 engines = importlib.import_module("mmtbx_sfdiff.kernels.engines")
 jobs = importlib.import_module("mmtbx_sfdiff.kernels.jobs")
 error_model = importlib.import_module("mmtbx_sfdiff.structure_factors.accuracy")
@@ -176,16 +177,6 @@ def test_derivatives_are_those_of_the_function_itself():
     assert torch.autograd.gradcheck(function, values, eps=1e-4, atol=1e-2, rtol=3e-3, nondet_tol=0.0)
 
 
-def test_double_backward_is_refused():
-    atoms = make_atoms(n=6)
-    sites = atoms.sites_cart.clone().requires_grad_()
-    indices = atoms.crystal.build_miller_indices(2.5)
-    f = sfdiff.structure_factors(atoms.replace(sites_cart=sites), atoms.crystal, indices, method="fft")
-    (gradient,) = torch.autograd.grad(f.abs().sum(), sites, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 def test_batch_is_its_models():
     atoms = make_atoms(n=30)
     indices = atoms.crystal.build_miller_indices(2.0)
@@ -205,13 +196,13 @@ def test_batch_is_its_models():
 
 def test_same_bits_every_time_and_the_same_grid_for_any_number_of_threads():
     atoms = make_atoms(n=600, volume=15)
-    indices = atoms.crystal.build_miller_indices(2.0)
-    plan = importlib.import_module("mmtbx_sfdiff.plans.miller").miller_plan(atoms.crystal, indices)
-    weights = atoms.occupancies * atoms.site_weights
-    values = atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp, atoms.fdp
-    _, setting = fft_module.choose_setting([x[None] for x in values], atoms, plan, 1e-4, 2**28)
-    parameters = atoms.sites_frac, atoms.u_iso, atoms.u_star, weights, atoms.fp
-    job = jobs.DensityJob(setting, *parameters, atoms.use_u_aniso, atoms.type_index)
+    plan = sfdiff.plan(atoms.crystal, atoms.crystal.build_miller_indices(2.0))
+    parameters = [getattr(atoms, name)[None] for name in PARAMETERS]
+    shared = atoms.use_u_iso, atoms.use_u_aniso, atoms.site_weights, atoms.type_index
+    scatterers = Scatterers.make(parameters, atoms._frac_residual[None], shared, atoms.crystal, atoms.form_factors)
+    setting = choose_setting(scatterers, plan, 1e-4, 2**28)
+    own = (getattr(scatterers, name)[0] for name in ("sites", "u_iso", "u_star", "weights", "fp"))
+    job = jobs.DensityJob(setting, *own, atoms.use_u_aniso, atoms.type_index)
     engine = importlib.import_module("mmtbx_sfdiff.kernels.cpu.density")
     before = torch.get_num_threads()
     grids = []

@@ -29,10 +29,11 @@ def population(
 
     The exponents are u_iso scale; anisotropic atoms enter with the smallest eigenvalue of their U.
     ``extras`` is (n_extras, n_atoms), constant terms of the form factor, taken to be ``least_extra`` at
-    least.  Returns (number of atoms with weight, largest exponent in any direction, largest |weight|).
+    least.  Returns (number of atoms with weight, largest exponent in any direction, largest |weight|, smallest exponent in
+    any direction, atoms of the largest and of the smallest exponent).
     """
     n_bins = result.shape[1]
-    n_atoms, largest, heaviest = 0, 0.0, 0.0
+    n_atoms, largest, heaviest, least, widest_atom, least_atom = 0, 0.0, 0.0, 0.0, 0, 0
     o = orthogonalization
     cart = np.zeros(6)
     for a in range(len(weights)):
@@ -64,7 +65,11 @@ def population(
             e += scale * (mean + 2 * size * math.cos(angle + 2 * math.pi / 3))
             widest += scale * (mean + 2 * size * math.cos(angle))
         weight = weights[a] * weights[a]
-        largest, heaviest = max(largest, widest), max(heaviest, weight)
+        heaviest = max(heaviest, weight)
+        if widest > largest:
+            largest, widest_atom = widest, a
+        if e < least:
+            least, least_atom = e, a
         if weight > 0:
             n_atoms += 1
         at = math.log(max((e - first) / bin_scale + 1, 1.0)) / log_growth
@@ -76,7 +81,7 @@ def population(
         for i in range(extras.shape[0]):
             extra = max(abs(extras[i, a]), least_extra)
             result[result.shape[0] - 1, low] += weight * extra * extra
-    return n_atoms, largest, math.sqrt(heaviest)
+    return n_atoms, largest, math.sqrt(heaviest), least, widest_atom, least_atom
 
 
 @jit

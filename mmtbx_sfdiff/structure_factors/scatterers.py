@@ -1,0 +1,168 @@
+"""The numbers of a batch of models as equation 4 reads them, and the way back from their gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..crystal import Crystal
+from ..form_factors import FormFactors
+
+#: What structure factors can be differentiated by, in the order of everything here.
+PARAMETERS = ("sites_cart", "u_iso", "u_star", "occupancies", "fp", "fdp")
+#: One of each, where it is wanted.
+Gradients = list[torch.Tensor | None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scatterers:
+    """Atoms of n_models models, of which only parameters differ.
+
+    Attributes
+    ----------
+    crystal : Crystal
+    sites : torch.Tensor
+        (n_models, n_atoms, 3) fractional, float64.
+    u_iso : torch.Tensor
+        (n_models, n_atoms) Å^2; zero where it is not used.
+    u_star : torch.Tensor
+        (n_models, n_atoms, 6) fractional; zero where it is not used.
+    weights : torch.Tensor
+        (n_models, n_atoms) occupancies times the weights of the sites.
+    fp, fdp : torch.Tensor
+        (n_models, n_atoms).
+    use_u_iso, use_u_aniso : torch.Tensor
+        (n_atoms,) bool.
+    site_weights : torch.Tensor
+        (n_atoms,) float64.
+    type_index : torch.Tensor
+        (n_atoms,) int64.
+    form_factors : FormFactors
+    dtype : torch.dtype
+        float32 or float64, of the parameters and of what is asked for.
+    """
+
+    crystal: Crystal
+    sites: torch.Tensor
+    u_iso: torch.Tensor
+    u_star: torch.Tensor
+    weights: torch.Tensor
+    fp: torch.Tensor
+    fdp: torch.Tensor
+    use_u_iso: torch.Tensor
+    use_u_aniso: torch.Tensor
+    site_weights: torch.Tensor
+    type_index: torch.Tensor
+    form_factors: FormFactors
+    dtype: torch.dtype
+
+    @classmethod
+    def make(
+        cls,
+        parameters: Sequence[torch.Tensor],
+        residual: torch.Tensor,
+        shared: Sequence[torch.Tensor],
+        crystal: Crystal,
+        form_factors: FormFactors,
+    ) -> Scatterers:
+        """From (n_models, n_atoms, ...) parameters as in :data:`PARAMETERS`.
+
+        ``residual`` is what rounding took from the fractional sites; ``shared`` are use_u_iso, use_u_aniso, site_weights
+        and type_index.
+        """
+        sites_cart, u_iso, u_star, occupancies, fp, fdp = parameters
+        use_u_iso, use_u_aniso, site_weights, type_index = shared
+        dtype = sites_cart.dtype
+        return cls(
+            crystal=crystal,
+            sites=_product(sites_cart.to(torch.float64), crystal.fractionalization.T) + residual,
+            u_iso=torch.where(use_u_iso, u_iso, 0.0),
+            u_star=torch.where(use_u_aniso[:, None], u_star, 0.0),
+            weights=occupancies * site_weights.to(dtype),
+            fp=fp,
+            fdp=fdp,
+            use_u_iso=use_u_iso,
+            use_u_aniso=use_u_aniso,
+            site_weights=site_weights,
+            type_index=type_index,
+            form_factors=form_factors,
+            dtype=dtype,
+        )
+
+    @property
+    def n_models(self) -> int:
+        return self.weights.shape[0]
+
+    @property
+    def n_atoms(self) -> int:
+        return self.weights.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+    @property
+    def complex_dtype(self) -> torch.dtype:
+        return torch.complex64 if self.dtype == torch.float32 else torch.complex128
+
+    def models(self, part: slice) -> Scatterers:
+        """Some of the models."""
+        own = {name: getattr(self, name)[part] for name in ("sites", "u_iso", "u_star", "weights", "fp", "fdp")}
+        return dataclasses.replace(self, **own)
+
+    def to_parameters(self, gradients: Gradients) -> Gradients:
+        """Gradients in :data:`PARAMETERS` from those in (sites, u_iso, u_star, weights, fp, fdp)."""
+        sites, u_iso, u_star, weights, fp, fdp = gradients
+        return [
+            None if sites is None else _product(sites.to(torch.float64), self.crystal.fractionalization).to(self.dtype),
+            None if u_iso is None else torch.where(self.use_u_iso, u_iso.to(self.dtype), 0.0),
+            None if u_star is None else torch.where(self.use_u_aniso[:, None], u_star.to(self.dtype), 0.0),
+            None if weights is None else weights.to(self.dtype) * self.site_weights.to(self.dtype),
+            None if fp is None else fp.to(self.dtype),
+            None if fdp is None else fdp.to(self.dtype),
+        ]
+
+    def direction(self, directions: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The direction in (sites, u_iso, u_star, weights, fp, fdp), float64, of one in :data:`PARAMETERS`."""
+        sites, u_iso, u_star, occupancies, fp, fdp = (x.to(torch.float64) for x in directions)
+        return (
+            _product(sites, self.crystal.fractionalization.T),
+            torch.where(self.use_u_iso, u_iso, 0.0),
+            torch.where(self.use_u_aniso[:, None], u_star, 0.0),
+            occupancies * self.site_weights,
+            fp,
+            fdp,
+        )
+
+
+def packed_metric(crystal: Crystal, like: torch.Tensor) -> torch.Tensor:
+    """(6,) reciprocal metric: an isotropic U is that times it, packed as 11, 22, 33, 12, 13, 23."""
+    g = crystal.reciprocal_metric.to(like)
+    return torch.stack([g[0, 0], g[1, 1], g[2, 2], g[0, 1], g[0, 2], g[1, 2]])
+
+
+def least_u(scatterers: Scatterers) -> torch.Tensor:
+    """Smallest eigenvalue of U_cart of the anisotropic atoms, Å^2, zero for the others: (n_models, n_atoms) float64."""
+    s = scatterers
+    result = torch.zeros(s.weights.shape, dtype=torch.float64, device=s.device)
+    chosen = s.use_u_aniso
+    if not bool(chosen.any()):
+        return result
+    packed = s.u_star[:, chosen].to(torch.float64)
+    cart = s.crystal.orthogonalization @ packed[..., [0, 3, 4, 3, 1, 5, 4, 5, 2]].unflatten(-1, (3, 3))
+    cart = cart @ s.crystal.orthogonalization.T
+    # Eigenvalues of a symmetric 3 x 3 matrix in closed form; thousands of calls of a solver take longer than the FFT.
+    mean = cart.diagonal(dim1=-2, dim2=-1).mean(-1)
+    rest = cart - mean[..., None, None] * torch.eye(3, dtype=cart.dtype, device=cart.device)
+    size = ((rest * rest).sum((-1, -2)) / 6).sqrt().clamp(min=1e-30)
+    half_det = torch.linalg.det(rest / size[..., None, None]) / 2
+    angle = torch.acos(half_det.clamp(-1, 1)) / 3
+    result[:, chosen] = mean + 2 * size * torch.cos(angle + 2 * math.pi / 3)
+    return result
+
+
+def _product(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    return vectors @ matrix
