@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..atoms import Atoms
 from ..crystal import Crystal
 from ..form_factors import FormFactors
 
@@ -91,6 +92,13 @@ class Scatterers:
             form_factors=form_factors,
             dtype=dtype,
         )
+
+    @classmethod
+    def of(cls, atoms: Atoms) -> Scatterers:
+        """Those of one model's atoms."""
+        shared = atoms.use_u_iso, atoms.use_u_aniso, atoms.site_weights, atoms.type_index
+        parameters = [getattr(atoms, name).detach()[None] for name in PARAMETERS]
+        return cls.make(parameters, atoms._frac_residual[None], shared, atoms.crystal, atoms.form_factors)
 
     @property
     def n_models(self) -> int:

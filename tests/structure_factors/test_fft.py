@@ -197,9 +197,7 @@ def test_batch_is_its_models():
 def test_same_bits_every_time_and_the_same_grid_for_any_number_of_threads():
     atoms = make_atoms(n=600, volume=15)
     plan = sfdiff.plan(atoms.crystal, atoms.crystal.build_miller_indices(2.0))
-    parameters = [getattr(atoms, name)[None] for name in PARAMETERS]
-    shared = atoms.use_u_iso, atoms.use_u_aniso, atoms.site_weights, atoms.type_index
-    scatterers = Scatterers.make(parameters, atoms._frac_residual[None], shared, atoms.crystal, atoms.form_factors)
+    scatterers = Scatterers.of(atoms)
     setting = choose_setting(scatterers, plan, 1e-4, 2**28)
     own = (getattr(scatterers, name)[0] for name in ("sites", "u_iso", "u_star", "weights", "fp"))
     job = jobs.DensityJob(setting, *own, atoms.use_u_aniso, atoms.type_index)

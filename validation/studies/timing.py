@@ -31,7 +31,6 @@ import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff.crystal import as_flex_miller_index
 from mmtbx_sfdiff.files.writing import write_atomically
-from mmtbx_sfdiff.plans.miller import miller_plan
 
 import iotbx.pdb
 import numpy as np
@@ -193,7 +192,7 @@ def measure(calls, rounds):
 def run_case(case, accuracies, rounds, others):
     """Time every method on one structure: a dictionary for the report."""
     methods = {f"{m} {a:g}": case.ours(m, a) for m in ("fft", "auto") for a in accuracies}
-    terms = case.atoms.n_atoms * len(miller_plan(case.crystal, case.indices).indices)
+    terms = case.atoms.n_atoms * len(sfdiff.plan(case.crystal, case.indices).miller().indices)
     if terms < 2e8:
         methods["direct"] = case.ours("direct", 1e-4)
     methods["cctbx fft"] = case.cctbx("fft")
@@ -234,18 +233,17 @@ def run_case(case, accuracies, rounds, others):
 def floor(case, accuracies, rounds):
     """What cannot be avoided with the grids chosen: a bare FFT, and the splat's multiply-adds at the measured
     peak."""
-    from mmtbx_sfdiff.structure_factors.direct import _Parameters
+    from mmtbx_sfdiff.structure_factors.scatterers import Scatterers
     from mmtbx_sfdiff.structure_factors.setting import choose_setting
 
     a = torch.randn(1024, 1024)
     rate = 2 * 1024**3 / min(measure({"": lambda: a @ a}, rounds)[""])
-    plan = miller_plan(case.crystal, case.indices)
-    parameters = _Parameters(case.atoms, ())
-    values = tuple(getattr(parameters, name) for name in ("sites", "u_iso", "u_star", "weights", "fp", "fdp"))
+    plan = sfdiff.plan(case.crystal, case.indices)
+    scatterers = Scatterers.of(case.atoms)
     result = {}
     for accuracy in accuracies:
         for what, wanted in (("forward_s", None), ("gradient_s", (True, True, False, False, False, False))):
-            _, setting = choose_setting(values, case.atoms, plan, accuracy, 2**28, wanted)
+            setting = choose_setting(scatterers, plan, accuracy, 2**28, wanted)
             grid = torch.randn(setting.grid.dims, dtype=setting.dtype)
             transform = min(measure({"": lambda: torch.fft.rfftn(grid)}, rounds)[""])
             points = gaussian_points(case, setting)
