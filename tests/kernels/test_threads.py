@@ -1,14 +1,28 @@
-"""Threads that take the phases of a calculation side by side."""
+"""Threads that take the phases of a calculation side by side, and whole models."""
 
-import importlib
+import contextvars
+import gc
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+import weakref
 
 import mmtbx_sfdiff  # noqa: F401
 import torch
+from mmtbx_sfdiff.kernels import threads
 
 import pytest
 
-workers = importlib.import_module("mmtbx_sfdiff.kernels.threads")
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("n", (1, 2, 3))
@@ -17,7 +31,7 @@ def test_a_phase_begins_when_the_one_before_has_been_done(n):
         done = []
         first = [lambda i=i: done.append(i) for i in range(n)]
         second = [lambda i=i: (i, len(done)) for i in range(n)]
-        assert workers.run(first, second) == [(i, n) for i in range(n)]
+        assert threads.run(first, second) == [(i, n) for i in range(n)]
 
 
 @pytest.mark.parametrize("culprit", (0, 1))
@@ -28,25 +42,59 @@ def test_an_error_in_any_thread_reaches_the_caller_and_leaves_the_threads_usable
     calls = [int, int]
     calls[culprit] = fail
     with pytest.raises(ArithmeticError, match="as asked"):
-        workers.run(calls, [int, int])
-    assert workers.run([lambda: 1, lambda: 2]) == [1, 2]
+        threads.run(calls, [int, int])
+    assert threads.run([lambda: 1, lambda: 2]) == [1, 2]
 
 
-def test_torch_has_one_thread_inside_and_its_number_back_afterwards():
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        with workers.own_threads():
-            assert torch.get_num_threads() == 1 and workers.n_workers() == 3
-            assert workers.run([torch.get_num_threads] * 2) == [1, 1]
-        assert torch.get_num_threads() == 3
-        found = []
-        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-        assert found == [3]
-    finally:
-        torch.set_num_threads(before)
+def test_an_error_in_one_range_spares_the_others(three_threads):
+    done = []
+
+    def work(first, after):
+        if first == 0:
+            raise ArithmeticError("as asked")
+        time.sleep(0.01)
+        done.append(first)
+
+    with pytest.raises(ArithmeticError, match="as asked"):
+        threads.over(300, work, per_thread=100)
+    assert len(done) < 20
+
+
+def test_torch_has_one_thread_inside_and_its_number_back_afterwards(three_threads):
+    with threads.own_threads():
+        assert torch.get_num_threads() == 1 and threads.n_workers() == 3
+        assert threads.run([torch.get_num_threads] * 2) == [1, 1]
+    with threads.one_cpu_thread("cpu"):
+        assert torch.get_num_threads() == threads.n_workers() == 1
+    assert torch.get_num_threads() == 3
+    assert in_another_thread(torch.get_num_threads) == 3
+
+
+def in_another_thread(function):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_thread_that_first_uses_torch_meanwhile_does_not_change_the_default(three_threads):
+    """Its own count is then 1, and giving "its" number back made 1 the default of all threads to come."""
+    inside, done = threading.Event(), threading.Event()
+
+    def late():
+        inside.wait()
+        with threads.own_threads():
+            torch.ones(3).sum()
+        done.set()
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    with threads.own_threads():
+        inside.set()
+        done.wait()
+    thread.join()
+    assert torch.get_num_threads() == 3 and in_another_thread(torch.get_num_threads) == 3
 
 
 def test_two_callers_at_once():
@@ -54,11 +102,229 @@ def test_two_callers_at_once():
 
     def call(value):
         for _ in range(50):
-            results.append(workers.run([lambda: value] * 2, [lambda: value] * 2) == [value, value])
+            results.append(threads.run([lambda: value] * 2, [lambda: value] * 2) == [value, value])
 
-    threads = [threading.Thread(target=call, args=(i,)) for i in range(2)]
-    for thread in threads:
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(2)]
+    for thread in callers:
         thread.start()
-    for thread in threads:
+    for thread in callers:
         thread.join(60)
     assert len(results) == 100 and all(results)
+
+
+def test_models_are_shared_out_with_one_thread_for_each(three_threads):
+    def model(i):
+        time.sleep(0.01)
+        return (
+            i,
+            threading.get_ident(),
+            torch.get_num_threads(),
+            threads.n_workers(),
+            threads.over(4, lambda a, b: b - a),
+        )
+
+    found = threads.share_models([lambda i=i: model(i) for i in range(9)])
+    assert [x[0] for x in found] == list(range(9)) and len({x[1] for x in found}) == 3
+    assert all(x[2:] == (1, 1, [4]) for x in found)
+    assert threads.models_at_once(9) == 3
+    # Fewer than threads: one after another, with all the threads.
+    few = threads.share_models([lambda i=i: (i, threading.get_ident(), threads.n_workers()) for i in range(2)])
+    assert few == [(i, threading.get_ident(), 3) for i in range(2)]
+
+
+def test_models_have_the_callers_modes_and_variables(three_threads):
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(7)
+
+    def state():
+        time.sleep(0.01)
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), variable.get()
+
+    for context, expected in (
+        (torch.no_grad(), (False, False, 7)),
+        (torch.enable_grad(), (True, False, 7)),
+        (torch.inference_mode(), (False, True, 7)),
+    ):
+        with context:
+            assert threads.share_models([state] * 6) == [expected] * 6
+
+
+def test_an_error_in_one_model_is_the_callers(three_threads):
+    def fail():
+        raise ArithmeticError("as asked")
+
+    with pytest.raises(ArithmeticError, match="as asked"):
+        threads.share_models([int, int, fail, int])
+    assert threads.share_models([lambda: 1] * 3) == [1, 1, 1]
+
+
+def test_nothing_of_a_calculation_is_kept(three_threads):
+    class Large:
+        pass
+
+    large = Large()
+    seen = weakref.ref(large)
+    threads.run([lambda large=large: large] * 3)
+    del large
+    for _ in range(100):
+        gc.collect()
+        if seen() is None:
+            break
+        time.sleep(0.01)
+    assert seen() is None
+
+
+def test_many_sizes_of_teams_do_not_pile_up():
+    before = torch.get_num_threads()
+    try:
+        for n in range(2, 12):
+            assert threads.run([lambda i=i: i for i in range(n)]) == list(range(n))
+    finally:
+        torch.set_num_threads(before)
+    assert len(threads._teams) <= 4
+    for _ in range(100):
+        if sum(t.name.startswith("sfdiff-") for t in threading.enumerate()) <= 8 + 9 + 10 + 11:
+            break
+        time.sleep(0.01)
+    assert sum(t.name.startswith("sfdiff-") for t in threading.enumerate()) <= 8 + 9 + 10 + 11
+
+
+SLOW_HELPER = """
+import os, signal, time
+import mmtbx_sfdiff
+from mmtbx_sfdiff.kernels import threads
+
+done = []
+
+def old():
+    # The caller has done all it has to do, waits for this one, and is interrupted there.
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.3)
+    done.append("old")
+
+def new(i):
+    time.sleep(0.1)
+    done.append(f"new {i}")
+
+threads.run([int, int])
+try:
+    threads.run([int, int], [int, old])
+    raise AssertionError("not interrupted")
+except KeyboardInterrupt:
+    assert done == ["old"], done
+threads.run([int, lambda: new(1)], [int, lambda: new(2)])
+assert done == ["old", "new 1", "new 2"], done
+print("passed")
+"""
+
+
+def child(script, timeout=120, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
+    )
+
+
+def test_ctrl_c_while_waiting_leaves_no_helper_in_the_old_calculation():
+    done = child(SLOW_HELPER)
+    assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-2000:]
+
+
+def interrupted(body, seconds):
+    """Run a script that prints "ready" before what is interrupted; time from the signal to its end, and its last line."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", body], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline().strip() == "ready", process.stderr.read()[-2000:]
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        line = process.stdout.readline().strip()
+        took = time.monotonic() - begin
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return took, line, err
+
+
+LONG = """
+import threading, time
+import mmtbx_sfdiff as sfdiff
+import numpy as np
+import torch
+from mmtbx_sfdiff.kernels import threads
+from mmtbx_sfdiff.kernels.cpu.direct_sum import ColumnSum
+
+class Plan:
+    axes = (0, 1, 2)
+
+def plan(n):
+    h = torch.cartesian_prod(*(torch.arange(-n, n + 1) for _ in range(2)))
+    result = Plan()
+    s = 2 * n + 1
+    result.columns = h
+    result.indices = torch.cat([torch.cat([h[:, None].expand(-1, s, -1), torch.arange(-n, n + 1)[None, :, None].expand(len(h), -1, 1)], -1)]).reshape(-1, 3)
+    result.column_start = list(range(0, len(h) * s + 1, s))
+    return result
+
+def column_sum(n, n_atoms):
+    generator = torch.Generator().manual_seed(0)
+    turns = torch.rand(n_atoms, 3, generator=generator, dtype=torch.float64)
+    u = torch.full((6, n_atoms), 1e-4, dtype=torch.float64)
+    p = plan(n)
+    radial = torch.ones((1, len(p.indices)), dtype=torch.float64)
+    return ColumnSum(p, turns, u, [(0, 0, n_atoms)], radial), torch.ones(n_atoms, dtype=torch.float64)
+
+small, weights = column_sum(2, 5)
+small.forward(weights)
+# Some 5e10 terms: minutes.
+large, weights = column_sum(60, 30000)
+print("ready")
+begin = time.process_time()
+try:
+    large.forward(weights)
+    print("too short")
+except KeyboardInterrupt:
+    used = time.process_time()
+    print("interrupted")
+time.sleep(0.5)
+# Nothing is left running: no thread takes processor time.
+assert time.process_time() - used < 0.25, time.process_time() - used
+assert threads.run([lambda: 1, lambda: 2]) == [1, 2]
+"""
+
+
+def test_ctrl_c_inside_a_kernel_call_ends_it_within_a_second_and_leaves_nothing_running():
+    took, line, err = interrupted(LONG, 1.0)
+    assert line == "interrupted" and took < 5.0, (took, line, err[-2000:])
+    assert "AssertionError" not in err, err[-2000:]
+
+
+FORK = """
+import os
+import mmtbx_sfdiff
+import torch
+from mmtbx_sfdiff.kernels import threads
+
+torch.set_num_threads(2)
+assert threads.over(10, lambda a, b: b - a) and threads._teams
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    ok = not threads._teams and threads.run([lambda: 1, lambda: 2]) == [1, 2]
+    os._exit(0 if ok else 1)
+assert os.waitpid(child, 0)[1] == 0
+print("passed")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_makes_threads_of_its_own():
+    done = child(FORK)
+    assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-2000:]

@@ -339,28 +339,3 @@ def finish_moments(typing, table, moments, block_size, n_blocks, z, z_size, firs
         return context.make_tuple(builder, signature.return_type, results)
 
     return signature, generate
-
-
-@intrinsic
-def load_flag(typing, flags, offset):
-    """An element of an int64 array, read anew every time."""
-    signature = types.int64(flags, types.int64)
-
-    def generate(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
-
-    return signature, generate
-
-
-@intrinsic
-def store_flag(typing, flags, offset, value):
-    """Set an element of an int64 array when all that came before is done."""
-    signature = types.void(flags, types.int64, types.int64)
-
-    def generate(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        builder.store_atomic(args[2], builder.gep(data, [args[1]]), "release", 8)
-        return context.get_dummy_value()
-
-    return signature, generate

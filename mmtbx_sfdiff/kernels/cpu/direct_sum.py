@@ -5,29 +5,31 @@ two multiplications: ``T(s+1) = T(s) r(s)`` and ``r(s+1) = r(s) k`` with ``k = e
 exponential is left in the inner loop, which runs over atoms and is vectorised.  Everything is double
 precision: over the longest column (restarted every 32 steps) the recurrence loses less than 1e-13.
 
-The kernels are compiled by numba without its threading layers, and run on a few threads of our own: numba's,
-torch's and MKL's OpenMP pools in one process stall one another.  Each thread owns its columns (forward) or
+The kernels are compiled by numba without its threading layers: numba's, torch's and MKL's OpenMP pools in one process stall
+one another.  Each thread owns its columns (forward) or
 its atoms (backward), so results do not depend on timing.
 """
 
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 import numba
 import numpy as np
 
+from ..jit import jit_sums
 from ..jobs import DirectJob
 from ..reference import direct_sum as reference
 from ..reference.direct_sum import TWO_PI_SQ, atom_ranges, complex_of, extents, packed_pairs
-from ..threads import one_cpu_thread
+from ..threads import PIECE, n_workers, one_cpu_thread, portions, run
 
 _TILE = 128
 _RESTART = 32
 _TWO_PI_SQ = 2 * np.pi**2
+# Seconds a term takes, about.
+_SECONDS = 3e-9
 # Terms below which one thread is as fast as several, and much faster on a busy machine.
 _ONE_THREAD_TERMS = 3e7
 _LOG2_E = 1.4426950408889634
@@ -59,7 +61,7 @@ def _exp(x, powers):
     return p * powers[np.int32(n) + np.int32(1023)]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+@jit_sums
 def _start(s, first, last, tp, tq, ts, step, u, p, q, t_re, t_im, r_re, r_im, powers):
     """Term and ratio of atoms first:last at (p, q, s); tp, tq, ts are rows of phase factors."""
     pp, qq, pq = p * p, q * q, 2 * p * q
@@ -78,7 +80,7 @@ def _start(s, first, last, tp, tq, ts, step, u, p, q, t_re, t_im, r_re, r_im, po
         r_im[i] = growth * step[1, j]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+@jit_sums
 def _forward(
     first_column,
     last_column,
@@ -156,7 +158,7 @@ def _forward(
                     since += 1
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+@jit_sums
 def _backward(
     first_atom,
     last_atom,
@@ -293,13 +295,19 @@ class ColumnSum:
     def _common(self):
         return (self.columns, self.starts, self.s_of, self.offsets, *self.tables, self.step, self.u, self.kappa)
 
+    @staticmethod
+    def _portion(n, terms):
+        """Of n pieces of work as many as are done in a moment."""
+        return max(1, int(n * PIECE / max(_SECONDS * terms, 1e-9)))
+
     def forward(self, weights):
         """(n_unique,) complex128 sum with weights (n_atoms,) float64."""
         out = np.zeros((self.n_rows, 2))
         weights = weights.contiguous().numpy()
         # Equal numbers of rows, not of columns: a column costs what it is long.
-        edges = np.searchsorted(self.starts, np.linspace(0, self.n_rows, torch.get_num_threads() + 1))
-        _run(_forward, edges, *self._common(), weights, self.kinds, self.radial, out, _POWERS)
+        edges = np.searchsorted(self.starts, np.linspace(0, self.n_rows, n_workers() + 1))
+        size = self._portion(len(self.columns), self.n_atoms * self.n_rows)
+        _run(_forward, edges, size, *self._common(), weights, self.kinds, self.radial, out, _POWERS)
         return torch.view_as_complex(torch.from_numpy(out))
 
     def backward(self, grad):
@@ -309,20 +317,22 @@ class ColumnSum:
         """
         out = np.zeros((10, self.n_atoms))
         grad = torch.view_as_real(grad.contiguous()).numpy()
-        edges = np.linspace(0, self.n_atoms, torch.get_num_threads() + 1).round().astype(np.int64)
-        _run(_backward, edges, *self._common(), self.kinds, self.radial, grad, out, _POWERS)
+        edges = np.linspace(0, self.n_atoms, n_workers() + 1).round().astype(np.int64)
+        # Whole tiles.
+        size = -(-self._portion(self.n_atoms, self.n_atoms * self.n_rows) // _TILE) * _TILE
+        _run(_backward, edges, size, *self._common(), self.kinds, self.radial, grad, out, _POWERS)
         return torch.from_numpy(out)
 
 
-def _run(kernel, edges, *arguments):
-    """kernel(first, last, ...) for each pair of edges, each on its own thread."""
+def _run(kernel, edges, size, *arguments):
+    """kernel(first, last, ...) for each pair of edges, each on its own thread, in portions of ``size``."""
     parts = [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:]) if b > a]
-    if len(parts) == 1:
-        kernel(*parts[0], *arguments)
-        return
-    with ThreadPoolExecutor(len(parts)) as pool:
-        for future in [pool.submit(kernel, *part, *arguments) for part in parts]:
-            future.result()
+
+    def part(begin, end):
+        for first, last in portions(begin, end, size):
+            kernel(first, last, *arguments)
+
+    run([lambda a=a, b=b: part(a, b) for a, b in parts])
 
 
 def direct_sum(job: DirectJob) -> torch.Tensor:

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from ..jit import jit
 from .density_vectors import (
     add_moments,
     add_moments_oblique,
@@ -23,7 +24,6 @@ from .gaussian import (
     MOMENTS,
     PI_SQ,
     gaussian,
-    jit,
     next_plane,
     oblique_tables,
     outline,

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from ..jit import jit
 from .density_vectors import multiply, store_gaussian
 
-jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
 PI_SQ = math.pi**2
 # Exponents that separate tables can hold, in single and in double precision.
 LARGEST_EXPONENT = 80.0, 600.0

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .gaussian import jit
+from ..jit import jit
 
 
 @jit

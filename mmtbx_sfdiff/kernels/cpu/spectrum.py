@@ -6,7 +6,7 @@ axis one after another; they are the rows of a ``(n_columns, n_x)`` array.
 
 from __future__ import annotations
 
-from .gaussian import jit
+from ..jit import jit
 
 
 @jit

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import math
 
+from ..jit import jit
 from .density_vectors import add_rows, add_rows_oblique, multiply, store_gaussian, store_plane
 from .gaussian import (
     LARGEST_EXPONENT,
     gaussian,
-    jit,
     next_plane,
     oblique_tables,
     outline,

@@ -1,0 +1,17 @@
+"""How functions are compiled by numba: the few policies, and what each of them takes for granted.
+
+All release the interpreter's lock, are cached on disk, and divide as NumPy does, without exceptions.  None uses
+``fastmath=True``: that includes ``nnan`` and ``ninf``, with which a compiler may leave out every branch that looks for
+NaN or infinity, and a number from outside can be either.
+
+* :data:`jit`: numbers may be anything.  Products and sums may be fused and divisions by a constant turned into products;
+  sums keep their order, so that a result does not depend on where its numbers lie.
+* :data:`jit_sums`: as well, sums may be made in any order (vectors); for loops whose only result is a sum.
+"""
+
+from __future__ import annotations
+
+import numba
+
+jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
+jit_sums = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
