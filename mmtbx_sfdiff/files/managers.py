@@ -9,6 +9,7 @@ import numpy as np
 from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
+from .model import turn
 from .mtz import MTZ, miller_array
 from .writing import write_all
 
@@ -87,6 +88,8 @@ def model_file(source, atoms, suffix):
         raise Sorry("There is no model file to write coordinates into: make the FModel with from_files.")
     manager = source.model.manager.deep_copy()
     manager.set_xray_structure(atoms.to_cctbx())
+    if source.model.frame is not None:
+        turn(manager.get_hierarchy().atoms(), source.model.frame, back=True)
     if suffix != ".cif" and not manager.can_be_output_as_pdb():
         raise Sorry(
             "The model does not fit into the PDB format (too many atoms, or long names): write it as mmCIF (.cif)."

@@ -14,14 +14,19 @@ from pathlib import Path
 import iotbx.pdb
 import iotbx.pdb.mmcif
 import mmtbx.model
+import numpy as np
 from cctbx.array_family import flex
 from cctbx.eltbx import xray_scattering
 from libtbx.utils import Sorry as CctbxSorry
 from libtbx.utils import null_out
 
+from .cif_symmetry import symmetry_of_block
 from .content import read_content
 from .entry_id import entry_id_in_model
 from .errors import Sorry
+from .frame import frame_of, scale_of_block, scale_of_pdb
+from .model_cif import normalized_cif
+from .model_header import method_messages, methods, tls_messages
 
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
 
@@ -50,6 +55,8 @@ class Model:
     d_min : float or None
         High-resolution limit in the header, Å.
     scattering_table : str
+    frame : Frame or None
+        The frame of the file's coordinates, where it is not the standard one; the manager's is.
     messages : tuple of str
         What a reader of the results should know.
     """
@@ -63,6 +70,7 @@ class Model:
     r_free: float = None
     d_min: float = None
     scattering_table: str = "n_gaussian"
+    frame: object = None
     messages: tuple = field(default_factory=tuple)
 
     def with_scattering(self, table, d_min):
@@ -119,15 +127,22 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
     if content.kind == "mtz" or "\n_refln.index_h" in text or "\n_refln_index_h" in text:
         if "\n_atom_site" not in text:
             raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as data.")
+    text, block, messages = _normalized(text, content.kind, path)
     pdb_input, hierarchy = _parse(text, content.kind, path)
     atoms = hierarchy.atoms()
     if atoms.size() == 0:
         raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
     _check_atoms(atoms, path)
-    symmetry = _symmetry(pdb_input, crystal_symmetry, path)
-    messages = list(_messages(hierarchy)) + list(_method_messages(pdb_input, scattering_table))
+    symmetry = _symmetry(pdb_input, block, crystal_symmetry, path)
+    scale = scale_of_pdb(text) if block is None else scale_of_block(block)
+    frame, more = frame_of(scale, symmetry.unit_cell().parameters())
+    messages += [*more, *_messages(hierarchy), *method_messages(methods(text, block), scattering_table)]
+    messages += tls_messages(text, block)
     try:
         manager = _manager(pdb_input, symmetry, messages)
+        _restore_digits(manager, pdb_input)
+        if frame is not None:
+            turn(manager.get_hierarchy().atoms(), frame)
         structure = manager.get_xray_structure()
     except (CctbxSorry, RuntimeError, ValueError) as error:
         raise Sorry(f"{path} has an atom that cctbx cannot use ({_one_line(error)}): correct the file.") from None
@@ -144,8 +159,56 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
         r_free=published[1],
         d_min=published[2],
         scattering_table=scattering_table,
+        frame=frame,
         messages=tuple(messages),
     )
+
+
+def _normalized(text, kind, path):
+    """(text, CIF block or None, messages): what readers would stumble over is mended or refused."""
+    if kind == "cif":
+        return normalized_cif(text, path)
+    text, messages = with_identity(text)
+    return text, None, messages
+
+
+def with_identity(text):
+    """A PDB text whose MTRIX records begin with an identity: otherwise the first one is taken for it."""
+    lines = text.splitlines()
+    records = [line for line in lines if line.startswith("MTRIX") and line[5:6] in "123"]
+    if not records or any(line[59:60] == "1" for line in records):
+        return text, []
+    operators = {}
+    for line in records:
+        try:
+            row = [float(line[start : start + 10]) for start in (10, 20, 30)] + [float(line[45:55])]
+        except ValueError:
+            return text, []  # cctbx says what it thinks of it
+        operators.setdefault(line[7:10], {})[line[5]] = row
+    identity = {"1": [1, 0, 0, 0], "2": [0, 1, 0, 0], "3": [0, 0, 1, 0]}
+    for rows in operators.values():
+        if sorted(rows) == ["1", "2", "3"] and all(
+            abs(a - b) < 1e-4 for n in rows for a, b in zip(rows[n], identity[n])
+        ):
+            return text, []
+    first = next(i for i, line in enumerate(lines) if line.startswith("MTRIX"))
+    new = ["MTRIX%s %3d%10.6f%10.6f%10.6f     %10.5f    1" % (n, 0, *identity[n][:3], identity[n][3]) for n in "123"]
+    text = "\n".join(lines[:first] + new + lines[first:]) + "\n"
+    return text, ["the NCS operators lack the identity: the copy in the file was kept beside those they make"]
+
+
+def turn(atoms, frame, back=False):
+    """Turn the atoms of a hierarchy into the standard frame, or back; changes them."""
+    sites = atoms.extract_xyz().as_double().as_numpy_array().reshape(-1, 3)
+    sites = frame.to_file(sites) if back else frame.to_standard(sites)
+    atoms.set_xyz(flex.vec3_double(flex.double(np.ascontiguousarray(sites.ravel()))))
+    tensors = np.array(list(atoms.extract_uij())).reshape(-1, 6)
+    some = ~(tensors == -1).all(axis=1)
+    full = tensors[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(-1, 3, 3)
+    turned = frame.turned(full, back).reshape(-1, 9)[:, [0, 4, 8, 1, 2, 5]]
+    for atom, tensor, has in zip(atoms, turned.tolist(), some.tolist()):
+        if has:
+            atom.uij = tuple(tensor)
 
 
 def _one_line(error):
@@ -171,9 +234,11 @@ def _parse(text, kind, path):
         raise Sorry(f"{path} is not a readable model ({_one_line(error)}): correct or replace it.") from None
 
 
-def _symmetry(pdb_input, given, path):
+def _symmetry(pdb_input, block, given, path):
     try:
         symmetry = pdb_input.crystal_symmetry()
+        if block is not None and (symmetry is None or symmetry.space_group() is None or symmetry.unit_cell() is None):
+            symmetry = symmetry_of_block(block).to_cctbx()
     except (ValueError, RuntimeError, AssertionError) as error:
         raise Sorry(
             f"{path} has an impossible unit cell or space group ({_one_line(error)}): correct its "
@@ -243,6 +308,19 @@ def _manager(pdb_input, symmetry, messages):
             )
 
 
+def _restore_digits(manager, pdb_input):
+    """mmtbx copies the input through PDB records, which end at three decimals; an mmCIF may have more."""
+    if manager.mtrix_expanded() or not isinstance(pdb_input, iotbx.pdb.mmcif.cif_input):
+        return
+    atoms, exact = manager.get_hierarchy().atoms(), pdb_input.construct_hierarchy().atoms()
+    if atoms.size() != exact.size():
+        return
+    atoms.set_xyz(exact.extract_xyz())
+    atoms.set_b(exact.extract_b())
+    atoms.set_occ(exact.extract_occ())
+    atoms.set_uij(exact.extract_uij())
+
+
 def set_scattering(manager, table, d_min, path):
     """Give the manager's structure the form factors of a table, as mmtbx does; changes the manager.
 
@@ -253,6 +331,7 @@ def set_scattering(manager, table, d_min, path):
     """
     if table not in SCATTERING_TABLES:
         raise Sorry(f"{table!r} is not a scattering table: choose among {', '.join(SCATTERING_TABLES)}.")
+    _set_isotopes(manager, table)
     try:
         manager.setup_scattering_dictionaries(scattering_table=table, d_min=d_min)
     except (CctbxSorry, RuntimeError, ValueError) as error:
@@ -260,6 +339,19 @@ def set_scattering(manager, table, d_min, path):
             f"{path} has an atom without form factor in the {table} table ({_one_line(error)}): "
             "correct its element or charge, or choose another table."
         ) from None
+
+
+def _set_isotopes(manager, table):
+    """Electrons do not tell deuterium from hydrogen, and their table has hydrogen only."""
+    elements = [element.strip().upper() for element in manager.get_hierarchy().atoms().extract_element()]
+    if "D" not in elements:
+        return
+    structure = manager.get_xray_structure()
+    for scatterer, element in zip(structure.scatterers(), elements):
+        if element == "D":
+            charge = scatterer.scattering_type.strip()[1:]
+            scatterer.scattering_type = ("H" if table == "electron" else "D") + charge
+    structure.discard_scattering_type_registry()
 
 
 def _published(pdb_input, text):
@@ -289,15 +381,6 @@ def _messages(hierarchy):
     n_models = hierarchy.models_size()
     if n_models > 1:
         yield f"the model file holds {n_models} models; all of them scatter, each with its own occupancies"
-
-
-def _method_messages(pdb_input, table):
-    try:
-        neutron = pdb_input.get_experiment_type().is_neutron()
-    except (AttributeError, RuntimeError, ValueError, TypeError, KeyError):
-        return
-    if neutron and table != "neutron":
-        yield f"the header says neutron diffraction, but the scattering table is {table}"
 
 
 def _structure_messages(structure):

@@ -1,0 +1,436 @@
+"""An mmCIF model as every reader understands it: columns that are missing filled in or refused, in one sentence.
+
+The dictionary gives defaults for some items (occupancy 1, model 1); ``label_`` and ``auth_`` names stand for each other;
+an element follows from the atom's name.  Displacement parameters given as U or as B[i][j] are turned into what readers
+look for.  gemmi reads the file first, so a loop without rows or a broken file never reaches a parser that would stop
+without a word.  What is changed is changed in the text of the file, so that cctbx and gemmi read the same.
+
+Reference: the ``atom_site`` and ``atom_site_anisotrop`` categories of the PDBx/mmCIF dictionary.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import gemmi
+
+from .errors import Sorry
+from .reflection_file import read_cif_document
+
+_MISSING = ("?", ".", "")
+_EIGHT_PI_SQ = 8 * math.pi**2
+_PAIRS = tuple((f"auth_{name}", f"label_{name}") for name in ("asym_id", "seq_id", "comp_id", "atom_id"))
+_NUMBERS = ("Cartn_x", "Cartn_y", "Cartn_z", "occupancy", "B_iso_or_equiv")
+_TENSOR = ("[1][1]", "[2][2]", "[3][3]", "[1][2]", "[1][3]", "[2][3]")
+# Two-letter elements that are told from carbon, nitrogen, ... by the name of the atom, in residues that are not amino
+# acids or nucleotides.
+_CHARGED = re.compile(r"([A-Za-z]{1,2})(\d?)([-+])(\d?)")  # O1-, Zn+2
+_TWO_LETTERS = (
+    "BR",
+    "CL",
+    "FE",
+    "MG",
+    "MN",
+    "NA",
+    "NI",
+    "SE",
+    "ZN",
+    "CU",
+    "CO",
+    "CD",
+    "HG",
+    "PT",
+    "AU",
+    "AG",
+    "LI",
+    "SI",
+    "SR",
+    "RB",
+    "CS",
+    "BA",
+    "AL",
+    "PB",
+    "YB",
+    "GD",
+)
+
+
+class _Atoms:
+    """The atom_site loop as columns of texts."""
+
+    def __init__(self, loop: Any) -> None:
+        width, values = loop.width(), loop.values
+        self.columns: dict[str, list[str]] = {
+            tag.split(".", 1)[1]: list(values[number::width]) for number, tag in enumerate(loop.tags)
+        }
+        self.n = loop.length()
+        self.changed = False
+
+    def get(self, name: str) -> list[str] | None:
+        return self.columns.get(name)
+
+    def set(self, name: str, values: list[str]) -> None:
+        self.columns[name] = values
+        self.changed = True
+
+    def name(self, i: int) -> str:
+        """Which atom, for people."""
+        parts = []
+        for names in (
+            ("auth_asym_id", "label_asym_id"),
+            ("auth_comp_id", "label_comp_id"),
+            ("auth_seq_id", "label_seq_id"),
+            ("auth_atom_id", "label_atom_id"),
+            ("label_alt_id",),
+        ):
+            texts = [
+                column[i] for name in names if (column := self.get(name)) is not None and column[i] not in _MISSING
+            ]
+            parts += texts[:1]
+        return " ".join(gemmi.cif.as_string(part) for part in parts) or f"number {i + 1}"
+
+
+def normalized_cif(text: str, path: object) -> tuple[str, Any, list[str]]:
+    """The text with one block, the block, and what was filled in.
+
+    Parameters
+    ----------
+    text : str
+        Of the file.
+    path : path
+        For messages.
+
+    Raises
+    ------
+    Sorry
+        Not a CIF; no atoms; an item that is missing, with its name; a value that is missing, with the atom's name.
+    """
+    document = read_cif_document(text, path)
+    block = next((b for b in document if _loop(b, "_atom_site.") is not None), None)
+    if block is None:
+        _refuse_small_molecules(document, path)
+        raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
+    loop = _loop(block, "_atom_site.")
+    if loop.length() == 0:
+        raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
+    atoms = _Atoms(loop)
+    messages = _fill(atoms, path)
+    tensors, more = _tensors(atoms, _loop(block, "_atom_site_anisotrop."), path)
+    messages += more
+    messages += _displacements(atoms, tensors, path)
+    messages += _identity(block)
+    changed = bool(messages) or atoms.changed or len(document) > 1 or _has_empty_loops(block)
+    if not changed:
+        return text, block, []
+    if atoms.changed:
+        _write(block, "_atom_site.", atoms.columns)
+    if tensors is not None and more:
+        _write_tensors(block, atoms, tensors)
+    _drop_empty_loops(block)
+    return block_text(block), block, messages
+
+
+def block_text(block: Any) -> str:
+    """A document of one block."""
+    document = gemmi.cif.Document()
+    document.add_copied_block(block)
+    return str(document.as_string())
+
+
+def _loop(block: Any, category: str) -> Any:
+    return next((item.loop for item in block if item.loop is not None and item.loop.tags[0].startswith(category)), None)
+
+
+def _refuse_small_molecules(document: Any, path: object) -> None:
+    for block in document:
+        if _loop(block, "_atom_site_") is not None:
+            raise Sorry(
+                f"{path} is a CIF of a small molecule (_atom_site_label, _atom_site_fract_x), without the items "
+                "_atom_site.Cartn_x, y and z: give the model in PDB or mmCIF format."
+            )
+        if block.find_value("_atom_site.id") is not None or block.find_value("_atom_site.Cartn_x") is not None:
+            raise Sorry(f"{path} lists its atoms without a loop: write _atom_site as a loop.")
+
+
+def _fill(atoms: _Atoms, path: object) -> list[str]:
+    """Defaults and stand-ins."""
+    messages = []
+    for name in ("Cartn_x", "Cartn_y", "Cartn_z"):
+        if atoms.get(name) is None:
+            raise Sorry(f"{path} lacks the item _atom_site.{name}: give an mmCIF file with Cartesian coordinates.")
+    _strip_uncertainties(atoms)
+    for name in ("Cartn_x", "Cartn_y", "Cartn_z"):
+        for i, text in enumerate(atoms.columns[name]):
+            if text in _MISSING:
+                raise Sorry(
+                    f"{path}: atom {atoms.name(i)} has no coordinate (_atom_site.{name} is {text}): give or remove it."
+                )
+    for auth, label in _PAIRS:
+        for one, other in ((auth, label), (label, auth)):
+            texts, stand_in = atoms.get(one), atoms.get(other)
+            if texts is None and stand_in is not None:
+                atoms.set(one, _numbered(atoms, stand_in) if one == "auth_seq_id" else list(stand_in))
+                if one.endswith(("asym_id", "seq_id")):
+                    messages.append(f"_atom_site.{one} is missing: {other} was taken for it")
+        if atoms.get(auth) is None:
+            raise Sorry(f"{path} lacks the items _atom_site.{auth} and {label}: give one of them.")
+    occupancy = atoms.get("occupancy")
+    if occupancy is None:
+        atoms.set("occupancy", ["1.00"] * atoms.n)
+        messages.append("_atom_site.occupancy is missing: 1 for all atoms")
+    elif any(text in _MISSING for text in occupancy):
+        n = sum(text in _MISSING for text in occupancy)
+        atoms.set("occupancy", ["1.00" if text in _MISSING else text for text in occupancy])
+        messages.append(f"atoms without an occupancy, taken as 1: {n}")
+    for name, default in (("pdbx_PDB_model_num", "1"), ("group_PDB", "ATOM")):
+        texts = atoms.get(name)
+        if texts is None or any(text in _MISSING for text in texts):
+            atoms.set(name, [default if text in _MISSING else text for text in texts or ["?"] * atoms.n])
+    for name, default in (("label_alt_id", "."), ("pdbx_PDB_ins_code", "?"), ("label_entity_id", "?")):
+        if atoms.get(name) is None:
+            atoms.set(name, [default] * atoms.n)
+    if atoms.get("id") is None:
+        atoms.set("id", [str(i + 1) for i in range(atoms.n)])
+    messages += _elements(atoms, path)
+    return messages
+
+
+def _numbered(atoms: _Atoms, label: list[str]) -> list[str]:
+    """Residue numbers from label_seq_id, which waters and ligands lack: they follow the last one of their chain."""
+    if not any(text in _MISSING for text in label):
+        return list(label)
+    chains = atoms.get("label_asym_id") or atoms.get("auth_asym_id") or ["A"] * atoms.n
+    residues = atoms.get("label_comp_id") or ["?"] * atoms.n
+    names = atoms.get("label_atom_id") or ["?"] * atoms.n
+    last: dict[str, int] = {}
+    for chain, text in zip(chains, label):
+        if text.lstrip("-").isdigit():
+            last[chain] = max(last.get(chain, 0), int(text))
+    result = []
+    before: tuple[str, str, set[str]] = ("", "", set())
+    for chain, residue, name, text in zip(chains, residues, names, label):
+        if text not in _MISSING:
+            result.append(text)
+            continue
+        if (chain, residue) != before[:2] or name in before[2]:
+            last[chain] = last.get(chain, 0) + 1
+            before = (chain, residue, set())
+        before[2].add(name)
+        result.append(str(last[chain]))
+    return result
+
+
+def _strip_uncertainties(atoms: _Atoms) -> None:
+    for name in _NUMBERS + ("U_iso_or_equiv",):
+        texts = atoms.get(name)
+        if texts is not None and any("(" in text for text in texts):
+            atoms.set(
+                name, [text.split("(", 1)[0] if text.endswith(")") and text[0] != "_" else text for text in texts]
+            )
+
+
+def _elements(atoms: _Atoms, path: object) -> list[str]:
+    symbols = atoms.get("type_symbol")
+    charged = [_CHARGED.fullmatch(text) for text in symbols or []]
+    if symbols is not None and any(charged):
+        charges = list(atoms.get("pdbx_formal_charge") or ["?"] * atoms.n)
+        symbols = list(symbols)
+        for i, match in enumerate(charged):
+            if match:
+                symbols[i] = match.group(1)
+                size = match.group(2) or match.group(4) or "1"
+                if charges[i] in _MISSING:
+                    charges[i] = size if "+" in match.group(0) else f"-{size}"
+        atoms.set("type_symbol", symbols)
+        atoms.set("pdbx_formal_charge", charges)
+    if symbols is not None and not any(text in _MISSING for text in symbols):
+        return []
+    result = list(symbols or ["?"] * atoms.n)
+    names, residues = atoms.columns["label_atom_id"], atoms.columns["label_comp_id"]
+    missing = [i for i, text in enumerate(result) if text in _MISSING]
+    for i in missing:
+        result[i] = element_from_name(gemmi.cif.as_string(names[i]), gemmi.cif.as_string(residues[i]))
+        if not result[i]:
+            raise Sorry(f"{path}: atom {atoms.name(i)} has no element (_atom_site.type_symbol): give it.")
+    atoms.set("type_symbol", result)
+    return [f"atoms without _atom_site.type_symbol, whose element is taken from their names: {len(missing)}"]
+
+
+def element_from_name(name: str, residue: str) -> str:
+    """The element that an atom's name begins with; CA is carbon except where the residue is calcium."""
+    letters = "".join(c for c in name.upper() if c.isalpha())
+    if not letters:
+        return ""
+    if name.upper() == residue.upper() and gemmi.Element(letters[:2]).atomic_number > 0 and len(letters) <= 2:
+        return letters
+    info = gemmi.find_tabulated_residue(residue)
+    standard = info.is_amino_acid() or info.is_nucleic_acid()
+    if letters[:2] in _TWO_LETTERS and (not standard or letters[:2] == "SE"):
+        return letters[:2]
+    return letters[0] if gemmi.Element(letters[0]).atomic_number > 0 else ""
+
+
+Tensors = dict[int, list[str]]
+
+
+def _tensors(atoms: _Atoms, loop: Any, path: object) -> tuple[Tensors | None, list[str]]:
+    """U of each atom that has a whole tensor, by row of atom_site, and what had to be changed to get them."""
+    own = [atoms.get(f"aniso_U{ij}") for ij in _TENSOR]
+    if loop is None or loop.length() == 0:
+        if any(column is not None for column in own):
+            if any(column is None for column in own):
+                raise Sorry(f"{path} lacks one of the six items _atom_site.aniso_U[i][j]: give or remove them all.")
+            rows = list(zip(*(column for column in own if column is not None)))
+            tensors = {i: list(row) for i, row in enumerate(rows) if not any(text in _MISSING for text in row)}
+            return tensors, [f"displacement tensors were taken from _atom_site.aniso_U: {len(tensors)}"]
+        own_b = [atoms.get(f"aniso_B{ij}") for ij in _TENSOR]
+        if all(column is not None for column in own_b):
+            rows = list(zip(*(column for column in own_b if column is not None)))
+            tensors = {i: _as_u(row, path) for i, row in enumerate(rows) if not any(text in _MISSING for text in row)}
+            return tensors, [f"displacement tensors were taken from _atom_site.aniso_B: {len(tensors)}"]
+        return None, []
+    width, values = loop.width(), loop.values
+    columns = {tag.split(".", 1)[1]: values[number::width] for number, tag in enumerate(loop.tags)}
+    kind = "U" if "U[1][1]" in columns else "B"
+    missing = [f"{kind}{ij}" for ij in _TENSOR if f"{kind}{ij}" not in columns]
+    if missing or "id" not in columns:
+        raise Sorry(
+            f"{path} lacks the item _atom_site_anisotrop.{(missing or ['id'])[0]}: give it, or remove the tensors."
+        )
+    place = {text: i for i, text in enumerate(atoms.columns["id"])}
+    tensors = {}
+    incomplete = 0
+    for identifier, *row in zip(columns["id"], *(columns[f"{kind}{ij}"] for ij in _TENSOR)):
+        if any(text in _MISSING for text in row):
+            incomplete += 1
+        elif identifier in place:
+            tensors[place[identifier]] = list(row) if kind == "U" else _as_u(row, path)
+    messages = []
+    if kind == "B":
+        messages.append("displacement tensors were given as B: U = B / 8 pi^2 was taken")
+    if incomplete:
+        messages.append(f"atoms whose displacement tensor is incomplete, taken as isotropic: {incomplete}")
+    return tensors, messages
+
+
+def _as_u(row: Any, path: object) -> list[str]:
+    try:
+        return [f"{float(str(text).split('(')[0]) / _EIGHT_PI_SQ:.8f}" for text in row]
+    except ValueError:
+        raise Sorry(f"{path} has a displacement tensor that is no number ({' '.join(row)}): correct it.") from None
+
+
+def _displacements(atoms: _Atoms, tensors: Tensors | None, path: object) -> list[str]:
+    """Isotropic B of all atoms."""
+    given, u = atoms.get("B_iso_or_equiv"), atoms.get("U_iso_or_equiv")
+    messages = []
+    texts = list(given) if given is not None else ["?"] * atoms.n
+    if any(text in _MISSING for text in texts) and u is not None:
+        count = 0
+        for i, text in enumerate(texts):
+            if text in _MISSING and u[i] not in _MISSING:
+                texts[i] = _as_b(u[i], path, atoms.name(i))
+                count += 1
+        messages.append(f"atoms whose B is taken from _atom_site.U_iso_or_equiv (B = 8 pi^2 U): {count}")
+    for i, text in enumerate(texts):
+        if text in _MISSING and tensors is not None and i in tensors:
+            trace = sum(float(x.split("(")[0]) for x in tensors[i][:3])
+            texts[i] = f"{_EIGHT_PI_SQ * trace / 3:.4f}"
+    missing = [i for i, text in enumerate(texts) if text in _MISSING]
+    if given is None and len(missing) == atoms.n:
+        raise Sorry(f"{path} lacks the item _atom_site.B_iso_or_equiv (or U_iso_or_equiv): give the B factors.")
+    if missing:
+        raise Sorry(
+            f"{path}: atom {atoms.name(missing[0])} has no B factor (_atom_site.B_iso_or_equiv; {len(missing)} atoms in "
+            "all): give it."
+        )
+    if texts != given:
+        atoms.set("B_iso_or_equiv", texts)
+    return messages
+
+
+def _as_b(text: str, path: object, atom: str) -> str:
+    try:
+        return f"{_EIGHT_PI_SQ * float(text):.6f}"
+    except ValueError:
+        raise Sorry(f"{path}: atom {atom} has the impossible U {text}: correct it.") from None
+
+
+def _identity(block: Any) -> list[str]:
+    """An identity in front of NCS operators that have none: otherwise the first is taken for it."""
+    loop = _loop(block, "_struct_ncs_oper.")
+    tags = [f"_struct_ncs_oper.matrix[{i}][{j}]" for i in "123" for j in "123"]
+    vector = [f"_struct_ncs_oper.vector[{i}]" for i in "123"]
+    if loop is None:
+        pairs = block.find_value("_struct_ncs_oper.matrix[1][1]")
+        if pairs is None or block.find_value("_struct_ncs_oper.code") == "given":
+            return []
+        texts = {tag: block.find_value(tag) or "0" for tag in ["_struct_ncs_oper.id", *tags, *vector]}
+        texts["_struct_ncs_oper.code"] = block.find_value("_struct_ncs_oper.code") or "generate"
+        for item in list(texts):
+            table = block.find([item])
+            if len(table):
+                table.erase()
+        loop = block.init_loop("", list(texts))
+        loop.add_row(list(texts.values()))
+    if any(tag not in loop.tags for tag in tags + vector):
+        return []
+    width, values = loop.width(), list(loop.values)
+    rows = [values[start : start + width] for start in range(0, len(values), width)]
+    places = [loop.tags.index(tag) for tag in tags + vector]
+    code = loop.tags.index("_struct_ncs_oper.code") if "_struct_ncs_oper.code" in loop.tags else None
+    numbers = [[gemmi.cif.as_number(row[place]) for place in places] for row in rows]
+    identity = [1.0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
+    generate = [code is None or row[code].strip("'\"") != "given" for row in rows]
+    if not any(generate) or any(all(abs(a - b) < 1e-4 for a, b in zip(n, identity)) for n in numbers):
+        return []
+    first = ["?"] * width
+    for place, number in zip(places, identity):
+        first[place] = f"{number:.6f}"
+    if "_struct_ncs_oper.id" in loop.tags:
+        taken = [row[loop.tags.index("_struct_ncs_oper.id")] for row in rows]
+        first[loop.tags.index("_struct_ncs_oper.id")] = str(next(n for n in range(1, 10**6) if str(n) not in taken))
+    if code is not None:
+        first[code] = "given"
+    loop.set_all_values([list(column) for column in zip(first, *rows)])
+    return ["the NCS operators lack the identity: the copy in the file was kept beside those they make"]
+
+
+def _has_empty_loops(block: Any) -> bool:
+    return any(item.loop is not None and item.loop.length() == 0 for item in block)
+
+
+def _drop_empty_loops(block: Any) -> None:
+    for item in list(block):
+        if item.loop is not None and item.loop.length() == 0:
+            item.erase()
+
+
+def _write(block: Any, category: str, columns: dict[str, list[str]]) -> None:
+    loop = block.init_loop(category, list(columns))
+    loop.set_all_values(list(columns.values()))
+
+
+def _write_tensors(block: Any, atoms: _Atoms, tensors: Tensors) -> None:
+    old = _loop(block, "_atom_site_anisotrop.")
+    if old is not None:
+        block.find_mmcif_category("_atom_site_anisotrop.").erase()
+    if not tensors:
+        return
+    rows = sorted(tensors)
+    columns = {
+        "id": [atoms.columns["id"][i] for i in rows],
+        "type_symbol": [atoms.columns["type_symbol"][i] for i in rows],
+    }
+    for number, ij in enumerate(_TENSOR):
+        columns[f"U{ij}"] = [tensors[i][number] for i in rows]
+    for name in ("auth_atom_id", "label_alt_id", "auth_comp_id", "auth_asym_id", "auth_seq_id", "pdbx_PDB_ins_code"):
+        known = atoms.get(name)
+        if known is not None:
+            key = {"label_alt_id": "pdbx_label_alt_id", "pdbx_PDB_ins_code": "pdbx_PDB_ins_code"}.get(
+                name, f"pdbx_{name}"
+            )
+            columns[key] = [known[i] for i in rows]
+    _write(block, "_atom_site_anisotrop.", columns)
