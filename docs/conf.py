@@ -10,6 +10,7 @@ version = release = mmtbx_sfdiff.__version__
 # The last one brings the fonts and scripts for formulae, which would otherwise come from the network.
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "sphinx-mathjax-offline"]
 napoleon_google_docstring = False
+napoleon_use_ivar = True  # an attribute that is a property, too, stands in the page once
 autodoc_member_order = "bysource"
 exclude_patterns = ["_build"]
 
