@@ -5,6 +5,7 @@ from .atoms import Atoms
 from .bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
 from .crystal import Crystal
 from .fmodel import FModel
+from .likelihood import e_values, llg, sigma_a
 from .plans import plan
 from .reflections import Reflections
 from .scaling import Scales, update_all_scales
@@ -20,9 +21,12 @@ __all__ = [
     "GeometryRestraints",
     "Reflections",
     "Scales",
+    "e_values",
+    "llg",
     "mask_structure_factors",
     "plan",
     "register",
+    "sigma_a",
     "solvent_mask",
     "solvent_structure_factors",
     "structure_factors",

@@ -1,5 +1,6 @@
 """The targets of a refinement under their public name; they are written in :mod:`mmtbx_sfdiff.likelihood.targets`."""
 
+from .likelihood.gain import intensity_likelihood
 from .likelihood.targets import least_squares, maximum_likelihood, normalized_least_squares, r_factors
 
-__all__ = ["least_squares", "maximum_likelihood", "normalized_least_squares", "r_factors"]
+__all__ = ["intensity_likelihood", "least_squares", "maximum_likelihood", "normalized_least_squares", "r_factors"]

@@ -13,9 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 import mmtbx.scaling.twin_analyses
 import numpy as np
 from cctbx import miller, sgtbx
+
+from ..numerics.residual import r_factor
 
 #: A twin is suspected from this fraction on, if R falls by this share of itself.  A single crystal's model gains up to 4 %.
 LEAST_FRACTION, LEAST_GAIN = 0.1, 0.1
@@ -80,8 +84,7 @@ def _best(law, observed, own, mate):
 
     def r(fraction):
         model = np.sqrt((1 - fraction) * own**2 + fraction * mate**2)
-        scale = (observed @ model) / max(model @ model, 1e-300)
-        return np.abs(observed - scale * model).sum() / observed.sum()
+        return float(r_factor(torch.from_numpy(observed), torch.from_numpy(model)))
 
     fractions = np.arange(0, 0.501, 0.01)
     values = [r(fraction) for fraction in fractions]
