@@ -19,19 +19,20 @@ import torch
 from .atoms import Atoms
 from .atoms_module import AtomsModule
 from .bulk_solvent import solvent_structure_factors
+from .ensemble import checked_weights, ensemble_f_mask, weighted_sum
 from .fmodel_io import FModelIO
-from .likelihood import targets
-from .likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
+from .fmodel_targets import TARGETS, FModelTargets
+from .likelihood.alpha_beta import AlphaBeta
 from .numerics.precision import full_precision
 from .reflections import Reflections
-from .scaling import Scales, update_all_scales
+from .scaling import Scales, refit, update_all_scales
 from .scaling.mask_lengths import OptimizedMask, optimize_mask
 from .structure_factors import structure_factors
 
-TARGETS = ("least_squares", "maximum_likelihood")
+__all__ = ["TARGETS", "FModel"]
 
 
-class FModel(FModelIO, AtomsModule):
+class FModel(FModelTargets, FModelIO, AtomsModule):
     """Scaled structure factors of a model, and how well they agree with the data.
 
     Make one with :meth:`from_files`, :meth:`from_cctbx`, or from an ``Atoms`` and a ``Reflections``.
@@ -50,6 +51,20 @@ class FModel(FModelIO, AtomsModule):
         occupancies, fp, fdp.
     source : Entry, optional
         The files that the atoms came from; :meth:`write_model` writes into a copy of its model.
+    ensemble : torch.Tensor, optional
+        (n_conformers,) weights of conformers, which are then the last batch dimension of the atoms: F is their weighted sum.
+        ``refine`` may name "weights", too.
+    solvent : {"combined", "per_conformer"}
+        Of an ensemble: one mask of all conformers (:mod:`mmtbx_sfdiff.bulk_solvent.ensemble`), or the weighted sum of each
+        one's.
+    f_partial : torch.Tensor, optional
+        (n,) complex, added to F of the atoms: what does not move.
+    refresh_scales : int, optional
+        Determine the scales again, without a graph, at every so many calls of :meth:`f_model`; by default only
+        :meth:`update_scales` does.
+    follow_scales : bool
+        Let the overall scale and k_mask of each resolution bin follow F_calc and F_mask in the gradient
+        (:func:`~mmtbx_sfdiff.scaling.refit`), rather than count as constants.
 
     Attributes
     ----------
@@ -92,12 +107,32 @@ class FModel(FModelIO, AtomsModule):
         mask: dict[str, Any] | None = None,
         refine: Iterable[str] = (),
         source: Any = None,
+        ensemble: torch.Tensor | None = None,
+        solvent: str = "combined",
+        f_partial: torch.Tensor | None = None,
+        refresh_scales: int | None = None,
+        follow_scales: bool = False,
     ) -> None:
-        super().__init__(atoms, refine)
+        refine = (refine,) if isinstance(refine, str) else tuple(refine)
+        super().__init__(atoms, [name for name in refine if name != "weights"])
         if not atoms.crystal.is_same_as(reflections.crystal):
             raise ValueError(f"The atoms belong to {atoms.crystal!r}, but the reflections to {reflections.crystal!r}.")
         self.method, self.accuracy, self.mask_options = method, accuracy, dict(mask or {})
         self.source = source
+        self.solvent = solvent
+        self._weights: torch.Tensor | None = None
+        if ensemble is not None:
+            weights = checked_weights(ensemble, atoms, solvent)
+            if "weights" in refine:
+                self.weights = torch.nn.Parameter(weights.detach().clone())
+            else:
+                self._weights = weights
+        elif "weights" in refine:
+            raise ValueError("refine='weights' is for ensembles: give the weights to start from as ensemble=.")
+        self.f_partial = None if f_partial is None else self._partial(f_partial, reflections)
+        if refresh_scales is not None and not refresh_scales >= 1:
+            raise ValueError(f"refresh_scales must be at least 1 call, not {refresh_scales!r}.")
+        self.refresh_scales, self.follow_scales, self._calls = refresh_scales, follow_scales, 0
         self.scales: Scales | None = None
         self.reflections = reflections
         self._alpha_beta: AlphaBeta | None = None
@@ -127,9 +162,28 @@ class FModel(FModelIO, AtomsModule):
             "method": self.method,
             "accuracy": self.accuracy,
             "mask": self.mask_options,
-            "refine": self.refine,
+            "refine": [*self.refine, *(["weights"] if "weights" in self._parameters else [])],
             "source": self.source,
+            "ensemble": None if self.ensemble is None else self.ensemble.detach(),
+            "solvent": self.solvent,
+            "f_partial": self.f_partial,
+            "refresh_scales": self.refresh_scales,
+            "follow_scales": self.follow_scales,
         }
+
+    @property
+    def ensemble(self) -> torch.Tensor | None:
+        """(n_conformers,) weights, or None for one model."""
+        return self._parameters.get("weights", self._weights)
+
+    @staticmethod
+    def _partial(f_partial: torch.Tensor, reflections: Reflections) -> torch.Tensor:
+        if not f_partial.is_complex() or tuple(f_partial.shape) != (len(reflections),):
+            raise ValueError(
+                f"f_partial must be complex with one value for each of the {len(reflections)} reflections, not "
+                f"{f_partial.dtype} of shape {tuple(f_partial.shape)}."
+            )
+        return f_partial.to(dtype=reflections.f_obs.dtype.to_complex(), device=reflections.f_obs.device)
 
     @property
     def reflections(self) -> Reflections:
@@ -149,14 +203,19 @@ class FModel(FModelIO, AtomsModule):
     @full_precision
     def f_calc(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor:
         """F of the atoms, (..., n) complex, unscaled."""
-        return self._structure_factors(self._atoms(sites_cart))
+        atoms, weights = self._atoms(sites_cart), self.ensemble
+        f = self._structure_factors(atoms)
+        f = f if weights is None else weighted_sum(f, weights)
+        return f if self.f_partial is None else f + self.f_partial
 
     @full_precision
     def f_mask(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor:
         """F of the solvent mask, (..., n) complex, unscaled."""
-        return solvent_structure_factors(
-            self._atoms(sites_cart), self.reflections.crystal, self.reflections.miller_indices, **self.mask_options
-        )
+        atoms, weights = self._atoms(sites_cart), self.ensemble
+        crystal, indices = self.reflections.crystal, self.reflections.miller_indices
+        if weights is not None:
+            return ensemble_f_mask(atoms, crystal, indices, weights, self.solvent, self.mask_options)
+        return solvent_structure_factors(atoms, crystal, indices, **self.mask_options)
 
     @full_precision
     def f_model(self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -181,7 +240,13 @@ class FModel(FModelIO, AtomsModule):
             Before :meth:`update_scales`.
         """
         scales = self.known_scales()
-        return scales.f_model(self.f_calc(sites_cart), self.f_mask(sites_cart) if f_mask is None else f_mask)
+        f_calc = self.f_calc(sites_cart)
+        f_mask = self.f_mask(sites_cart) if f_mask is None else f_mask
+        if self.refresh_scales is not None:
+            self._calls += 1
+            if self._calls % self.refresh_scales == 0:
+                scales = self._determine_scales(f_calc.detach(), f_mask.detach(), {})
+        return refit(scales, self.reflections, f_calc, f_mask) if self.follow_scales else scales.f_model(f_calc, f_mask)
 
     forward = f_model
 
@@ -215,8 +280,19 @@ class FModel(FModelIO, AtomsModule):
         """
         with torch.no_grad():
             f_calc, f_mask = self.f_calc(), self.f_mask()
-            if options.get("model", "mmtbx") == "mmtbx":
-                options = self.riding_hydrogens() | options
+        self._scaling = options
+        return self._determine_scales(f_calc, f_mask, options)
+
+    def _determine_scales(self, f_calc: torch.Tensor, f_mask: torch.Tensor, options: dict[str, Any]) -> Scales:
+        if f_calc.ndim != 1 or f_mask.ndim != 1:
+            raise ValueError(
+                f"Scales are determined for one model, or one ensemble, not for a batch of shape {tuple(f_calc.shape[:-1])}: "
+                "give update_scales() and refresh_scales one at a time."
+            )
+        options = getattr(self, "_scaling", {}) | options
+        if options.get("model", "mmtbx") == "mmtbx":
+            options = self.riding_hydrogens() | options
+        with torch.no_grad():
             scales = self.scales = update_all_scales(self.reflections, f_calc, f_mask, **options)
         self._alpha_beta = None
         return scales
@@ -229,6 +305,10 @@ class FModel(FModelIO, AtomsModule):
         **options
             Of :func:`~mmtbx_sfdiff.scaling.mask_lengths.optimize_mask`.
         """
+        if self.ensemble is not None:
+            raise ValueError(
+                "The mask of an ensemble is not optimised: optimise that of one conformer, and give its options."
+            )
         with torch.no_grad():
             f_calc = self.f_calc()
         found = optimize_mask(self._up_to_date(), self.reflections, f_calc, **options)
@@ -255,113 +335,11 @@ class FModel(FModelIO, AtomsModule):
             u_star=torch.zeros_like(riding.u_star),
         )
         b_mean = float(atoms.select(~hydrogens).b_iso.mean())
-        return {"f_hydrogen": self._structure_factors(riding), "b_mean": b_mean}
-
-    def known_scales(self) -> Scales:
-        """The scales.
-
-        Raises
-        ------
-        RuntimeError
-            Before :meth:`update_scales`.
-        """
-        if self.scales is None:
-            raise RuntimeError("The scales are not known yet: call update_scales() first.")
-        return self.scales
-
-    @property
-    def selection(self) -> torch.Tensor:
-        """(n,) bool, the reflections in use: all but the outliers that :meth:`update_scales` rejected."""
-        return self.known_scales().selection
-
-    def in_use(self) -> dict[str, Any]:
-        """``selection`` and ``f_obs_scale``, as the functions of :mod:`mmtbx_sfdiff.targets` take them."""
-        scales = self.known_scales()
-        return {"selection": scales.selection, "f_obs_scale": scales.f_obs_scale}
-
-    def r_work(self, sites_cart: torch.Tensor | None = None, f_model: torch.Tensor | None = None) -> torch.Tensor:
-        """R-work with the present scales, (...,), differentiable.
-
-        Parameters
-        ----------
-        sites_cart, f_model
-            See :meth:`target`.
-        """
-        return self._r_factors(sites_cart, f_model)[0]
-
-    def r_free(self, sites_cart: torch.Tensor | None = None, f_model: torch.Tensor | None = None) -> torch.Tensor:
-        """R-free, likewise.
-
-        Raises
-        ------
-        ValueError
-            Where no reflection in use is free.
-        """
-        if not self.has_free:
-            raise ValueError("There is no R-free: no reflection in use is flagged free.")
-        return self._r_factors(sites_cart, f_model)[1]
-
-    @property
-    def has_free(self) -> bool:
-        """Whether reflections in use are flagged free, so that there is an R-free."""
-        flags = self.reflections.r_free_flags
-        return flags is not None and bool((flags & self.selection).any())
-
-    def r_factors(self) -> tuple[float, float | None]:
-        """(R-work, R-free) of the present model with the present scales, floats; R-free is None where none are free."""
         with torch.no_grad():
-            r_work, r_free = self._r_factors(None, None)
-        return float(r_work), float(r_free) if self.has_free else None
-
-    def _r_factors(
-        self, sites_cart: torch.Tensor | None, f_model: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        f_model = self.f_model(sites_cart) if f_model is None else f_model
-        return targets.r_factors(self.reflections, f_model, **self.in_use())
-
-    def target(
-        self,
-        name: str = "maximum_likelihood",
-        sites_cart: torch.Tensor | None = None,
-        f_mask: torch.Tensor | None = None,
-        f_model: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """What a refinement minimises.
-
-        Parameters
-        ----------
-        name : {"maximum_likelihood", "least_squares"}
-        sites_cart, f_mask
-            See :meth:`f_model`.
-        f_model : torch.Tensor, optional
-            (..., n) that :meth:`f_model` gave, where it is known already.
-
-        Returns
-        -------
-        torch.Tensor
-            (...,), differentiable in the coordinates and the other parameters of the atoms.
-
-        Raises
-        ------
-        ValueError
-            An unknown name; least squares without sigmas.
-        RuntimeError
-            Before :meth:`update_scales`.
-        """
-        if name not in TARGETS:
-            raise ValueError(f"Unknown target {name!r}: choose from {', '.join(TARGETS)}.")
-        if f_model is None:
-            f_model = self.f_model(sites_cart, f_mask)
-        if name == "least_squares":
-            return targets.least_squares(self.reflections, f_model, **self.in_use())
-        return targets.maximum_likelihood(self.reflections, f_model, self.alpha_beta(), **self.in_use())
-
-    def alpha_beta(self) -> AlphaBeta:
-        """alpha and beta of the model as it was at the first use after :meth:`update_scales`."""
-        if self._alpha_beta is None:
-            with torch.no_grad():
-                self._alpha_beta = estimate_alpha_beta(self.reflections, self.f_model(), **self.in_use())
-        return self._alpha_beta
+            weights = self.ensemble
+            f_hydrogen = self._structure_factors(riding)
+            f_hydrogen = f_hydrogen if weights is None else weighted_sum(f_hydrogen, weights)
+        return {"f_hydrogen": f_hydrogen, "b_mean": b_mean}
 
     # What torch moves, saves and loads beside the atoms: see AtomsModule.
 
@@ -370,6 +348,8 @@ class FModel(FModelIO, AtomsModule):
         self.reflections = self.reflections.to(**here)
         self.scales = None if self.scales is None else self.scales.to(**here)
         self._alpha_beta = None if self._alpha_beta is None else self._alpha_beta.to(**here)
+        self._weights = None if self._weights is None else self._weights.to(**here)
+        self.f_partial = None if self.f_partial is None else self._partial(self.f_partial.to(device), self.reflections)
         self.mask_options = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in self.mask_options.items()

@@ -285,7 +285,8 @@ class StructureFactors(opaque.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        own, directions = ctx.saved_tensors[:_NUMBERS], ctx.saved_tensors[_NUMBERS:]
+        saved = ctx.saved_tensors  # once: torch.utils.checkpoint allows no second time
+        own, directions = saved[:_NUMBERS], saved[_NUMBERS:]
         needs = ctx.needs_input_grad
         result: list[Any] = [None] * len(needs)
 
@@ -302,7 +303,8 @@ class StructureFactors(opaque.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        own, directions = ctx.saved_tensors[:_NUMBERS], ctx.saved_tensors[_NUMBERS:]
+        saved = ctx.saved_tensors  # once: torch.utils.checkpoint allows no second time
+        own, directions = saved[:_NUMBERS], saved[_NUMBERS:]
         total = None
         for i, others in _tangents(tangents[:_N], tangents[_NUMBERS + 2 :], own, directions):
             term = structure_factors_of(*own, ctx.numbers, ctx.keep, *others, *i)
@@ -330,8 +332,9 @@ class StructureFactorGradients(opaque.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
-        grad, *own = ctx.saved_tensors[: 1 + _NUMBERS]
-        directions, needs = ctx.saved_tensors[1 + _NUMBERS :], ctx.needs_input_grad
+        saved = ctx.saved_tensors
+        grad, *own = saved[: 1 + _NUMBERS]
+        directions, needs = saved[1 + _NUMBERS :], ctx.needs_input_grad
         found = iter(cotangents)
         last = _direction([next(found) if want else None for want in ctx.wanted], own)
         result: list[Any] = [None] * len(needs)
@@ -351,8 +354,9 @@ class StructureFactorGradients(opaque.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        grad, *own = ctx.saved_tensors[: 1 + _NUMBERS]
-        directions = ctx.saved_tensors[1 + _NUMBERS :]
+        saved = ctx.saved_tensors
+        grad, *own = saved[: 1 + _NUMBERS]
+        directions = saved[1 + _NUMBERS :]
         rest = (ctx.wanted, *own, ctx.numbers, ctx.keep)
         terms = []
         if tangents[0] is not None:

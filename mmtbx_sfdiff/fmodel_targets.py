@@ -1,0 +1,132 @@
+"""How well an FModel agrees with its data: R factors, and what a refinement minimises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .likelihood import targets
+from .likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
+from .reflections import Reflections
+from .scaling import Scales
+
+TARGETS = ("least_squares", "maximum_likelihood")
+
+
+class FModelTargets:
+    """The part of :class:`~mmtbx_sfdiff.FModel` that compares; scales, alpha and beta are constants in it."""
+
+    reflections: Reflections
+    scales: Scales | None
+    _alpha_beta: AlphaBeta | None
+
+    def f_model(self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Scaled structure factors of all reflections."""
+        raise NotImplementedError
+
+    def known_scales(self) -> Scales:
+        """The scales.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`update_scales`.
+        """
+        if self.scales is None:
+            raise RuntimeError("The scales are not known yet: call update_scales() first.")
+        return self.scales
+
+    @property
+    def selection(self) -> torch.Tensor:
+        """(n,) bool, the reflections in use: all but the outliers that :meth:`update_scales` rejected."""
+        return self.known_scales().selection
+
+    def in_use(self) -> dict[str, Any]:
+        """``selection`` and ``f_obs_scale``, as the functions of :mod:`mmtbx_sfdiff.targets` take them."""
+        scales = self.known_scales()
+        return {"selection": scales.selection, "f_obs_scale": scales.f_obs_scale}
+
+    def r_work(self, sites_cart: torch.Tensor | None = None, f_model: torch.Tensor | None = None) -> torch.Tensor:
+        """R-work with the present scales, (...,), differentiable.
+
+        Parameters
+        ----------
+        sites_cart, f_model
+            See :meth:`target`.
+        """
+        return self._r_factors(sites_cart, f_model)[0]
+
+    def r_free(self, sites_cart: torch.Tensor | None = None, f_model: torch.Tensor | None = None) -> torch.Tensor:
+        """R-free, likewise.
+
+        Raises
+        ------
+        ValueError
+            Where no reflection in use is free.
+        """
+        if not self.has_free:
+            raise ValueError("There is no R-free: no reflection in use is flagged free.")
+        return self._r_factors(sites_cart, f_model)[1]
+
+    @property
+    def has_free(self) -> bool:
+        """Whether reflections in use are flagged free, so that there is an R-free."""
+        flags = self.reflections.r_free_flags
+        return flags is not None and bool((flags & self.selection).any())
+
+    def r_factors(self) -> tuple[float, float | None]:
+        """(R-work, R-free) of the present model with the present scales, floats; R-free is None where none are free."""
+        with torch.no_grad():
+            r_work, r_free = self._r_factors(None, None)
+        return float(r_work), float(r_free) if self.has_free else None
+
+    def _r_factors(
+        self, sites_cart: torch.Tensor | None, f_model: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        f_model = self.f_model(sites_cart) if f_model is None else f_model
+        return targets.r_factors(self.reflections, f_model, **self.in_use())
+
+    def target(
+        self,
+        name: str = "maximum_likelihood",
+        sites_cart: torch.Tensor | None = None,
+        f_mask: torch.Tensor | None = None,
+        f_model: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What a refinement minimises.
+
+        Parameters
+        ----------
+        name : {"maximum_likelihood", "least_squares"}
+        sites_cart, f_mask
+            See :meth:`f_model`.
+        f_model : torch.Tensor, optional
+            (..., n) that :meth:`f_model` gave, where it is known already.
+
+        Returns
+        -------
+        torch.Tensor
+            (...,), differentiable in the coordinates and the other parameters of the atoms.
+
+        Raises
+        ------
+        ValueError
+            An unknown name; least squares without sigmas.
+        RuntimeError
+            Before :meth:`update_scales`.
+        """
+        if name not in TARGETS:
+            raise ValueError(f"Unknown target {name!r}: choose from {', '.join(TARGETS)}.")
+        if f_model is None:
+            f_model = self.f_model(sites_cart, f_mask)
+        if name == "least_squares":
+            return targets.least_squares(self.reflections, f_model, **self.in_use())
+        return targets.maximum_likelihood(self.reflections, f_model, self.alpha_beta(), **self.in_use())
+
+    def alpha_beta(self) -> AlphaBeta:
+        """alpha and beta of the model as it was at the first use after :meth:`update_scales`."""
+        if self._alpha_beta is None:
+            with torch.no_grad():
+                self._alpha_beta = estimate_alpha_beta(self.reflections, self.f_model(), **self.in_use())
+        return self._alpha_beta
