@@ -402,7 +402,7 @@ def _time_panel(axes, result):
     axes.set_xscale("log")
     low, high = math.floor(math.log10(min(seconds))), math.ceil(math.log10(max(seconds)))
     axes.set_xlim(0.6 * 10.0**low, 1.6 * 10.0 ** max(high, low + 1))
-    axes.set_xticks([10.0**n for n in range(low, max(high, low + 1) + 1, max(1, (high - low) // 3))])
+    axes.set_xticks([10.0**n for n in range(low, max(high, low + 1) + 1, max(1, -(-(high - low) // 2)))])
     axes.minorticks_off()
     axes.set_yticks(range(len(_TIME_ROWS)), [row[1] for row in _TIME_ROWS])
     axes.set_ylim(len(_TIME_ROWS) - 0.3, -0.5)

@@ -1,7 +1,9 @@
 """A small entry without network or deposited data: a model shipped with cctbx, amplitudes simulated.
 
-The amplitudes are |F_calc + k_sol exp(-B_sol s²/4) F_mask| with cctbx's direct summation and mmtbx's mask,
-plus Gaussian noise.  The file's title, its columns and its name all say that they are simulated.
+The amplitudes are |F_calc + k_sol exp(-B_sol s²/4) F_mask| with cctbx's direct summation, plus Gaussian noise.  F_mask is
+the mean of mmtbx's and of this package's default mask, each on its default grid: halfway between the two, so that neither
+fits the data better because they were made with it.  The file's title, its columns and its name all say that they are
+simulated.
 """
 
 import contextlib
@@ -15,6 +17,9 @@ import numpy as np
 from cctbx.array_family import flex
 from mmtbx import masks
 
+from ..atoms import Atoms
+from ..bulk_solvent import mask_structure_factors, solvent_mask
+from ..crystal import Crystal, as_miller_tensor
 from .errors import Sorry
 from .fetch import EntryFiles
 from .model import read_model
@@ -125,9 +130,13 @@ def simulate(xray_structure, d_min, seed=0):
         1 for the test set.
     """
     f_calc = xray_structure.structure_factors(d_min=d_min, anomalous_flag=False, algorithm="direct").f_calc()
-    f_mask = masks.manager(miller_array=f_calc, xray_structure=xray_structure).shell_f_masks()[0]
+    theirs = masks.manager(miller_array=f_calc, xray_structure=xray_structure).shell_f_masks()[0].data()
+    crystal, indices = Crystal.from_cctbx(xray_structure), as_miller_tensor(f_calc.indices())
+    ours = mask_structure_factors(solvent_mask(Atoms.from_cctbx(xray_structure), crystal), crystal, indices)
+    f_mask = (theirs.as_numpy_array() + ours.numpy()) / 2
     quarter_s2 = f_calc.unit_cell().d_star_sq(f_calc.indices()) / 4
-    exact = flex.abs(f_calc.data() + K_SOL * flex.exp(-B_SOL * quarter_s2) * f_mask.data()).as_numpy_array()
+    damped = K_SOL * np.exp(-B_SOL * quarter_s2.as_numpy_array())
+    exact = np.abs(f_calc.data().as_numpy_array() + damped * f_mask)
     rng = np.random.default_rng(seed)
     sigmas = NOISE * exact + 0.01 * exact.mean()
     noisy = np.abs(exact + sigmas * rng.standard_normal(exact.size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
+from pathlib import Path
 
 from libtbx.utils import Sorry
 
@@ -112,10 +113,20 @@ The exit code is 0 only if everything was computed and written.
             comparison = measure(self.load(model, data, params.d_min, params.d_max), settings, report)
             report("figure and page", None)
             contents = self._contents(comparison)
-            output.write_all({self._paths[kind]: content for kind, content in contents.items()})
+            written = {self._paths[kind]: content for kind, content in contents.items()}
+            if params.demo:
+                place = Path(self.params.output.directory or ".") / f"{self.prefix()}_files"
+                place.mkdir(parents=True, exist_ok=True)
+                own = [(place / Path(path).name, Path(path).read_bytes()) for path in (model, data)]
+                written.update(own)
+            output.write_all(written)
         self.result = comparison.result
         print(table.render(self.result, terminal=self.on_terminal(sys.stdout)), file=self.logger)
         print("\nWritten: " + ", ".join(map(str, self._paths.values())), file=self.logger)
+        if params.demo:
+            names = " ".join(str(path) for path, _ in own)
+            print(f"The model and the simulated data: {names}", file=self.logger)
+            print(f"Go on with them as with your own: mmtbx_sfdiff.fmodel {names}", file=self.logger)
 
     def _contents(self, comparison):
         # matplotlib takes half a second to import: not for --help.

@@ -110,9 +110,11 @@ def result(files_1yjp, tmp_path_factory):
 # what is written
 
 
-def test_demo_leaves_its_four_files_and_nothing_else(demo):
-    folder, result, _ = demo
-    assert sorted(path.name for path in folder.iterdir()) == [f"demo_compare.{kind}" for kind in KINDS]
+def test_demo_leaves_its_four_files_and_a_folder_of_its_own_that_is_named(demo):
+    folder, result, out = demo
+    assert sorted(path.name for path in folder.iterdir()) == [*(f"demo_compare.{kind}" for kind in KINDS), "demo_files"]
+    own = sorted(path.name for path in (folder / "demo_files").iterdir())
+    assert len(own) == 2 and all(f"demo_files/{name}" in out for name in own)
     assert schema.errors(result) == []
     assert (folder / "demo_compare.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "demo_compare.pdf").read_bytes().startswith(b"%PDF")
@@ -534,6 +536,23 @@ def test_page_escapes_text_from_files(demo):
     assert " ".join(tags.words).count(evil) >= 5
 
 
+def overlapping(drawing):
+    """Pairs of texts of a figure that touch."""
+    renderer = drawing.canvas.get_renderer()
+    drawing.draw(renderer)
+    beyond = set()  # labels of ticks outside the axis, which are not drawn
+    for axes in drawing.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            beyond |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    boxes = [
+        (text.get_text(), text.get_window_extent(renderer))
+        for text in drawing.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and text not in beyond
+    ]
+    return [(a, b) for n, (a, one) in enumerate(boxes) for b, other in boxes[:n] if one.overlaps(other)]
+
+
 def test_figure_says_what_it_shows(demo, tmp_path):
     """Text, units and size of the figure, made anew from what was stored."""
     ours, mmtbx_mask = np.random.default_rng(0).random((2, 12, 10, 8))
@@ -545,6 +564,7 @@ def test_figure_says_what_it_shows(demo, tmp_path):
     assert any("SIMULATED" in text for text in texts)
     for needle in ("resolution $d$ (Å)", "correlation", "wall time (s)", "along a (Å)", "density cutoff"):
         assert any(needle in text for text in texts), needle
+    assert overlapping(drawing) == []
     files = figure.render(comparison, ("png", "svg"))
     assert files["png"] == figure.render(comparison, ("png",))["png"]
     assert b"<svg" in files["svg"]
