@@ -35,7 +35,8 @@ def test_conda_environment_agrees_with_pyproject():
     environment = yaml.safe_load(text)
     assert environment["name"] == PROJECT["name"] and environment["channels"] == ["conda-forge"]
     conda = dict(split(item) for item in environment["dependencies"])
-    pip = dict(split(item) for item in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    extras = PROJECT["optional-dependencies"]
+    pip = dict(split(item) for item in PROJECT["dependencies"] + extras["cctbx"] + extras["test"])
     expected = {CONDA_NAMES.get(name, name): versions for name, versions in pip.items()}
     for name in NOT_ON_CONDA_FORGE:
         requirement = '"%s%s"' % (name, expected.pop(name))
