@@ -58,7 +58,10 @@ class SoftMask(Protocol):
         weights: torch.Tensor,
         sites_only: bool = False,
     ) -> Sequence[torch.Tensor]:
-        """Gradients in sites, radii, cover and width of the sum of gradient * V; ``sites_only``: the others may be zero."""
+        """Gradients in sites, radii, cover and width of the sum of gradient * V; ``sites_only``: the others may be zero.
+
+        Of an atom with a cover of exactly 0 the gradient in it may leave out where no other atom is.
+        """
         ...
 
     def to_cell(self, values: torch.Tensor) -> torch.Tensor:

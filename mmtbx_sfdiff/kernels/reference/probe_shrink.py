@@ -92,7 +92,9 @@ class SoftMask:
         return torch.fft.rfftn(values.reshape(grid.n_real)).real
 
     def _factor(self, distance_sq, radii, cover, width):
-        t = (0.5 + (distance_sq / radii[:, None] - radii[:, None]) / (2 * width)).clamp(0, 1)
+        # An atom without a radius counts for nothing, and nothing is near it.
+        radii = torch.where(radii > 0, radii, 1.0)[:, None]
+        t = (0.5 + (distance_sq / radii - radii) / (2 * width)).clamp(0, 1)
         return 1 - cover[:, None] * (1 - t * t * (3 - 2 * t))
 
     def _accessibility(self, sites, radii, cover, width):
@@ -128,7 +130,7 @@ class SoftMask:
         width = torch.tensor(width, dtype=torch.float64, device=sites.device, requires_grad=True)
         total = [torch.zeros_like(values) for values in (*leaves, width)]
         if len(sites):
-            for part, distances in grid.portions(sites, _reach(radii, float(width))):
+            for part, distances in grid.portions(sites, _reach(radii, float(width.detach()))):
                 with torch.enable_grad():
                     inputs = [values[part].detach().requires_grad_() for values in leaves] + [width]
                     places, d = distances(inputs[0])
