@@ -51,7 +51,7 @@ def gradients(
 
 def _if_faster(s: Scatterers, plan: Plan, accuracy: float, memory: int) -> Population | None:
     """The atoms' population where the FFT is expected to be faster, else None."""
-    if accuracy < LEAST_ACCURACY:
+    if accuracy < LEAST_ACCURACY or fft.only_origin(plan):
         return None
     miller = plan.miller()
     n_aniso = int(s.use_u_aniso.sum())

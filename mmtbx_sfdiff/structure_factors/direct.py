@@ -16,8 +16,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,12 +26,14 @@ from ..crystal import Crystal
 from ..kernels.checks import BadAtom
 from ..kernels.engines import engine
 from ..kernels.jobs import DirectJob
+from ..kernels.threads import models_at_once, share_models
 from ..plans import Plan
 from ..plans.miller import MillerPlan
 from .operation import DEFAULT_MEMORY, Machine, compute, register
 from .operators import operators_transposed, sum_over_operators
 from .scatterers import Gradients, Scatterers, least_u, packed_metric
 
+T = TypeVar("T")
 # Exponents beyond which the factor of a negative displacement parameter overflows, or drowns everything else.
 _LARGEST_EXPONENT = {torch.float32: 80.0, torch.float64: 600.0}
 
@@ -54,6 +56,10 @@ def values(scatterers: Scatterers, plan: Plan, accuracy: float, memory: int) -> 
     """F, (n_models, n) complex."""
     miller = _miller(scatterers, plan)
     _check_exponents(scatterers, plan)
+    return torch.cat(_shared(scatterers, memory, lambda s, part, memory: _values(s, miller, memory)))
+
+
+def _values(scatterers: Scatterers, miller: MillerPlan, memory: int) -> torch.Tensor:
     compute = engine(scatterers.device)
     real, imaginary = [], []
     for part in _sums(scatterers, miller, memory, (False,) * 6):
@@ -70,7 +76,14 @@ def gradients(
     """Gradients in (sites, u_iso, u_star, weights, fp, fdp), each where it is wanted, from dT/dF (n_models, n)."""
     miller = _miller(scatterers, plan)
     _check_exponents(scatterers, plan)
-    s, compute = scatterers, engine(scatterers.device)
+    found = _shared(scatterers, memory, lambda s, part, memory: _gradients(s, miller, memory, grad[part], wanted))
+    return [torch.cat(of_one) if want else None for want, of_one in zip(wanted, zip(*found))]
+
+
+def _gradients(
+    s: Scatterers, miller: MillerPlan, memory: int, grad: torch.Tensor, wanted: tuple[bool, ...]
+) -> Gradients:
+    compute = engine(s.device)
     found = [
         torch.zeros_like(x) if want else None
         for x, want in zip((s.sites, s.u_iso, s.u_star, s.weights, s.fp, s.fdp), wanted)
@@ -108,6 +121,16 @@ def gradients(
         if of_factor is not None:
             of_factor[:, rows] += by_weights * s.weights[:, rows]
     return found
+
+
+def _shared(scatterers: Scatterers, memory: int, function: Callable[[Scatterers, slice, int], T]) -> list[T]:
+    """function(some of the models, which, memory for them): models to threads where there are enough, else all at once."""
+    s = scatterers
+    at_once = models_at_once(s.n_models, s.device)
+    if at_once == 1:
+        return [function(s, slice(0, s.n_models), memory)]
+    parts = [slice(i, i + 1) for i in range(s.n_models)]
+    return share_models([lambda p=p: function(s.models(p), p, memory // at_once) for p in parts], s.device)  # type: ignore[misc]
 
 
 def _miller(scatterers: Scatterers, plan: Plan) -> MillerPlan:

@@ -11,7 +11,7 @@ Ten Eyck (1977) Acta Cryst. A33, 486; the gradient is the transpose of the calcu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from ..atoms import Atoms
 from ..crystal import Crystal
 from ..kernels import engines
 from ..kernels.jobs import DensityJob, DensitySetting, FFTUnsuitable
+from ..kernels.threads import models_at_once, share_models
 from ..plans import Plan
+from . import direct
 from .operation import DEFAULT_MEMORY, Machine, compute, register
 from .population import Population
 from .scatterers import Gradients, Scatterers
@@ -32,15 +34,21 @@ def values(
 ) -> torch.Tensor:
     """F, (n_models, n) complex; ``found``: the population of these scatterers, where it is known."""
     _check_accuracy(accuracy)
+    if only_origin(plan):
+        return direct.values(scatterers, plan, accuracy, memory)
     s = scatterers
-    setting = choose_setting(s, plan, accuracy, memory, found=found)
+    setting = choose_setting(s, plan, accuracy, _of_one(memory, s), found=found)
     compute = engines.engine(s.device)
     dispersion = bool((s.fdp != 0).any())
     result = torch.empty((s.n_models, len(plan)), dtype=s.complex_dtype, device=s.device)
-    for part in _parts(compute, setting, s.n_models, memory):
+
+    def fill(part: int | slice) -> None:
         result[part] = compute.structure_factors(_job(s, setting, part, False, False))
         if dispersion:
             result[part] += 1j * compute.structure_factors(_job(s, setting, part, True, False)).to(result.dtype)
+
+    parts = _parts(compute, setting, s.n_models, memory)
+    share_models([functools.partial(fill, part) for part in parts], s.device)
     return result
 
 
@@ -49,20 +57,36 @@ def gradients(
 ) -> Gradients:
     """Gradients in (sites, u_iso, u_star, weights, fp, fdp), each where it is wanted, from dT/dF (n_models, n)."""
     _check_accuracy(accuracy)
+    if only_origin(plan):
+        return direct.gradients(scatterers, plan, accuracy, memory, grad, wanted)
     s = scatterers
-    setting = choose_setting(s, plan, accuracy, memory, wanted)
+    setting = choose_setting(s, plan, accuracy, _of_one(memory, s), wanted)
     compute = engines.engine(s.device)
     parameters = (s.sites, s.u_iso, s.u_star, s.weights, s.fp, s.fdp)
     result = [torch.zeros_like(x) if want else None for x, want in zip(parameters, wanted)]
     maps = [False, True] if wanted[5] or bool((s.fdp != 0).any()) else [False]
-    for part in _parts(compute, setting, s.n_models, memory):
+
+    def fill(part: int | slice) -> None:
         for dispersion in maps:
             seed = -1j * grad[part] if dispersion else grad[part]
             found = compute.density_gradients(seed, _job(s, setting, part, dispersion, wanted[4 + dispersion]))
             for target, value in zip((*result[:4], result[4 + dispersion]), found):
                 if target is not None:
                     target[part] += value.to(target.dtype)
+
+    parts = _parts(compute, setting, s.n_models, memory)
+    share_models([functools.partial(fill, part) for part in parts], s.device)
     return result
+
+
+def only_origin(plan: Plan) -> bool:
+    """Whether (0, 0, 0) is the only index: there is no resolution then, and nothing to transform."""
+    return plan.part("only origin", lambda: not bool((plan.miller_indices != 0).any()))
+
+
+def _of_one(memory: int, s: Scatterers) -> int:
+    """The bound for one model, of those that are worked on at a time; but a grid is not refused for the others' sake."""
+    return max(memory // models_at_once(s.n_models, s.device), min(memory, 2**25))
 
 
 def _check_accuracy(accuracy: float) -> None:
@@ -72,15 +96,13 @@ def _check_accuracy(accuracy: float) -> None:
         )
 
 
-def _parts(compute: engines.Engine, setting: DensitySetting, n_models: int, memory: int) -> Iterator[int | slice]:
+def _parts(compute: engines.Engine, setting: DensitySetting, n_models: int, memory: int) -> list[int | slice]:
     """What an engine takes of a batch at a time: a model, or as many as memory allows."""
     if not compute.batched:
-        yield from range(n_models)
-        return
+        return list(range(n_models))
     of_memory = memory // storage(setting.grid.dims, setting.dtype)
     size = max(1, int(min(of_memory, compute.largest // setting.grid.n_points)))
-    for first in range(0, n_models, size):
-        yield slice(first, first + size)
+    return [slice(first, first + size) for first in range(0, n_models, size)]
 
 
 def _job(s: Scatterers, setting: DensitySetting, part: int | slice, dispersion: bool, gradient: bool) -> DensityJob:

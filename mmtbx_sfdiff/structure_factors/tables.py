@@ -79,8 +79,7 @@ class Tables:
         self.plan = plan
         self.indices, self.d_star_sq = plan.indices.cpu().numpy(), plan.d_star_sq.cpu().numpy()
         self.multiplicities = multiplicities(plan)
-        # The index (0, 0, 0) alone has no resolution: any will do.
-        self.s_sq = float(self.d_star_sq.max()) or 1e-4
+        self.s_sq = float(self.d_star_sq.max())
         self.terms = TermTable.from_form_factors(form_factors, self.s_sq)
         self.basis = crystal.fractionalization.cpu().numpy()
         self.cell = cell_of(crystal)

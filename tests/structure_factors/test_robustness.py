@@ -2,12 +2,13 @@
 
 import random
 
-import pytest
+import mmtbx_sfdiff as sfdiff
 import torch
+
+import pytest
+
 from tests.support.robustness import run
 from tests.support.structures import random_xray_structure
-
-import mmtbx_sfdiff as sfdiff
 
 METHODS = ("direct", "fft", "auto")
 

@@ -4,11 +4,11 @@ A case is a seed.  From it come a crystal, atoms, indices, a method, what is ask
 kind: numbers that are none, empty batches, atoms and sets, other dtypes, layouts and shapes.
 """
 
-import mmtbx_sfdiff as sfdiff
-
 import random
 
+import mmtbx_sfdiff as sfdiff
 import torch
+
 from cctbx import sgtbx
 from cctbx.array_family import flex
 from cctbx.development import random_structure
@@ -66,15 +66,23 @@ def call(seed):
     order = rng.choice((0, 1, 1, 2)) if wanted else 0
     leaves = [getattr(atoms, name).detach().requires_grad_() for name in wanted] if order else []
     f = sfdiff.structure_factors(atoms.replace(**dict(zip(wanted, leaves))) if order else atoms, *place, **options)
-    assert f.shape == (*torch.broadcast_shapes(*(values[n].shape[: len(values[n].shape) - 1 - (n in ("sites_cart", "u_star"))]
-                                                 for n in PARAMETERS)), len(indices))
+    assert f.shape == (
+        *torch.broadcast_shapes(
+            *(values[n].shape[: len(values[n].shape) - 1 - (n in ("sites_cart", "u_star"))] for n in PARAMETERS)
+        ),
+        len(indices),
+    )
     found = [f]
     if order:
         target = (f.real * 1.5 + f.imag).sum() + (f.abs() ** 2).sum() * 1e-3
         found += torch.autograd.grad(target, leaves, create_graph=order == 2)
     if order == 2:
         found += torch.autograd.grad(sum(x.sum() for x in found[1:]), leaves, allow_unused=True)
-    return {"finite": all(bool(torch.isfinite(torch.view_as_real(x) if x.is_complex() else x).all()) for x in found if x is not None)}
+    return {
+        "finite": all(
+            bool(torch.isfinite(torch.view_as_real(x) if x.is_complex() else x).all()) for x in found if x is not None
+        )
+    }
 
 
 def _indices(crystal, rng):

@@ -12,8 +12,6 @@ its atoms (backward), so results do not depend on timing.
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 
 import numba
@@ -23,7 +21,7 @@ from ..jit import jit_sums
 from ..jobs import DirectJob
 from ..reference import direct_sum as reference
 from ..reference.direct_sum import TWO_PI_SQ, atom_ranges, complex_of, extents, packed_pairs
-from ..threads import PIECE, n_workers, one_cpu_thread, portions, run
+from ..threads import PIECE, check, n_workers, own_threads, portions, run
 
 _TILE = 128
 _RESTART = 32
@@ -31,7 +29,7 @@ _TWO_PI_SQ = 2 * np.pi**2
 # Seconds a term takes, about.
 _SECONDS = 3e-9
 # Terms below which one thread is as fast as several, and much faster on a busy machine.
-_ONE_THREAD_TERMS = 3e7
+_ENOUGH_TERMS = 1e6
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 # 2^n for every n that exp() of a double can need; beyond them 0 and infinity.
@@ -338,8 +336,7 @@ def _run(kernel, edges, size, *arguments):
 def direct_sum(job: DirectJob) -> torch.Tensor:
     """E on the plan's unique indices, (n_models, n_unique) complex."""
     if job.u.shape[-1] == 1:
-        with _threads_for(job):
-            return reference.direct_sum(job)
+        return _products(job)
     dtype = complex_of(job.weights.dtype)
     result = torch.zeros((len(job.sites), len(job.plan.indices)), dtype=dtype)
     for model, atoms, column_sum in _column_sums(job):
@@ -352,8 +349,7 @@ def direct_sum_gradients(
 ) -> list[torch.Tensor | None]:
     """Gradients in (sites, u, weights), each where it is wanted, from dT/dE (n_models, n_unique)."""
     if job.u.shape[-1] == 1:
-        with _threads_for(job):
-            return reference.direct_sum_gradients(job, grad, wanted)
+        return _product_gradients(job, grad, wanted)
     grads = [torch.zeros_like(x) if want else None for x, want in zip((job.sites, job.u, job.weights), wanted)]
     grad = grad.conj().resolve_conj()
     for model, atoms, column_sum in _column_sums(job):
@@ -362,10 +358,47 @@ def direct_sum_gradients(
     return grads
 
 
-def _threads_for(job):
+def _products(job):
+    """The sum by matrix products, whole runs of columns to each thread."""
+    n_threads, result = _n_threads(job), reference.no_sum(job)
+    with own_threads():
+        for block in reference.blocks(job):
+            runs = list(block.column_blocks(2 * n_threads))
+
+            def share(i, block=block, runs=runs):
+                for columns in runs[i::n_threads]:
+                    check()
+                    reference.add_columns(job, block, columns, result)
+
+            run([lambda i=i: share(i) for i in range(n_threads)])
+    return result
+
+
+def _product_gradients(job, grad, wanted):
+    n_threads, grad = _n_threads(job), grad.conj().resolve_conj()
+    total = reference.no_gradients(job, wanted)
+    with own_threads():
+        for block in reference.blocks(job):
+            runs = list(block.column_blocks(2 * n_threads))
+
+            def share(i, block=block, runs=runs):
+                own = total if i == 0 else reference.no_gradients(job, wanted)
+                for columns in runs[i::n_threads]:
+                    check()
+                    block.add_gradients(columns, grad[:, columns.rows], job.table, own)
+                return own
+
+            # In the order of the threads, so that the sum is the same every time.
+            for own in run([lambda i=i: share(i) for i in range(n_threads)])[1:]:
+                for mine, value in zip(total, own):
+                    if mine is not None:
+                        mine += value
+    return total
+
+
+def _n_threads(job):
     """All threads, or one for a small sum."""
-    small = job.weights.numel() * len(job.plan.indices) < _ONE_THREAD_TERMS
-    return one_cpu_thread(job.weights.device) if small else contextlib.nullcontext()
+    return n_workers() if job.weights.numel() * len(job.plan.indices) >= _ENOUGH_TERMS else 1
 
 
 def _column_sums(job):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from ..jobs import Columns, DirectJob
+from ..products import product
 
 # Elements of the largest temporary that still stays in a CPU core's share of the cache.
 _CACHE_ELEMENTS = 2**18
@@ -67,29 +68,45 @@ def complex_of(dtype):
 
 def direct_sum(job: DirectJob) -> torch.Tensor:
     """E on the plan's unique indices, (n_models, n_unique) complex."""
-    plan, dtype = job.plan, complex_of(job.weights.dtype)
-    result = torch.zeros((len(job.sites), len(plan.indices)), dtype=dtype, device=job.sites.device)
-    for block in _blocks(job):
-        kinds = [kind for kind, _, _ in block.kinds]
+    result = no_sum(job)
+    for block in blocks(job):
         for columns in block.column_blocks():
-            sums = block.sums(columns).flatten(2)[..., columns.cells]
-            result[:, columns.rows] += torch.einsum("kbn,kn->bn", sums, job.table[kinds][:, columns.rows].to(dtype))
+            add_columns(job, block, columns, result)
     return result
+
+
+def no_sum(job: DirectJob) -> torch.Tensor:
+    """E of no atoms."""
+    shape = len(job.sites), len(job.plan.indices)
+    return torch.zeros(shape, dtype=complex_of(job.weights.dtype), device=job.sites.device)
+
+
+def add_columns(job, block, columns, result):
+    """Add what a block of atoms has on a run of columns."""
+    kinds = [kind for kind, _, _ in block.kinds]
+    sums = block.sums(columns).flatten(2)[..., columns.cells]
+    factors = job.table[kinds][:, columns.rows].to(result.dtype)
+    result[:, columns.rows] += (sums * factors[:, None]).sum(0)
+
+
+def no_gradients(job: DirectJob, wanted: tuple[bool, bool, bool]) -> list[torch.Tensor | None]:
+    """Zeros for (sites, u, weights), each where it is wanted."""
+    return [torch.zeros_like(x) if want else None for x, want in zip((job.sites, job.u, job.weights), wanted)]
 
 
 def direct_sum_gradients(
     job: DirectJob, grad: torch.Tensor, wanted: tuple[bool, bool, bool]
 ) -> list[torch.Tensor | None]:
     """Gradients in (sites, u, weights), each where it is wanted, from dT/dE (n_models, n_unique)."""
-    grads = [torch.zeros_like(x) if want else None for x, want in zip((job.sites, job.u, job.weights), wanted)]
+    grads = no_gradients(job, wanted)
     grad = grad.conj().resolve_conj()
-    for block in _blocks(job):
+    for block in blocks(job):
         for columns in block.column_blocks():
             block.add_gradients(columns, grad[:, columns.rows], job.table, grads)
     return grads
 
 
-def _blocks(job):
+def blocks(job):
     """Blocks of atoms, each small enough that its one-axis tables fit a third of the memory."""
     # Tables are made in double precision before they are cast.
     per_atom = len(job.sites) * sum(extents(job.plan)) * (16 + 2 * job.weights.element_size())
@@ -142,19 +159,20 @@ class _AtomBlock:
             real, imag = real * decay, imag * decay
         return first, torch.complex(real, imag)
 
-    def column_blocks(self):
-        """Runs of columns such that the temporaries of one fit a third of the memory, and a CPU's cache."""
+    def column_blocks(self, at_least=1):
+        """Runs of columns such that the temporaries of one fit a third of the memory, and a CPU's cache; ``at_least`` so
+        many of them where there are as many columns."""
         plan = self.plan
         n_columns = len(plan.columns)
         budget = self.memory / 3 / (2 * self.weights.element_size())
         if not self.weights.is_cuda:
             budget = min(budget, 8 * _CACHE_ELEMENTS)
-        first = 0
+        longest_run, first = -(-n_columns // at_least), 0
         while first < n_columns:
             # Columns are sorted by extent, so the first estimates the rest; the loop below makes it a bound.
             last = first + 1
             longest = plan.s_max[first] - plan.s_min[first] + 1
-            while last < n_columns:
+            while last < min(n_columns, first + longest_run):
                 low, high = min(plan.s_min[first], plan.s_min[last]), plan.s_max[last]
                 longest = max(longest, high - low + 1)
                 per_column = self.n_models * self.n_atoms * (4 if self.isotropic else 3 * longest)
@@ -189,7 +207,7 @@ class _AtomBlock:
         quadratic = (-TWO_PI_SQ * self.u_ss)[:, None].expand_as(linear)
         coefficients = torch.stack([self._pair_exponent(columns), linear, quadratic], -1)
         s = columns.s.to(self.dtype)
-        exponents = coefficients @ torch.stack([torch.ones_like(s), s, s * s])
+        exponents = product(coefficients, torch.stack([torch.ones_like(s), s, s * s]))
         decay = exponents.exp_()
         singles = self._single_factors(columns).transpose(1, 2)[:, None]
         return decay * singles.real, decay.mul_(singles.imag)
@@ -201,13 +219,13 @@ class _AtomBlock:
         if self.isotropic:
             singles = self._single_factors(columns) * self.weights[:, None]
             for number, (_, a, b) in enumerate(self.kinds):
-                torch.matmul(pairs[..., a:b], singles[..., a:b].transpose(1, 2), out=result[number])
+                product(pairs[..., a:b], singles[..., a:b].transpose(1, 2), out=result[number])
             return result
         real, imag = self._weighted_singles(columns)
         # (re, im) of the pair factors as two rows against each part.
         rows = torch.view_as_real(pairs * self.weights[:, None]).transpose(-1, -2)
         for number, (_, a, b) in enumerate(self.kinds):
-            by_real, by_imag = rows[..., a:b] @ real[:, :, a:b], rows[..., a:b] @ imag[:, :, a:b]
+            by_real, by_imag = (product(rows[..., a:b], part[:, :, a:b]) for part in (real, imag))
             result[number] = torch.complex(by_real[:, :, 0] - by_imag[:, :, 1], by_real[:, :, 1] + by_imag[:, :, 0])
         return result
 
@@ -235,23 +253,23 @@ class _AtomBlock:
                 [dense.view(self.n_models, columns.n_columns, columns.n_s) * s**power for power in powers], 2
             )
             if self.isotropic:
-                product = spread.flatten(1, 2) @ singles[..., a:b]
-                product = product.view(self.n_models, columns.n_columns, len(powers), b - a)
+                made = product(spread.flatten(1, 2), singles[..., a:b])
+                made = made.view(self.n_models, columns.n_columns, len(powers), b - a)
             else:
                 two = torch.view_as_real(spread).transpose(-1, -2).flatten(2, 3)
-                by_real, by_imag = (two @ part[:, :, a:b].transpose(-1, -2) for part in parts)
+                by_real, by_imag = (product(two, part[:, :, a:b].transpose(-1, -2)) for part in parts)
                 by_real, by_imag = (x.unflatten(2, (len(powers), 2)) for x in (by_real, by_imag))
-                product = torch.complex(
+                made = torch.complex(
                     by_real[:, :, :, 0] - by_imag[:, :, :, 1], by_real[:, :, :, 1] + by_imag[:, :, :, 0]
                 )
             for i, power in enumerate(powers):
-                moments[power][..., a:b] = product[:, :, i]
+                moments[power][..., a:b] = made[:, :, i]
         for power in powers:
             moments[power] *= pairs
         p, q = columns.p.to(self.dtype), columns.q.to(self.dtype)
 
         def over_columns(rows, values):
-            return torch.einsum("rc,bcj->brj", torch.stack(rows), values)
+            return product(torch.stack(rows), values)
 
         one = torch.ones_like(p)
         if grad_weights is not None:
