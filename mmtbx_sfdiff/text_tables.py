@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -54,3 +55,17 @@ def table(style: box.Box, names: Iterable[str], rows: Iterable[Iterable[str]]) -
     for row in rows:
         result.add_row(*(Text(cell) for cell in row))
     return result
+
+
+def counts(reflections: dict[str, Any]) -> str:
+    """One line on reflections read, used, free and left out, with the reasons.
+
+    Examples
+    --------
+    >>> counts({"read": 100, "used": 98, "free": 5, "left_out": {"no value": 2}})
+    'Reflections: 100 read, 98 used, 5 free; left out: no value 2.'
+    """
+    free = "none free (no R-free)" if reflections["free"] is None else f"{reflections['free']:,} free"
+    line = f"Reflections: {reflections['read']:,} read, {reflections['used']:,} used, {free}"
+    left_out = ", ".join(f"{reason} {n:,}" for reason, n in reflections["left_out"].items())
+    return f"{line}; left out: {left_out}." if left_out else f"{line}."

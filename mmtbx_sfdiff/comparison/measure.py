@@ -162,6 +162,7 @@ class _Measurement:
             "n_atoms": self.structure.scatterers().size(),
             "n_reflections": len(self.d_spacings),
             "n_free": None if entry.data.r_free_flags is None else entry.data.r_free_flags.data().count(True),
+            "reflections": entry.data.reflections,
             "files": {"model": entry.model.path.name, "data": entry.data.path.name, "labels": entry.data.labels},
             "scattering_table": entry.model.scattering_table,
             "messages": list(entry.messages),

@@ -6,6 +6,7 @@ import base64
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .. import text_tables
 from . import table
 
 _environment = Environment(
@@ -39,6 +40,7 @@ def render(result, svg, suite=None):
         figure=figure,
         suite=suite,
         heading=table.heading(result),
+        counts=text_tables.counts(result["reflections"]) if "reflections" in result else "",
         agreement=table.rows_of_agreement(result),
         r_factors=table.rows_of_r_factors(result),
         times=table.rows_of_times(result),

@@ -45,6 +45,14 @@ SCHEMA = {
         "n_atoms": _COUNT,
         "n_reflections": _COUNT,
         "n_free": _OPTIONAL_COUNT,
+        "reflections": _object(
+            {
+                "read": _COUNT,
+                "used": _COUNT,
+                "free": _OPTIONAL_COUNT,
+                "left_out": {"type": "object", "additionalProperties": _COUNT},
+            }
+        ),
         "files": _object({"model": _TEXT, "data": _TEXT, "labels": _TEXT}),
         "scattering_table": _TEXT,
         "messages": {"type": "array", "items": _TEXT},

@@ -150,6 +150,7 @@ def _parts(result, style):
     yield Text(heading(result), style="bold")
     if result["simulated"]:
         yield Text("SIMULATED amplitudes, not measured: R factors say nothing about a real crystal.", style="bold red")
+    yield Text(text_tables.counts(result["reflections"]), style="dim")
     yield text_tables.table(style, ("Agreement", "mmtbx_sfdiff", "mmtbx", ""), rows_of_agreement(result))
     simulated = " (SIMULATED data)" if result["simulated"] else ""
     yield text_tables.table(style, ("R factors" + simulated, "R-work", "R-free"), rows_of_r_factors(result))

@@ -48,18 +48,46 @@ INPUTS = f"""
     .type = str
     .short_caption = Data labels
     .help = "Columns of the amplitudes or intensities, for example FP,SIGFP."
+  r_free_flags
+    .short_caption = R-free flags
+  {{
+    label = None
+      .type = str
+      .short_caption = Label
+      .help = "Column of the free flags; found automatically by default. none: all reflections are work reflections, and \
+              there is no R-free."
+    test_flag_value = None
+      .type = int
+      .short_caption = Test flag value
+      .help = "Value that marks the free set; found automatically by default."
+    generate = False
+      .type = bool
+      .short_caption = Generate
+      .help = "Make new flags, where there are none."
+    fraction = None
+      .type = float
+      .short_caption = Fraction
+      .help = "Share of the reflections that new flags mark, with generate; 0.05 by default."
+    file_name = None
+      .type = path
+      .short_caption = Flag file
+      .help = "Another file that holds the flags."
+  }}
   free_flag_labels = None
     .type = str
+    .expert_level = 3
     .short_caption = Free flag labels
-    .help = "Column of the free flags; found automatically by default."
+    .help = "Older name of r_free_flags.label."
   read_free_flags = True
     .type = bool
+    .expert_level = 3
     .short_caption = Read free flags
-    .help = "False takes all reflections as the working set, and gives no R-free."
+    .help = "Older way to say r_free_flags.label=none: False."
   test_flag_value = None
     .type = int
+    .expert_level = 3
     .short_caption = Test flag value
-    .help = "Value that marks the free set; found automatically by default."
+    .help = "Older name of r_free_flags.test_flag_value."
   scattering_table = {choices(SCATTERING_TABLES, "n_gaussian")}
     .type = choice
     .short_caption = Scattering table
@@ -133,9 +161,15 @@ class EntryProgram(ProgramTemplate):
         """The extracted scope of that name."""
         return getattr(self.params, self.input_scope)
 
+    #: Whether a program stops at flags that cannot mark a test set; others go on without R-free, and say so.
+    strict_flags = True
+    #: Whether a program can make new flags (r_free_flags.generate).
+    makes_flags = False
+
     def check_inputs(self, data_needed=True):
         """One entry, or a model and (unless not needed) data, or the demonstration."""
         params = self.inputs
+        self._join_flag_names()
         given = [bool(params.entry_id), bool(params.model_file or params.data_file), bool(params.demo)]
         what = "a model and a data file" if data_needed else "a model with or without a data file"
         if sum(given) != 1:
@@ -147,6 +181,36 @@ class EntryProgram(ProgramTemplate):
         unknown = [name for name in params.mirrors or () if name not in SERVERS]
         if unknown or not params.mirrors:
             raise Sorry(f"mirrors={' '.join(unknown)} is not possible: choose from {', '.join(SERVERS)}.")
+
+    def _join_flag_names(self):
+        """r_free_flags { } and its older names say the same from here on."""
+        params, scope = self.inputs, self.inputs.r_free_flags
+        if not params.read_free_flags:
+            params.free_flag_labels = "none"
+        old = [("label", "free_flag_labels"), ("test_flag_value", "test_flag_value")]
+        old += [("fraction", "r_free_flags_fraction")] * hasattr(params, "r_free_flags_fraction")
+        for name, older in old:
+            values = {getattr(scope, name), getattr(params, older)} - {None}
+            if len(values) > 1:
+                raise Sorry(f"r_free_flags.{name} and {older} are two names of one thing and differ: give one.")
+            value = next(iter(values), None)
+            setattr(scope, name, value)
+            setattr(params, older, value)
+        params.read_free_flags = str(scope.label).lower() != "none" or scope.label is None
+        if scope.generate and scope.fraction is None:
+            scope.fraction = 0.05
+        if scope.fraction is not None and not 0 < scope.fraction <= 0.5:
+            name = "r_free_flags_fraction" if hasattr(params, "r_free_flags_fraction") else "r_free_flags.fraction"
+            raise Sorry(f"{name}={scope.fraction:g} is not possible: give more than 0 and up to 0.5.")
+        if scope.generate and not self.makes_flags:
+            raise Sorry(
+                f"{self.program_name} makes no R-free flags: R-free of a model that was refined against all data says "
+                "nothing; leave r_free_flags.generate out."
+            )
+        if hasattr(params, "r_free_flags_fraction"):
+            params.r_free_flags_fraction = scope.fraction
+        if scope.file_name and not (params.data_file or params.entry_id or params.demo):
+            raise Sorry("r_free_flags.file_name goes with data: give a data file.")
 
     def check_numbers(self, limits):
         """Parameters of the input scope against ``{name: (lowest, highest, whether None is allowed)}``.
@@ -206,8 +270,10 @@ class EntryProgram(ProgramTemplate):
             data,
             scattering_table=params.scattering_table,
             labels=params.labels,
-            r_free_labels=params.free_flag_labels if params.read_free_flags else "none",
-            test_flag_value=params.test_flag_value,
+            free=params.free_flag_labels if params.read_free_flags else "none",
+            test_value=params.test_flag_value,
+            free_file=params.r_free_flags.file_name,
+            strict=self.strict_flags,
             d_min=d_min,
             d_max=d_max,
             allow_other_entry=params.allow_other_entry,

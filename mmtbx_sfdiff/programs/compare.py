@@ -53,6 +53,7 @@ output {{
 class Program(EntryProgram):
     program_name = "mmtbx_sfdiff.compare"
     input_scope = "compare"
+    strict_flags = False
     description = """
 Structure factors, bulk-solvent mask, gradients and R factors of one entry, computed by mmtbx_sfdiff and by
 mmtbx, with times. Writes <prefix>_compare.json, .png, .pdf and .html.

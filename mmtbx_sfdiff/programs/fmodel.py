@@ -82,7 +82,8 @@ fmodel {{
   r_free_flags_fraction = None
     .type = float
     .short_caption = Fraction of free flags
-    .help = "Make free flags for this share of the reflections (1 marks the free set)."
+    .expert_level = 3
+    .help = "Older name of r_free_flags.fraction, with r_free_flags.generate=True."
   random_seed = 0
     .type = int
     .short_caption = Random seed
@@ -133,6 +134,8 @@ class _Parts:
 class Program(EntryProgram):
     program_name = "mmtbx_sfdiff.fmodel"
     input_scope = "fmodel"
+    strict_flags = False
+    makes_flags = True
     description = """
 Structure factors of a model: amplitudes, phases and scales, as an MTZ file.
 
@@ -144,7 +147,7 @@ coefficients are added. Without, scale, k_sol, b_sol and b_cart are what you giv
   mmtbx_sfdiff.fmodel model.pdb data.mtz
   mmtbx_sfdiff.fmodel model.pdb high_resolution=1.5
   mmtbx_sfdiff.fmodel model.pdb high_resolution=1.5 k_sol=0.35 b_sol=50 b_cart="1 2 -3 0 0 0" scale=2
-  mmtbx_sfdiff.fmodel model.pdb high_resolution=2 type=amplitudes label=FOBS add_sigmas=True r_free_flags_fraction=0.05
+  mmtbx_sfdiff.fmodel model.pdb high_resolution=2 type=amplitudes label=FOBS add_sigmas=True r_free_flags.fraction=0.05
 
 The exit code is 0 only if everything was computed and written.
 """
@@ -164,7 +167,6 @@ The exit code is 0 only if everything was computed and written.
                 "k_sol": (-10, 10, False),
                 "b_sol": (-1000, 10000, False),
                 "add_random_error_to_amplitudes_percent": (0, 100, True),
-                "r_free_flags_fraction": (0, 0.5, True),
             }
         )
         if params.high_resolution and params.low_resolution and params.high_resolution >= params.low_resolution:
@@ -246,8 +248,8 @@ The exit code is 0 only if everything was computed and written.
             data = self._entry.data
             if params.r_free_flags_fraction and data.r_free_flags is not None:
                 raise Sorry(
-                    f"{data.path} has free flags already: leave r_free_flags_fraction out, or set "
-                    "read_free_flags=False."
+                    f"{data.path} has free flags already: leave r_free_flags.generate and fraction out, or set "
+                    "r_free_flags.label=none."
                 )
             self._reflections = Reflections.from_cctbx(data.f_obs, data.r_free_flags, **options)
         else:
@@ -398,6 +400,7 @@ The exit code is 0 only if everything was computed and written.
             "n_atoms": self._atoms.n_atoms,
             "n_reflections": len(reflections),
             "anomalous": reflections.anomalous,
+            "reflections": self._entry.data.reflections if self._entry else None,
             "n_used": len(reflections) if parts.selection is None else int(parts.selection.sum()),
             "r_work": r_work,
             "r_free": r_free,

@@ -25,6 +25,8 @@ def _parts(result, style):
     if with_data:
         free = "-" if result["r_free"] is None else f"{result['r_free']:.4f}"
         yield Text(f"R-work {result['r_work']:.4f}, R-free {free}, {result['n_used']:,} reflections used")
+    if result["reflections"]:
+        yield Text(text_tables.counts(result["reflections"]))
     part = result["exponential"]
     if part:
         b_cart = " ".join(f"{x:.3g}" for x in part["b_cart"])

@@ -31,9 +31,11 @@ class Parser(CCTBXParser):
         self.plain_files = []
         super().__init__(*args, **kwargs)
 
-    def parse_args(self, *args, **kwargs):
+    def parse_args(self, args=None, *more, **kwargs):
+        if args is not None:
+            args = [_outside_of_flags(word, self.master_phil) for word in args]
         try:
-            return super().parse_args(*args, **kwargs)
+            return super().parse_args(args, *more, **kwargs)
         except RuntimeError as error:
             # PHIL's complaints about values and syntax, which cctbx lets through as a traceback.
             reason = re.sub(r": NameError: .*?(?= \()", "", " ".join(str(error).split()))
@@ -59,6 +61,18 @@ class Parser(CCTBXParser):
                     f"{name} is not a file of PHIL parameters that can be read: correct it; "
                     f"{self.prog} --write-defaults shows the form."
                 )
+
+
+def _outside_of_flags(word, master_phil):
+    """``name=value`` with its scope where the name also occurs in ``r_free_flags { }``, whose names need theirs."""
+    name, equals, value = word.partition("=")
+    if name.endswith(("r_free_flags.label", "free_flag_labels")) and value.lower() == "none":
+        word = f'{name}="none"'  # a label that asks for no flags; PHIL's own None is the default
+    if not equals or not name.isidentifier():
+        return word
+    paths = [found.path for found in master_phil.all_definitions() if found.object.name == name]
+    others = [path for path in paths if ".r_free_flags." not in path]
+    return f"{others[0]}={value}" if len(others) == 1 and len(paths) > 1 else word
 
 
 def inputs_from_arguments(scope_name):
@@ -113,8 +127,10 @@ def _holds_reflections(path):
     content = read_content(path, "model or data")
     if content.kind == "mtz":
         return True
-    head = content.raw[: 2**20]
-    return b"_refln" in head and b"_atom_site." not in head or path.lower().endswith((".hkl", ".sca", ".cv"))
+    text = content.text[: 2**20]
+    if any(line.startswith(("ATOM  ", "HETATM", "CRYST1")) for line in text.splitlines()) or "\n_atom_site" in text:
+        return False
+    return "_refln" in text or path.lower().endswith((".hkl", ".sca", ".cv", ".fcf", ".mtz", ".mtz.gz"))
 
 
 def main(program_class, args=None):

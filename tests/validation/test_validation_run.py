@@ -81,7 +81,7 @@ def pids(starts, entry):
 
 def test_entries_that_fail_are_results(tmp_path, starts, capsys):
     entries = ["1aaa", "1seg", "1mem", "1end", "1odd", "1bbb"]
-    assert main(command(tmp_path, entries, "--jobs", "3", "--time-limit", "2", "--memory-limit", "0.2")) == 0
+    assert main(command(tmp_path, entries, "--jobs", "3", "--time-limit", "2", "--memory-limit", "0.2")) == 1
     records = Run(tmp_path / "RUN").records()
     assert sorted(records) == sorted(entries)
     found = {entry: (record["status"], record["kind"]) for entry, record in records.items()}
@@ -108,7 +108,7 @@ def test_entries_that_fail_are_results(tmp_path, starts, capsys):
 
 def test_three_corrupt_of_twenty(tmp_path, starts):
     entries = [f"1a{number:02d}" for number in range(17)] + ["3aaa", "3bbb", "3ccc"]
-    assert main(command(tmp_path, entries, "--jobs", "4")) == 0
+    assert main(command(tmp_path, entries, "--jobs", "4")) == 1
     records = Run(tmp_path / "RUN").records()
     failed = {entry for entry, record in records.items() if record["status"] != "ok"}
     assert len(records) == 20 and failed == {"3aaa", "3bbb", "3ccc"}
@@ -117,7 +117,7 @@ def test_three_corrupt_of_twenty(tmp_path, starts):
 
 def test_nothing_is_computed_twice_but_failures_on_request(tmp_path, starts, capsys):
     main(command(tmp_path, ["1aaa", "1odd"]))
-    assert main(command(tmp_path, ["1aaa", "1odd", "1bbb"])) == 0
+    assert main(command(tmp_path, ["1aaa", "1odd", "1bbb"])) == 1
     assert "2 of 3 entries are recorded, 1 remain" in capsys.readouterr().out
     main(command(tmp_path, ["1aaa", "1odd", "1bbb"], "--retry"))
     assert {entry: len(pids(starts, entry)) for entry in ("1aaa", "1bbb", "1odd")} == {"1aaa": 1, "1bbb": 1, "1odd": 2}
@@ -190,7 +190,7 @@ def test_a_killed_worker_is_a_result(tmp_path, starts):
         return pids(starts, "2aaa") and (tmp_path / "RUN" / "results.jsonl").exists()
 
     with once(recorded, lambda: os.kill(pids(starts, "2aaa")[0], signal.SIGKILL)):
-        assert main(command(tmp_path, ["2aaa", "1aaa"], "--jobs", "2")) == 0
+        assert main(command(tmp_path, ["2aaa", "1aaa"], "--jobs", "2")) == 1
     records = Run(tmp_path / "RUN").records()
     assert records["1aaa"]["status"] == "ok" and "SIGKILL" in records["2aaa"]["reason"]
 
@@ -341,7 +341,7 @@ def test_progress_on_a_terminal(tmp_path, starts, monkeypatch):
     listener.start()
     with open(secondary, "w") as terminal, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", terminal)
-        assert main(command(tmp_path, ["1aaa", "1odd"])) == 0
+        assert main(command(tmp_path, ["1aaa", "1odd"])) == 1
     listener.join()
     os.close(primary)
     said = b"".join(said)

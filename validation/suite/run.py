@@ -69,7 +69,7 @@ def add_options(parser):
 
 
 def run(options):
-    """Compute what is not recorded; return the exit status."""
+    """Compute what is not recorded; return the exit status: 1 where an entry failed."""
     if options.jobs < 1 or options.time_limit <= 0 or options.memory_limit <= 0:
         raise Sorry("--jobs, --time-limit and --memory-limit have to be positive.")
     entries, folder = selection.read(options.source)
@@ -234,4 +234,4 @@ def _summary(run_folder, entries):
         f"{peak / 2**30:.2f} GiB of memory in a worker.",
         flush=True,
     )
-    return 0
+    return 1 if failed else 0

@@ -74,7 +74,7 @@ def _compute(job, report):
     report("download")
     files = find_entry(job["entry"], progress=False, timeouts=Timeouts(**job.get("timeouts", {})))
     report("reading")
-    entry = load_entry(files.model, files.data, scattering_table=parameters.scattering_table)
+    entry = load_entry(files.model, files.data, scattering_table=parameters.scattering_table, strict=False)
     # Only now, with files that are good, what takes its time to load.
     from mmtbx_sfdiff.comparison import figure, measure
     from mmtbx_sfdiff.comparison.output import json_text
