@@ -1,0 +1,177 @@
+"""The measured amplitudes as SFcalculator's interface holds them: in the order of the file, in gemmi's asymmetric unit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import gemmi
+import numpy as np
+
+# MTZ types that are not amplitudes, and what to do about them.
+_WRONG_TYPES = {
+    "J": "intensities: convert them to amplitudes first",
+    "K": "intensities of Friedel mates: convert them to amplitudes and stack them first",
+    "G": "amplitudes of Friedel mates: stack them into one column first (reciprocalspaceship's stack_anomalous)",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """Columns of reflections, whatever they came in.
+
+    Attributes
+    ----------
+    indices : numpy.ndarray
+        (n, 3) int32.
+    columns : dict of str to (str, numpy.ndarray)
+        MTZ type, and values (n,) float64 with NaN where there is none.
+    """
+
+    name: str
+    indices: np.ndarray
+    columns: dict[str, tuple[str, np.ndarray]]
+    cell: gemmi.UnitCell
+    spacegroup: gemmi.SpaceGroup
+    wavelength: float | None
+
+    def rows(self, chosen: np.ndarray) -> Table:
+        """Some of the reflections."""
+        columns = {label: (kind, values[chosen]) for label, (kind, values) in self.columns.items()}
+        return dataclasses.replace(self, indices=self.indices[chosen], columns=columns)
+
+    def values(self, label: str, purpose: str) -> np.ndarray:
+        """A column (n,) float64.
+
+        Raises
+        ------
+        ValueError
+            There is none of that name.
+        """
+        if label not in self.columns:
+            known = ", ".join(self.columns) or "none"
+            raise ValueError(f"{self.name} has no column {label!r} for {purpose}; it has {known}.")
+        return self.columns[label][1]
+
+
+def read_table(data: Any) -> Table:
+    """A :class:`Table` of a path, a ``gemmi.Mtz`` or a ``reciprocalspaceship.DataSet``, which is not changed.
+
+    Raises
+    ------
+    TypeError
+        Anything else.
+    ValueError
+        A file that cannot be read, or that lacks the cell or the space group.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return _from_mtz(_read_mtz(os.fspath(data)), os.fspath(data))
+    if isinstance(data, gemmi.Mtz):
+        return _from_mtz(data, "the gemmi.Mtz")
+    if hasattr(data, "get_hkls") and hasattr(data, "spacegroup"):
+        return _from_dataset(data)
+    raise TypeError(f"mtzdata is a path, a gemmi.Mtz or a reciprocalspaceship.DataSet, not {type(data).__name__}.")
+
+
+def _read_mtz(path: str) -> gemmi.Mtz:
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: there is no such file.")
+    try:
+        if path.removesuffix(".gz").endswith((".cif", ".ent")):
+            blocks = gemmi.as_refln_blocks(gemmi.cif.read(path))
+            if not blocks:
+                raise ValueError("no reflections")
+            return gemmi.CifToMtz().convert_block_to_mtz(blocks[0])
+        return gemmi.read_mtz_file(path)
+    except (RuntimeError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as MTZ or SF-CIF: {error}.") from error
+
+
+def _from_mtz(mtz: gemmi.Mtz, name: str) -> Table:
+    _check_symmetry(mtz.cell, mtz.spacegroup, name)
+    rows = np.array(mtz, copy=True)
+    columns = {c.label: (c.type, rows[:, c.idx].astype(np.float64)) for c in mtz.columns[3:]}
+    wavelengths = [d.wavelength for d in mtz.datasets if d.wavelength > 0.05]
+    return Table(
+        name, rows[:, :3].astype(np.int32), columns, mtz.cell, mtz.spacegroup, wavelengths[0] if wavelengths else None
+    )
+
+
+def _from_dataset(data: Any) -> Table:
+    name = "the DataSet"
+    _check_symmetry(data.cell, data.spacegroup, name)
+    columns = {}
+    for label in data.columns:
+        kind = getattr(data[label].dtype, "mtztype", "")
+        if kind != "H":
+            try:
+                values = data[label].to_numpy(dtype=np.float64, na_value=np.nan)
+            except (TypeError, ValueError):
+                continue  # text, dates: nothing of ours
+            columns[str(label)] = (kind, values)
+    return Table(name, np.asarray(data.get_hkls()).astype(np.int32), columns, data.cell, data.spacegroup, None)
+
+
+def _check_symmetry(cell: gemmi.UnitCell | None, spacegroup: gemmi.SpaceGroup | None, name: str) -> None:
+    if cell is None or not cell.is_crystal() or spacegroup is None:
+        raise ValueError(f"{name} lacks the unit cell or the space group: set both before it is given.")
+
+
+def in_asymmetric_unit(table: Table, anomalous: bool) -> tuple[Table, int]:
+    """The reflections with indices in gemmi's asymmetric unit, absences left out, and how many these were.
+
+    With ``anomalous`` the negative mates of acentric reflections get the negative indices.
+    """
+    operations = table.spacegroup.operations()
+    absent = operations.systematic_absences(table.indices)
+    table = table.rows(~absent)
+    asu = gemmi.ReciprocalAsu(table.spacegroup)
+    moved = [asu.to_asu(h, operations) for h in table.indices.tolist()]
+    indices = np.array([h for h, _ in moved], np.int32).reshape(-1, 3)
+    if anomalous:
+        minus = np.array([number % 2 == 0 for _, number in moved], bool) & ~operations.centric_flag_array(indices)
+        indices[minus] *= -1
+    return dataclasses.replace(table, indices=indices), int(absent.sum())
+
+
+def amplitudes(table: Table, labels: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """The amplitudes and their standard deviations, (n,) float64.
+
+    Raises
+    ------
+    ValueError
+        A missing column, or one that holds no amplitudes.
+    """
+    f, sigma = (table.values(label, purpose) for label, purpose in zip(labels, ("the amplitudes", "their errors")))
+    kind = table.columns[labels[0]][0]
+    if kind in _WRONG_TYPES:
+        raise ValueError(f"The column {labels[0]!r} of {table.name} holds {_WRONG_TYPES[kind]}.")
+    return f, sigma
+
+
+def free_flags(table: Table, label: str | None, test_value: float) -> np.ndarray:
+    """(n,) bool, True for the test set; all False where ``label`` is None (or "None").
+
+    Raises
+    ------
+    ValueError
+        A missing column; a test value that no reflection, or more than half of them, has.
+    """
+    if label is None or str(label) == "None":
+        return np.zeros(len(table.indices), bool)
+    try:
+        values = table.values(label, "the test set")
+    except ValueError as error:
+        raise ValueError(f"{error} Name the right one as freeflag, or give freeflag=None for no test set.") from None
+    free = values == test_value
+    share = float(free.mean()) if len(free) else 0.0
+    if not 0 < share <= 0.5:
+        found, counts = np.unique(values[np.isfinite(values)], return_counts=True)
+        seen = ", ".join(f"{value:g} ({count} times)" for value, count in list(zip(found, counts))[:6])
+        raise ValueError(
+            f"testset_value={test_value:g} marks {int(free.sum())} of the {len(free)} reflections by {label!r}, which "
+            f"is no test set; the column has {seen}{', ...' if len(found) > 6 else ''}: give the test set's value, or "
+            "freeflag=None for no test set."
+        )
+    return free

@@ -1,0 +1,126 @@
+"""The data inside ``SFcalculator``: indices, bins, amplitudes, normalized amplitudes, test set and outliers."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import sfc_data, sfc_utils
+
+# Normalized amplitudes beyond which a reflection is an outlier, of probability 1e-6: Read (1999), Acta Cryst. D55, 1759.
+_CENTRIC_LIMIT, _ACENTRIC_LIMIT = 4.89, 3.72
+
+
+class ExperimentState:
+    """What ``SFcalculator`` knows of the data: NumPy where that package has NumPy, float32 tensors where it has tensors."""
+
+    def _init_data(self, data: Any, dmin: float | None, labels: tuple[str, ...]) -> None:
+        table = sfc_data.read_table(data)
+        if len(labels) != 2:
+            raise ValueError(f"expcolumns names the amplitudes and their errors, two labels, not {len(labels)}.")
+        f, sigma = sfc_data.amplitudes(table, labels)
+        table = table.rows(np.isfinite(f) & np.isfinite(sigma))
+        table, n_absent = sfc_data.in_asymmetric_unit(table, self.anomalous)
+        if n_absent:
+            warnings.warn(f"{n_absent} systematically absent reflections of {table.name} were left out.", stacklevel=4)
+        if not len(table.indices):
+            raise ValueError(f"{table.name} has no reflection with both {labels[0]} and {labels[1]}.")
+        parser = self._pdb
+        if not np.allclose(parser.cell.parameters, table.cell.parameters, rtol=1e-6):
+            warnings.warn(
+                f"The cell of {table.name}, {table.cell.parameters}, replaces the model's, {parser.cell.parameters}.",
+                stacklevel=4,
+            )
+            parser.set_unitcell(table.cell)
+        if parser.spacegroup.xhm() != table.spacegroup.xhm():
+            warnings.warn(
+                f"The space group of {table.name}, {table.spacegroup.xhm()}, replaces the model's, "
+                f"{parser.spacegroup.xhm()}.",
+                stacklevel=4,
+            )
+            parser.set_spacegroup(table.spacegroup)
+        self._init_symmetry()
+        if self.wavelength is None:
+            self.wavelength = table.wavelength
+        d = self.unit_cell.calculate_d_array(table.indices).astype("float32")
+        if dmin is None:
+            self.dmin = d.min()
+        else:
+            self.dmin = dmin
+            table, d = table.rows(d >= dmin), d[d >= dmin]
+            if not len(d):
+                raise ValueError(f"{table.name} has no reflection to dmin = {dmin} Å.")
+        self._table, self._labels = table, labels
+        self.HKL_array, self.dHKL = table.indices, d
+        if self.mode == "cryoem":
+            self.Hasu_array = self.HKL_array.copy()
+            self.asu2HKL_index = np.arange(len(d))
+        else:
+            group = self.space_group
+            self.Hasu_array = sfc_utils.generate_reciprocal_asu(self.unit_cell, group, self.dmin, self.anomalous)
+            self.asu2HKL_index = _places(self.Hasu_array, self.HKL_array)
+        self.dr2HKL_array = self.unit_cell.calculate_1_d2_array(self.HKL_array)
+
+    def assign_resolution_bins(
+        self,
+        bins: int = 10,
+        Nmin: int = 100,
+        return_labels: bool = False,
+        format_str: str = ".2f",
+    ) -> list[str] | None:
+        """Put the reflections into ``bins``, ``n_bins`` and ``bin_labels``; see :func:`.sfc_utils.bin_by_logarithmic`."""
+        d = self.dHKL if self.HKL_array is not None else self.dHasu
+        assigned, edges = sfc_utils.bin_by_logarithmic(d, bins, Nmin)
+        used, self.bins = np.unique(assigned, return_inverse=True)
+        self.n_bins = len(used)
+        self.bin_labels = [f"{edges[i]:{format_str}} - {edges[i + 1]:{format_str}}" for i in used]
+        return self.bin_labels if return_labels else None
+
+    def _set_experiment(self, freeflag: str | None, testset_value: float) -> None:
+        table = self._table
+        f, sigma = sfc_data.amplitudes(table, self._labels)
+
+        def tensor(values: np.ndarray) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+        self.Fo, self.SigF = tensor(f), tensor(sigma)
+        self.free_flag = sfc_data.free_flags(table, freeflag, testset_value)
+        operations = self.space_group.operations()
+        self.centric = operations.centric_flag_array(self.HKL_array)
+        epsilon = operations.epsilon_factor_array(self.HKL_array).astype(np.float64)
+        counts = np.bincount(self.bins, minlength=self.n_bins)
+        sigma_n = (np.bincount(self.bins, f**2 / epsilon, self.n_bins) / counts)[self.bins]
+        e_obs = f / np.sqrt(epsilon * sigma_n)
+        self.epsilon, self._SigN, self.Eo = tensor(epsilon), tensor(sigma_n), tensor(e_obs)
+        self.SigEo = self.SigF / (self._SigN * self.epsilon).sqrt()
+        limit = np.where(self.centric, _CENTRIC_LIMIT, _ACENTRIC_LIMIT)
+        self.Outlier = (e_obs > limit) | (f <= 0)
+
+
+def _places(all_indices: np.ndarray, some: np.ndarray) -> np.ndarray:
+    """Where indices (m, 3) are among sorted ones (n, 3), (m,) int64.
+
+    Raises
+    ------
+    ValueError
+        One that is not there.
+    """
+    low = np.minimum(all_indices.min(0), some.min(0)).astype(np.int64)
+    size = np.maximum(all_indices.max(0), some.max(0)).astype(np.int64) - low + 1
+
+    def key(indices: np.ndarray) -> np.ndarray:
+        h, k, l = (indices.astype(np.int64) - low).T
+        return (h * size[1] + k) * size[2] + l
+
+    keys, wanted = key(all_indices), key(some)
+    found = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    missing = keys[found] != wanted
+    if missing.any():
+        raise ValueError(
+            f"{int(missing.sum())} reflections, {tuple(some[missing][0].tolist())} first, are not in the asymmetric unit "
+            "to this resolution: give dmin, or another space group."
+        )
+    return found

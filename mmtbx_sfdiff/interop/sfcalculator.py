@@ -1,0 +1,483 @@
+"""SFcalculator's interface over this engine: a program written against SFcalculator_torch 0.3.3 runs with the import changed.
+
+    from mmtbx_sfdiff.interop.sfcalculator import SFcalculator, PDBParser
+
+or, where the program cannot be edited, :func:`install` before it is imported.  Attributes have the names, types, shapes and
+orders of that package (NumPy or tensors as there, float32, reflections in the order of the file); the numbers are this
+package's: structure factors to a stated accuracy with the weights of special positions, the probe-shrink mask, mmtbx's
+scales.  docs/sfcalculator.rst lists what differs and which is right.  Wrong labels and flags are errors here.
+
+M. Li and D. R. Hekstra (2022), "Towards automated crystallographic structure refinement with a differentiable pipeline",
+Machine Learning for Structural Biology workshop, NeurIPS.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gemmi
+import numpy as np
+import torch
+
+from ..bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
+from ..reflections import Reflections
+from ..structure_factors import structure_factors
+from . import sfc_scales, sfc_utils
+from .sfc_experiment import ExperimentState
+from .sfc_model import ModelState
+from .sfc_parser import PDBParser
+from .sfc_report import Report
+from .sfc_utils import assert_numpy, try_gpu
+
+__all__ = ["PDBParser", "SFcalculator", "install"]
+
+#: Version of the package whose interface this is.
+INTERFACE_VERSION = "0.3.3"
+
+
+class SFcalculator(ModelState, ExperimentState, Report):
+    """Structure factors, solvent, scales and R factors of a model, under SFcalculator's names.
+
+    Parameters
+    ----------
+    pdbmodel : path, gemmi.Structure or PDBParser
+        A parser given here is changed, as there: its cell and group become those of the data.
+    mtzdata : path, gemmi.Mtz or reciprocalspaceship.DataSet, optional
+        Without it ``dmin`` decides which reflections there are.
+    n_bins : int
+        Bins of resolution.
+    dmin : float, optional
+        Å.
+    anomalous : bool
+        f' and f'' of Cromer and Liberman at ``wavelength``; Friedel mates apart.
+    wavelength : float, optional
+        Å; by default the data's.
+    set_experiment : bool
+        Whether to take amplitudes, flags and outliers from the data.
+    expcolumns : sequence of str
+        Labels of the amplitudes and their errors.
+    freeflag : str or None
+        Label of the test set; None (or "None") where there is none.
+    testset_value : int
+        Its value.
+    device : torch.device
+    mode : {"xray", "cryoem"}
+        X-ray or electron form factors.
+    accuracy : float
+        Relative error of F_protein and its gradients; not in SFcalculator.
+
+    Raises
+    ------
+    ValueError
+        Files that cannot be read, labels that are not there, flags that are no test set, neither data nor ``dmin``.
+    TypeError
+        A model or data of another type.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.interop.sfcalculator import SFcalculator
+    >>> sfc = SFcalculator("model.pdb", "data.mtz", expcolumns=["F", "SIGF"], testset_value=1)  # doctest: +SKIP
+    >>> sfc.inspect_data(); sfc.calc_fprotein(); sfc.calc_fsolvent(); sfc.get_scales_adam()  # doctest: +SKIP
+    >>> loss = (sfc.calc_ftotal().abs() - sfc.Fo).abs().sum()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        pdbmodel: str | os.PathLike | gemmi.Structure | PDBParser,
+        mtzdata: Any = None,
+        n_bins: int = 10,
+        dmin: float | None = None,
+        anomalous: bool = False,
+        wavelength: float | None = None,
+        set_experiment: bool = True,
+        expcolumns: Sequence[str] = ("FP", "SIGFP"),
+        freeflag: str | None = "FreeR_flag",
+        testset_value: int = 0,
+        device: torch.device | str | None = None,
+        mode: str = "xray",
+        accuracy: float = 1e-5,
+    ) -> None:
+        if mode not in ("xray", "cryoem"):
+            raise ValueError(f"mode is 'xray' or 'cryoem', not {mode!r}.")
+        if anomalous and mode != "xray":
+            raise ValueError("Anomalous scattering is of X-rays: give mode='xray' with anomalous=True.")
+        self.mode, self.anomalous, self.wavelength, self.accuracy = mode, anomalous, wavelength, accuracy
+        self._init_model(pdbmodel, torch.device(try_gpu() if device is None else device))
+        self.inspected = False
+        self._base: sfc_scales.BinScales | None = None
+        self._calculated: tuple[torch.Tensor, int] | None = None
+        self._reflections: Reflections | None = None
+        self._said: set[str] = set()
+        if mtzdata is None:
+            if not dmin:
+                raise ValueError("Without data, give dmin: the resolution to which there shall be reflections, Å.")
+            self._init_symmetry()
+            self.dmin, self.HKL_array = dmin, None
+            self.Hasu_array = sfc_utils.generate_reciprocal_asu(self.unit_cell, self.space_group, dmin, anomalous)
+            self.dHasu = self.unit_cell.calculate_d_array(self.Hasu_array).astype("float32")
+        else:
+            self._init_data(mtzdata, dmin, tuple(expcolumns))
+        if anomalous and self.wavelength is None:
+            raise ValueError("anomalous=True needs the wavelength, and the data do not say it: give wavelength (Å).")
+        self.dr2asu_array = self.unit_cell.calculate_1_d2_array(self.Hasu_array)
+        self._indices = torch.as_tensor(self.Hasu_array, dtype=torch.int64, device=self.device)
+        self.assign_resolution_bins(n_bins)
+        if mtzdata is not None and set_experiment:
+            self._set_experiment(freeflag, testset_value)
+
+    def _once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(message, stacklevel=3)
+
+    @property
+    def _has_data(self) -> bool:
+        return self.HKL_array is not None
+
+    @property
+    def _kind(self) -> str:
+        return "HKL" if self._has_data else "asu"
+
+    @property
+    def _used_indices(self) -> np.ndarray:
+        return self.HKL_array if self._has_data else self.Hasu_array
+
+    # The form factors, which nothing here reads
+
+    @property
+    def full_atomic_sf_asu(self) -> dict[str, np.ndarray]:
+        """Form factors on the asymmetric unit by element, with f' + i f'' when anomalous."""
+        atoms = self._atoms()
+        table = atoms.form_factors(torch.as_tensor(self.dr2asu_array, device=self.device))
+        rows = dict(zip(self.atom_name, zip(atoms.type_index.tolist(), atoms.fp.tolist(), atoms.fdp.tolist())))
+        extra = {e: fp + 1j * fdp if self.anomalous else 0.0 for e, (_, fp, fdp) in rows.items()}
+        return {element: table[row].cpu().numpy() + extra[element] for element, (row, *_) in rows.items()}
+
+    @property
+    def fullsf_tensor(self) -> torch.Tensor:
+        """(n_atoms, n) of the same: made when it is asked for, for it takes atoms times reflections of memory."""
+        table = self.full_atomic_sf_asu
+        dtype = torch.complex64 if self.anomalous else torch.float32
+        return torch.tensor(np.stack([table[name] for name in self.atom_name]), dtype=dtype, device=self.device)
+
+    # Atoms
+
+    def inspect_data(self, verbose: bool = False, spacing: float = 4.5) -> None:
+        """Set ``solventpct``, the share of the cell in the solvent by this package's mask, and ``gridsize``."""
+        mask = solvent_mask(self._atoms(), self._crystal, grid_step=min(max(float(self.dmin) / 3, 0.6), 1.0))
+        self.solventpct = mask.mean().detach().to(torch.float32)
+        mtz = gemmi.Mtz(with_base=True)
+        mtz.cell, mtz.spacegroup = self.unit_cell, self.space_group
+        mtz.set_data(np.asarray(self._used_indices, np.float32))
+        self.gridsize = mtz.get_size_for_hkl(sample_rate=3.0)
+        self.inspected = True
+        if verbose:
+            print("Solvent Percentage:", self.solventpct)
+            print("Grid size:", self.gridsize)
+
+    def calc_fprotein(
+        self,
+        atoms_position_tensor: torch.Tensor | None = None,
+        atoms_biso_tensor: torch.Tensor | None = None,
+        atoms_aniso_uw_tensor: torch.Tensor | None = None,
+        atoms_occ_tensor: torch.Tensor | None = None,
+        Return: bool = False,
+    ) -> torch.Tensor | None:
+        """F of the atoms into ``Fprotein_asu`` and ``Fprotein_HKL``; what is given replaces the atoms' own, and stays.
+
+        Returns
+        -------
+        torch.Tensor or None
+            (n,) complex64 with ``Return``: in the order of the data, or of ``Hasu_array`` without data.
+        """
+        for name, value in (
+            ("atom_pos_orth", atoms_position_tensor),
+            ("atom_aniso_uw", atoms_aniso_uw_tensor),
+            ("atom_b_iso", atoms_biso_tensor),
+            ("atom_occ", atoms_occ_tensor),
+        ):
+            if value is not None:
+                setattr(self, name, value)
+        self.Fprotein_asu = self._f_protein(self._atoms())
+        self._calculated = self.Fprotein_asu, self.Fprotein_asu._version
+        if self._has_data:
+            self.Fprotein_HKL = self.Fprotein_asu[self.asu2HKL_index]
+        setattr(self, f"Fmask_{self._kind}", torch.zeros_like(getattr(self, f"Fprotein_{self._kind}")))
+        return getattr(self, f"Fprotein_{self._kind}") if Return else None
+
+    def _f_protein(self, atoms) -> torch.Tensor:
+        return structure_factors(atoms, self._crystal, self._indices, accuracy=self.accuracy)
+
+    def calc_fprotein_batch(
+        self,
+        atoms_position_batch: torch.Tensor,
+        Return: bool = False,
+        PARTITION: int = 20,
+    ) -> torch.Tensor | None:
+        """F of several models, (batch, n_atoms, 3) Å; memory is bounded whatever ``PARTITION`` is."""
+        self._batch = atoms_position_batch
+        self.Fprotein_asu_batch = self._f_protein(self._atoms(atoms_position_batch))
+        if self._has_data:
+            self.Fprotein_HKL_batch = self.Fprotein_asu_batch[:, self.asu2HKL_index]
+        found = getattr(self, f"Fprotein_{self._kind}_batch")
+        setattr(self, f"Fmask_{self._kind}_batch", torch.zeros_like(found))
+        return found if Return else None
+
+    # Solvent
+
+    def calc_fsolvent(
+        self,
+        solventpct: Any = None,
+        gridsize: Sequence[int] | None = None,
+        dmin_mask: float = 5.0,
+        dmin_nonzero: float = 3.0,
+        exponent: float = 10.0,
+        Return: bool = False,
+    ) -> torch.Tensor | None:
+        """F of the solvent into ``Fmask_HKL`` (or ``Fmask_asu``), differentiable in the atoms.
+
+        The mask is this package's, of the atoms; ``solventpct``, ``dmin_mask`` and ``exponent`` belong to the mask cut from
+        a density map.  That one is made where the density has been changed since :meth:`calc_fprotein`, as programs do
+        that add another chain to ``Fprotein_asu``: the atoms do not know of it.
+        """
+        if self._edited():
+            self._once(
+                "Fprotein_asu was changed after calc_fprotein: the mask is cut from its density, with solventpct, since "
+                "the atoms alone do not tell where the added part is."
+            )
+            mask = self._mask_of_density(solventpct, gridsize)
+            indices = torch.as_tensor(self._used_indices, dtype=torch.int64, device=self.device)
+            found = mask_structure_factors(mask, self._crystal, indices, d_min=dmin_nonzero)
+        else:
+            if solventpct is not None:
+                self._once("solventpct has no effect: the mask is that of the atoms.")
+            found = self._f_mask(self._atoms(), dmin_nonzero)
+        setattr(self, f"Fmask_{self._kind}", found)
+        return found if Return else None
+
+    def _edited(self) -> bool:
+        if self._calculated is None:
+            raise ValueError("There is no Fprotein_asu yet: call calc_fprotein() first.")
+        tensor, version = self._calculated
+        return self.Fprotein_asu is not tensor or tensor._version != version
+
+    def _f_mask(self, atoms, d_min: float) -> torch.Tensor:
+        indices = torch.as_tensor(self._used_indices, dtype=torch.int64, device=self.device)
+        return solvent_structure_factors(atoms, self._crystal, indices, d_min=d_min, full_occupancy=0.0)
+
+    def _mask_of_density(self, solventpct: Any, gridsize: Sequence[int] | None) -> torch.Tensor:
+        if not self.inspected and (solventpct is None or gridsize is None):
+            raise ValueError("Run inspect_data() first, or give solventpct and gridsize.")
+        solventpct = self.solventpct if solventpct is None else solventpct
+        gridsize = self.gridsize if gridsize is None else gridsize
+        return solvent_mask(
+            self._atoms(),
+            self._crystal,
+            method="density_cutoff",
+            n_real=tuple(gridsize),
+            f_protein=(self._indices, self.Fprotein_asu),
+            solvent_fraction=float(solventpct),
+        )
+
+    @property
+    def real_grid_mask(self) -> torch.Tensor:
+        """The mask on ``gridsize``, (n1, n2, n3) float32: 1 in the solvent."""
+        if not self.inspected:
+            raise ValueError("Run inspect_data() first: it sets gridsize.")
+        if self._edited():
+            return self._mask_of_density(None, None)
+        return solvent_mask(self._atoms(), self._crystal, n_real=tuple(self.gridsize), full_occupancy=0.0)
+
+    def calc_fsolvent_batch(
+        self,
+        solventpct: Any = None,
+        gridsize: Sequence[int] | None = None,
+        dmin_mask: float = 5,
+        dmin_nonzero: float = 3.0,
+        exponent: float = 10.0,
+        Return: bool = False,
+        PARTITION: int = 10,
+    ) -> torch.Tensor | None:
+        """F of the solvent of each model of :meth:`calc_fprotein_batch`, whatever the others are."""
+        if getattr(self, "_batch", None) is None:
+            raise ValueError("There is no batch yet: call calc_fprotein_batch() first.")
+        found = self._f_mask(self._atoms(self._batch), dmin_nonzero)
+        setattr(self, f"Fmask_{self._kind}_batch", found)
+        return found if Return else None
+
+    # Scales
+
+    def init_scales(self, requires_grad: bool = True) -> None:
+        """Determine the scales from the data; without data, the customary ones."""
+        if not hasattr(self, "Fo"):
+            self._set_scales(requires_grad)
+            return
+        self._base, selected = sfc_scales.determined(
+            self._data(), self.Fprotein_HKL, self.Fmask_HKL, self.bins, self.n_bins, self.reciprocal_cell_paras
+        )
+        self.Outlier = ~selected.cpu().numpy() | (assert_numpy(self.Fo) <= 0)
+        self._fill_lists(self._base.kisos, self._base.kmasks, self._base.uanisos, requires_grad)
+        self.r_work, self.r_free = self.get_rfactors(self.calc_ftotal().detach())
+
+    def _data(self) -> Reflections:
+        if self._reflections is None:
+            self._reflections = Reflections.from_arrays(
+                self._crystal,
+                torch.as_tensor(self.HKL_array, dtype=torch.int64, device=self.device),
+                self.Fo.to(torch.float64).clamp(min=0),
+                sigmas=self.SigF.to(torch.float64),
+                free=torch.as_tensor(self.free_flag, device=self.device) if self.free_flag.any() else None,
+            )
+        return self._reflections
+
+    def _fill_lists(self, kisos, kmasks, uanisos, requires_grad: bool) -> None:
+        def leaves(values):
+            return [value.detach().clone().requires_grad_(requires_grad) for value in values]
+
+        self.kisos, self.kmasks, self.uanisos = leaves(kisos), leaves(kmasks), leaves(uanisos)
+
+    def _set_scales(
+        self,
+        requires_grad: bool,
+        kiso: float = 1.0,
+        kmask: float = 0.35,
+        uaniso: Sequence[float] = (0.01, 0.01, 0.01, 1e-4, 1e-4, 1e-4),
+    ) -> None:
+        """The same scales in every bin, without data."""
+        like = torch.zeros((), dtype=torch.float32, device=self.device)
+        self._base = sfc_scales.BinScales.plain(len(self._used_indices), self.n_bins, like)
+        n = self.n_bins
+        self._fill_lists(
+            like.new_full((n,), kiso), like.new_full((n,), kmask), like.new_tensor([uaniso] * n), requires_grad
+        )
+
+    def get_scales_adam(
+        self,
+        lr: float = 0.01,
+        n_steps: int = 100,
+        sub_ratio: float = 0.7,
+        initialize: bool = True,
+        verbose: bool = False,
+    ) -> None:
+        """Determine the scales; they are found directly, so the options of a descent have no effect."""
+        if (lr, n_steps, sub_ratio) != (0.01, 100, 0.7):
+            self._once("lr, n_steps and sub_ratio have no effect: the scales are found without a descent.")
+        self._need_data()
+        self.init_scales(requires_grad=False)
+
+    def get_scales_lbfgs(
+        self,
+        ls_steps: int = 3,
+        r_steps: int = 3,
+        ls_lr: float = 0.1,
+        r_lr: float = 0.1,
+        initialize: bool = True,
+        verbose: bool = False,
+    ) -> None:
+        """As :meth:`get_scales_adam`."""
+        if (ls_steps, r_steps, ls_lr, r_lr) != (3, 3, 0.1, 0.1):
+            self._once("The numbers and rates of steps have no effect: the scales are found without a descent.")
+        self._need_data()
+        self.init_scales(requires_grad=False)
+
+    def _need_data(self) -> None:
+        if not hasattr(self, "Fo"):
+            raise ValueError(
+                "There are no amplitudes to determine scales from: give mtzdata, with set_experiment=True."
+            )
+
+    def freeze_scales(self) -> None:
+        """No gradients in the lists of scales."""
+        self._fill_lists(self.kisos, self.kmasks, self.uanisos, False)
+
+    def unfreeze_scales(self) -> None:
+        """Gradients in the lists of scales."""
+        self._fill_lists(self.kisos, self.kmasks, self.uanisos, True)
+
+    def calc_ftotal(
+        self,
+        bins: Iterable[int] | None = None,
+        Return: bool = True,
+        scale_mode: bool = False,
+    ) -> torch.Tensor | None:
+        """Scaled F of atoms and solvent into ``Ftotal_HKL`` (or ``Ftotal_asu``), on the scale of ``Fo``.
+
+        ``bins``: zero in all others.  ``scale_mode``: no gradient in the atoms.
+        """
+        found = self._f_total("", bins, scale_mode)
+        return found if Return else None
+
+    def calc_ftotal_batch(self, bins: Iterable[int] | None = None, Return: bool = True) -> torch.Tensor | None:
+        """The same of each model of a batch, (batch, n)."""
+        found = self._f_total("_batch", bins, False)
+        return found if Return else None
+
+    def _f_total(self, suffix: str, bins: Iterable[int] | None, scale_mode: bool) -> torch.Tensor:
+        if self._base is None:
+            if not hasattr(self, "kmasks"):
+                raise ValueError("There are no scales yet: call get_scales_adam(), init_scales() or _set_scales().")
+            like = torch.zeros((), dtype=torch.float32, device=self.device)
+            self._base = sfc_scales.BinScales.plain(len(self._used_indices), self.n_bins, like)
+        f_protein = getattr(self, f"Fprotein_{self._kind}{suffix}")
+        f_mask = getattr(self, f"Fmask_{self._kind}{suffix}")
+        if scale_mode:
+            f_protein, f_mask = f_protein.detach(), f_mask.detach()
+        found = self._base.f_total(
+            f_protein,
+            f_mask,
+            self.kisos,
+            self.kmasks,
+            self.uanisos,
+            self.bins,
+            self._used_indices,
+            self.reciprocal_cell_paras,
+        )
+        if bins is not None:
+            found = torch.where(torch.as_tensor(np.isin(self.bins, list(bins)), device=found.device), found, 0)
+        setattr(self, f"Ftotal_{self._kind}{suffix}", found)
+        return found
+
+
+def install() -> types.ModuleType:
+    """Put this interface under the name ``SFC_Torch``, for programs that cannot be edited; returns that module.
+
+    To be called before the program imports ``SFC_Torch``; calling it again changes nothing.
+
+    Raises
+    ------
+    RuntimeError
+        When the package of that name has been imported already.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.interop import sfcalculator
+    >>> sfcalculator.install().__name__
+    'SFC_Torch'
+    """
+    present = sys.modules.get("SFC_Torch")
+    if present is not None:
+        if getattr(present, "SFcalculator", None) is SFcalculator:
+            return present
+        raise RuntimeError("SFC_Torch has been imported already: call install() before whatever imports it.")
+    package = types.ModuleType("SFC_Torch", __doc__)
+    package.__path__, package.__version__ = [], INTERFACE_VERSION
+    package.SFcalculator, package.PDBParser = SFcalculator, PDBParser
+    sys.modules["SFC_Torch"] = package
+    functions = {name: value for name, value in vars(sfc_utils).items() if isinstance(value, types.FunctionType)}
+    for name, contents in {
+        "Fmodel": {"SFcalculator": SFcalculator},
+        "io": {"PDBParser": PDBParser},
+        "utils": functions,
+        "mask": functions,
+        "symmetry": functions,
+    }.items():
+        module = types.ModuleType(f"SFC_Torch.{name}")
+        vars(module).update(contents)
+        sys.modules[module.__name__] = module
+        setattr(package, name, module)
+    return package
