@@ -33,10 +33,27 @@ WORKER = Path(__file__).with_name("sfcalculator_worker.py")
 #: Values that must agree, as exact or to this relative error.
 EXACT = ("HKL_array", "Hasu_array", "bins", "free_flag", "centric", "gridsize")
 CLOSE = {"dHKL": 1e-6, "Fo": 1e-6, "SigF": 1e-6, "epsilon": 0.0, "Eo": 1e-5, "atom_pos_frac": 1e-5}
-COLUMNS = (
-    "entry n_atoms n_reflections d_min n_free kinds_differ values_differ f_ours f_theirs r_work_ours r_work_theirs r_free_ours "
-    "r_free_theirs seconds_ours seconds_theirs step_ours step_theirs memory_ours memory_theirs"
-).split()
+COLUMNS = [
+    "entry",
+    "n_atoms",
+    "n_reflections",
+    "d_min",
+    "n_free",
+    "kinds_differ",
+    "values_differ",
+    "f_ours",
+    "f_theirs",
+    "r_work_ours",
+    "r_work_theirs",
+    "r_free_ours",
+    "r_free_theirs",
+    "seconds_ours",
+    "seconds_theirs",
+    "step_ours",
+    "step_theirs",
+    "memory_ours",
+    "memory_theirs",
+]
 
 
 def write_plain(entry, folder: Path):
