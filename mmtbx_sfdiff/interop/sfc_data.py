@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from typing import Any
 
 import gemmi
 import numpy as np
 
+#: The label that is looked for where none is given; only this one may be missing.
+DEFAULT_FLAG = "FreeR_flag"
 # MTZ types that are not amplitudes, and what to do about them.
 _WRONG_TYPES = {
     "J": "intensities: convert them to amplitudes first",
@@ -156,9 +159,15 @@ def free_flags(table: Table, label: str | None, test_value: float) -> np.ndarray
     Raises
     ------
     ValueError
-        A missing column; a test value that no reflection, or more than half of them, has.
+        A missing column of another name than :data:`DEFAULT_FLAG`; a test value that no reflection, or more than half of them, has.
     """
     if label is None or str(label) == "None":
+        return np.zeros(len(table.indices), bool)
+    if label == DEFAULT_FLAG and label not in table.columns:
+        warnings.warn(
+            f"{table.name} has no column {label!r}: there is no test set. If there is one under another name, give freeflag.",
+            stacklevel=5,
+        )
         return np.zeros(len(table.indices), bool)
     try:
         values = table.values(label, "the test set")
