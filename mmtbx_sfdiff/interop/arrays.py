@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ..atoms import Atoms
 from ..bulk_solvent import solvent_structure_factors

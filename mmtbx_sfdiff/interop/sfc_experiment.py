@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from . import sfc_data, sfc_utils
 

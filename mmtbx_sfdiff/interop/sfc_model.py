@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+
 import gemmi
 import numpy as np
-import torch
 
 from ..atoms import Atoms
 from ..crystal import Crystal

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from .sfc_utils import assert_numpy, r_factor
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import torch
+
+import numpy as np
 
 from ..reflections import Reflections
 from ..scaling import update_all_scales

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 import gemmi
 import numpy as np
-import torch
 
 
 def try_gpu(i: int = 0) -> torch.device:

@@ -20,9 +20,10 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 import gemmi
 import numpy as np
-import torch
 
 from ..bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
 from ..reflections import Reflections

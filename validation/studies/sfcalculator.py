@@ -19,14 +19,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import gemmi
-import numpy as np
-import torch
-
 import mmtbx_sfdiff as sfdiff
+import torch
 from mmtbx_sfdiff.files import find_entry, load_entry
 from mmtbx_sfdiff.files.writing import write_all
 from mmtbx_sfdiff.interop.sfcalculator import SFcalculator
+
+import gemmi
+import numpy as np
+
 from validation.studies.scaling import all_entries
 
 WORKER = Path(__file__).with_name("sfcalculator_worker.py")
