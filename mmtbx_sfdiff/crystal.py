@@ -4,25 +4,48 @@ A symmetry operator (R, t) acts on fractional coordinates as ``R x + t``; acting
 the row of Miller indices ``h`` to ``h R`` with the phase ``2 pi h.t``.  Lattice centring is kept apart from the
 primitive operators, because it multiplies every allowed reflection by the same number.
 
+Everything is computed here and in :mod:`mmtbx_sfdiff.symmetry`, as cctbx does it; only ``from_cctbx`` and ``to_cctbx``
+need cctbx.
+
 Reference: ``cctbx.crystal.symmetry``, ``cctbx.sgtbx.space_group``.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+import gemmi
 import numpy as np
 
 from ._cctbx_loading import require_cctbx
-from .kernels.opaque import Held
+from .symmetry import gridding, miller_sets
+from .symmetry.operators import DENOMINATOR, Operators
+from .symmetry.settings import Setting, setting, setting_of_cctbx_hall
+from .symmetry.unit_cell import UnitCell, unit_cell
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Crystal(Held):
+@dataclasses.dataclass(frozen=True, eq=False, init=False)
+class Crystal:
     """Unit cell and space group.
+
+    Parameters
+    ----------
+    unit_cell : sequence of float
+        a, b, c (Å), alpha, beta, gamma (degrees).
+    space_group : str, int, gemmi.SpaceGroup or gemmi.GroupOps
+        Hermann-Mauguin symbol ("P 21 21 21", "P21", "R 3:H"), Hall symbol ("P 2ac 2ab", also with a change of basis;
+        "Hall: P 2" where it could be the other), or number.
+    device : torch.device or str
+
+    Raises
+    ------
+    ValueError
+        For six numbers that are no cell, or a symbol that is no space group.
 
     Attributes
     ----------
@@ -43,9 +66,18 @@ class Crystal(Held):
         (n_primitive, 3) float64.
     centring : torch.Tensor
         (n_ltr, 3) float64 lattice translations, the zero vector first.
+
+    Examples
+    --------
+    >>> import mmtbx_sfdiff as sfdiff
+    >>> crystal = sfdiff.Crystal((30, 40, 50, 90, 90, 90), "P 21 21 21")
+    >>> crystal
+    Crystal('P 21 21 21', cell 30 40 50 90 90 90)
+    >>> crystal.order_z, crystal.volume, tuple(crystal.build_miller_indices(d_min=3.0).shape)
+    (4, 60000.0, (1359, 3))
     """
 
-    unit_cell: tuple
+    unit_cell: tuple[float, ...]
     hall_symbol: str
     space_group_symbol: str
     orthogonalization: torch.Tensor
@@ -54,10 +86,78 @@ class Crystal(Held):
     rotations: torch.Tensor
     translations: torch.Tensor
     centring: torch.Tensor
+    _setting: Setting = dataclasses.field(repr=False)
+
+    def __init__(
+        self,
+        unit_cell: Sequence[float],
+        space_group: str | int | gemmi.SpaceGroup | gemmi.GroupOps,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._fill(_cell(unit_cell), setting(space_group), device)
+
+    def _fill(self, cell: UnitCell, group: Setting, device: torch.device | str) -> None:
+        rotations, translations, centring = group.operators.arrays()
+
+        def matrix(values: Sequence[float]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float64, device=device).reshape(3, 3)
+
+        values: dict[str, Any] = {
+            "unit_cell": cell.parameters,
+            "hall_symbol": group.hall_symbol,
+            "space_group_symbol": group.symbol,
+            "orthogonalization": matrix(cell.orthogonalization),
+            "fractionalization": matrix(cell.fractionalization),
+            "reciprocal_metric": matrix(cell.reciprocal_metric),
+            "rotations": torch.tensor(rotations, device=device),
+            "translations": torch.tensor(translations, device=device),
+            "centring": torch.tensor(centring, device=device),
+            "_setting": group,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
-    def from_cctbx(cls, obj, device="cpu"):
-        """Read the symmetry of any cctbx object.
+    def from_gemmi(cls, obj: Any, device: torch.device | str = "cpu") -> Crystal:
+        """Read the symmetry of one of gemmi's objects.
+
+        Parameters
+        ----------
+        obj : gemmi.Structure, gemmi.Mtz, gemmi.ReflnBlock, gemmi.SmallStructure or a gemmi grid
+        device : torch.device or str
+
+        Raises
+        ------
+        ValueError
+            When the unit cell or the space group is not known.
+
+        Examples
+        --------
+        >>> import gemmi, mmtbx_sfdiff as sfdiff
+        >>> mtz = gemmi.Mtz()
+        >>> mtz.spacegroup = gemmi.SpaceGroup("C 1 2 1")
+        >>> mtz.set_cell_for_all(gemmi.UnitCell(30, 40, 50, 90, 95, 90))
+        >>> sfdiff.Crystal.from_gemmi(mtz)
+        Crystal('C 1 2 1', cell 30 40 50 90 95 90)
+        """
+        if hasattr(obj, "find_spacegroup"):
+            group = obj.find_spacegroup()
+        elif hasattr(obj, "spacegroup"):
+            group = obj.spacegroup
+        else:
+            raise TypeError(
+                f"Crystal.from_gemmi reads one of gemmi's objects with a unit cell, not {type(obj).__name__}."
+            )
+        cell = obj.unit_cell if hasattr(obj, "unit_cell") else obj.cell
+        if group is None or not cell.is_crystal():
+            name = getattr(obj, "spacegroup_hm", "")
+            said = f" (its space group is {name!r})" if name and group is None else ""
+            raise ValueError(f"The crystal symmetry is incomplete: unit cell and space group are both needed{said}.")
+        return cls(cell.parameters, group, device)
+
+    @classmethod
+    def from_cctbx(cls, obj: Any, device: torch.device | str = "cpu") -> Crystal:
+        """Read the symmetry of any cctbx object; its operators keep their order.
 
         Parameters
         ----------
@@ -69,6 +169,8 @@ class Crystal(Held):
         ------
         ValueError
             When the unit cell or the space group is not known.
+        ImportError
+            Where cctbx is not installed.
         """
         require_cctbx("Crystal.from_cctbx")
         from cctbx import crystal as cctbx_crystal
@@ -76,74 +178,87 @@ class Crystal(Held):
         symmetry = obj if isinstance(obj, cctbx_crystal.symmetry) else obj.crystal_symmetry()
         if symmetry is None or symmetry.unit_cell() is None or symmetry.space_group_info() is None:
             raise ValueError("The crystal symmetry is incomplete: unit cell and space group are both needed.")
-        unit_cell, info = symmetry.unit_cell(), symmetry.space_group_info()
-        group = symmetry.space_group()
-        hall_symbol, space_group_symbol = _symbols(info)
-        rotations, translations = [], []
-        for i_inv in range(group.f_inv()):
-            for i_smx in range(group.n_smx()):
-                op = group(0, i_inv, i_smx)
-                rotations.append(op.r().as_double())
-                translations.append(op.t().as_double())
-        centring = [group(i, 0, 0).t().as_double() for i in range(group.n_ltr())]
+        result = object.__new__(cls)
+        group = _setting_of(symmetry.space_group_info())
+        result._fill(_cell(symmetry.unit_cell().parameters()), group, device)
+        return result
 
-        def matrix(values, shape=(3, 3)):
-            return torch.tensor(np.array(values, dtype=np.float64).reshape(shape), device=device)
+    def to_cctbx(self) -> Any:
+        """The same symmetry as a ``cctbx.crystal.symmetry``.
 
-        fractionalization = np.array(unit_cell.fractionalization_matrix()).reshape(3, 3)
-        metric = unit_cell.reciprocal_metrical_matrix()
-        return cls(
-            unit_cell=tuple(unit_cell.parameters()),
-            hall_symbol=hall_symbol,
-            space_group_symbol=space_group_symbol,
-            orthogonalization=matrix(unit_cell.orthogonalization_matrix()),
-            fractionalization=matrix(fractionalization),
-            reciprocal_metric=matrix([[metric[i] for i in row] for row in ((0, 3, 4), (3, 1, 5), (4, 5, 2))]),
-            rotations=matrix(rotations, (-1, 3, 3)).round().to(torch.int64),
-            translations=matrix(translations, (-1, 3)),
-            centring=matrix(centring, (-1, 3)),
+        Raises
+        ------
+        ImportError
+            Where cctbx is not installed.
+        """
+        require_cctbx("Crystal.to_cctbx")
+        from cctbx import crystal as cctbx_crystal
+        from cctbx import sgtbx
+
+        return cctbx_crystal.symmetry(
+            unit_cell=self.unit_cell,
+            force_compatible_unit_cell=False,
+            space_group_info=sgtbx.space_group_info(group=_group(self.hall_symbol)),
         )
 
-    def to_cctbx(self):
-        """The same symmetry as a ``cctbx.crystal.symmetry``."""
-        return _symmetry(self.unit_cell, self.hall_symbol)
+    def to_gemmi(self) -> tuple[gemmi.UnitCell, gemmi.SpaceGroup]:
+        """The same symmetry as gemmi's unit cell and space group.
 
-    def to(self, device):
+        Raises
+        ------
+        ValueError
+            When gemmi does not know this setting.
+        """
+        rotations, translations = self._setting.operators.rotations, self._setting.operators.translations
+        operators = gemmi.GroupOps([_gemmi_operator(r, t) for r, t in zip(rotations, translations)])
+        operators.cen_ops = [list(centre) for centre in self._setting.operators.centring]
+        group = gemmi.find_spacegroup_by_ops(operators)
+        if group is None:
+            raise ValueError(
+                f"gemmi does not know the setting {self.space_group_symbol!r} of space group "
+                f"{self._setting.number}: transform the model and the data to a conventional setting."
+            )
+        return gemmi.UnitCell(*self.unit_cell), group
+
+    def to(self, device: torch.device | str) -> Crystal:
         """The same crystal with its tensors on another device."""
-        changes = {
-            f.name: getattr(self, f.name).to(device)
-            for f in dataclasses.fields(self)
-            if isinstance(getattr(self, f.name), torch.Tensor)
-        }
-        return dataclasses.replace(self, **changes)
+        result = copy.copy(self)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                object.__setattr__(result, field.name, value.to(device))
+        return result
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.rotations.device
 
     @property
-    def volume(self):
+    def volume(self) -> float:
         """Unit-cell volume, Å^3 (float)."""
-        return float(torch.det(self.orthogonalization.cpu()))
+        return _cell(self.unit_cell).volume
 
     @property
-    def order_p(self):
+    def order_p(self) -> int:
         """Number of primitive operators (without lattice centring)."""
         return self.rotations.shape[0]
 
     @property
-    def order_z(self):
+    def order_z(self) -> int:
         """Number of all operators, centring included."""
         return self.rotations.shape[0] * self.centring.shape[0]
 
-    def is_same_as(self, other):
+    def is_same_as(self, other: Crystal) -> bool:
         """True when cell (to 1e-6 relative) and space-group operators agree."""
-        return self is other or (
-            self.hall_symbol == other.hall_symbol
-            and (self.unit_cell == other.unit_cell or np.allclose(self.unit_cell, other.unit_cell, rtol=1e-6, atol=0))
+        if self is other:
+            return True
+        if self.unit_cell != other.unit_cell and not np.allclose(self.unit_cell, other.unit_cell, rtol=1e-6, atol=0):
+            return False
+        return self.hall_symbol == other.hall_symbol or (
+            self.order_z == other.order_z and self._setting.operators.key == other._setting.operators.key
         )
 
-    def d_star_sq(self, miller_indices):
+    def d_star_sq(self, miller_indices: torch.Tensor) -> torch.Tensor:
         """d*^2 = (2 sin(theta) / lambda)^2 of Miller indices (..., 3), in Å^-2, float64."""
         h, k, l = miller_indices.to(torch.float64).unbind(-1)
         g = self.reciprocal_metric.tolist()
@@ -157,11 +272,11 @@ class Crystal(Held):
             + (2 * k * l) * g[1][2]
         )
 
-    def d_spacings(self, miller_indices):
+    def d_spacings(self, miller_indices: torch.Tensor) -> torch.Tensor:
         """Resolution of Miller indices (..., 3), in Å, float64; infinite for (0, 0, 0)."""
         return self.d_star_sq(miller_indices).rsqrt()
 
-    def equivalent_indices(self, miller_indices):
+    def equivalent_indices(self, miller_indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Indices and phase shifts of each primitive operator.
 
         Parameters
@@ -184,21 +299,21 @@ class Crystal(Held):
         shifts = torch.einsum("ni,gi->gn", miller_indices.to(torch.float64), self.translations)
         return indices, shifts - shifts.floor()
 
-    def centring_factor(self, miller_indices):
+    def centring_factor(self, miller_indices: torch.Tensor) -> torch.Tensor:
         """Sum over the lattice translations of exp(2 pi i h.t): n_ltr, or 0 when centring forbids h.  (n,) float64."""
         turns = miller_indices.to(torch.float64) @ self.centring.T
         distance = (turns - turns.round()).abs().amax(-1)
         return torch.where(distance < 1e-6, float(self.centring.shape[0]), 0.0).to(torch.float64)
 
-    def epsilons(self, miller_indices):
+    def epsilons(self, miller_indices: torch.Tensor) -> torch.Tensor:
         """Statistical weights: how many primitive operators leave h where it is.  (n,) int64."""
         return self._count_fixed(miller_indices, -1)
 
-    def centric_flags(self, miller_indices):
+    def centric_flags(self, miller_indices: torch.Tensor) -> torch.Tensor:
         """Whether an operator takes h to -h, so that its phase has two possible values.  (n,) bool."""
         return self._count_fixed(miller_indices, 1) > 0
 
-    def _count_fixed(self, miller_indices, sign):
+    def _count_fixed(self, miller_indices: torch.Tensor, sign: int) -> torch.Tensor:
         """Number of operators with h R + sign h = 0.  (n,) int64."""
         # The three components of h (R + sign 1) are packed into one exact integer: they stay far below 2^16.
         digits = torch.tensor([1.0, 2.0**17, 2.0**34], dtype=torch.float64, device=self.device)
@@ -206,60 +321,57 @@ class Crystal(Held):
         columns = (self.rotations.to(torch.float64) + sign * identity) @ digits
         return (miller_indices.to(torch.float64) @ columns.T == 0).sum(-1)
 
-    def grid(self, step):
+    def grid(self, step: float) -> tuple[int, int, int]:
         """Numbers of grid points along a, b, c for maps that carry the space group's symmetry.
 
         The same grid as ``mmtbx.masks`` makes for a given ``step`` (Å): ``maptbx.crystal_gridding`` with
         ``use_space_group_symmetry``, prime factors up to 5.
         """
-        return _grid(self.unit_cell, self.hall_symbol, float(step))
+        return gridding.grid(self.unit_cell, self._setting.operators, float(step))
 
-    def asymmetric_box(self):
-        """Two corners, in fractional coordinates, of a box that holds cctbx's asymmetric unit of space."""
-        from cctbx import sgtbx
+    def asymmetric_box(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Two corners, in fractional coordinates, of a box that holds an asymmetric unit of space."""
+        return self._setting.box
 
-        unit = sgtbx.space_group_info(group=_group(self.hall_symbol)).direct_space_asu()
-        return tuple(float(v) for v in unit.box_min()), tuple(float(v) for v in unit.box_max())
+    def build_miller_indices(self, d_min: float, anomalous: bool = False) -> torch.Tensor:
+        """All Miller indices of the asymmetric unit to ``d_min`` (Å), in cctbx's order.
 
-    def build_miller_indices(self, d_min, anomalous=False):
-        """All Miller indices of the asymmetric unit to ``d_min`` (Å), (n, 3) int64, as cctbx orders them."""
-        from cctbx import miller
+        Parameters
+        ----------
+        d_min : float
+            Å.
+        anomalous : bool
+            Both Friedel mates of acentric reflections, one after the other.
 
-        indices = miller.build_set(self.to_cctbx(), anomalous_flag=anomalous, d_min=float(d_min)).indices()
-        return as_miller_tensor(indices, device=self.device)
+        Returns
+        -------
+        torch.Tensor
+            (n, 3) int64; systematically absent ones are left out.
 
-    def __repr__(self):
+        Raises
+        ------
+        ValueError
+            When ``d_min`` is not a positive number.
+        """
+        indices = miller_sets.build(_cell(self.unit_cell), self._setting, float(d_min), anomalous)
+        return torch.from_numpy(np.ascontiguousarray(indices)).to(self.device)
+
+    def __repr__(self) -> str:
         cell = " ".join(f"{value:g}" for value in self.unit_cell)
         return f"Crystal({self.space_group_symbol!r}, cell {cell})"
 
 
-def _symmetry(unit_cell, hall_symbol):
-    require_cctbx("Crystal.to_cctbx")
-    from cctbx import crystal as cctbx_crystal
-    from cctbx import sgtbx
-
-    return cctbx_crystal.symmetry(
-        unit_cell=unit_cell,
-        force_compatible_unit_cell=False,
-        space_group_info=sgtbx.space_group_info(group=_group(hall_symbol)),
-    )
+_cell = unit_cell  # by another name, because Crystal has an argument of this one
 
 
-@functools.lru_cache(maxsize=64)
-def _grid(unit_cell, hall_symbol, step):
-    from cctbx import maptbx
-
-    symmetry = _symmetry(unit_cell, hall_symbol)
-    gridding = maptbx.crystal_gridding(
-        unit_cell=symmetry.unit_cell(),
-        space_group_info=symmetry.space_group_info(),
-        symmetry_flags=maptbx.use_space_group_symmetry,
-        step=step,
-    )
-    return tuple(gridding.n_real())
+def _gemmi_operator(rotation: Sequence[int], translation: Sequence[int]) -> gemmi.Op:
+    operator = gemmi.Op()
+    operator.rot = [[DENOMINATOR * rotation[3 * i + k] for k in range(3)] for i in range(3)]
+    operator.tran = [t % DENOMINATOR for t in translation]
+    return operator
 
 
-def as_miller_tensor(miller_indices, device=None):
+def as_miller_tensor(miller_indices: Any, device: torch.device | str | None = None) -> torch.Tensor:
     """Miller indices as an (n, 3) int64 tensor.
 
     Parameters
@@ -292,7 +404,7 @@ def as_miller_tensor(miller_indices, device=None):
     return indices
 
 
-def as_flex_miller_index(miller_indices):
+def as_flex_miller_index(miller_indices: torch.Tensor) -> Any:
     """Miller indices (n, 3) as a ``flex.miller_index``."""
     require_cctbx("Reflections.to_cctbx")
     from cctbx.array_family import flex
@@ -303,17 +415,40 @@ def as_flex_miller_index(miller_indices):
     return flex.miller_index(h, k, l)
 
 
-def _symbols(info):
-    """Hall and Hermann-Mauguin symbol of a ``sgtbx.space_group_info``; the operators where cctbx finds no type."""
+def _setting_of(info: Any) -> Setting:
+    """The setting of a ``sgtbx.space_group_info``, its operators in their order."""
+    group = info.group()
+    scale, rest = divmod(DENOMINATOR, group.t_den())
+    if rest:
+        raise ValueError(f"Translations in units of 1/{group.t_den()} of the cell edges are not supported.")
+
+    def shift(values: Any) -> tuple[int, ...]:
+        return tuple(scale * t for t in values.num())
+
+    places = [(0, inverted, i) for inverted in range(group.f_inv()) for i in range(group.n_smx())]
+    parts = [group(*place) for place in places]
+    operators = Operators(
+        rotations=tuple(tuple(part.r().num()) for part in parts),
+        translations=tuple(shift(part.t()) for part in parts),
+        centring=tuple(shift(group(i, 0, 0).t()) for i in range(group.n_ltr())),
+        inversion=shift(group(0, 1, 0).t()) if group.f_inv() == 2 else None,
+    )
     try:
-        return info.type().hall_symbol(), str(info)
+        hall_symbol = info.type().hall_symbol()
     except RuntimeError:  # "Internal Error: Unsuitable value for rational translation vector"
-        text = "; ".join(str(operator) for operator in info.group())
-        return text, text
+        text = "; ".join(str(operator) for operator in group)
+        return Setting(text, text, operators, 0, "", ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    known = setting_of_cctbx_hall(hall_symbol, operators)
+    if known is not None:
+        return known
+    box = info.direct_space_asu()
+    corners = [tuple(float(value) for value in corner()) for corner in (box.box_min, box.box_max)]
+    change = info.type().cb_op().c().as_xyz()
+    return Setting(hall_symbol, str(info), operators, info.type().number(), change, (corners[0], corners[1]))
 
 
-def _group(symbol):
-    """The ``sgtbx.space_group`` of what :func:`_symbols` gives."""
+def _group(symbol: str) -> Any:
+    """The ``sgtbx.space_group`` of what :func:`_setting_of` gives."""
     from cctbx import sgtbx
 
     if ";" not in symbol:
