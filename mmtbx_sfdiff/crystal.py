@@ -263,14 +263,9 @@ class Crystal:
         h, k, l = miller_indices.to(torch.float64).unbind(-1)
         g = self.reciprocal_metric.tolist()
         # Term by term as cctbx does it, to the last digit: bins are limited by the resolution of reflections.
-        return (
-            (h * h) * g[0][0]
-            + (k * k) * g[1][1]
-            + (l * l) * g[2][2]
-            + (2 * h * k) * g[0][1]
-            + (2 * h * l) * g[0][2]
-            + (2 * k * l) * g[1][2]
-        )
+        diagonal = (h * h) * g[0][0] + (k * k) * g[1][1] + (l * l) * g[2][2]
+        result: torch.Tensor = diagonal + (2 * h * k) * g[0][1] + (2 * h * l) * g[0][2] + (2 * k * l) * g[1][2]
+        return result
 
     def d_spacings(self, miller_indices: torch.Tensor) -> torch.Tensor:
         """Resolution of Miller indices (..., 3), in Å, float64; infinite for (0, 0, 0)."""
@@ -303,7 +298,8 @@ class Crystal:
         """Sum over the lattice translations of exp(2 pi i h.t): n_ltr, or 0 when centring forbids h.  (n,) float64."""
         turns = miller_indices.to(torch.float64) @ self.centring.T
         distance = (turns - turns.round()).abs().amax(-1)
-        return torch.where(distance < 1e-6, float(self.centring.shape[0]), 0.0).to(torch.float64)
+        allowed = torch.full_like(distance, float(self.centring.shape[0]))
+        return torch.where(distance < 1e-6, allowed, torch.zeros_like(allowed))
 
     def epsilons(self, miller_indices: torch.Tensor) -> torch.Tensor:
         """Statistical weights: how many primitive operators leave h where it is.  (n,) int64."""

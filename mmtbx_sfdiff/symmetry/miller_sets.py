@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -17,46 +18,46 @@ from .operators import DENOMINATOR
 from .settings import Setting
 from .unit_cell import UnitCell, d_star_sq
 
-_Condition = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+_Condition = Callable[[Any, Any, Any], Any]  # of the arrays of h, k, l
 
 
-def _laue_1b(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_1b(h: Any, k: Any, l: Any) -> Any:
     return (l > 0) | ((l == 0) & ((h > 0) | ((h == 0) & (k >= 0))))
 
 
-def _laue_2_m(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_2_m(h: Any, k: Any, l: Any) -> Any:
     return (k >= 0) & ((l > 0) | ((l == 0) & (h >= 0)))
 
 
-def _laue_mmm(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_mmm(h: Any, k: Any, l: Any) -> Any:
     return (h >= 0) & (k >= 0) & (l >= 0)
 
 
-def _laue_4_m(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_4_m(h: Any, k: Any, l: Any) -> Any:
     return (l >= 0) & (((h >= 0) & (k > 0)) | ((h == 0) & (k == 0)))
 
 
-def _laue_4_mmm(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_4_mmm(h: Any, k: Any, l: Any) -> Any:
     return (h >= k) & (k >= 0) & (l >= 0)
 
 
-def _laue_3b(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_3b(h: Any, k: Any, l: Any) -> Any:
     return ((h >= 0) & (k > 0)) | ((h == 0) & (k == 0) & (l >= 0))
 
 
-def _laue_3b1m(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_3b1m(h: Any, k: Any, l: Any) -> Any:
     return (h >= k) & (k >= 0) & ((k > 0) | (l >= 0))
 
 
-def _laue_3bm1(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_3bm1(h: Any, k: Any, l: Any) -> Any:
     return (h >= k) & (k >= 0) & ((h > k) | (l >= 0))
 
 
-def _laue_m3b(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_m3b(h: Any, k: Any, l: Any) -> Any:
     return (h >= 0) & (((l >= h) & (k > h)) | ((l == h) & (k == h)))
 
 
-def _laue_m3bm(h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
+def _laue_m3bm(h: Any, k: Any, l: Any) -> Any:
     return (k >= l) & (l >= h) & (h >= 0)
 
 
@@ -128,7 +129,7 @@ def build(cell: UnitCell, setting: Setting, d_min: float, anomalous: bool = Fals
         layer = whole[(np.abs(layer - whole) < 1e-6).all(-1)].astype(np.int64)
         squares = d_star_sq(cell.reciprocal_metric, *layer.T)
         found.append(layer[(squares != 0) & (squares <= limit)])
-    indices = np.concatenate(found) if found else np.zeros((0, 3), np.int64)
+    indices: np.ndarray = np.concatenate(found) if found else np.zeros((0, 3), np.int64)
     absent, centric = absences(setting, indices)
     indices, centric = indices[~absent], centric[~absent]
     if not anomalous:
@@ -141,7 +142,8 @@ def build(cell: UnitCell, setting: Setting, d_min: float, anomalous: bool = Fals
         for rotation in setting.operators.arrays()[0]:
             mates = (-indices @ rotation) @ backwards
             wanted[:, 1] &= ~condition(*np.rint(mates).T)
-    return pairs[wanted]
+    result: np.ndarray = pairs[wanted]
+    return result
 
 
 def absences(setting: Setting, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
