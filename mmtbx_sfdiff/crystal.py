@@ -23,6 +23,7 @@ import gemmi
 import numpy as np
 
 from ._cctbx_loading import require_cctbx
+from .kernels.opaque import Held
 from .symmetry import gridding, miller_sets
 from .symmetry.operators import DENOMINATOR, Operators
 from .symmetry.settings import Setting, setting, setting_of_cctbx_hall
@@ -30,7 +31,7 @@ from .symmetry.unit_cell import UnitCell, unit_cell
 
 
 @dataclasses.dataclass(frozen=True, eq=False, init=False)
-class Crystal:
+class Crystal(Held):
     """Unit cell and space group.
 
     Parameters
@@ -178,7 +179,7 @@ class Crystal:
         symmetry = obj if isinstance(obj, cctbx_crystal.symmetry) else obj.crystal_symmetry()
         if symmetry is None or symmetry.unit_cell() is None or symmetry.space_group_info() is None:
             raise ValueError("The crystal symmetry is incomplete: unit cell and space group are both needed.")
-        result = object.__new__(cls)
+        result: Crystal = cls.__new__(cls)
         group = _setting_of(symmetry.space_group_info())
         result._fill(_cell(symmetry.unit_cell().parameters()), group, device)
         return result
