@@ -6,6 +6,8 @@ Reference: ``cctbx.miller.array``; free flags are the boolean arrays that ``mmtb
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -13,11 +15,14 @@ import numpy as np
 
 from ._cctbx_loading import require_cctbx
 from .crystal import Crystal, as_flex_miller_index, as_miller_tensor
+from .reflection_columns import Observed, columns_of_dataset, columns_of_gemmi, observed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reflections:
-    """Observed amplitudes of one data set.  Make one with :meth:`from_cctbx`.
+    """Observed amplitudes of one data set.
+
+    Made by :meth:`from_arrays`, :meth:`from_gemmi`, :meth:`from_dataset`, :meth:`from_cctbx`.
 
     Attributes
     ----------
@@ -32,6 +37,10 @@ class Reflections:
         (n,) bool, True for the free set; None when the data have no flags.
     anomalous : bool
         True when Friedel mates are separate observations.
+    left_out : dict of str to int
+        Rows of the data that are not among the reflections, by reason.
+    messages : tuple of str
+        What was chosen among several columns, and what was ignored.
     """
 
     crystal: Crystal
@@ -40,11 +49,165 @@ class Reflections:
     sigmas: torch.Tensor | None
     r_free_flags: torch.Tensor | None
     anomalous: bool
+    left_out: dict[str, int] = dataclasses.field(repr=False, default_factory=dict)
+    messages: tuple[str, ...] = dataclasses.field(repr=False, default=())
     # Label, source, observation type and wavelength of the array, for the way back.
     _info: object = dataclasses.field(repr=False, default=None)
     _observation_type: object = dataclasses.field(repr=False, default=None)
     # (selection, f_obs_scale) of the scales that an FModel has found for them: what targets take unless told otherwise.
     _in_use: tuple | None = dataclasses.field(repr=False, default=None)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        crystal: Crystal,
+        miller_indices: Any,
+        f_obs: Any,
+        sigmas: Any = None,
+        free: Any = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Reflections:
+        """Take amplitudes as they are.
+
+        Parameters
+        ----------
+        crystal : Crystal
+        miller_indices : array-like
+            (n, 3) integers, each reflection once: no two of them equivalent, unless Friedel mates stand apart.
+        f_obs : array-like
+            (n,) amplitudes, not negative.
+        sigmas : array-like, optional
+            (n,) positive.
+        free : array-like, optional
+            (n,) bool, True for the test set.
+        dtype : torch.dtype
+            float32 or float64.
+        device : torch.device or str
+
+        Raises
+        ------
+        ValueError
+            Other shapes; amplitudes that are negative or not finite; sigmas that are not positive; a reflection that
+            is there twice, by symmetry too.
+        TypeError
+            Indices that are not integers; flags that are not boolean.
+
+        Examples
+        --------
+        >>> import mmtbx_sfdiff as sfdiff
+        >>> crystal = sfdiff.Crystal((20, 25, 30, 90, 90, 90), "P 21 21 21")
+        >>> data = sfdiff.Reflections.from_arrays(crystal, [[1, 2, 3], [0, 2, 4]], [10.0, 12.0], free=[True, False])
+        >>> len(data), int(data.work.sum())
+        (2, 1)
+        """
+        crystal = crystal.to(device)
+        indices = as_miller_tensor(miller_indices, device=device)
+        values = torch.as_tensor(f_obs).detach().to(dtype=dtype, device=device)
+        errors = None if sigmas is None else torch.as_tensor(sigmas).detach().to(dtype=dtype, device=device)
+        flags = None if free is None else torch.as_tensor(free, device=device)
+        for name, tensor in (("f_obs", values), ("sigmas", errors), ("free", flags)):
+            if tensor is not None and tuple(tensor.shape) != (len(indices),):
+                raise ValueError(f"{name} must have the shape ({len(indices)},), not {tuple(tensor.shape)}.")
+        if flags is not None and flags.dtype != torch.bool:
+            raise TypeError(
+                f"free must be boolean, True for the test set, not {flags.dtype}: compare the flags with the test value."
+            )
+        _refuse(
+            ~(values >= 0) | ~values.isfinite(), indices, "f_obs must be amplitudes, finite and not negative", values
+        )
+        if errors is not None:
+            _refuse(~(errors > 0) | ~errors.isfinite(), indices, "sigmas must be positive and finite", errors)
+        anomalous = _has_mates(crystal, indices)
+        return cls(crystal, indices, values, errors, flags, anomalous)
+
+    @classmethod
+    def from_gemmi(
+        cls,
+        data: Any,
+        labels: str | Sequence[str] | None = None,
+        free: str | bool | None = None,
+        test_value: int | str | None = None,
+        anomalous: bool = False,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Reflections:
+        """Read the amplitudes of a ``gemmi.Mtz`` or a ``gemmi.ReflnBlock``, in its order.
+
+        Parameters
+        ----------
+        data : gemmi.Mtz or gemmi.ReflnBlock
+        labels : str or sequence of str, optional
+            ``"F,SIGF"``; by default by the rules of docs/files.rst.
+        free : str or False, optional
+            Column of the test set; by default by the rules; False: none.
+        test_value : int or str, optional
+            The value that marks it; by default by convention.
+        anomalous : bool
+            Take Friedel mates apart where the data have both.
+        dtype : torch.dtype
+        device : torch.device or str
+
+        Raises
+        ------
+        ValueError
+            No observed amplitudes, or intensities; columns that are not there; named flags that cannot be a test set;
+            no cell or space group; reflections that are not merged.
+
+        Examples
+        --------
+        >>> import gemmi, mmtbx_sfdiff as sfdiff
+        >>> data = sfdiff.Reflections.from_gemmi(gemmi.read_mtz_file("data.mtz"), "F,SIGF")  # doctest: +SKIP
+        """
+        crystal = Crystal.from_gemmi(data, device=device)
+        indices, columns = columns_of_gemmi(data)
+        found = observed(indices, columns, labels, free, test_value, anomalous, f"the {type(data).__name__}")
+        return cls._from_observed(crystal, found, dtype, device)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        data: Any,
+        labels: str | Sequence[str] | None = None,
+        free: str | bool | None = None,
+        test_value: int | str | None = None,
+        anomalous: bool = False,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Reflections:
+        """Read the amplitudes of a ``reciprocalspaceship.DataSet``, in its order; arguments as of :meth:`from_gemmi`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`from_gemmi`.
+        """
+        if data.cell is None or data.spacegroup is None:
+            raise ValueError("The DataSet has no cell or no space group: set data.cell and data.spacegroup first.")
+        crystal = Crystal(tuple(data.cell.parameters), data.spacegroup, device=device)
+        indices, columns = columns_of_dataset(data)
+        found = observed(indices, columns, labels, free, test_value, anomalous, "the DataSet")
+        return cls._from_observed(crystal, found, dtype, device)
+
+    @classmethod
+    def _from_observed(
+        cls, crystal: Crystal, found: Observed, dtype: torch.dtype, device: torch.device | str
+    ) -> Reflections:
+        absent = _absent(crystal, torch.as_tensor(found.indices, device=device)).cpu().numpy()
+        left_out = found.left_out | ({"systematically absent": int(absent.sum())} if absent.any() else {})
+        keep = ~absent
+        data = cls.from_arrays(
+            crystal,
+            found.indices[keep],
+            found.values[keep],
+            None if found.sigmas is None else found.sigmas[keep],
+            None if found.free is None else found.free[keep],
+            dtype,
+            device,
+        )
+        return dataclasses.replace(
+            data, anomalous=data.anomalous or found.anomalous, left_out=left_out, messages=found.messages
+        )
 
     @classmethod
     def from_cctbx(cls, f_obs, r_free_flags=None, dtype=torch.float64, device="cpu"):
@@ -100,7 +263,10 @@ class Reflections:
         sigmas = None if self.sigmas is None else _flex_double(self.sigmas)
         f_obs = miller_set.array(data=_flex_double(self.f_obs), sigmas=sigmas)
         f_obs.set_info(self._info)
-        f_obs.set_observation_type(self._observation_type)
+        if self._observation_type is None:
+            f_obs.set_observation_type_xray_amplitude()
+        else:
+            f_obs.set_observation_type(self._observation_type)
         flags = None
         if self.r_free_flags is not None:
             flags = miller_set.array(data=flex.bool(self.r_free_flags.cpu().numpy()))
@@ -160,6 +326,46 @@ class Reflections:
     def __repr__(self):
         flags = "no free flags" if self.r_free_flags is None else f"{int(self.r_free_flags.sum())} free"
         return f"Reflections({len(self)} amplitudes to {self.d_min:.2f} Å, {flags}, {self.crystal.space_group_symbol})"
+
+
+def _refuse(bad: torch.Tensor, indices: torch.Tensor, what: str, values: torch.Tensor) -> None:
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{what}, but {int(bad.sum())} are not, {tuple(indices[first].tolist())} first ({float(values[first]):g}): leave "
+            "those reflections out."
+        )
+
+
+def _keys(indices: torch.Tensor) -> torch.Tensor:
+    """One integer for each index triple."""
+    h, k, l = indices.unbind(-1)
+    return ((h + 2**19) << 40) + ((k + 2**19) << 20) + (l + 2**19)
+
+
+def _has_mates(crystal: Crystal, indices: torch.Tensor) -> bool:
+    """Whether Friedel mates stand apart; refuses reflections that are there twice."""
+    if not len(indices):
+        return False
+    equivalent = crystal.equivalent_indices(indices)[0]
+    own = _keys(equivalent).amax(0)
+    mates = torch.maximum(own, _keys(-equivalent).amax(0))
+    unique, counts = torch.unique(own, return_counts=True)
+    if len(unique) != len(indices):
+        first = unique[counts > 1][0]
+        where = tuple(indices[int((own == first).nonzero()[0])].tolist())
+        raise ValueError(
+            f"{len(indices) - len(unique)} reflections are there twice, by symmetry too, {where} first: merge them first."
+        )
+    return len(torch.unique(mates)) != len(indices)
+
+
+def _absent(crystal: Crystal, indices: torch.Tensor) -> torch.Tensor:
+    """(n,) bool: forbidden by the space group."""
+    equivalent, shifts = crystal.equivalent_indices(indices)
+    fixed = (equivalent == indices).all(-1)
+    off = (shifts - shifts.round()).abs() > 1e-3
+    return (fixed & off).any(0) | (crystal.centring_factor(indices) == 0)
 
 
 def resolution_shells(d_spacings, n_shells=None, d_max_edges=None):

@@ -1,0 +1,140 @@
+"""From the columns of a data set in memory to the arrays of :class:`~mmtbx_sfdiff.Reflections`, by :mod:`.rules`.
+
+The columns are those of a ``gemmi.Mtz``, a ``gemmi.ReflnBlock`` or a ``reciprocalspaceship.DataSet``.  Rows keep their order;
+what is left out is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import gemmi
+import numpy as np
+
+from . import rules
+
+_INDEX = {"h", "k", "l", "index_h", "index_k", "index_l"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observed:
+    """Arrays of the reflections that are used.
+
+    Attributes
+    ----------
+    indices : numpy.ndarray
+        (n, 3) int64.
+    values, sigmas, free : numpy.ndarray
+        (n,) float64, float64 or None, bool or None.
+    anomalous : bool
+    left_out : dict of str to int
+        Reason to number of rows.
+    messages : tuple of str
+        What was chosen among several, and what was ignored.
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
+    sigmas: np.ndarray | None
+    free: np.ndarray | None
+    anomalous: bool
+    left_out: dict[str, int]
+    messages: tuple[str, ...]
+
+
+def columns_of_gemmi(data: gemmi.Mtz | gemmi.ReflnBlock) -> tuple[np.ndarray, list[rules.Column]]:
+    """(n, 3) int64 indices, and the other columns."""
+    if isinstance(data, gemmi.Mtz):
+        rows = np.array(data, dtype=np.float64)
+        types = [column.type for column in data.columns]
+        places = [i for i, kind in enumerate(types) if kind == "H"][:3]
+        if len(places) != 3 or not len(rows):
+            raise ValueError("The gemmi.Mtz has no reflections with three index columns (type H): fill it first.")
+        columns = [
+            rules.Column(c.label, rows[:, i], c.type, data.dataset(c.dataset_id).dataset_name)
+            for i, c in enumerate(data.columns)
+            if i not in places
+        ]
+        return np.rint(rows[:, places]).astype(np.int64), columns
+    indices = np.asarray(data.make_miller_array(), dtype=np.int64)
+    columns = []
+    for number, tag in enumerate(data.default_loop.tags):
+        if tag.split(".")[-1].lower() in _INDEX:
+            continue
+        words = [gemmi.cif.as_string(word) for word in data.default_loop.values[number :: data.default_loop.width()]]
+        numbers = [gemmi.cif.as_number(word) for word in data.default_loop.values[number :: data.default_loop.width()]]
+        is_text = any(np.isnan(x) and word not in ("?", ".", "") for x, word in zip(numbers, words))
+        columns.append(rules.Column(tag, np.array(words if is_text else numbers), block=data.block.name))
+    return indices, columns
+
+
+def columns_of_dataset(data: Any) -> tuple[np.ndarray, list[rules.Column]]:
+    """The same of a ``reciprocalspaceship.DataSet``; columns that hold no numbers are not among them."""
+    indices = np.asarray(data.get_hkls(), dtype=np.int64)
+    columns = []
+    for label in data.columns:
+        kind = getattr(data[label].dtype, "mtztype", "")
+        if kind == "H":
+            continue
+        try:
+            values = data[label].to_numpy(dtype=np.float64, na_value=np.nan)
+        except (TypeError, ValueError):
+            continue
+        columns.append(rules.Column(str(label), values, kind))
+    return indices, columns
+
+
+def observed(
+    indices: np.ndarray,
+    columns: list[rules.Column],
+    labels: str | Sequence[str] | None,
+    free: str | Sequence[str] | bool | None,
+    test_value: int | str | None,
+    anomalous: bool,
+    where: str,
+) -> Observed:
+    """What the rules take of the columns; see :meth:`mmtbx_sfdiff.Reflections.from_gemmi`.
+
+    Raises
+    ------
+    ValueError
+        No observed amplitudes, intensities, or flags that cannot be a test set although they were named.
+    """
+    chosen, messages = rules.choose_observation(columns, labels, rules.AMPLITUDES, anomalous, where)
+    if chosen.kind != rules.AMPLITUDES:
+        raise ValueError(
+            f"{chosen.labels} in {where} are intensities, and amplitudes are needed: convert them first, or read the file "
+            "with FModel.from_files, which does so by French and Wilson's method."
+        )
+    status = next((column for column in columns if rules.is_status(column) and column.is_text), None)
+    out, left_out = rules.excluded(status, len(indices))
+    found = None
+    if free is not False:
+        found, said = rules.choose_flags(columns, free or None, test_value, where, strict=False)
+        messages += said if found is not None or free else []
+    parts = []
+    pairs = [(chosen.value, chosen.sigma, 1)]
+    if chosen.minus is not None:
+        pairs.append((chosen.minus, chosen.minus_sigma, -1))
+    for value, sigma, sign in pairs:
+        values = np.asarray(value.values, dtype=np.float64)
+        sigmas = None if sigma is None else np.asarray(sigma.values, dtype=np.float64)
+        keep, sigmas, reasons, said = rules.usable(np.where(out, np.nan, values), sigmas)
+        if reasons.get("no value"):
+            reasons["no value"] -= int(out.sum())
+        for reason, number in reasons.items():
+            left_out[reason] = left_out.get(reason, 0) + number
+        messages += [message for message in said if message not in messages]
+        parts.append((sign * indices[keep], values[keep], None if sigmas is None else sigmas[keep], keep))
+    with_sigmas = all(sigmas is not None for _, _, sigmas, _ in parts)
+    return Observed(
+        indices=np.concatenate([h for h, *_ in parts]),
+        values=np.concatenate([values for _, values, _, _ in parts]),
+        sigmas=np.concatenate([sigmas for _, _, sigmas, _ in parts]) if with_sigmas else None,
+        free=None if found is None else np.concatenate([found.free[keep] for *_, keep in parts]),
+        anomalous=chosen.minus is not None or anomalous,
+        left_out={reason: number for reason, number in left_out.items() if number},
+        messages=tuple(messages),
+    )
