@@ -1,8 +1,8 @@
-"""Atoms: a model as tensors, read from and written to ``cctbx.xray.structure``.
+"""Atoms: a model as tensors, from arrays, gemmi or cctbx.
 
-The tensors (sites, displacement parameters, occupancies, f', f'') carry values and gradients; everything else that a
-cctbx structure holds (labels, scatterer flags, site symmetries, the scattering type registry) travels with them in a
-private copy of that structure, so that nothing is lost on the way back.
+The tensors (sites, displacement parameters, occupancies, f', f'') carry values and gradients.  Where they came from a cctbx
+structure, everything else that it holds (scatterer flags, site symmetries, the scattering type registry) travels with them
+in a private copy, so that nothing is lost on the way back.
 
 Reference: ``cctbx.xray.structure``, ``cctbx.xray.scatterer``.
 """
@@ -12,21 +12,28 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+import gemmi
 import numpy as np
 
 from ._cctbx_loading import require_cctbx
+from .atom_arrays import (
+    PACKED,
+    AtomArrays,
+    arrays_of_gemmi,
+    as_array,
+    check_finite,
+    fractional,
+    placed,
+    types_of,
+)
 from .crystal import Crystal
 from .form_factors import FormFactors
-
-
-def _element(scattering_type):
-    from cctbx.eltbx import xray_scattering
-
-    return xray_scattering.get_element_and_charge_symbols(scattering_type, exact=False)[0]
-
+from .tables.gaussians import element_of, van_der_waals_radius
 
 # Fields that a user may replace, with the number of trailing dimensions beyond the atoms.
 _PARAMETERS = {"sites_cart": (3,), "u_iso": (), "u_star": (6,), "occupancies": (), "fp": (), "fdp": ()}
@@ -34,7 +41,7 @@ _PARAMETERS = {"sites_cart": (3,), "u_iso": (), "u_star": (6,), "occupancies": (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Atoms:
-    """The scatterers of the asymmetric unit.  Make one with :meth:`from_cctbx`.
+    """The scatterers of the asymmetric unit, made by :meth:`from_arrays`, :meth:`from_gemmi` or :meth:`from_cctbx`.
 
     Parameters may carry leading batch dimensions: ``atoms.replace(sites_cart=t)`` with ``t`` of shape
     (n_models, n_atoms, 3) is a batch of models that share what was not replaced.
@@ -75,7 +82,175 @@ class Atoms:
     # What rounding took from the fractional sites when they became Cartesian in this dtype.  Adding it back makes
     # float32 models exact (float32 alone costs 1e-5 in F for a 200 Å cell) and float64 round trips bit-identical.
     _frac_residual: torch.Tensor = dataclasses.field(repr=False)
-    _structure: object = dataclasses.field(repr=False)
+    # The cctbx structure that they came from, for the way back; labels where there is none.
+    _structure: Any = dataclasses.field(repr=False, default=None)
+    _labels: tuple[str, ...] = dataclasses.field(repr=False, default=())
+
+    @classmethod
+    def from_arrays(
+        cls,
+        crystal: Crystal,
+        elements: Sequence[str],
+        sites_cart: Any,
+        b_iso: Any = None,
+        occupancies: Any = None,
+        u_cart: Any = None,
+        charges: Sequence[int] | None = None,
+        table: str = "n_gaussian",
+        d_min: float = 0.0,
+        labels: Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Atoms:
+        """Atoms of an asymmetric unit from arrays, which are copied.
+
+        Sites of occupancy 1 closer than 0.5 Å to an image of theirs are moved onto the symmetry element and weighted by
+        their multiplicity; at another occupancy they stay, as iotbx has it: files divide it by the multiplicity.
+
+        Parameters
+        ----------
+        crystal : Crystal
+        elements : sequence of str
+            n_atoms element symbols, or scattering types ("Fe3+").
+        sites_cart : array-like
+            (n_atoms, 3) Å.
+        b_iso : array-like, optional
+            (n_atoms,) or one number, Å^2; may be left out where every atom has ``u_cart``.
+        occupancies : array-like, optional
+            (n_atoms,) or one number; by default 1.
+        u_cart : array-like, optional
+            (n_atoms, 6) Å^2 as 11, 22, 33, 12, 13, 23, or (n_atoms, 3, 3); NaN for isotropic atoms.
+        charges : sequence of int, optional
+            Formal charges; where the table has no such ion the neutral atom is taken, with a warning.
+        table : {"n_gaussian", "it1992", "wk1995", "electron", "neutron"}
+        d_min : float
+            Å; of ``n_gaussian``: as few terms as hold to there, 0 for all.
+        labels : sequence of str, optional
+            Names of the atoms, for messages.
+        dtype, device
+
+        Raises
+        ------
+        ValueError
+            Other shapes; numbers that are not finite; an element without a form factor; atoms without displacements.
+
+        Examples
+        --------
+        >>> import mmtbx_sfdiff as sfdiff
+        >>> crystal = sfdiff.Crystal((20, 25, 30, 90, 90, 90), "P 21 21 21")
+        >>> atoms = sfdiff.Atoms.from_arrays(crystal, ["C", "O"], [[1.0, 2.0, 3.0], [2.0, 2.5, 3.0]], b_iso=20.0)
+        >>> sfdiff.structure_factors(atoms, crystal, crystal.build_miller_indices(5.0)).shape
+        torch.Size([33])
+        """
+        _check_dtype(dtype)
+        sites = as_array(sites_cart)
+        n = len(elements)
+        if sites.shape != (n, 3):
+            raise ValueError(f"sites_cart must have the shape ({n}, 3), one row for each element, not {sites.shape}.")
+        u = None if u_cart is None else as_array(u_cart)
+        if u is not None and u.shape == (n, 3, 3):
+            u = np.stack([u[:, i, j] for i, j in PACKED], -1)
+        if u is not None and u.shape != (n, 6):
+            raise ValueError(f"u_cart must have the shape ({n}, 6) or ({n}, 3, 3), not {u.shape}.")
+        b = None if b_iso is None else _one_each("b_iso", b_iso, n)
+        isotropic = np.ones(n, bool) if u is None else np.isnan(u).any(1)
+        if b is None and isotropic.any():
+            raise ValueError(
+                f"{int(isotropic.sum())} atoms have no displacements, atom {int(np.flatnonzero(isotropic)[0])} first: give "
+                "b_iso (Å^2), or u_cart."
+            )
+        occupancy = _one_each("occupancies", 1.0 if occupancies is None else occupancies, n)
+        names = tuple(labels) if labels is not None else ()
+        for name, values in (("sites_cart", sites), ("occupancies", occupancy)):
+            check_finite(name, values, names or None)
+        if b is not None:
+            check_finite("b_iso", np.where(isotropic, b, 0.0), names or None)
+        types = types_of(elements, charges, table, d_min)
+        arrays = placed(crystal, types, names, fractional(crystal, sites), b, u, occupancy)
+        return cls._from_placed(arrays, crystal, table, d_min, dtype, device)
+
+    @classmethod
+    def from_gemmi(
+        cls,
+        structure: gemmi.Structure,
+        table: str = "n_gaussian",
+        d_min: float = 0.0,
+        crystal: Crystal | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Atoms:
+        """Read the atoms of a ``gemmi.Structure``: all its models and conformations, in its order.
+
+        As :meth:`from_cctbx` of the structure that iotbx makes of the same file, to the same bits where the order is the
+        same.  Coordinates in a frame of their own (SCALEn records) are brought to the standard one.
+
+        Parameters
+        ----------
+        structure : gemmi.Structure
+        table, d_min
+            Of :meth:`from_arrays`.
+        crystal : Crystal, optional
+            By default the structure's own.
+        dtype, device
+
+        Raises
+        ------
+        ValueError
+            No atoms, cell or space group; an element without a form factor; coordinates that are not finite, by atom.
+
+        Examples
+        --------
+        >>> import gemmi, mmtbx_sfdiff as sfdiff
+        >>> atoms = sfdiff.Atoms.from_gemmi(gemmi.read_structure("model.cif"))  # doctest: +SKIP
+        """
+        _check_dtype(dtype)
+        crystal = Crystal.from_gemmi(structure, device=device) if crystal is None else crystal
+        found = arrays_of_gemmi(structure, crystal)
+        for name in ("sites_frac", "b_iso", "occupancies"):
+            check_finite(name, found[name], found["labels"])
+        types = types_of(found["elements"], found["charges"], table, d_min)
+        arrays = placed(
+            crystal, types, found["labels"], found["sites_frac"], found["b_iso"], found["u_cart"], found["occupancies"]
+        )
+        return cls._from_placed(arrays, crystal, table, d_min, dtype, device)
+
+    @classmethod
+    def _from_placed(
+        cls,
+        arrays: AtomArrays,
+        crystal: Crystal,
+        table: str,
+        d_min: float,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Atoms:
+        crystal = crystal.to(device)
+        types = tuple(dict.fromkeys(arrays.scattering_types))
+        rows = {name: row for row, name in enumerate(types)}
+
+        def tensor(values: Any, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.as_tensor(values).to(dtype=dtype, device=device)
+
+        sites_frac = tensor(arrays.sites_frac, torch.float64)
+        to_cart = np.ascontiguousarray(crystal.orthogonalization.cpu().numpy().T)
+        sites_cart = tensor(arrays.sites_frac @ to_cart)
+        zeros = torch.zeros(len(sites_cart), dtype=dtype, device=device)
+        return cls(
+            crystal=crystal,
+            sites_cart=sites_cart,
+            u_iso=tensor(arrays.u_iso),
+            u_star=tensor(arrays.u_star),
+            occupancies=tensor(arrays.occupancies),
+            fp=zeros,
+            fdp=zeros.clone(),
+            use_u_iso=tensor(~arrays.anisotropic, torch.bool),
+            use_u_aniso=tensor(arrays.anisotropic, torch.bool),
+            site_weights=tensor(arrays.site_weights, torch.float64),
+            type_index=tensor([rows[t] for t in arrays.scattering_types], torch.int64),
+            form_factors=FormFactors.from_table(types, table, d_min, device),
+            _frac_residual=sites_frac - sites_cart.to(torch.float64) @ crystal.fractionalization.T,
+            _labels=arrays.labels,
+        )
 
     @classmethod
     def from_cctbx(cls, xray_structure, dtype=torch.float64, device="cpu", crystal=None, lasting=True):
@@ -166,9 +341,10 @@ class Atoms:
                 f"A batch of models of shape {tuple(self.batch_shape)} is not one structure: "
                 "use atoms.model(i).to_cctbx()."
             )
+        require_cctbx("Atoms.to_cctbx")
         from cctbx.array_family import flex
 
-        structure = self._structure.deep_copy_scatterers()
+        structure = _new_structure(self) if self._structure is None else self._structure.deep_copy_scatterers()
         scatterers = structure.scatterers()
 
         def flat(name):
@@ -236,6 +412,8 @@ class Atoms:
     @property
     def labels(self):
         """Labels of the scatterers, tuple of str."""
+        if self._structure is None:
+            return self._labels or tuple(f"{t}{i}" for i, t in enumerate(self.scattering_types))
         return tuple(self._structure.scatterers().extract_labels())
 
     @property
@@ -252,7 +430,7 @@ class Atoms:
     @property
     def elements(self):
         """Element symbols of the scatterers as mmtbx reads them for masks, tuple of str ("C", "Fe", "H", "D")."""
-        elements = [_element(t) for t in self.form_factors.types]
+        elements = [element_of(t) for t in self.form_factors.types]
         return tuple(elements[i] for i in self.type_index.tolist())
 
     def from_types(self, function, dtype):
@@ -291,14 +469,14 @@ class Atoms:
         ValueError
             When the table has no radius for the element of one of them.
         """
-        from cctbx.eltbx import van_der_waals_radii
-
-        table = van_der_waals_radii.vdw.table
-        radii = self.from_types(lambda t: table.get(_element(t), float("nan")), torch.float64)
+        found = [van_der_waals_radius(t) for t in self.form_factors.types]
+        radii = torch.tensor([math.nan if r is None else r for r in found], dtype=torch.float64, device=self.device)
+        radii = radii[self.type_index]
         radii = radii if rows is None else radii[rows]
         if bool(radii.isnan().any()):
             chosen = self.elements if rows is None else (self.elements[i] for i in rows.tolist())
-            unknown = sorted(set(chosen) - set(table))
+            known = {element_of(t) for t, r in zip(self.form_factors.types, found) if r is not None}
+            unknown = sorted(set(chosen) - known)
             raise ValueError(
                 f"No van der Waals radius is known for element {', '.join(map(repr, unknown))}: "
                 "give those atoms another scattering type, or leave them out of the mask."
@@ -377,8 +555,6 @@ class Atoms:
         selection : torch.Tensor
             (n_atoms,) bool, or indices (n,) int64.
         """
-        from cctbx.array_family import flex
-
         selection = torch.as_tensor(selection, device=self.device)
         if selection.dtype == torch.bool:
             selection = selection.nonzero()[:, 0]
@@ -390,7 +566,12 @@ class Atoms:
             name: getattr(self, name)[selection] for name in ("use_u_iso", "use_u_aniso", "site_weights", "type_index")
         }
         changes["_frac_residual"] = torch.index_select(self._frac_residual, -2, selection)
-        changes["_structure"] = self._structure.select(flex.size_t(selection.cpu().numpy().astype(np.uint64)))
+        if self._labels:
+            changes["_labels"] = tuple(self._labels[i] for i in selection.tolist())
+        if self._structure is not None:
+            from cctbx.array_family import flex
+
+            changes["_structure"] = self._structure.select(flex.size_t(selection.cpu().numpy().astype(np.uint64)))
         return dataclasses.replace(self, **changes)
 
     def model(self, *index):
@@ -406,6 +587,38 @@ class Atoms:
     def __repr__(self):
         batch = f", batch {tuple(self.batch_shape)}" if self.batch_shape else ""
         return f"Atoms({self.n_atoms} atoms{batch}, {self.crystal.space_group_symbol}, {self.dtype}, {self.device})"
+
+
+def _one_each(name: str, values: Any, n: int) -> np.ndarray:
+    values = as_array(values)
+    if values.ndim == 0:
+        return np.full(n, float(values))
+    if values.shape != (n,):
+        raise ValueError(f"{name} must have the shape ({n},), or be one number, not {values.shape}.")
+    return values
+
+
+def _new_structure(atoms: Atoms) -> Any:
+    """A ``cctbx.xray.structure`` of atoms that did not come from one, with their form factors."""
+    from cctbx import xray
+    from cctbx.array_family import flex
+    from cctbx.eltbx import xray_scattering
+
+    scatterers = flex.xray_scatterer()
+    sites = atoms.sites_frac.detach().cpu().tolist()
+    for label, site, kind in zip(atoms.labels, sites, atoms.scattering_types):
+        scatterers.append(xray.scatterer(label=label, site=site, u=0.0, scattering_type=kind))
+    structure = xray.structure(crystal_symmetry=atoms.crystal.to_cctbx(), scatterers=scatterers)
+    anisotropic = flex.bool(atoms.use_u_aniso.cpu().numpy())
+    for scatterer, aniso in zip(structure.scatterers(), anisotropic):
+        scatterer.flags.set_use_u(iso=not aniso, aniso=aniso)
+    table = atoms.form_factors
+    custom = {}
+    for kind, a, b, c in zip(table.types, table.a.tolist(), table.b.tolist(), table.c.tolist()):
+        terms = [i for i, value in enumerate(a) if value != 0]
+        custom[kind] = xray_scattering.gaussian([a[i] for i in terms], [b[i] for i in terms], c)
+    structure.scattering_type_registry(custom_dict=custom, table=table.table or None)
+    return structure
 
 
 def _numpy(values):

@@ -24,7 +24,7 @@ import numpy as np
 
 from ._cctbx_loading import require_cctbx
 from .kernels.opaque import Held
-from .symmetry import gridding, miller_sets
+from .symmetry import gridding, miller_sets, sites
 from .symmetry.operators import DENOMINATOR, Operators
 from .symmetry.settings import Setting, setting, setting_of_cctbx_hall
 from .symmetry.unit_cell import UnitCell, unit_cell
@@ -352,6 +352,10 @@ class Crystal(Held):
         """
         indices = miller_sets.build(_cell(self.unit_cell), self._setting, float(d_min), anomalous)
         return torch.from_numpy(np.ascontiguousarray(indices)).to(self.device)
+
+    def special_sites(self, sites_frac: np.ndarray) -> list[sites.SpecialSite]:
+        """Which of some sites (n, 3), fractional, lie within 0.5 Å of a symmetry element that leaves them where they are."""
+        return sites.special_sites(_cell(self.unit_cell), self._setting.operators, sites_frac)
 
     def __repr__(self) -> str:
         cell = " ".join(f"{value:g}" for value in self.unit_cell)

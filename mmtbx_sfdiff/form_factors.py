@@ -1,4 +1,4 @@
-"""Gaussian form factors, read from a cctbx scattering type registry.
+"""Gaussian form factors, from this package's tables or from a cctbx scattering type registry.
 
 f0(s) = sum_k a_k exp(-b_k d*^2 / 4) + c, one row per scattering type.  The coefficients are always those of the
 structure's own registry: which table is used, and with how many terms, is the structure's business (``n_gaussian``
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import torch
 
 import numpy as np
 
 from .kernels.opaque import Held
+from .tables.gaussians import gaussian
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +67,25 @@ class FormFactors(Held):
             registry.last_table(),
             str(device),
         )
+
+    @classmethod
+    def from_table(
+        cls, types: Sequence[str], table: str = "n_gaussian", d_min: float = 0.0, device: torch.device | str = "cpu"
+    ) -> FormFactors:
+        """Look scattering types up in a table; see :func:`.tables.gaussians.gaussian`.
+
+        Raises
+        ------
+        ValueError
+            An unknown table, a type that it does not have, or a resolution beyond it.
+
+        Examples
+        --------
+        >>> from mmtbx_sfdiff.form_factors import FormFactors
+        >>> FormFactors.from_table(("C", "Fe3+"), "it1992").a.shape
+        torch.Size([2, 4])
+        """
+        return _form_factors(tuple(types), tuple(gaussian(t, table, d_min) for t in types), table, str(device))
 
     def to(self, device):
         """The same coefficients on another device."""
