@@ -21,6 +21,7 @@ import gemmi
 import numpy as np
 
 from .crystal import Crystal
+from .symmetry.frame import frame_of
 from .symmetry.sites import average_u_star, exact_site
 from .tables.gaussians import gaussian, standard_label
 
@@ -157,7 +158,9 @@ def arrays_of_gemmi(structure: gemmi.Structure, crystal: Crystal) -> dict[str, A
         No atoms; an atom whose coordinates are no numbers, named.
     """
     cell = structure.cell
-    explicit = cell.explicit_matrices  # SCALEn records with a frame of their own
+    frame, said = frame_of(_scale(cell), tuple(cell.parameters))
+    for message in said:
+        warnings.warn(f"{structure.name}: {message}.", stacklevel=4)
     keys = ("elements", "charges", "labels", "sites", "b_iso", "u_cart", "occupancies")
     found: dict[str, list[Any]] = {key: [] for key in keys}
     for model in structure:
@@ -165,15 +168,12 @@ def arrays_of_gemmi(structure: gemmi.Structure, crystal: Crystal) -> dict[str, A
             for residue in chain:
                 for atom in residue:
                     label = _label(chain.name, residue, atom)
-                    position = atom.pos
-                    if explicit:
-                        position = cell.fractionalize(position)
                     u = [atom.aniso.u11, atom.aniso.u22, atom.aniso.u33, atom.aniso.u12, atom.aniso.u13, atom.aniso.u23]
                     values = (
                         "D" if atom.element.name == "D" else atom.element.name,
                         atom.charge,
                         label,
-                        (position.x, position.y, position.z),
+                        (atom.pos.x, atom.pos.y, atom.pos.z),
                         atom.b_iso,
                         u if atom.aniso.nonzero() else [math.nan] * 6,
                         atom.occ,
@@ -186,14 +186,33 @@ def arrays_of_gemmi(structure: gemmi.Structure, crystal: Crystal) -> dict[str, A
     arrays["sites"] = np.array(found["sites"], dtype=np.float64)
     for key in ("b_iso", "u_cart", "occupancies"):
         arrays[key] = _as_printed(np.array(found[key], dtype=np.float32))
-    arrays["sites_frac"] = arrays.pop("sites") if explicit else fractional(crystal, arrays.pop("sites"))
+    sites = arrays.pop("sites")
+    if frame is not None:
+        sites = frame.to_standard(sites)
+        turned = frame.turned(arrays["u_cart"][:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(-1, 3, 3))
+        arrays["u_cart"] = np.stack([turned[:, i, j] for i, j in PACKED], -1)
+    arrays["sites_frac"] = fractional(crystal, sites)
     return arrays
 
 
+def _scale(cell: gemmi.UnitCell) -> tuple[np.ndarray, np.ndarray] | None:
+    """The transformation to fractional coordinates that the file gives, where it is not the cell's own."""
+    if not cell.explicit_matrices:
+        return None
+    transform = cell.frac if hasattr(cell, "frac") else cell.fractionalization_matrix
+    if not hasattr(transform, "mat"):
+        return np.array(transform.tolist()), np.array(cell.fractionalize(gemmi.Position(0, 0, 0)).tolist())
+    return np.array(transform.mat.tolist()), np.array(transform.vec.tolist())
+
+
 def _as_printed(values: np.ndarray) -> np.ndarray:
-    """float64 of what gemmi keeps in single precision: the shortest decimal number that rounds to it, as the file has it."""
+    """float64 of what gemmi keeps in single precision: the shortest decimal number that means it, as the file has it."""
     unique, where = np.unique(values, return_inverse=True)
-    return np.array([float(str(value)) for value in unique])[where].reshape(values.shape)
+    six = np.array([float(f"{value:.6g}") for value in unique])
+    # What was multiplied in single precision, as tensors of ANISOU records are, may be off by a digit more.
+    close = np.abs(six - unique) <= np.spacing(np.abs(unique))
+    exact = np.array([float(str(value)) for value in unique])
+    return np.where(close, six, exact)[where].reshape(values.shape)
 
 
 def _label(chain: str, residue: gemmi.Residue, atom: gemmi.Atom) -> str:

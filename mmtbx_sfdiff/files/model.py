@@ -20,11 +20,11 @@ from cctbx.eltbx import xray_scattering
 from libtbx.utils import Sorry as CctbxSorry
 from libtbx.utils import null_out
 
+from ..symmetry.frame import frame_of, scale_of_block, scale_of_pdb
 from .cif_symmetry import symmetry_of_block
 from .content import read_content
 from .entry_id import entry_id_in_model
 from .errors import Sorry
-from .frame import frame_of, scale_of_block, scale_of_pdb
 from .model_cif import normalized_cif
 from .model_header import method_messages, methods, tls_messages
 
