@@ -262,8 +262,10 @@ class SFcalculator(ModelState, ExperimentState, Report):
         return found if Return else None
 
     def _edited(self) -> bool:
-        if self._calculated is None:
+        if not hasattr(self, "Fprotein_asu"):
             raise ValueError("There is no Fprotein_asu yet: call calc_fprotein() first.")
+        if self._calculated is None:
+            return True  # assigned from outside
         tensor, version = self._calculated
         return self.Fprotein_asu is not tensor or tensor._version != version
 

@@ -74,7 +74,7 @@ def write_crystal(folder: Path, d_min=2.2, noise=0.02) -> tuple[Path, Path]:
     mtz.add_dataset("data")
     for label, kind in (("FP", "F"), ("SIGFP", "Q"), ("FreeR_flag", "I")):
         mtz.add_column(label, kind)
-    columns = [indices, amplitudes, noise * amplitudes, rng.integers(0, 20, len(indices))]
+    columns = [indices, amplitudes, noise * amplitudes, np.minimum(rng.integers(0, 20, len(indices)), 1)]
     mtz.set_data(np.column_stack(columns).astype(np.float32))
     mtz.write_to_file(str(data))
     return model, data

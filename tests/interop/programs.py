@@ -12,7 +12,7 @@ import torch
 import numpy as np
 
 
-def likelihood_gain(model, data):
+def likelihood_gain(model, data, n_steps=12):
     """A network's coordinates against an MTZ, with a second chain added to the structure factors (as ROCKET calls it)."""
     import SFC_Torch as SFC
 
@@ -42,7 +42,7 @@ def likelihood_gain(model, data):
     sites.requires_grad_()
     losses = []
     optimizer = torch.optim.Adam([sites], lr=0.02)
-    for _ in range(4):
+    for _ in range(n_steps):
         optimizer.zero_grad()
         sfc.calc_fprotein(atoms_position_tensor=sites)
         sfc.calc_fsolvent()
