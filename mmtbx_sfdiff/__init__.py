@@ -7,6 +7,7 @@ from .crystal import Crystal
 from .fmodel import FModel
 from .likelihood import e_values, llg, sigma_a
 from .plans import plan
+from .real_space import density
 from .reflections import Reflections
 from .scaling import Scales, update_all_scales
 from .structure_factors import structure_factors
@@ -21,6 +22,7 @@ __all__ = [
     "GeometryRestraints",
     "Reflections",
     "Scales",
+    "density",
     "e_values",
     "llg",
     "mask_structure_factors",

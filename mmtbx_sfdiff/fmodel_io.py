@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from typing_extensions import Self
 
 from .atoms import Atoms
+from .numerics.residual import scale as numerics_scale
+from .real_space import anomalous_difference_coefficients, map_coefficients, write_map_coefficients
 from .reflections import Reflections
 from .scaling import Scales
 
@@ -21,6 +23,16 @@ class FModelIO:
     reflections: Reflections
     scales: Scales | None
     source: Any
+
+    if TYPE_CHECKING:
+        selection: torch.Tensor
+
+        def known_scales(self) -> Scales: ...
+        def f_model(
+            self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None
+        ) -> torch.Tensor: ...
+        def f_calc(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor: ...
+        def f_mask(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor: ...
 
     @classmethod
     def from_files(
@@ -100,10 +112,47 @@ class FModelIO:
         return as_manager(self.atoms, self.reflections, scales, f_calc, f_mask)
 
     def write_map_coefficients(self, path: str | Path) -> None:
-        """Write 2mFo-DFc, mFo-DFc, F_model, the data used and the free flags as an MTZ file for Coot."""
-        from .files.managers import map_file, write
+        """Write 2mFo-DFc, mFo-DFc, F_model, the data used and the free flags as an MTZ file for Coot, by gemmi.
 
-        write(path, map_file(self.to_cctbx(), self.reflections.r_free_flags is not None))
+        Anomalous data keep their mates apart, in F-obs-filtered and F-model; the maps are of the mean of both mates, and a third
+        is of the anomalous differences (PANOM, PHPANOM).
+
+        Raises
+        ------
+        Sorry
+            No such folder; a ValueError, and cctbx's Sorry where there is cctbx.
+        RuntimeError
+            Before :meth:`update_scales`.
+        """
+        from .files.errors import Sorry  # cctbx's, where there is cctbx
+
+        if not Path(path).parent.is_dir():
+            raise Sorry(f"{path} cannot be written: there is no folder {Path(path).parent}.")
+        data = self.known_scales().selected(self.reflections)
+        with torch.no_grad():
+            f_model = self.f_model()[self.selection]
+        columns: dict[str, torch.Tensor] = {"F-obs-filtered": data.f_obs}
+        if data.sigmas is not None:
+            columns["SIGF-obs-filtered"] = data.sigmas
+        if data.r_free_flags is not None:
+            columns["R-free-flags"] = data.r_free_flags
+        columns["F-model"] = f_model * numerics_scale(data.f_obs, f_model.abs())
+        found = self.map_coefficients()
+        columns |= {"2FOFCWT": found["2mFo-DFc"], "FOFCWT": found["mFo-DFc"]}
+        write_map_coefficients(path, data.crystal, *_merged(data, columns, f_model))
+
+    def map_coefficients(self) -> dict[str, torch.Tensor]:
+        """Coefficients of 2mFo-DFc and mFo-DFc of the reflections in use, see :func:`mmtbx_sfdiff.real_space.map_coefficients`.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`update_scales`.
+        """
+        scales = self.known_scales()
+        used = scales.selection
+        with torch.no_grad():
+            return map_coefficients(scales.selected(self.reflections), self.f_model()[used], scales.k_total[used])
 
     def write_model(self, path: str | Path) -> None:
         """Write the model with its present coordinates as PDB or mmCIF (``.cif``).
@@ -116,3 +165,34 @@ class FModelIO:
         from .files.managers import model_file, write
 
         write(path, model_file(self.source, self.atoms, Path(path).suffix))
+
+
+def _merged(
+    data: Reflections, columns: dict[str, torch.Tensor], f_model: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Indices and columns of an MTZ file: of anomalous data one row for both mates, and what each has in columns of its own."""
+    h = data.miller_indices
+    if not data.anomalous:
+        return h, columns
+    digits = torch.tensor([2**40, 2**20, 1], dtype=torch.int64, device=h.device)
+    positive = (h * digits).sum(-1) > 0
+    keys, row = torch.unique((h * digits).sum(-1).abs(), return_inverse=True)
+    n = len(keys)
+    indices = h.new_zeros(n, 3).index_copy(0, row, torch.where(positive[:, None], h, -h))
+    centric = data.crystal.centric_flags(h)
+    result: dict[str, torch.Tensor] = {}
+    for label, values in columns.items():
+        if values.is_complex() and label != "F-model":
+            same = torch.where(positive, values, values.conj())
+            total = same.new_zeros(n).index_add(0, row, same)
+            result[label] = total / torch.bincount(row, minlength=n)
+        elif values.dtype == torch.bool:
+            result[label] = values.new_zeros(n).index_copy(0, row, values)
+        else:
+            for sign, chosen in (("(+)", positive | centric), ("(-)", ~positive & ~centric)):
+                blank = torch.full((n,), float("nan"), dtype=values.dtype, device=h.device)
+                result[label + sign] = blank.index_copy(0, row[chosen], values[chosen])
+    first, coefficients = anomalous_difference_coefficients(data, f_model)
+    place = torch.searchsorted(keys, (first * digits).sum(-1))
+    blank = torch.full((n,), float("nan"), dtype=coefficients.dtype, device=h.device)
+    return indices, result | {"PANOM": blank.index_copy(0, place, coefficients)}

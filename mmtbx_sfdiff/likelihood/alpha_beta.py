@@ -57,7 +57,7 @@ class AlphaBeta:
         )
 
 
-def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
+def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0, per_zone=_PER_ZONE, free_only=False):
     """alpha and beta of every reflection, as mmtbx estimates them.
 
     The work set takes the place of the free set where that has fewer than 300 reflections and the data reach
@@ -72,6 +72,10 @@ def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
         (n,) bool, the reflections in use (see ``Scales.selection``); others get alpha = beta = 0.
     f_obs_scale : float
         ``f_obs`` is divided by it (see ``Scales.f_obs_scale``).
+    per_zone : int
+        Free reflections in a zone; mmtbx takes 140 for targets and 100 for maps.
+    free_only : bool
+        Take the free set however few they are, as mmtbx does for maps.
 
     Returns
     -------
@@ -101,6 +105,8 @@ def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
             epsilons[used],
             centric[used],
             d_star_sq[used],
+            per_zone,
+            free_only,
         )
     dtype = reflections.f_obs.dtype
     full = [torch.zeros(n, dtype=dtype, device=indices.device) for _ in range(2)]
@@ -109,11 +115,16 @@ def estimate_alpha_beta(reflections, f_model, selection=None, f_obs_scale=1.0):
     return AlphaBeta(alpha=full[0], beta=full[1], epsilons=epsilons.to(dtype), centric=centric)
 
 
-def _estimate(f_obs, f_model, free, epsilons, centric, d_star_sq):
+def _estimate(f_obs, f_model, free, epsilons, centric, d_star_sq, per_zone, free_only):
     n_free = int(free.sum())
-    few = n_free < _FEW_FREE and 1 / math.sqrt(float(d_star_sq.min())) > _LOW_RESOLUTION and n_free != len(free)
+    few = (
+        not free_only
+        and n_free < _FEW_FREE
+        and 1 / math.sqrt(float(d_star_sq.min())) > _LOW_RESOLUTION
+        and n_free != len(free)
+    )
     test = ~free if few or not n_free else free
-    zones = _zones_of_equal_number(d_star_sq[test].cpu().numpy(), min(_PER_ZONE, int(test.sum())))
+    zones = _zones_of_equal_number(d_star_sq[test].cpu().numpy(), min(per_zone, int(test.sum())))
     a, b, t = _best_t(zones, f_obs[test], f_model[test], epsilons[test], centric[test])
     alpha, beta = _from_t(a, b, _smooth_interior(t))
     if not few:
