@@ -633,7 +633,7 @@ def _numpy(values):
 
 # Structures found free of anharmonic terms, which smtbx sets when it makes one: asking every scatterer is what takes
 # time when the same structure is read at each step of a refinement.
-_HARMONIC = weakref.WeakKeyDictionary()
+_HARMONIC: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _has_anharmonic(xray_structure):

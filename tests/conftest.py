@@ -1,9 +1,10 @@
 """Test data, markers, what runs where cctbx is not installed, and a limit on what is skipped."""
 
 import ast
+import importlib
 import importlib.util
 import os
-from pathlib import Path
+import traceback
 
 import torch  # before a test loads cctbx.xray, so that it keeps its threads
 
@@ -13,8 +14,9 @@ from tests.support.entries import pdb_folder
 
 HAVE_CCTBX = importlib.util.find_spec("cctbx") is not None
 CCTBX = {"boost_adaptbx", "cctbx", "iotbx", "libtbx", "mmtbx", "scitbx"}
-# Rooms of this package that are about cctbx.
+# Rooms of this package that are about cctbx, and those of which a part needs it.
 NEED_CCTBX = ("cctbx_backend", "command_line", "comparison", "programs")
+MAY_NEED_CCTBX = (*NEED_CCTBX, "files", "latent", "refinement")
 EXPECTED_SKIPS = ("slow: ", "gpu: ", "no folder of PDB entries", "needs cctbx")
 
 
@@ -50,22 +52,37 @@ def pytest_ignore_collect(collection_path):
 
 
 def needs_cctbx(path):
-    """Whether a file, or a helper of these tests that it imports, imports cctbx when it is loaded."""
+    """Whether a file imports cctbx when it is loaded, or something that may, and here does not without it.
+
+    A room of the core that imports cctbx is not excused: its tests are collected, and fail.
+    """
     for node in ast.parse(path.read_text()).body:
         names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names = [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] in CCTBX or (parts[0] == "mmtbx_sfdiff" and len(parts) > 1 and parts[1] in NEED_CCTBX):
+            names = [(node.module, alias.name) for alias in node.names]
+        for module, name in names:
+            first, *rest = f"{module}.{name}".split(".")
+            if first in CCTBX or first == "validation" or (first == "mmtbx_sfdiff" and rest[0] in NEED_CCTBX):
                 return True
-            if parts[0] == "validation":
+            if first in ("mmtbx_sfdiff", "tests") and _fails_for_want_of_cctbx(module, name):
                 return True
-            helper = Path(__file__).parent / "support" / f"{parts[2] if len(parts) > 2 else ''}.py"
-            if parts[:2] == ["tests", "support"] and helper.is_file() and needs_cctbx(helper):
-                return True
+    return False
+
+
+def _fails_for_want_of_cctbx(module, name):
+    try:
+        loaded = importlib.import_module(module)
+        if name and not hasattr(loaded, name):
+            importlib.import_module(f"{module}.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in CCTBX:
+            return False
+        where = traceback.extract_tb(error.__traceback__)[-1].filename.replace(os.sep, "/")
+        return "/tests/" in where or any(f"/mmtbx_sfdiff/{room}/" in where for room in MAY_NEED_CCTBX)
+    except Exception:
+        return False  # pytest will say it better
     return False
 
 

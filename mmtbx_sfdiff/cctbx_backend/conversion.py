@@ -57,7 +57,7 @@ def miller_tensor(miller_set, device="cpu"):
     return _miller_sets.tensor(miller_set.indices(), device)
 
 
-_crystals = collections.deque(maxlen=8)
+_crystals: collections.deque = collections.deque(maxlen=8)
 
 
 def crystal_of(obj, device="cpu"):

@@ -30,9 +30,9 @@ from .usage import report_at_exit_if_asked
 NAME = "sfdiff"
 _DESCRIPTION = "Differentiable structure factors and masks (mmtbx_sfdiff)"
 
-_undo = []
-_undo_scaling = []
-_takeovers = []
+_undo: list = []
+_undo_scaling: list = []
+_takeovers: list = []
 
 
 def is_registered():

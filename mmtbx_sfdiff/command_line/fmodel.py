@@ -2,14 +2,15 @@
 
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.fmodel
 import sys
+from collections.abc import Sequence
 
 from mmtbx_sfdiff.command_line import load
 
 
-def run(args=None):
+def run(args: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     program = load("fmodel").Program
-    return load("runner").main(program, args)
+    return int(load("runner").main(program, args))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.latent
 import sys
+from collections.abc import Sequence
 
 from mmtbx_sfdiff.command_line import load
 
 
-def run(args=None):
+def run(args: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    program, runner, arguments = load("latent"), load("runner"), []
+    program, runner = load("latent"), load("runner")
+    arguments: list[str] = []
     words = sys.argv[1:] if args is None else list(args)
     code = runner.guarded(lambda: arguments.extend(program.stage_arguments(words)))
-    return code or runner.main(program.Program, arguments)
+    return int(code or runner.main(program.Program, arguments))
 
 
 if __name__ == "__main__":

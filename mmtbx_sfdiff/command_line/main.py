@@ -46,7 +46,7 @@ def run(args: Sequence[str] | None = None) -> int:
         return 2
     verb = importlib.import_module(f"mmtbx_sfdiff.command_line.{words[0]}")
     sys.argv = [f"mmtbx_sfdiff.{words[0]}", *words[1:]]
-    return verb.run(words[1:])
+    return int(verb.run(words[1:]))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.run
 import sys
+from collections.abc import Sequence
 
 from mmtbx_sfdiff.command_line import load
 
 
-def run(args=None):
+def run(args: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    return load("run").run(args)
+    return int(load("run").run(args))
 
 
 if __name__ == "__main__":

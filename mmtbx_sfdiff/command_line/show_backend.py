@@ -2,13 +2,14 @@
 
 # LIBTBX_SET_DISPATCHER_NAME mmtbx_sfdiff.show_backend
 import sys
+from collections.abc import Sequence
 
 from mmtbx_sfdiff.command_line import load
 
 
-def run(args=None):
+def run(args: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    return load("show_backend").run(args)
+    return int(load("show_backend").run(args))
 
 
 if __name__ == "__main__":

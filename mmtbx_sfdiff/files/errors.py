@@ -11,7 +11,9 @@ import importlib.util
 if importlib.util.find_spec("libtbx") is not None:
     from libtbx.utils import Sorry as _Base
 else:
-    _Base = Exception
+
+    class _Base(Exception):  # type: ignore[no-redef]  # not Exception itself: ValueError comes after it in the order of bases
+        pass
 
 
 class Sorry(_Base, ValueError):

@@ -250,9 +250,11 @@ def _atom_table(structure: gemmi.Structure, copy: gemmi.Structure, monomers: gem
                     sites.append(atom.pos.tolist())
                 residue_number += 1
     text = [np.array([c[i] for c in columns], dtype=object) for i in range(5)]
-    name, altloc, element, residue_name, kind = text
+    atom_names, altloc, element, residue_name, kind = text
     numbers = [np.array([c[i] for c in columns]) for i in (5, 6, 7)]
-    return AtomTable(name, altloc, element, residue_name, kind, numbers[0], numbers[1], np.array(sites), numbers[2])
+    return AtomTable(
+        atom_names, altloc, element, residue_name, kind, numbers[0], numbers[1], np.array(sites), numbers[2]
+    )
 
 
 def _tied(atoms: AtomTable, bonds: Rows) -> tuple[Rows, list[str]]:

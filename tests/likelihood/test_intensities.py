@@ -123,6 +123,7 @@ def test_effective_amplitudes_have_the_moments_they_are_made_for():
     assert float(effective(one, 1e4 * one, flags)[1].max()) < 0.02
 
 
+@pytest.mark.cctbx
 def test_bad_intensities_are_named():
     crystal = sfdiff.Crystal.from_cctbx(
         __import__("cctbx.crystal").crystal.symmetry((30, 40, 50, 90, 90, 90), "P 21 21 21")
