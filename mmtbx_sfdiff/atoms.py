@@ -22,6 +22,7 @@ import numpy as np
 
 from ._cctbx_loading import require_cctbx
 from .atom_arrays import (
+    EIGHT_PI_SQ,
     PACKED,
     AtomArrays,
     arrays_of_gemmi,
@@ -32,7 +33,9 @@ from .atom_arrays import (
     types_of,
 )
 from .crystal import Crystal
+from .displacements import packed, u_cart_as_u_star, u_star_as_u_cart
 from .form_factors import FormFactors
+from .symmetry.sites import MIN_DISTANCE
 from .tables.gaussians import element_of, van_der_waals_radius
 
 # Fields that a user may replace, with the number of trailing dimensions beyond the atoms.
@@ -102,7 +105,7 @@ class Atoms:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> Atoms:
-        """Atoms of an asymmetric unit from arrays, which are copied.
+        """Atoms of an asymmetric unit from arrays, which are copied; tensors keep their gradients.
 
         Sites of occupancy 1 closer than 0.5 Å to an image of theirs are moved onto the symmetry element and weighted by
         their multiplicity; at another occupancy they stay, as iotbx has it: files divide it by the multiplicity.
@@ -167,7 +170,27 @@ class Atoms:
             check_finite("b_iso", np.where(isotropic, b, 0.0), names or None)
         types = types_of(elements, charges, table, d_min)
         arrays = placed(crystal, types, names, fractional(crystal, sites), b, u, occupancy)
-        return cls._from_placed(arrays, crystal, table, d_min, dtype, device)
+        atoms = cls._from_placed(arrays, crystal, table, d_min, dtype, device)
+        return atoms._carrying(sites_cart=sites_cart, b_iso=b_iso, occupancies=occupancies, u_cart=u_cart)
+
+    def _carrying(self, **given: Any) -> Atoms:
+        """The same values, with gradients to those of the given tensors that want them."""
+        wanting = {
+            name: value.to(dtype=self.dtype, device=self.device)
+            for name, value in given.items()
+            if isinstance(value, torch.Tensor) and value.requires_grad
+        }
+        if "b_iso" in wanting:
+            wanting["u_iso"] = torch.where(self.use_u_iso, wanting.pop("b_iso") / EIGHT_PI_SQ, self.u_iso)
+        if "u_cart" in wanting:
+            u_star = u_cart_as_u_star(packed(wanting.pop("u_cart")), self.crystal)
+            wanting["u_star"] = torch.where(self.use_u_aniso[:, None], u_star, self.u_star)
+        return self.replace(
+            **{
+                name: value.expand_as(getattr(self, name)) + (getattr(self, name) - value).detach()
+                for name, value in wanting.items()
+            }
+        )
 
     @classmethod
     def from_gemmi(
@@ -382,7 +405,16 @@ class Atoms:
     @property
     def b_iso(self) -> torch.Tensor:
         """8 pi^2 :attr:`u_equivalent`, (..., n_atoms) Å^2."""
-        return 8 * math.pi**2 * self.u_equivalent
+        return EIGHT_PI_SQ * self.u_equivalent
+
+    @property
+    def u_cart(self) -> torch.Tensor:
+        """Cartesian U as 11, 22, 33, 12, 13, 23, (..., n_atoms, 6) Å^2: of isotropic atoms u_iso on the diagonal.
+
+        An atom that uses both has their sum.
+        """
+        diagonal = torch.where(self.use_u_iso, self.u_iso, 0)[..., None] * self.u_star.new_tensor((1, 1, 1, 0, 0, 0))
+        return diagonal + torch.where(self.use_u_aniso[:, None], u_star_as_u_cart(self.u_star, self.crystal), 0)
 
     @property
     def n_atoms(self):
@@ -600,24 +632,30 @@ def _one_each(name: str, values: Any, n: int) -> np.ndarray:
 
 def _new_structure(atoms: Atoms) -> Any:
     """A ``cctbx.xray.structure`` of atoms that did not come from one, with their form factors."""
+    from cctbx import crystal as cctbx_crystal
     from cctbx import xray
     from cctbx.array_family import flex
     from cctbx.eltbx import xray_scattering
 
+    settings = cctbx_crystal.special_position_settings(atoms.crystal.to_cctbx(), min_distance_sym_equiv=MIN_DISTANCE)
+    structure = xray.structure(special_position_settings=settings)
+    columns = (atoms.sites_frac, atoms.u_iso, atoms.u_star, atoms.use_u_iso, atoms.use_u_aniso, atoms.site_weights)
+    rows = zip(atoms.labels, atoms.scattering_types, *(column.detach().cpu().tolist() for column in columns))
     scatterers = flex.xray_scatterer()
-    sites = atoms.sites_frac.detach().cpu().tolist()
-    for label, site, kind in zip(atoms.labels, sites, atoms.scattering_types):
-        scatterers.append(xray.scatterer(label=label, site=site, u=0.0, scattering_type=kind))
-    structure = xray.structure(crystal_symmetry=atoms.crystal.to_cctbx(), scatterers=scatterers)
-    anisotropic = flex.bool(atoms.use_u_aniso.cpu().numpy())
-    for scatterer, aniso in zip(structure.scatterers(), anisotropic):
-        scatterer.flags.set_use_u(iso=not aniso, aniso=aniso)
+    for label, kind, site, u_iso, u_star, use_iso, use_aniso, weight in rows:
+        scatterer = xray.scatterer(label=label, scattering_type=kind, site=site, u=u_iso)
+        if use_aniso:
+            scatterer.u_star = u_star
+        scatterer.flags.set_use_u(iso=use_iso, aniso=use_aniso)
+        scatterer.occupancy = 1 if weight < 1 else 0  # which sites are special; the occupancies come later
+        scatterers.append(scatterer)
+    structure.add_scatterers(scatterers, non_unit_occupancy_implies_min_distance_sym_equiv_zero=True)
     table = atoms.form_factors
     custom = {}
     for kind, a, b, c in zip(table.types, table.a.tolist(), table.b.tolist(), table.c.tolist()):
         terms = [i for i, value in enumerate(a) if value != 0]
         custom[kind] = xray_scattering.gaussian([a[i] for i in terms], [b[i] for i in terms], c)
-    structure.scattering_type_registry(custom_dict=custom, table=table.table or None)
+    structure.scattering_type_registry(custom_dict=custom).set_last_table(table.table)
     return structure
 
 
