@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 
-import numba
 import numpy as np
 
+from ..jit import jit
 from ..jobs import MaskGrid
 
-jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 NEVER = 2**30
 
 

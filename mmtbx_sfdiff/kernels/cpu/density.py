@@ -15,6 +15,7 @@ import torch
 
 import numpy as np
 
+from ..checks import BadAtom
 from ..jobs import DensityJob, NotPositiveDefinite
 from ..threads import n_workers, run, shares
 from . import gaussian as gaussian_cpu
@@ -45,7 +46,9 @@ class _Arrays:
         self.row = grid.dims[2] + setting.box[2]
         n = job.n_atoms
         self.sites_grid, self.order = np.empty((n, 3)), np.empty(n, np.int64)
-        gaussian_cpu.place_atoms(_numpy(job.sites), grid.axes, self.dims, self.sites_grid, self.order)
+        lost = gaussian_cpu.place_atoms(_numpy(job.sites), grid.axes, self.dims, self.sites_grid, self.order)
+        if lost:
+            raise BadAtom("sites", "are not finite numbers: correct them, or leave the atom out.", lost - 1, 0, 1)
         self.u_scale = 2 * math.pi**2 * setting.s_sq
         self.e_iso = _numpy(job.u_iso) * self.u_scale
         self.e_iso -= setting.sharpening
@@ -132,7 +135,10 @@ def _check(code):
     if code == 0:
         return
     if code < 0:
-        raise RuntimeError("An atom is wider than the box it was given: please report this structure.")
+        raise ValueError(
+            "The weights or displacement parameters of an atom are beyond what this calculation was set up for: its "
+            "Gaussians are wider than the box they were given."
+        )
     raise NotPositiveDefinite(code - 1)
 
 

@@ -15,7 +15,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LANES = 8
-_CONTRACT = ("contract", "nsz", "nnan", "reassoc")
+_CONTRACT = ("contract", "nsz", "reassoc")
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -32,19 +32,27 @@ class VectorBuilder:
         return self.context.make_array(array_type)(self.context, self.b, array).data
 
     def address(self, data, offset):
-        return self.b.bitcast(self.b.gep(data, [offset]), self.vector.as_pointer())
+        return self.b.bitcast(self.b.gep(data, [offset], source_etype=self.scalar), self.vector.as_pointer())
 
     def load(self, data, offset):
-        value = self.b.load(self.address(data, offset))
-        value.align = self.dtype.bitwidth // 8
-        return value
+        return self.b.load(self.address(data, offset), align=self.dtype.bitwidth // 8, typ=self.vector)
 
     def store(self, value, data, offset):
-        self.b.store(value, self.address(data, offset)).align = self.dtype.bitwidth // 8
+        self.b.store(value, self.address(data, offset), align=self.dtype.bitwidth // 8)
 
     def load_all(self, data, offset):
         """One element in every lane."""
-        return self.fill(self.b.load(self.b.gep(data, [offset])))
+        return self.fill(self.b.load(self.b.gep(data, [offset], source_etype=self.scalar), typ=self.scalar))
+
+    def variable(self, value):
+        """Storage for a vector, which the compiler keeps in a register."""
+        place = cgutils.alloca_once(self.b, self.vector)
+        self.b.store(value, place)
+        return place
+
+    def value_of(self, place):
+        """What a :meth:`variable` holds."""
+        return self.b.load(place, typ=self.vector)
 
     def fill(self, value):
         undefined = ir.Constant(self.vector, ir.Undefined)
@@ -158,12 +166,12 @@ def store_plane(typing, table, offset, n_blocks, n_rows, width, b, c, first_row,
             start = builder.mul(block.index, _i64(LANES))
             t = v.add(v.add(v.lanes(), v.fill(builder.sitofp(start, v.scalar))), first)
             slope = v.mul(b, t)
-            value = cgutils.alloca_once_value(builder, v.exp_of_negative(v.mul(slope, first_row)))
+            value = v.variable(v.exp_of_negative(v.mul(slope, first_row)))
             ratio = v.exp_of_negative(slope)
             along = v.exp_of_negative(v.mul(v.mul(t, t), c))
             at = builder.add(offset, start)
             with cgutils.for_range(builder, n_rows) as loop:
-                now = builder.load(value)
+                now = v.value_of(value)
                 v.store(v.mul(now, along), data, builder.add(at, builder.mul(loop.index, width)))
                 builder.store(v.mul(now, ratio), value)
         return context.get_dummy_value()
@@ -219,22 +227,19 @@ def add_rows_oblique(typing, grid, start, stride, n_rows, table, x1, x2, y1, y2,
 def _row_moments(v, builder, n_rows, first_y, weigh, read):
     """Sums over rows of value, value y, value y^2 for two weights: six accumulators that stay in
     registers."""
-    sums = [cgutils.alloca_once(builder, v.vector) for _ in range(6)]
-    for accumulator in sums:
-        builder.store(v.constant(0.0), accumulator)
-    position = cgutils.alloca_once(builder, v.vector)
-    builder.store(v.fill(first_y), position)
+    sums = [v.variable(v.constant(0.0)) for _ in range(6)]
+    position = v.variable(v.fill(first_y))
     with cgutils.for_range(builder, n_rows) as loop:
-        value, y = read(loop.index), builder.load(position)
+        value, y = read(loop.index), v.value_of(position)
         for k in range(2):
             moment = v.mul(value, weigh(k, loop.index))
             for power in range(3):
                 accumulator = sums[3 * k + power]
-                builder.store(v.add(builder.load(accumulator), moment), accumulator)
+                builder.store(v.add(v.value_of(accumulator), moment), accumulator)
                 if power < 2:
                     moment = v.mul(moment, y)
         builder.store(v.add(y, v.constant(1.0)), position)
-    return [builder.load(accumulator) for accumulator in sums]
+    return [v.value_of(accumulator) for accumulator in sums]
 
 
 def _add_moments(v, builder, sums, scales, u, values, out):
@@ -318,9 +323,7 @@ def finish_moments(typing, table, moments, block_size, n_blocks, z, z_size, firs
         v = VectorBuilder(context, builder, dtype)
         table, moments, block_size, n_blocks, z, z_size, first = args
         values = v.data(signature.args[0], table)
-        sums = [cgutils.alloca_once(builder, v.vector) for _ in range(10)]
-        for accumulator in sums:
-            builder.store(v.constant(0.0), accumulator)
+        sums = [v.variable(v.constant(0.0)) for _ in range(10)]
         first = v.fill(first)
         with cgutils.for_range(builder, n_blocks) as loop:
             block = loop.index
@@ -334,8 +337,8 @@ def finish_moments(typing, table, moments, block_size, n_blocks, z, z_size, firs
             mz = v.mul(m0, t)
             found = m0, mx, my, mz, mxx, myy, v.mul(mz, t), mxy, v.mul(mx, t), v.mul(my, t)
             for accumulator, value in zip(sums, found):
-                builder.store(v.add(builder.load(accumulator), value), accumulator)
-        results = [v.sum(builder.load(accumulator)) for accumulator in sums]
+                builder.store(v.add(v.value_of(accumulator), value), accumulator)
+        results = [v.sum(v.value_of(accumulator)) for accumulator in sums]
         return context.make_tuple(builder, signature.return_type, results)
 
     return signature, generate

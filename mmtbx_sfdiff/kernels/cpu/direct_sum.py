@@ -39,7 +39,9 @@ _POWERS = np.concatenate([[0.0], 2.0 ** np.arange(-1022, 1024), [np.inf]])
 @numba.njit(inline="always", fastmath=False)
 def _exp(x, powers):
     """exp(x) to 1e-15, in a form that vectorises (Cody-Waite reduction and a polynomial)."""
-    x = min(max(x, -709.0), 710.0)
+    given = x
+    # What is no number must not become a place in the table; the last term makes it none again.
+    x = min(x, 710.0) if x > -709.0 else -709.0
     n = np.floor(x * _LOG2_E + 0.5)
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     p = 1.6059043836821613e-10
@@ -56,7 +58,7 @@ def _exp(x, powers):
     p = p * r + 0.5
     p = p * r + 1.0
     p = p * r + 1.0
-    return p * powers[np.int32(n) + np.int32(1023)]
+    return p * powers[np.int32(n) + np.int32(1023)] + (0.0 if given == given else given)
 
 
 @jit_sums

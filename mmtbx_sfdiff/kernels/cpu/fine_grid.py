@@ -12,12 +12,16 @@ import torch
 
 import numpy as np
 
+from ..checks import BadAtom
+from ..jit import jit
 from ..jobs import MaskJob
 from ..threads import over
-from .asymmetric_unit import NEVER, Unit, jit, spread_to_cell, sum_over_orbits, unit_of
+from .asymmetric_unit import NEVER, Unit, spread_to_cell, sum_over_orbits, unit_of
 
 # Planes and rows of the fine grid.
 _TILE = 16
+# Cells beyond which a position has no digits left, and that a sphere may reach across.
+_FAR, _MOST_CELLS = 1e12, 200.0
 
 
 @functools.lru_cache(maxsize=64)
@@ -115,7 +119,7 @@ class Box:
         self.low, self.shape, self.windows = frame
         steps = unit.n_real * fine
         corner = self.low + unit.corner * fine
-        positions, self.atoms, self.operators = _images(
+        lost, positions, self.atoms, self.operators = _images(
             sites,
             unit.rotations,
             unit.translations,
@@ -124,6 +128,14 @@ class Box:
             (corner + self.shape - 1) / steps,
             unit.extent,
         )
+        if lost:
+            raise BadAtom(
+                "sites or radii",
+                "are not numbers that a mask can be made of: correct them, or leave the atom out.",
+                lost - 1,
+                0,
+                1,
+            )
         self.positions = positions * steps - corner
         # Images that share rows of the grid follow one another, so that these stay in the cache.
         tiles = (self.positions[:, :2] // _TILE).astype(np.int64)
@@ -165,6 +177,8 @@ def _images(sites, rotations, translations, reach, low, high, extent):
                         + r[a, 2] * sites[atom, 2]
                         + translations[operator, a]
                     )
+                    if not (abs(x[a]) < _FAR and abs(extent[a] * reach[atom]) < _MOST_CELLS):
+                        return atom + 1, positions, atoms, operators
                     first[a] = int(np.ceil(low[a] - extent[a] * reach[atom] - x[a]))
                     last[a] = int(np.floor(high[a] + extent[a] * reach[atom] - x[a]))
                     number *= max(0, last[a] - first[a] + 1)
@@ -177,7 +191,7 @@ def _images(sites, rotations, translations, reach, low, high, extent):
                             positions[count, 0], positions[count, 1], positions[count, 2] = x[0] + i, x[1] + j, x[2] + k
                             atoms[count], operators[count] = atom, operator
                             count += 1
-    return positions, atoms, operators
+    return 0, positions, atoms, operators
 
 
 @jit

@@ -27,7 +27,10 @@ def scratch_size(box):
 
 @jit
 def place_atoms(sites, axes, dims, sites_grid, order):
-    """Sites in grid units within the cell, and an order in which neighbours follow one another."""
+    """Sites in grid units within the cell, and an order in which neighbours follow one another.
+
+    Returns 0, or 1 + the number of an atom that is nowhere.
+    """
     n = sites.shape[0]
     nx, ny, nz = dims
     ny_blocks, nz_blocks = ny // 8 + 1, nz // 16 + 1
@@ -38,6 +41,8 @@ def place_atoms(sites, axes, dims, sites_grid, order):
         for i in range(3):
             x = sites[a, axes[i]]
             x -= math.floor(x)
+            if not 0 <= x <= 1:
+                return a + 1
             sites_grid[a, i] = x * dims[i]
         key = ((int(sites_grid[a, 0]) // 4) * ny_blocks + int(sites_grid[a, 1]) // 8) * nz_blocks
         key += int(sites_grid[a, 2]) // 16
@@ -48,6 +53,7 @@ def place_atoms(sites, axes, dims, sites_grid, order):
     for a in range(n):
         order[counts[keys[a]]] = a
         counts[keys[a]] += 1
+    return 0
 
 
 @jit
@@ -57,8 +63,9 @@ def cut(cuts, width, level):
     table, width_first, width_step, level_first, level_step = cuts
     x = (math.log(width) - width_first) / width_step
     y = (level - level_first) / level_step
-    x = min(max(x, 0.0), table.shape[0] - 1.001)
-    y = min(max(y, 0.0), table.shape[1] - 1.001)
+    # What is no number is cut off late.
+    x = min(x, table.shape[0] - 1.001) if x > 0 else 0.0
+    y = min(y, table.shape[1] - 1.001) if y > 0 else 0.0
     i, j = int(x), int(y)
     x -= i
     y -= j
@@ -78,7 +85,7 @@ def gaussian(e, ustar, aniso, geometry, work, k):
     o = 12 * k
     s_sq = geometry[0]
     if not aniso:
-        if e <= 0:
+        if not 0 < e < math.inf:
             return 0.0, -1.0
         # Everything about an isotropic Gaussian is a multiple of what it is for e = 1.
         scale = PI_SQ * s_sq / e
@@ -94,7 +101,7 @@ def gaussian(e, ustar, aniso, geometry, work, k):
     c00, c11, c22 = m11 * m22 - m12 * m12, m00 * m22 - m02 * m02, m00 * m11 - m01 * m01
     c01, c02, c12 = m02 * m12 - m01 * m22, m01 * m12 - m02 * m11, m01 * m02 - m00 * m12
     det = m00 * c00 + m01 * c01 + m02 * c02
-    if m00 <= 0 or c22 <= 0 or det <= 0:
+    if not (m00 > 0 and c22 > 0 and 0 < det < math.inf):
         return 0.0, -1.0
     scale = PI_SQ / det
     work[o] = c00 * scale * geometry[14]

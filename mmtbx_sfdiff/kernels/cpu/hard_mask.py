@@ -20,9 +20,9 @@ import torch
 
 import numpy as np
 
+from ..jit import jit
 from ..jobs import MaskJob
 from ..threads import over
-from .asymmetric_unit import jit
 from .fine_grid import Box, FineGrid
 
 # Field, targets and sources.

@@ -73,7 +73,8 @@ def population(
         if weight > 0:
             n_atoms += 1
         at = math.log(max((e - first) / bin_scale + 1, 1.0)) / log_growth
-        at = min(at, n_bins - 1.001)
+        # What is no number goes to the first bin.
+        at = min(at, n_bins - 1.001) if at > 0 else 0.0
         low = int(at)
         high = at - low
         result[types[a], low] += weight * (1 - high)

@@ -13,9 +13,10 @@ import torch
 
 import numpy as np
 
+from ..jit import jit
 from ..jobs import Columns
 from ..threads import over
-from .asymmetric_unit import Unit, jit
+from .asymmetric_unit import Unit
 from .spectrum import read_reflections
 
 _DTYPES = {

@@ -18,8 +18,11 @@ SUMS = 6
 TOGETHER = 4
 
 
+_I64 = ir.IntType(64)
+
+
 def _i64(value):
-    return ir.Constant(ir.IntType(64), value)
+    return ir.Constant(_I64, value)
 
 
 def _any(v, value):
@@ -120,7 +123,8 @@ def mark_blocks(typing, field, index, n_blocks, marks):
             some = builder.fcmp_ordered(">", value, v.constant(0)), builder.fcmp_ordered("<", value, v.constant(1))
             bits = builder.bitcast(builder.and_(*some), ir.IntType(LANES))
             found = builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
-            builder.store(builder.zext(found, ir.IntType(8)), builder.gep(marks, [loop.index]))
+            place = builder.gep(marks, [loop.index], source_etype=ir.IntType(8))
+            builder.store(builder.zext(found, ir.IntType(8)), place)
         return context.get_dummy_value()
 
     return signature, generate
@@ -138,18 +142,17 @@ def weighted_sums(typing, out, data, index, n_blocks, offsets, weights, first, a
         index, n_blocks, first, after = args[2], args[3], args[6], args[7]
 
         def sum_blocks(start, number):
-            sums = [cgutils.alloca_once(builder, v.vector) for _ in range(number)]
-            for accumulator in sums:
-                builder.store(v.constant(0), accumulator)
+            sums = [v.variable(v.constant(0)) for _ in range(number)]
             begin = builder.add(index, start)
             with cgutils.for_range_slice(builder, first, after, _i64(1)) as (step, _):
                 weight = v.load_all(weights, step)
-                at = builder.add(begin, builder.load(builder.gep(offsets, [step])))
+                place = builder.gep(offsets, [step], source_etype=_I64)
+                at = builder.add(begin, builder.load(place, typ=_I64))
                 for i, accumulator in enumerate(sums):
                     term = v.mul(weight, v.load(data, builder.add(at, _i64(LANES * i))))
-                    builder.store(v.add(builder.load(accumulator), term), accumulator)
+                    builder.store(v.add(v.value_of(accumulator), term), accumulator)
             for i, accumulator in enumerate(sums):
-                v.store(builder.load(accumulator), out, builder.add(start, _i64(LANES * i)))
+                v.store(v.value_of(accumulator), out, builder.add(start, _i64(LANES * i)))
 
         done, number = _i64(0), TOGETHER
         while number:

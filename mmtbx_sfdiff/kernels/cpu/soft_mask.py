@@ -14,9 +14,10 @@ import torch
 
 import numpy as np
 
+from ..jit import jit
 from ..jobs import MaskJob
 from ..threads import over
-from .asymmetric_unit import NEVER, jit
+from .asymmetric_unit import NEVER
 from .fine_grid import Box, FineGrid
 from .mask_vectors import (
     LANES,

@@ -107,7 +107,7 @@ def splat(
                 if amplitude == 0.0:
                     continue
                 norm, width = gaussian(e, star, use_aniso[a], geometry, work, k)
-                if width <= 0:
+                if not width > 0:
                     return a + 1
                 cut = cut_of(cuts, width, math.log(tolerance / abs(amplitude)))
                 if cut <= 0:
@@ -125,6 +125,9 @@ def splat(
             # Isotropic Gaussians are concentric and of one shape: the wider one has the outline of both.
             wide = 0 if work[9] >= work[21] else 1
             hx, hy, hz = max(work[9], work[21]), max(work[10], work[22]), max(work[11], work[23])
+            # Also what is not a number is no longer one here.
+            if not (hx < bx and hy < by and hz < bz):
+                return -1
             i0, i1 = int(math.ceil(sx - hx)), int(math.floor(sx + hx))
             j0, k0 = int(math.ceil(sy - hy)), int(math.ceil(sz - hz))
             n_y = (int(math.floor(sy + hy)) - j0 + 8) // 8

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from ..jobs import MaskJob
+from ..reference.probe_shrink import sound
 from .bins import bin_numbers, bin_range, period, periods_within, sort_into_bins
 
 # Points of a tile of the fine grid, and of a coarse block or a box, that one program takes at a time.
@@ -296,6 +297,7 @@ class SoftMask:
     def _images(self, sites, radii, cover, width):
         """Images of the atoms in the cell, sorted by bins; where each bin begins."""
         grid, n_atoms = self.grid, max(1, len(sites))
+        sites, radii, cover = sound(sites, radii, cover)
         position = torch.einsum("gij,nj->gni", grid.rotations, sites) + grid.translations[:, None]
         position = position - position.floor()
         order, starts = sort_into_bins(

@@ -94,7 +94,8 @@ def grid_sites(job):
     """Sites in grid units, (n_models n_atoms, 3) float64, in the cell."""
     dims = torch.tensor(job.setting.grid.dims, dtype=torch.float64, device=job.sites.device)
     frac = job.sites.detach().reshape(-1, 3)[:, list(job.setting.grid.axes)]
-    return (frac - frac.floor()) * dims
+    # What is nowhere is put at the origin, where its amplitude makes everything NaN.
+    return (frac - frac.floor()).nan_to_num(0.0) * dims
 
 
 def _chunks(sites, found, setting):

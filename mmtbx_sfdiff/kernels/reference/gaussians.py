@@ -86,19 +86,27 @@ def gaussians(job, u_iso, u_star, weights, fp, keep_zero=False):
     cofactors, determinant = _cofactors(matrix)
     with torch.no_grad():
         m00, m11, _, m01, _, _ = matrix.unbind(-1)
-        bad = kept & ~((m00 > 0) & (m00 * m11 > m01 * m01) & (determinant > 0))
-        if bool(bad.any()):
+        bad = kept & ~((m00 > 0) & (m00 * m11 > m01 * m01) & (determinant > 0) & (determinant < math.inf))
+        lost = ~torch.isfinite(job.sites.reshape(-1, 3)).all(-1)[:, None] | ~torch.isfinite(alphas * weights64[:, None])
+        if device.type != "cuda" and bool(bad.any()):
             raise NotPositiveDefinite(int(bad.any(-1).nonzero()[0, 0]) % job.n_atoms)
+        # On a GPU nobody waits for an answer: what no density can be made of makes its model NaN.
+        bad = bad | lost
     # Whatever is not kept may be singular, and counts for nothing.
-    determinant = torch.where(kept, determinant, 1.0)
+    determinant = torch.where(kept & ~bad, determinant, 1.0)
     inverse = cofactors / determinant[..., None]
     amplitude = alphas * weights64[:, None] * (math.pi**1.5 / grid.n_points) * determinant.rsqrt()
     form = inverse * (math.pi**2 / torch.stack([dims[i] * dims[j] for i, j in _PAIRS]))
     with torch.no_grad():
         twice = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0], dtype=torch.float64, device=device)
         width = 3 * setting.s_sq / (inverse @ (metric * twice))
-        cut = torch.where(kept, _cut(setting.cuts, width, torch.log(setting.tolerance / size)), 0.0).clamp(min=0)
+        cut = torch.where(kept & ~bad, _cut(setting.cuts, width, torch.log(setting.tolerance / size)), 0.0).clamp(min=0)
         half = (cut[..., None] * matrix[..., :3].clamp(min=0)).sqrt() * (dims / math.pi)
+        # Leaving the box that the setting promised is no number either.
+        bad = bad | ~(half < torch.tensor(setting.box, dtype=torch.float64, device=device)).all(-1)
+        cut, half = torch.where(bad, 1.0, cut), torch.where(bad[..., None], 2.0, half)
+    form = torch.where(bad[..., None], 0.0, form)
+    amplitude = torch.where(bad, math.nan, amplitude)
     return Gaussians(form, amplitude, cut, half)
 
 
@@ -144,8 +152,8 @@ def _cofactors(matrix):
 def _cut(cuts, width, level):
     table, width_first, width_step, level_first, level_step = cuts
     table = torch.as_tensor(table, device=width.device)
-    x = ((width.log() - width_first) / width_step).clamp(0, table.shape[0] - 1.001)
-    y = ((level - level_first) / level_step).clamp(0, table.shape[1] - 1.001)
+    x = ((width.log() - width_first) / width_step).nan_to_num(0.0).clamp(0, table.shape[0] - 1.001)
+    y = ((level - level_first) / level_step).nan_to_num(0.0).clamp(0, table.shape[1] - 1.001)
     i, j = x.to(torch.int64), y.to(torch.int64)
     x, y = x - i, y - j
     return (table[i, j] * (1 - y) + table[i, j + 1] * y) * (1 - x) + (

@@ -5,6 +5,8 @@ The accessibility is summed as logarithms, atom by atom in portions that keep to
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 import numpy as np
@@ -59,6 +61,12 @@ class FineGrid:
                 yield part, distances
 
 
+def sound(sites, radii, cover):
+    """The same, with atoms of which no mask can be made at the origin and of a cover that makes the mask NaN around it."""
+    bad = ~(torch.isfinite(sites).all(-1) & (sites.abs() < 1e12).all(-1) & (radii.abs() < 1e3) & torch.isfinite(cover))
+    return torch.where(bad[:, None], 0.0, sites), torch.where(bad, 2.0, radii), torch.where(bad, math.nan, cover)
+
+
 def _reach(radii, width):
     return float((radii * (radii + width)).max().sqrt())
 
@@ -111,6 +119,7 @@ class SoftMask:
     def forward(self, sites, radii, cover, width, weights, keep=False):
         with torch.no_grad():
             grid = self.grid
+            sites, radii, cover = sound(sites, radii, cover)
             field = torch.fft.rfftn(self._accessibility(sites, radii, cover, width).reshape(grid.n_real))
             f = self.fine
             return [
@@ -120,6 +129,7 @@ class SoftMask:
 
     def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False):
         grid = self.grid
+        sites, radii, cover = sound(sites, radii, cover)
         f = self.fine
         field = self._accessibility(sites, radii, cover, width)
         dense = torch.zeros(grid.n_real, dtype=torch.float64, device=sites.device)
@@ -158,13 +168,15 @@ class HardMask:
 
     def _field(self, sites, radii, top):
         grid = self.grid
+        sites, radii, cover = sound(sites, radii, torch.zeros_like(radii))
         field = torch.full((int(np.prod(grid.n_real)),), top, dtype=torch.float64, device=sites.device)
         for part, distances in grid.portions(sites, float(radii.max()) + top) if len(sites) else ():
             places, d = distances(sites[part])
             value = d.sqrt() - radii[part, None]
             near = value < top
             field.scatter_reduce_(0, places[near], value[near], "amin")
-        return field
+        # An atom of which no mask can be made makes all of it NaN.
+        return field + cover.sum()
 
     def psi(self, sites, radii, low, top):
         with torch.no_grad():
