@@ -1,5 +1,7 @@
 """Sphinx configuration: python -m sphinx -W docs docs/_build/html"""
 
+import importlib.util
+
 import mmtbx_sfdiff
 
 project = "mmtbx_sfdiff"
@@ -13,6 +15,7 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True  # an attribute that is a property, too, stands in the page once
 autodoc_member_order = "bysource"
 exclude_patterns = ["_build"]
+autodoc_mock_imports = [name for name in ("jax",) if importlib.util.find_spec(name) is None]
 
 html_theme = "alabaster"  # comes with Sphinx, fetches nothing
 html_theme_options = {"description": "Differentiable structure factors for cctbx", "page_width": "1100px"}

@@ -154,3 +154,8 @@ def test_a_program_without_its_libraries_says_which_extra_it_wants(monkeypatch, 
     said = capsys.readouterr().err
     assert end.value.code == 1 and said.count("\n") == 1
     assert said.startswith(f"Sorry: mmtbx_sfdiff.{program} needs ") and f"mmtbx_sfdiff[{extra}]" in said
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "api.rst").read_text()
+    assert [name for name in mmtbx_sfdiff.__all__ if not re.search(rf"mmtbx_sfdiff\.{name}\b", text)] == []

@@ -32,7 +32,7 @@ class Report:
         return total / torch.bincount(where, minlength=self.n_bins)
 
     def calc_Ec(self, Ftotal_HKL: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalized structure factors (..., n) complex, <|E|^2> = 1 in each bin, of ``Ftotal_HKL`` or of what is given."""
+        """Normalized structure factors (..., n) complex, ``<|E|^2> = 1`` in each bin, of ``Ftotal_HKL`` or of what is given."""
         f = self.Ftotal_HKL if Ftotal_HKL is None else Ftotal_HKL
         sigma = self._in_bins(f.abs().square() / self.epsilon)[..., torch.as_tensor(self.bins, device=f.device)]
         return f / (self.epsilon * sigma).sqrt()
