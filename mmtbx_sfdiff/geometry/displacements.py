@@ -4,7 +4,8 @@ Isotropic pairs:      E = sum ((ln U_i - ln U_j) / sigma)^2
 with a tensor:        E = sum [tr(U_i^-1 U_j + U_j^-1 U_i) - 6] / (3 sigma^2)
 
 the second being the symmetrised Kullback-Leibler divergence of the two atoms' distributions, which for nearly equal
-isotropic U is the first. sigma is 0.2 for 1-2 neighbors and 0.3 for 1-3 neighbors.
+isotropic U is the first. sigma is 0.2 for 1-2 neighbors, 0.3 for 1-3 neighbors and 0.5 for an atom that is bonded to none, such as a
+water, and the nearest one that is.
 
 Reference for the divergence: Murshudov et al. (2011), Acta Cryst. D67, 355.
 """
@@ -13,9 +14,13 @@ from __future__ import annotations
 
 import torch
 
+import numpy as np
+from scipy.spatial import cKDTree
+
 from .restraints import GeometryRestraints
 
-SIGMA = {"bond": 0.2, "angle": 0.3}
+SIGMA = {"bond": 0.2, "angle": 0.3, "contact": 0.5}
+_NEAR = 4.0  # Å
 _LEAST_U = 1e-6  # Å^2
 
 
@@ -29,28 +34,39 @@ class DisplacementRestraints(torch.nn.Module):
     ends : torch.Tensor
         (m, 2) int64 rows of 1-3 neighbors.
     sigma : dict
-        Of ``bond`` and ``angle``.
+        Of ``bond``, ``angle`` and ``contact``.
+    contacts : torch.Tensor, optional
+        (k, 2) int64 rows of atoms that are bonded to none, and their nearest.
     """
 
     rows: torch.Tensor
     inverse_sigma: torch.Tensor
 
-    def __init__(self, bonds: torch.Tensor, ends: torch.Tensor, sigma: dict[str, float] | None = None) -> None:
+    def __init__(self, bonds: torch.Tensor, ends: torch.Tensor, sigma: dict[str, float] | None = None,
+                 contacts: torch.Tensor | None = None) -> None:  # fmt: skip
         super().__init__()
         sigma = SIGMA | (sigma or {})
-        self.register_buffer("rows", torch.cat([bonds, ends]).to(torch.int64))
-        inverse = [
-            torch.full((len(p),), 1 / sigma[name], dtype=torch.float64)
-            for p, name in ((bonds, "bond"), (ends, "angle"))
-        ]
+        contacts = bonds[:0] if contacts is None else contacts
+        kinds = ((bonds, "bond"), (ends, "angle"), (contacts, "contact"))
+        self.register_buffer("rows", torch.cat([rows for rows, _ in kinds]).to(torch.int64))
+        inverse = [torch.full((len(p),), 1 / sigma[name], dtype=torch.float64) for p, name in kinds]
         self.register_buffer("inverse_sigma", torch.cat(inverse).to(bonds.device))
 
     @classmethod
     def from_geometry(
         cls, geometry: GeometryRestraints, sigma: dict[str, float] | None = None
     ) -> DisplacementRestraints:
-        """Of the bonds and angles of a :class:`GeometryRestraints`."""
-        return cls(geometry.bond_rows, geometry.angle_rows[:, [0, 2]], sigma)
+        """Of the bonds and angles of a :class:`GeometryRestraints`, and its atoms that have none."""
+        atoms, order = geometry.topology.atoms, geometry.order.cpu().numpy()
+        bonded = np.zeros(len(atoms), dtype=bool)
+        bonded[geometry.topology.bonds.rows.reshape(-1)] = True
+        pairs = np.zeros((0, 2), dtype=np.int64)
+        if bonded.any() and not bonded.all():
+            alone, others = np.nonzero(~bonded)[0], np.nonzero(bonded)[0]
+            d, nearest = cKDTree(atoms.sites_cart[others]).query(atoms.sites_cart[alone])
+            pairs = np.column_stack([alone, others[nearest]])[d < _NEAR]
+        contacts = torch.from_numpy(order[pairs]).to(geometry.bond_rows.device)
+        return cls(geometry.bond_rows, geometry.angle_rows[:, [0, 2]], sigma, contacts)
 
     def forward(self, u_iso: torch.Tensor, u_cart: torch.Tensor | None = None,
                 anisotropic: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip

@@ -1,18 +1,21 @@
-"""Minimising one macro-cycle's target, by L-BFGS with a strong Wolfe line search or by Adam.
+"""Minimising one macro-cycle's target, by L-BFGS or by Adam.
 
-Both are PyTorch's own.
+L-BFGS (Nocedal & Wright, Numerical Optimization, algorithm 7.4) with a line search that backtracks by Armijo's condition: with a
+curvature of about 1 in every variable its first step is nearly always taken, so that a step costs one evaluation.
+Adam is PyTorch's own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
 MINIMISERS = ("lbfgs", "adam")
 _HISTORY = 20
-_EVALUATIONS = 15  # of a line search, at most
-_REMEMBERED = 4
+_TRIALS = 10  # of a line search, at most
+_SUFFICIENT = 1e-4
 _WINDOW = {"lbfgs": 5, "adam": 20}  # steps over which the decrease of the target is judged
 
 
@@ -25,7 +28,16 @@ class Evaluation:
     info: object
 
 
-def minimise(evaluate, vector, n_steps, name="lbfgs", learning_rate=0.02, tolerance=0.0, on_step=None):
+def minimise(
+    evaluate,
+    vector,
+    n_steps,
+    name="lbfgs",
+    learning_rate=0.02,
+    tolerance=0.0,
+    on_step=None,
+    longest: Callable[[torch.Tensor], float] | None = None,
+):
     """Move a vector downhill.
 
     Parameters
@@ -42,60 +54,86 @@ def minimise(evaluate, vector, n_steps, name="lbfgs", learning_rate=0.02, tolera
         Stop when the last steps (five of L-BFGS, twenty of Adam) lowered the target by less.
     on_step : callable, optional
         Called with the Evaluation after each step.
+    longest : callable, optional
+        Direction (n,) -> the largest multiple of it that a step may be.
 
     Returns
     -------
     Evaluation
         At the final vector.
     """
-    seen = []
-
-    def evaluated():
-        # A line search ends at a point that it has evaluated; the next step begins there.
-        for point, evaluation in seen:
-            if torch.equal(point, vector):
-                return evaluation
-        evaluation = evaluate(vector)
-        seen.append((vector.detach().clone(), evaluation))
-        del seen[:-_REMEMBERED]
-        return evaluation
-
-    def closure():
-        evaluation = evaluated()
-        vector.grad = evaluation.gradient.clone()
-        return torch.tensor(evaluation.value, dtype=torch.float64)
-
-    first = evaluated()
-    if name == "adam":
-        optimiser = torch.optim.Adam([vector], lr=learning_rate)
-    else:
-        # PyTorch makes the first step 1 / |g|_1 long; with a curvature of 1 it should be the gradient itself.
-        length = max(1.0, float(first.gradient.abs().sum()))
-        optimiser = torch.optim.LBFGS(
-            [vector],
-            lr=length,
-            max_iter=1,
-            max_eval=_EVALUATIONS,
-            history_size=_HISTORY,
-            tolerance_grad=0,
-            tolerance_change=0,
-            line_search_fn="strong_wolfe",
-        )
-    lowest, best = [first.value], vector.detach().clone()
-    for _ in range(n_steps):
-        optimiser.step(closure)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate if name == "adam" else 1.0
-        evaluation = evaluated()
-        if not evaluation.value < float("inf"):
-            break
-        if evaluation.value < lowest[-1]:
-            best = vector.detach().clone()
-        lowest.append(min(lowest[-1], evaluation.value))
-        if on_step is not None:
-            on_step(evaluation)
-        if len(lowest) > _WINDOW[name] and lowest[-1 - _WINDOW[name]] - lowest[-1] < tolerance:
-            break
+    steps = _adam if name == "adam" else _lbfgs
+    first = best = evaluate(vector)
+    lowest, there = [first.value], vector.detach().clone()
+    if first.value == first.value:  # not nan
+        for evaluation in steps(evaluate, vector, first, n_steps, learning_rate, longest or (lambda direction: 1.0)):
+            if not evaluation.value < float("inf"):
+                break
+            if evaluation.value < lowest[-1]:
+                best, there = evaluation, vector.detach().clone()
+            lowest.append(min(lowest[-1], evaluation.value))
+            if on_step is not None:
+                on_step(evaluation)
+            if len(lowest) > _WINDOW[name] and lowest[-1 - _WINDOW[name]] - lowest[-1] < tolerance:
+                break
     with torch.no_grad():
-        vector.copy_(best)
-    return evaluated()
+        vector.copy_(there)
+    return best
+
+
+def _lbfgs(evaluate, vector, here, n_steps, learning_rate, longest):
+    """Yield the Evaluation after each step; ends where no step lowers the target."""
+    shifts, changes = [], []
+    for _ in range(n_steps):
+        direction = _direction(here.gradient, shifts, changes)
+        slope = float(here.gradient @ direction)
+        if not slope < 0:
+            shifts, changes = [], []
+            direction = -here.gradient
+            slope = float(here.gradient @ direction)
+            if not slope < 0:
+                return
+        start, length = vector.detach().clone(), min(1.0, longest(direction))
+        for _ in range(_TRIALS):
+            with torch.no_grad():
+                vector.copy_(start + length * direction)
+            new = evaluate(vector)
+            if new.value <= here.value + _SUFFICIENT * length * slope:
+                break
+            # The minimum of the parabola through what is known, within limits.
+            curvature = new.value - here.value - slope * length
+            better = -slope * length / (2 * curvature) if curvature > 0 else 0.5
+            length *= min(0.5, max(0.1, better)) if better == better else 0.1
+        else:
+            with torch.no_grad():
+                vector.copy_(start)
+            if not shifts:
+                return
+            shifts, changes = [], []  # once more along the gradient itself
+            continue
+        shift, change = length * direction, new.gradient - here.gradient
+        if float(shift @ change) > 1e-10 * float(shift @ shift):
+            shifts, changes = [*shifts, shift][-_HISTORY:], [*changes, change][-_HISTORY:]
+        here = new
+        yield here
+
+
+def _direction(gradient, shifts, changes):
+    direction, alphas = gradient.clone(), []
+    for s, y in zip(reversed(shifts), reversed(changes)):
+        alphas.append(float(s @ direction) / float(s @ y))
+        direction -= alphas[-1] * y
+    if shifts:
+        direction *= min(10.0, max(0.1, float(shifts[-1] @ changes[-1]) / float(changes[-1] @ changes[-1])))
+    for s, y, alpha in zip(shifts, changes, reversed(alphas)):
+        direction += s * (alpha - float(y @ direction) / float(s @ y))
+    return -direction
+
+
+def _adam(evaluate, vector, here, n_steps, learning_rate, longest):
+    optimiser = torch.optim.Adam([vector], lr=learning_rate)
+    for _ in range(n_steps):
+        vector.grad = here.gradient.clone()
+        optimiser.step()
+        here = evaluate(vector)
+        yield here

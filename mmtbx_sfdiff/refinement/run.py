@@ -4,8 +4,9 @@ Each macro-cycle determines scales (and, for maximum likelihood, alpha and beta)
 resolution limit, then minimises the target with them held fixed. The limit moves from low to high resolution, so
 that atoms far from their places are not caught in side minima.
 
-There are no geometry restraints, unless one is given. The free set feeds no gradient and does not decide when to stop. It enters, as in
-mmtbx, alpha and beta and some choices among scales (R of whole resolution bins).
+A restraint (:mod:`.restraint`) holds the model to known geometry; without one bonds are held by the data alone. The free set feeds no
+gradient and decides no weight and no stop. It enters, as in mmtbx, alpha and beta and some choices among scales (R of whole
+resolution bins).
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ import torch
 from ..bulk_solvent import DEFAULT_MASK
 from ..fmodel import TARGETS
 from ..likelihood import targets
+from .curvature import Curvature
+from .likelihood import cross_validated
 from .minimise import MINIMISERS, Evaluation, minimise
-from .variables import Curvature, Variables
+from .restraint import Restraint
+from .variables import Variables
 
 _WITHOUT_GRADIENT = ("binary",)
 MASK_UPDATES = ("auto", "step", "cycle")
+ANISOTROPIC = ("auto", "free", "scaled")
+_ATOMIC_RESOLUTION, _REFLECTIONS_PER_VARIABLE = 1.5, 2.5
 # A macro-cycle of fewer reflections, for each atom, would fit noise.
 _REFLECTIONS_PER_ATOM = 3.0
 
@@ -61,6 +67,9 @@ class Settings:
         Macro-cycles end when one lowers the target of the work set by less: for maximum likelihood in natural
         logarithms for each reflection, for least squares as a fraction.
     remove_outliers : bool
+    anisotropic : {"auto", "free", "scaled"}
+        Whether anisotropic atoms refine six variables each or the size of their tensor alone. ``auto``: six where the data reach 1.5 Å and
+        are at least 2.5 times as many as the variables then.
     """
 
     target: str = "maximum_likelihood"
@@ -78,6 +87,7 @@ class Settings:
     learning_rate: float = 0.02
     tolerance: float = 0.01
     remove_outliers: bool = True
+    anisotropic: str = "auto"
 
 
 @dataclasses.dataclass
@@ -90,7 +100,12 @@ class History:
 
 def check_settings(settings):
     """Refuse impossible settings with a ValueError."""
-    for name, allowed in (("target", TARGETS), ("minimiser", MINIMISERS), ("mask_update", MASK_UPDATES)):
+    for name, allowed in (
+        ("target", TARGETS),
+        ("minimiser", MINIMISERS),
+        ("mask_update", MASK_UPDATES),
+        ("anisotropic", ANISOTROPIC),
+    ):
         if getattr(settings, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(settings, name)!r}.")
     for name, least in (
@@ -111,7 +126,7 @@ def check_settings(settings):
         raise ValueError("Nothing is refined: set sites or adp.")
 
 
-def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None, restraint=None):
+def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None, restraint=None, parents=None):
     """Refine a model against its data.
 
     Parameters
@@ -143,12 +158,16 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
     report = report or (lambda step, fraction=None: None)
     history = history or History()
     atoms = fmodel.atoms
+    if restraint is not None and not isinstance(restraint, Restraint):
+        restraint = Restraint(restraint)
+    if restraint is not None:
+        restraint.resume(history.cycles)
     schedule = resolution_schedule(fmodel.reflections, atoms.n_atoms, settings)
     while (target := next_target(history, settings)) is not None:
         number = len(history.cycles) + 1
         d_min = schedule[min(number, len(schedule)) - 1]
         current = _part(fmodel, atoms, d_min)
-        atoms = _Cycle(current, settings, number, target, history, report, restraint).run()
+        atoms = _Cycle(current, settings, number, target, history, report, restraint, parents).run()
         if on_cycle is not None:
             on_cycle(_part(fmodel, atoms, None), history)
     report("scales", None)
@@ -206,8 +225,8 @@ def _part(fmodel, atoms, d_min):
 class _Cycle:
     """One macro-cycle."""
 
-    def __init__(self, fmodel, settings, number, target, history, report, restraint=None):
-        self.restraint = restraint
+    def __init__(self, fmodel, settings, number, target, history, report, restraint=None, parents=None):
+        self.restraint, self.parents = restraint, parents
         self.fmodel, self.settings, self.history, self.report = fmodel, settings, history, report
         self.number, self.target = number, target
         method = fmodel.mask_options.get("method", DEFAULT_MASK)
@@ -222,14 +241,17 @@ class _Cycle:
         scales = fmodel.update_scales(remove_outliers=settings.remove_outliers)
         self.work = scales.selection & fmodel.reflections.work
         if self.restraint is not None:
-            self.restraint.update(fmodel.atoms.sites_cart)
+            self.restraint.update(fmodel.atoms)
+        if self.target == "maximum_likelihood":
+            self._estimate()
         with torch.no_grad():
             self.f_mask = None if self.mask_follows else fmodel.f_mask()
             # alpha and beta belong to the model as it is now.
             curvature = self._curvature()
         adp = settings.adp and (self.number >= settings.adp_from_cycle or not settings.sites)
-        variables = Variables(fmodel.atoms, sites=settings.sites, adp=adp)
-        unit = variables.precondition(curvature)
+        self.adp = adp
+        variables = Variables(fmodel.atoms, settings.sites, adp, self.parents, self._scaled())
+        unit = variables.precondition(curvature, self._curvature_of_restraint())
         vector = variables.vector()
         first = self._evaluate(variables, vector, unit)
         if self.number == 1 and not self.history.steps:
@@ -242,11 +264,39 @@ class _Cycle:
             settings.learning_rate,
             self._tolerance(first.value * unit) / unit / 10,
             self._record,
+            variables.longest,
         )
         last = end.info["target"]
-        self._close(first, end, last, adp, time.perf_counter() - start)
         with torch.no_grad():
-            return _detached(variables(vector))
+            atoms = _detached(variables(vector))
+        self._close(first, end, last, adp, atoms, time.perf_counter() - start)
+        return atoms
+
+    def _estimate(self):
+        """alpha and beta of the model as it is now."""
+        fmodel = self.fmodel
+        with torch.no_grad():
+            fmodel._alpha_beta = cross_validated(fmodel.reflections, fmodel.f_model(), fmodel._used())
+
+    def _scaled(self):
+        """Whether anisotropic atoms keep the shape of their tensors."""
+        if self.settings.anisotropic != "auto":
+            return self.settings.anisotropic == "scaled"
+        atoms = self.fmodel.atoms
+        n_variables = 4 * atoms.n_atoms + 5 * int(atoms.use_u_aniso.sum())
+        reflections = self.fmodel.reflections
+        enough = int(self.work.sum()) >= _REFLECTIONS_PER_VARIABLE * n_variables
+        return not (enough and reflections.d_min <= _ATOMIC_RESOLUTION)
+
+    @property
+    def _nats(self):
+        """The likelihood is a mean over reflections; the sum of squares is twice a sum of logarithms."""
+        return 1 / max(1, int(self.work.sum())) if self.target == "maximum_likelihood" else 2.0
+
+    def _curvature_of_restraint(self):
+        if self.restraint is None:
+            return None, None
+        return tuple(None if c is None else self._nats * c for c in self.restraint.curvature(self.fmodel.atoms))
 
     def _tolerance(self, value):
         return self.settings.tolerance * (abs(value) if self.target == "least_squares" else 1.0)
@@ -258,9 +308,7 @@ class _Cycle:
         value = fmodel.target(self.target, f_model=f_model)
         held = None
         if self.restraint is not None:
-            # The likelihood is a mean over reflections; the sum of squares is twice a sum of logarithms.
-            nats = 1 / max(1, int(self.work.sum())) if self.target == "maximum_likelihood" else 2.0
-            held = nats * self.restraint(fmodel.atoms.sites_cart)
+            held = self._nats * self.restraint.energy(fmodel.atoms, self.settings.sites, self.adp)
             value = value + held
         (gradient,) = torch.autograd.grad(value / unit, vector)
         value = value.detach()
@@ -306,7 +354,7 @@ class _Cycle:
             min(1.0, self.taken / self.settings.steps),
         )
 
-    def _close(self, first, end, last, adp, seconds):
+    def _close(self, first, end, last, adp, atoms, seconds):
         reflections = self.fmodel.reflections
         before = first.info["target"]
         decrease = before - last
@@ -332,6 +380,7 @@ class _Cycle:
                 "r_free": end.info["r_free"],
                 "seconds": seconds,
             }
+            | ({} if self.restraint is None else self.restraint.close(atoms))
         )
 
 

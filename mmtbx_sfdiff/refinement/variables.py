@@ -2,14 +2,15 @@
 
 Sites move in Å. An isotropic displacement parameter is bounded on both sides by a logistic function; an
 anisotropic one is L L^T with L lower triangular, so that it stays positive. Atoms on special positions are
-projected onto them. Hydrogens ride: they move with the nearest other atom, and their displacement parameters
-change in proportion to its own.
+projected onto them. Hydrogens ride: they move with the atom that they are bonded to, and their displacement parameters
+change in proportion to its own. An anisotropic atom may also keep the shape of its tensor and change its size alone: one variable
+in the place of six, as for tensors that came from TLS groups.
 
 Each variable is divided by the square root of the curvature that the target is expected to have in it (a
 diagonal preconditioner): atoms with large B, and displacement parameters beside sites, else differ by orders of
 magnitude.
 
-Reference for the curvatures: Agarwal (1978), Acta Cryst. A34, 791; Tronrud (1999), Acta Cryst. A55, 700.
+The curvatures are those of :mod:`.curvature`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ _EIGHT_PI_SQ = 8 * math.pi**2
 _MATRIX = (0, 3, 4, 3, 1, 5, 4, 5, 2)
 _LOWER = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
 _LEAST_CURVATURE = 1e-3  # of the median: an atom without scattering must not run away
-_N_BINS = 40
 
 
 class Variables:
@@ -38,6 +38,11 @@ class Variables:
         A single model; where the vector is zero.
     sites, adp : bool
         What is refined.
+    parents : torch.Tensor, optional
+        (n_atoms,) int64: row of the atom that each one rides on, its own for those that do not ride. By default hydrogens ride
+        on the nearest other atom: only an unlabeled model needs that.
+    scaled : bool
+        Whether anisotropic atoms change the size of their tensors alone.
 
     Attributes
     ----------
@@ -45,27 +50,33 @@ class Variables:
         Length of the vector.
     """
 
-    def __init__(self, atoms, sites=True, adp=True):
+    def __init__(self, atoms, sites=True, adp=True, parents=None, scaled=False):
         self.atoms, self.sites, self.adp = atoms, sites, adp
-        hydrogen = torch.tensor([e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device)
-        if bool(hydrogen.all()):
-            hydrogen = torch.zeros_like(hydrogen)
-        self.free = (~hydrogen).nonzero()[:, 0]
-        # Row of the free atom that each atom goes with: itself, or the nearest.
-        self.parent = self._parents(hydrogen)
+        if parents is None:
+            hydrogen = torch.tensor([e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device)
+            rides = hydrogen if not bool(hydrogen.all()) else torch.zeros_like(hydrogen)
+        else:
+            parents = parents.to(atoms.device)
+            rides = parents != torch.arange(atoms.n_atoms, device=atoms.device)
+        self.free = (~rides).nonzero()[:, 0]
+        # Place among the free atoms of the one that each atom goes with: itself, or its parent.
+        self.parent = self._parents(rides, parents)
         self._special = _special_positions(atoms)
-        aniso = atoms.use_u_aniso[self.free]
-        self.iso_rows = (atoms.use_u_iso[self.free] & ~aniso).nonzero()[:, 0]
+        every = atoms.use_u_aniso[self.free]
+        aniso = torch.zeros_like(every) if scaled else every
+        self.iso_rows = (~aniso & (atoms.use_u_iso[self.free] | every)).nonzero()[:, 0]
         self.aniso_rows = aniso.nonzero()[:, 0]
         self._start()
         self.sizes = [3 * len(self.free) * sites, len(self.iso_rows) * adp, 6 * len(self.aniso_rows) * adp]
         self.n = sum(self.sizes)
         self.scale = torch.ones(self.n, dtype=torch.float64, device=atoms.device)
 
-    def _parents(self, hydrogen):
+    def _parents(self, hydrogen, parents):
         atoms = self.atoms
         position = torch.zeros(atoms.n_atoms, dtype=torch.int64, device=atoms.device)
         position[self.free] = torch.arange(len(self.free), device=atoms.device)
+        if parents is not None:
+            return position[parents]
         sites = atoms.sites_cart.detach().to(torch.float64)
         for rows in hydrogen.nonzero()[:, 0].split(1000):
             position[rows] = torch.cdist(sites[rows], sites[self.free]).argmin(1)
@@ -75,7 +86,13 @@ class Variables:
         atoms = self.atoms
         f64 = torch.float64
         self._sites = atoms.sites_cart.detach().to(f64)[self.free]
-        self._u_iso = atoms.u_iso.detach().to(f64)[self.free]
+        self._u_iso = atoms.u_iso.detach().to(f64)[self.free].clone()
+        self._f = atoms.crystal.fractionalization.to(atoms.device)
+        self._o = atoms.crystal.orthogonalization.to(atoms.device)
+        tensors = atoms.use_u_aniso[self.free]
+        if bool(tensors.any()):
+            u_cart = self._o @ _matrix(atoms.u_star.detach().to(f64)[self.free[tensors]]) @ self._o.T
+            self._u_iso[tensors] = (u_cart.diagonal(dim1=-2, dim2=-1).sum(-1) / 3).clamp(min=1e-3)
         u = self._u_iso[self.iso_rows]
         low = min(B_LOW / _EIGHT_PI_SQ, 0.5 * float(u.min())) if len(u) else 0.0
         self.u_low = max(low, 1e-4)
@@ -83,8 +100,6 @@ class Variables:
         fraction = ((u - self.u_low) / (self.u_high - self.u_low)).clamp(1e-4, 1 - 1e-4)
         self._logit = torch.logit(fraction)
         self._slope = fraction * (1 - fraction) * (self.u_high - self.u_low)
-        self._f = atoms.crystal.fractionalization.to(atoms.device)
-        self._o = atoms.crystal.orthogonalization.to(atoms.device)
         u_cart = self._o @ _matrix(atoms.u_star.detach().to(f64)[self.free[self.aniso_rows]]) @ self._o.T
         values, vectors = torch.linalg.eigh(u_cart)
         positive = vectors @ torch.diag_embed(values.clamp(min=LEAST_ANISOTROPIC_B / _EIGHT_PI_SQ)) @ vectors.mT
@@ -94,12 +109,14 @@ class Variables:
         """(n,) zeros that ask for a gradient."""
         return torch.zeros(self.n, dtype=torch.float64, device=self.atoms.device, requires_grad=True)
 
-    def precondition(self, curvature):
+    def precondition(self, curvature, of_restraints=(None, None)):
         """Set the scale of each variable.
 
         Parameters
         ----------
         curvature : Curvature
+        of_restraints : (torch.Tensor or None, torch.Tensor or None)
+            What restraints add to it, of sites (n_atoms, 3), Å^-2, and of ln U (n_atoms,).
 
         Returns
         -------
@@ -110,13 +127,28 @@ class Variables:
         if len(self.aniso_rows):
             u[self.aniso_rows] = self._cholesky.square().sum((-1, -2)) / 3
         of_sites, of_u = curvature(self.atoms, self.free, u)
+        # An atom that does not scatter has the least curvature of one that does; a target without any, 1.
+        of_sites, of_u = _at_least_a_little(of_sites), _at_least_a_little(of_u)
+        three = of_sites[:, None].expand(-1, 3)
+        if of_restraints[0] is not None:
+            three = three + of_restraints[0].to(three)[self.free]
+        of_ln_u = of_u.new_zeros(len(u)) if of_restraints[1] is None else of_restraints[1].to(of_u)[self.free]
+        of_u = of_u + of_ln_u / u.square().clamp(min=1e-8)
         of_u_aniso = of_u[self.aniso_rows] / 5 * 4 * u[self.aniso_rows]
-        parts = [of_sites.repeat_interleave(3)] * self.sites
+        parts = [three.reshape(-1)] * self.sites
         parts += [of_u[self.iso_rows] * self._slope.square(), of_u_aniso.repeat_interleave(6)] * self.adp
         all_parts = torch.cat(parts)
         unit = float((of_sites if self.sites else all_parts).median())
         self.scale = (all_parts.clamp(min=_LEAST_CURVATURE * unit) / unit).rsqrt()
         return unit
+
+    def longest(self, direction, shift=0.4, change=1.0):
+        """The largest multiple of a direction (n,) that moves no atom by more than ``shift`` Å along an axis, and no variable of
+        the size of a displacement parameter by more than ``change``."""
+        moved = (direction * self.scale).abs()
+        limits = [limit / float(part.max()) for part, limit in zip(moved.split(self.sizes)[:2], (shift, change))
+                  if len(part) and float(part.max()) > 0]  # fmt: skip
+        return min([1.0, *limits])
 
     def damping(self, vector, strength):
         """(penalty, its gradient (n,)) of shifts: springs of equal strength in Å for all sites."""
@@ -159,8 +191,9 @@ class Variables:
             new = self._f @ u_cart @ self._f.T
             new = torch.stack([new[:, i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))], -1)
             u_star = new
-        riding = atoms.u_iso.detach().to(torch.float64) * ratio[self.parent]
-        changes = {"u_iso": riding.index_put((self.free,), u_iso).to(atoms.dtype)}
+        before = atoms.u_iso.detach().to(torch.float64)
+        riding = (before * ratio[self.parent]).index_put((self.free,), u_iso)
+        changes = {"u_iso": torch.where(atoms.use_u_iso, riding, before).to(atoms.dtype)}
         if atoms.use_u_aniso.any():
             all_u = atoms.u_star.detach().to(torch.float64) * ratio[self.parent][:, None]
             if u_star is not None:
@@ -200,34 +233,8 @@ def _special_positions(atoms):
     return result
 
 
-class Curvature:
-    """Expected second derivatives of a target with respect to sites and displacement parameters.
-
-    Parameters
-    ----------
-    crystal : Crystal
-    d_star_sq : torch.Tensor
-        (n,) Å^-2, of work reflections.
-    weights : torch.Tensor
-        (n,) second derivative of the target with respect to |F_calc|.
-    """
-
-    def __init__(self, crystal, d_star_sq, weights):
-        low, high = float(d_star_sq.min()), float(d_star_sq.max())
-        bins = ((d_star_sq - low) / max(high - low, 1e-12) * _N_BINS).long().clamp(max=_N_BINS - 1)
-        zeros = torch.zeros(_N_BINS, dtype=torch.float64, device=d_star_sq.device)
-        self.weight = zeros.index_add(0, bins, weights.to(torch.float64))
-        self.s_sq = low + (torch.arange(_N_BINS, device=d_star_sq.device) + 0.5) / _N_BINS * (high - low)
-        # Half the square of a structure factor's change is in its amplitude, half in its phase.
-        self.factor = 0.5 * crystal.order_p * crystal.centring.shape[0] ** 2
-
-    def __call__(self, atoms, rows, u):
-        """(n_rows,) curvature of sites (Å^-2) and of U (Å^-4), for U equivalent (n_rows,)."""
-        f = atoms.form_factors(self.s_sq)[atoms.type_index[rows]]
-        f = f + atoms.fp.detach().to(torch.float64)[rows, None]
-        amplitude = f * atoms.occupancies.detach().to(torch.float64)[rows, None]
-        power = amplitude.square() * (-4 * math.pi**2 * u[:, None] * self.s_sq).exp() * self.weight
-        power = power * self.factor * atoms.site_weights[rows, None]
-        of_sites = (power * (4 * math.pi**2 / 3) * self.s_sq).sum(1)
-        of_u = (power * (2 * math.pi**2 * self.s_sq).square()).sum(1)
-        return of_sites, of_u
+def _at_least_a_little(curvature):
+    present = curvature[(curvature > 0) & curvature.isfinite()]
+    if not len(present):
+        return torch.ones_like(curvature)
+    return curvature.nan_to_num(0.0).clamp(min=_LEAST_CURVATURE * float(present.median()))

@@ -6,9 +6,10 @@ import dataclasses
 import torch
 from mmtbx_sfdiff import Atoms, FModel, structure_factors
 from mmtbx_sfdiff.refinement import History, Settings, refine, state
+from mmtbx_sfdiff.refinement.curvature import Curvature
 from mmtbx_sfdiff.refinement.minimise import Evaluation, minimise
 from mmtbx_sfdiff.refinement.run import next_target, resolution_schedule
-from mmtbx_sfdiff.refinement.variables import Curvature, Variables
+from mmtbx_sfdiff.refinement.variables import Variables
 
 import pytest
 from cctbx import crystal, xray

@@ -1,0 +1,136 @@
+"""What holds a model to what is known of it: geometry and similar displacement parameters, with their weights.
+
+    -ln posterior = -ln likelihood + w E_geometry / 2 + w_B E_B / 2
+
+The weight of the geometry follows a target for the root mean square deviation of bonds that depends on the resolution: R-free
+is nearly flat in w, bonds are not. The free set has no say in it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+WEIGHT, ADP_WEIGHT = 0.3, 0.3
+LEAST_WEIGHT, GREATEST_WEIGHT = 0.02, 5.0
+# Root mean square deviations of bonds go as the weight to the power of -0.7.
+_POWER = 1 / 0.7
+_LARGEST_CHANGE = 3.0
+_EIGHT_PI_SQ = 8 * math.pi**2
+
+
+def bond_target(d_min: float) -> float:
+    """Root mean square deviation of bonds (Å) that a refinement at a resolution (Å) should have."""
+    return min(0.013, max(0.006, 0.013 - 0.004 * (d_min - 1.6)))
+
+
+class Restraint:
+    """A term of a refinement, in nats; this one is a function of sites.
+
+    Parameters
+    ----------
+    function : callable
+        Sites (n_atoms, 3) Å -> nats; it may have ``update(sites_cart)``, called as each macro-cycle begins.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def energy(self, atoms: Any, sites: bool = True, adp: bool = True) -> torch.Tensor:
+        """Nats, a scalar with a gradient.
+
+        Parameters
+        ----------
+        atoms : Atoms
+        sites, adp : bool
+            Which parameters are refined: terms of others are left out.
+        """
+        energy: torch.Tensor = self.function(atoms.sites_cart)
+        return energy
+
+    def update(self, atoms: Any) -> None:
+        """A macro-cycle begins with these atoms."""
+        if hasattr(self.function, "update"):
+            self.function.update(atoms.sites_cart)
+
+    def curvature(self, atoms: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Expected second derivatives in sites (n, 3), Å^-2, and in ln U (n,); None for none."""
+        return None, None
+
+    def close(self, atoms: Any) -> dict[str, Any]:
+        """A macro-cycle ended with these atoms: what there is to record of it."""
+        return {}
+
+    def resume(self, cycles: list[dict[str, Any]]) -> None:
+        """Go on after macro-cycles that were recorded."""
+
+
+class LibraryRestraint(Restraint):
+    """Geometry, and similarity of displacement parameters.
+
+    Parameters
+    ----------
+    geometry : GeometryRestraints or CctbxRestraints
+    displacements : DisplacementRestraints, optional
+    weight : float, optional
+        Of the geometry; None: it follows ``target``.
+    adp_weight : float
+    target : float
+        Root mean square deviation of bonds, Å.
+    """
+
+    def __init__(
+        self,
+        geometry: Any,
+        displacements: Any = None,
+        weight: float | None = None,
+        adp_weight: float = ADP_WEIGHT,
+        target: float = 0.012,
+    ) -> None:
+        super().__init__(geometry)
+        self.geometry, self.displacements = geometry, displacements
+        self.follows = weight is None
+        self.weight, self.adp_weight, self.target = WEIGHT if weight is None else weight, adp_weight, target
+
+    def energy(self, atoms: Any, sites: bool = True, adp: bool = True) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=atoms.device)
+        if sites:
+            total = total + 0.5 * self.weight * self.geometry(atoms.sites_cart.to(torch.float64))
+        if adp and self.displacements is not None:
+            total = total + 0.5 * self.adp_weight * self.displacements(*displacement_arguments(atoms))
+        return total
+
+    def update(self, atoms: Any) -> None:
+        self.geometry.update_contacts(atoms.sites_cart)
+
+    def curvature(self, atoms: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        of_sites = 0.5 * self.weight * self.geometry.curvature(atoms.sites_cart.detach().to(torch.float64))
+        if self.displacements is None:
+            return of_sites, None
+        return of_sites, 0.5 * self.adp_weight * self.displacements.curvature(atoms.n_atoms)
+
+    def close(self, atoms: Any) -> dict[str, Any]:
+        rms = self.geometry.rms(atoms.sites_cart.detach().to(torch.float64))
+        record = {"weight": self.weight, "bond_rms": rms["bond"], "angle_rms": rms["angle"]}
+        if self.follows and rms["bond"] > 0:
+            change = (rms["bond"] / self.target) ** _POWER
+            change = min(_LARGEST_CHANGE, max(1 / _LARGEST_CHANGE, change))
+            self.weight = min(GREATEST_WEIGHT, max(LEAST_WEIGHT, self.weight * change))
+        return record | {"next_weight": self.weight}
+
+    def resume(self, cycles: list[dict[str, Any]]) -> None:
+        if cycles and "next_weight" in cycles[-1]:
+            self.weight = cycles[-1]["next_weight"]
+
+
+def displacement_arguments(atoms: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """(u_iso, u_cart or None, anisotropic or None) of atoms, as restraints on displacement parameters take them."""
+    aniso = atoms.use_u_aniso
+    u_iso = atoms.u_iso.to(torch.float64)
+    if not bool(aniso.any()):
+        return u_iso, None, None
+    o = atoms.crystal.orthogonalization.to(atoms.device)
+    u = atoms.u_star.to(torch.float64)[..., [0, 3, 4, 3, 1, 5, 4, 5, 2]].unflatten(-1, (3, 3))
+    return u_iso, o @ u @ o.T, aniso
