@@ -23,17 +23,14 @@ from ..fmodel import FModel
 from ..latent.generator.requirements import require
 from ..refinement import Settings, refine, state
 from ..refinement.minimise import MINIMISERS
-from ..refinement.run import MASK_UPDATES, check_settings
+from ..refinement.run import ANISOTROPIC, MASK_UPDATES, check_settings
 from ..refinement.weight import choose_weight
 from ..reflections import Reflections
 from ..versions import versions
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, EntryProgram, choices
+from .refine_restraints import PHIL, biased_flags, hold
 from .refine_table import cycle_line, heading, render
 
-NO_RESTRAINTS = (
-    "There are no geometry restraints: bonds, angles and contacts are held by the data alone. At less than "
-    "atomic resolution, regularise the model afterwards."
-)
 _DEFAULTS = Settings()
 _TRIAL_CYCLES = 3  # of a trial of a weight
 
@@ -41,6 +38,7 @@ _PHIL = f"""
 refine {{
   {INPUTS}
   {LIMITS}
+  {PHIL}
   target = *maximum_likelihood least_squares
     .type = choice
     .short_caption = Target
@@ -52,11 +50,16 @@ refine {{
   sites = True
     .type = bool
     .short_caption = Refine sites
-    .help = "Hydrogens ride on the nearest other atom; special positions are kept."
+    .help = "Hydrogens ride on the atom that they are bonded to; special positions are kept."
   adp = True
     .type = bool
     .short_caption = Refine displacement parameters
     .help = "Isotropic or anisotropic, as each atom is in the model. Occupancies stay."
+  anisotropic = {choices(ANISOTROPIC, _DEFAULTS.anisotropic)}
+    .type = choice
+    .short_caption = Anisotropic atoms
+    .help = "free: six variables each. scaled: the shape of the tensor stays, its size is refined. auto: free where the data reach \
+            1.55 Å and are at least 1.8 times as many as the variables."
   cycles = {_DEFAULTS.cycles}
     .type = int
     .short_caption = Macro-cycles
@@ -86,10 +89,11 @@ refine {{
     .short_caption = Mask update
     .help = "step: the mask follows every step and its gradient counts. cycle: it is held fixed within a macro-cycle. \
             auto: step, for masks that have a gradient."
-  damping = {_DEFAULTS.damping:g}
+  damping = Auto
     .type = float
     .short_caption = Damping
-    .help = "Springs that hold shifts back within a macro-cycle, as a share of the curvature of the data."
+    .help = "Springs that hold shifts back within a macro-cycle, as a share of the curvature of the data. \
+            Auto: 0 with restraints of the geometry, 0.5 without."
   learning_rate = {_DEFAULTS.learning_rate:g}
     .type = float
     .short_caption = Learning rate
@@ -99,11 +103,11 @@ refine {{
     .short_caption = Tolerance
     .help = "Refinement ends when a macro-cycle lowers the target of the work set by less: natural logarithms for each \
             reflection, or a fraction of the sum of squares. The free set does not count."
-  force_field_weight = 0.0
+  force_field_weight = Auto
     .type = float
     .short_caption = Force field weight
-    .help = "Of U / kT of a force field (ff14SB, implicit solvent) that restrains the protein; 0: no restraints. Auto: the \
-            best of several, by cross-validation inside the work set. Needs the libraries of pip install mmtbx_sfdiff[latent]."
+    .help = "With restraints=force_field: of U / kT of ff14SB with implicit solvent. Auto: the best of several, by \
+            cross-validation inside the work set. Needs the libraries of pip install mmtbx_sfdiff[latent]."
   remove_outliers = True
     .type = bool
     .short_caption = Outlier rejection
@@ -143,11 +147,11 @@ output {{
 class Program(EntryProgram):
     program_name = "mmtbx_sfdiff.refine"
     input_scope = "refine"
-    description = f"""
-Sites and displacement parameters of a model, refined against its data by maximum likelihood or least squares. Writes
+    description = """
+Sites and displacement parameters of a model, refined against its data by maximum likelihood or least squares, and held to
+known geometry by a monomer library (restraints=library, cctbx, force_field or none). Writes
 <prefix>_refined.pdb (or .cif), .mtz (map coefficients for Coot), .json (every step) and .png.
 
-{NO_RESTRAINTS}
 
   mmtbx_sfdiff.refine model.pdb data.mtz
   mmtbx_sfdiff.refine 1cbs target=least_squares cycles=5 d_min=2
@@ -164,7 +168,14 @@ everything was computed and written.
         params, out = self.inputs, self.params.output
         self.check_inputs()
         positive = (0, math.inf, False)
-        weight = {} if params.force_field_weight is Auto else {"force_field_weight": (-1e-300, math.inf, False)}
+        limits = {
+            "force_field_weight": positive,
+            "geometry_weight": positive,
+            "bond_rms": (0, 1, False),
+            "adp_weight": (-1e-300, math.inf, False),
+            "damping": (-1e-300, math.inf, False),
+        }
+        chosen = {name: limit for name, limit in limits.items() if getattr(params, name) is not Auto}
         self.check_numbers(
             {
                 "d_min": (0, math.inf, True),
@@ -175,14 +186,13 @@ everything was computed and written.
                 "resolution_cycles": (1, 1000, False),
                 "adp_from_cycle": (1, 1000, False),
                 "least_squares_cycles": (-0.5, 1000, False),
-                "damping": (-1e-300, math.inf, False),
                 "learning_rate": positive,
                 "tolerance": positive,
                 "shake": (0, 10, True),
             }
-            | weight
+            | chosen
         )
-        if params.force_field_weight:
+        if params.restraints == "force_field":
             try:
                 for name in ("openmm", "pdbfixer"):
                     require(name)
@@ -192,7 +202,9 @@ everything was computed and written.
             raise Sorry(
                 f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: d_min is the smaller."
             )
-        self._settings = Settings(**{field.name: getattr(params, field.name) for field in dataclasses.fields(Settings)})
+        values = {field.name: getattr(params, field.name) for field in dataclasses.fields(Settings)}
+        self._settings = Settings(**{name: None if value is Auto and name == "damping" else value
+                                     for name, value in values.items()})  # fmt: skip
         try:
             check_settings(self._settings)
         except ValueError as error:
@@ -214,8 +226,6 @@ everything was computed and written.
 
     def run(self):
         terminal = self.on_terminal(sys.stdout)
-        if not self.inputs.force_field_weight:
-            print(NO_RESTRAINTS, file=self.logger)
         with tempfile.TemporaryDirectory() as folder, self.progress() as report:
             files = self.find_files(folder, report)
             report("reading", None)
@@ -233,7 +243,8 @@ everything was computed and written.
 
             try:
                 restraint = self._restraint(report)
-                refined, history = refine(start, self._settings, history, on_cycle, report, restraint)
+                parents = self._held.parents
+                refined, history = refine(start, self._settings, history, on_cycle, report, restraint, parents)
                 report("writing", None)
                 self._describe(fmodel, refined, history)
                 contents = self._contents(refined)
@@ -290,10 +301,17 @@ everything was computed and written.
         return messages
 
     def _restraint(self, report):
-        """The force field, if it was asked for."""
-        self._messages, self._weight = [NO_RESTRAINTS], None
-        if not self.inputs.force_field_weight:
-            return None
+        """What holds the model, said at once."""
+        report("restraints", None)
+        held = self._held = hold(self.inputs, self._entry, self._first.reflections, self.inputs.device)
+        self._messages, self._weight = held.messages, None
+        for message in held.messages:
+            print(message[0].upper() + message[1:], file=self.logger)
+        if self.inputs.restraints != "force_field":
+            if held.restraint is not None:
+                self._weight = {"restraints": self.inputs.restraints, "bond_rms_target": held.restraint.target,
+                                "adp_weight": held.restraint.adp_weight}  # fmt: skip
+            return held.restraint
         report("force field", None)
         from ..latent.refinement.restraint import ForceFieldRestraint
 
@@ -347,10 +365,15 @@ everything was computed and written.
             "shake",
             "random_seed",
             "force_field_weight",
+            "restraints",
+            "geometry_weight",
+            "bond_rms",
+            "adp_weight",
         )
         decisive = {name: getattr(params, name) for name in names} | dataclasses.asdict(self._settings)
-        if params.force_field_weight is Auto:
-            decisive["force_field_weight"] = "Auto"
+        decisive |= {name: "Auto" for name, value in decisive.items() if value is Auto}
+        decisive["library"] = str(params.library)
+        files = [*files, *(path for path in params.ligands or [] if path)]
         # More macro-cycles may be asked for when a refinement goes on.
         decisive.pop("cycles") if not params.least_squares_cycles else None
         self._fingerprint = state.fingerprint(files, decisive)
@@ -402,9 +425,12 @@ everything was computed and written.
                 "random_seed",
             )
         }
+        start, final = _r(first), _r(refined)
+        self._messages += biased_flags(start["r_work"], start["r_free"])
         self.result = self._header(fmodel) | {
-            "start": _r(first),
-            "final": _r(refined),
+            "start": start,
+            "final": final,
+            "geometry": {"start": self._held.rms(self._shaken), "final": self._held.rms(refined.atoms)},
             "cycles": history.cycles,
             "steps": history.steps,
             "shift_rms": float(moved.square().mean().sqrt()),

@@ -34,17 +34,16 @@ def cycle_line(cycle):
 
 
 def _parts(result, style):
-    names = ("Cycle", "to Å", "refl.", "refined", "steps", "target from", "to", "R-work from", "to", "R-free", "s")
+    names = ("Cycle", "to Å", "steps", "R-work", "R-free", "bonds Å", "angles °", "weight", "s")
     yield text_tables.table(style, names, [_row(cycle) for cycle in result["cycles"]])
-    yield Text(
-        "Of the reflections of each macro-cycle; targets of different macro-cycles, or resolution limits, cannot be compared.",
-        style="dim",
-    )
-    rows = [
-        (name, f"{part['r_work']:.4f}", _optional(part["r_free"]))
-        for name, part in (("start", result["start"]), ("refined", result["final"]))
-    ]
-    yield text_tables.table(style, ("All reflections, new scales", "R-work", "R-free"), rows)
+    yield Text("Of the reflections of each macro-cycle; weight: of the geometry.", style="dim")
+    rows = []
+    for name, key in (("start", "start"), ("refined", "final")):
+        part, geometry = result[key], result["geometry"][key]
+        rows.append((name, f"{part['r_work']:.4f}", _optional(part["r_free"]), _optional(geometry["bond"]),
+                     _optional(geometry["angle"], 2)))  # fmt: skip
+    yield text_tables.table(style, ("All reflections", "R-work", "R-free", "bonds Å", "angles °"), rows)
+    yield Text("Bonds and angles: root mean square deviation from the monomer library.", style="dim")
     yield Text(f"Atoms moved by {result['shift_rms']:.3f} Å (root mean square), at most {result['shift_max']:.2f} Å.")
     for message in result["messages"]:
         yield Text(f"Note: {message}", style="dim")
@@ -54,17 +53,15 @@ def _row(cycle):
     return (
         f"{cycle['cycle']}",
         f"{cycle['d_min']:.2f}",
-        f"{cycle['n_reflections']:,}",
-        "+".join(cycle["refined"]),
         f"{cycle['steps']}",
-        f"{cycle['target_start']:.4g}",
-        f"{cycle['target_end']:.4g}",
-        f"{cycle['r_work_start']:.4f}",
         f"{cycle['r_work']:.4f}",
         _optional(cycle["r_free"]),
+        _optional(cycle.get("bond_rms")),
+        _optional(cycle.get("angle_rms"), 2),
+        _optional(cycle.get("weight"), 2),
         f"{cycle['seconds']:.1f}",
     )
 
 
-def _optional(value):
-    return "-" if value is None else f"{value:.4f}"
+def _optional(value, digits=4):
+    return "–" if value is None or value != value else f"{value:.{digits}f}"

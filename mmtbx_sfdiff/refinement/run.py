@@ -23,13 +23,14 @@ from ..likelihood import targets
 from .curvature import Curvature
 from .likelihood import cross_validated
 from .minimise import MINIMISERS, Evaluation, minimise
-from .restraint import Restraint
+from .restraint import LibraryRestraint, Restraint
 from .variables import Variables
 
 _WITHOUT_GRADIENT = ("binary",)
 MASK_UPDATES = ("auto", "step", "cycle")
+_DAMPING = 0.5
 ANISOTROPIC = ("auto", "free", "scaled")
-_ATOMIC_RESOLUTION, _REFLECTIONS_PER_VARIABLE = 1.5, 2.5
+_ATOMIC_RESOLUTION, _REFLECTIONS_PER_VARIABLE = 1.55, 1.8
 # A macro-cycle of fewer reflections, for each atom, would fit noise.
 _REFLECTIONS_PER_ATOM = 3.0
 
@@ -57,10 +58,10 @@ class Settings:
     mask_update : {"auto", "step", "cycle"}
         With ``step``, the mask follows every step and its gradient counts; with ``cycle`` it is held fixed within
         a macro-cycle. ``auto``: step, for masks that have a gradient.
-    damping : float
+    damping : float, optional
         In each macro-cycle, shifts are held back by a spring with this share of the curvature that the data are
         expected to have for a median atom. It keeps atoms that the data hardly see from running away, and does not
-        change where a converged refinement ends.
+        change where a converged refinement ends. None: 0.5 without a restraint of the geometry, 0 with one.
     learning_rate : float
         Of Adam, Å.
     tolerance : float
@@ -68,24 +69,24 @@ class Settings:
         logarithms for each reflection, for least squares as a fraction.
     remove_outliers : bool
     anisotropic : {"auto", "free", "scaled"}
-        Whether anisotropic atoms refine six variables each or the size of their tensor alone. ``auto``: six where the data reach 1.5 Å and
-        are at least 2.5 times as many as the variables then.
+        Whether anisotropic atoms refine six variables each or the size of their tensor alone. ``auto``: six where the data reach 1.55 Å and
+        are at least 1.8 times as many as the variables then.
     """
 
     target: str = "maximum_likelihood"
     minimiser: str = "lbfgs"
     sites: bool = True
     adp: bool = True
-    cycles: int = 10
+    cycles: int = 6
     steps: int = 20
     first_d_min: float = 3.0
-    resolution_cycles: int = 3
-    adp_from_cycle: int = 2
+    resolution_cycles: int = 1
+    adp_from_cycle: int = 1
     least_squares_cycles: int = 0
     mask_update: str = "auto"
-    damping: float = 0.5
+    damping: float | None = None
     learning_rate: float = 0.02
-    tolerance: float = 0.01
+    tolerance: float = 0.001
     remove_outliers: bool = True
     anisotropic: str = "auto"
 
@@ -117,7 +118,7 @@ def check_settings(settings):
     ):
         if not getattr(settings, name) >= least:
             raise ValueError(f"{name} must be at least {least}, not {getattr(settings, name)!r}.")
-    if not 0 <= settings.damping < math.inf:
+    if settings.damping is not None and not 0 <= settings.damping < math.inf:
         raise ValueError(f"damping must not be negative, not {settings.damping!r}.")
     for name in ("first_d_min", "learning_rate", "tolerance"):
         if not 0 < getattr(settings, name) < math.inf:
@@ -276,7 +277,13 @@ class _Cycle:
         """alpha and beta of the model as it is now."""
         fmodel = self.fmodel
         with torch.no_grad():
-            fmodel._alpha_beta = cross_validated(fmodel.reflections, fmodel.f_model(), fmodel._used())
+            self.alpha_beta = cross_validated(fmodel.reflections, fmodel.f_model(), fmodel.in_use())
+
+    def _target(self, f_model):
+        reflections, used = self.fmodel.reflections, self.fmodel.in_use()
+        if self.target == "least_squares":
+            return targets.least_squares(reflections, f_model, **used)
+        return targets.maximum_likelihood(reflections, f_model, self.alpha_beta, **used)
 
     def _scaled(self):
         """Whether anisotropic atoms keep the shape of their tensors."""
@@ -287,6 +294,12 @@ class _Cycle:
         reflections = self.fmodel.reflections
         enough = int(self.work.sum()) >= _REFLECTIONS_PER_VARIABLE * n_variables
         return not (enough and reflections.d_min <= _ATOMIC_RESOLUTION)
+
+    @property
+    def _damping(self):
+        if self.settings.damping is not None:
+            return self.settings.damping
+        return 0.0 if isinstance(self.restraint, LibraryRestraint) else _DAMPING
 
     @property
     def _nats(self):
@@ -305,7 +318,7 @@ class _Cycle:
         fmodel = self.fmodel
         fmodel.atoms = variables(vector)
         f_model = fmodel.f_model(f_mask=self.f_mask)
-        value = fmodel.target(self.target, f_model=f_model)
+        value = self._target(f_model)
         held = None
         if self.restraint is not None:
             held = self._nats * self.restraint.energy(fmodel.atoms, self.settings.sites, self.adp)
@@ -313,7 +326,7 @@ class _Cycle:
         (gradient,) = torch.autograd.grad(value / unit, vector)
         value = value.detach()
         with torch.no_grad():
-            penalty, gradient_of_penalty = variables.damping(vector, self.settings.damping)
+            penalty, gradient_of_penalty = variables.damping(vector, self._damping)
             gradient += gradient_of_penalty
             r_work, r_free = targets.r_factors(fmodel.reflections, f_model, **fmodel.in_use())
         info = {"target": float(value), "r_work": float(r_work), "r_free": self._free(r_free)}
@@ -339,7 +352,7 @@ class _Cycle:
             sigmas = reflections.sigmas[work].to(torch.float64) / scales.f_obs_scale
             weights = torch.where(sigmas > 0, 2 / sigmas.square(), 0.0)
         else:
-            ab = fmodel.alpha_beta()
+            ab = self.alpha_beta
             spread = (ab.epsilons * ab.beta)[work].to(torch.float64).clamp(min=1e-3)
             weights = 2 * ab.alpha[work].to(torch.float64).square() / spread / max(1, int(work.sum()))
         d_star_sq = reflections.crystal.d_star_sq(reflections.miller_indices[work])

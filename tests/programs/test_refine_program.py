@@ -1,5 +1,6 @@
 """``mmtbx_sfdiff.refine``, from the command line to the files it leaves behind."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -10,16 +11,21 @@ from pathlib import Path
 import torch
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.command_line.refine import run
+from mmtbx_sfdiff.geometry import GeometryRestraints
+from mmtbx_sfdiff.programs.refine_restraints import biased_flags
+from mmtbx_sfdiff.programs.refine_table import render
 from mmtbx_sfdiff.refinement import figure
 
+import gemmi
 import pytest
 from iotbx import mtz
 from matplotlib.text import Text
 
+from tests.support.monomers import library_or_skip
 from tests.support.processes import heed_interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = ["cycles=2", "steps=4", "shake=0.2", "mask=binary"]
+FEW = ["cycles=2", "steps=4", "shake=0.2", "mask=binary", "restraints=none"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def test_what_is_written(refined, files_1yjp):
 
 def test_json_and_figure(refined):
     _, result = refined
-    assert result["geometry_restraints"] is None and "no geometry restraints" in result["messages"][0]
+    assert result["geometry_restraints"] is None and any("no geometry restraints" in m for m in result["messages"])
     assert [c["cycle"] for c in result["cycles"]] == [1, 2] and result["settings"]["shake"] == 0.2
     assert len(result["steps"]) == sum(c["steps"] for c in result["cycles"])
     drawn = [t.get_text() for t in figure.draw(result).findobj(Text) if t.get_text().strip()]
@@ -62,6 +68,7 @@ def test_output_says_that_nothing_restrains(files_1yjp, tmp_path, capsys):
         run(
             [
                 *files_1yjp,
+                "restraints=none",
                 "cycles=1",
                 "steps=1",
                 "adp=False",
@@ -109,7 +116,7 @@ def command(arguments, folder, **options):
 
 def test_ctrl_c_and_going_on(files_1yjp, tmp_path):
     """Interrupted after a macro-cycle: exit code 130, the state alone is left; the same command goes on."""
-    arguments = [*files_1yjp, "cycles=200", "steps=5", "tolerance=1e-9", "mask=binary", "shake=0.2"]
+    arguments = [*files_1yjp, "cycles=200", "steps=5", "tolerance=1e-9", "mask=binary", "shake=0.2", "restraints=none"]
     process = command(arguments, tmp_path)
     for line in process.stdout:
         if line.startswith("Macro-cycle 1"):
@@ -194,7 +201,7 @@ def test_force_field_restrains(files_1yjp, tmp_path, capsys):
                     "mask=binary",
                     "figure=False",
                     "adp=False",
-                    f"force_field_weight={weight}",
+                    *(["restraints=force_field", "force_field_weight=1"] if weight else ["restraints=none"]),
                     f"directory={folder}",
                 ]
             )
@@ -225,6 +232,7 @@ def test_force_field_weight_by_cross_validation(files_1yjp, tmp_path, capsys):
                 "steps=4",
                 "mask=binary",
                 "figure=False",
+                "restraints=force_field",
                 "force_field_weight=Auto",
                 f"directory={tmp_path}",
             ]
@@ -240,5 +248,84 @@ def test_force_field_weight_by_cross_validation(files_1yjp, tmp_path, capsys):
 
 def test_force_field_without_its_libraries(files_1yjp, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pdbfixer", None)
-    assert run([*files_1yjp, "force_field_weight=1", f"directory={tmp_path}"]) == 1
+    assert run([*files_1yjp, "restraints=force_field", "force_field_weight=1", f"directory={tmp_path}"]) == 1
     assert 'pip install "mmtbx_sfdiff[latent]"' in capsys.readouterr().err
+
+
+# Restraints of the library
+
+
+@pytest.fixture(scope="module")
+def restrained(files_1yjp, tmp_path_factory):
+    """GNNQQNY, shaken and refined with the defaults."""
+    library = library_or_skip()
+    folder = tmp_path_factory.mktemp("restrained")
+    arguments = [*files_1yjp, "shake=0.3", f"library={library.path}", "figure=False", f"directory={folder}"]
+    assert run(arguments) == 0
+    return json.loads((folder / "1yjp_refined.json").read_text()), folder, library
+
+
+def test_a_library_holds_the_geometry(restrained):
+    result, folder, library = restrained
+    start, final = result["geometry"]["start"], result["geometry"]["final"]
+    assert start["bond"] > 0.1 and final["bond"] < 0.02 and final["angle"] < 4 < start["angle"]
+    assert result["final"]["r_work"] < result["start"]["r_work"] - 0.05
+    structure = gemmi.read_structure(str(folder / "1yjp_refined.pdb"))
+    geometry = GeometryRestraints.from_gemmi(structure, library)
+    sites = torch.tensor(geometry.topology.atoms.sites_cart)
+    assert geometry.rms(sites)["bond"] == pytest.approx(final["bond"], abs=1e-3)  # the digits of a PDB file
+    assert result["geometry_restraints"]["restraints"] == "library"
+    assert all("weight" in cycle and "bond_rms" in cycle for cycle in result["cycles"])
+    assert any("monomer library" in message for message in result["messages"])
+
+
+def test_the_table_fits_a_terminal_and_has_bonds_and_angles(restrained):
+    result, _, _ = restrained
+    text = render(result, width=80)
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    assert "bonds Å" in text and f"{result['geometry']['final']['bond']:.4f}" in text
+    without = json.loads(json.dumps(result))
+    for part in (without["start"], without["final"], *without["cycles"]):
+        part["r_free"] = None
+    for part in without["geometry"].values():
+        part.update(bond=None, angle=None)
+    assert "–" in render(without, width=80) and "None" not in render(without, width=80)
+
+
+@pytest.mark.parametrize("words, needle", [
+    (["library=nowhere"], "mon_lib_list"), (["ligands=nowhere.cif"], "nowhere.cif"), (["bond_rms=0"], "bond_rms"),
+    (["geometry_weight=-1"], "geometry_weight"), (["adp_weight=-1"], "adp_weight"), (["anisotropic=often"], "anisotropic"),
+])  # fmt: skip
+def test_impossible_restraints_are_one_sentence(words, needle, files_1yjp, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    library_or_skip()
+    assert run([*files_1yjp, *words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Sorry: ") and needle in error and "Traceback" not in error and not list(tmp_path.iterdir())
+
+
+def test_without_a_library_one_sentence(files_1yjp, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("CLIBD_MON", "MMTBX_CCP4_MONOMER_LIB"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(importlib.metadata, "distribution", _absent)
+    assert run(list(files_1yjp)) == 1
+    error = capsys.readouterr().err
+    assert 'pip install "mmtbx_sfdiff[refine]"' in error and "restraints=none" in error and "Traceback" not in error
+
+
+def _absent(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+def test_mmtbx_holds_the_geometry(files_1yjp, tmp_path, monkeypatch):
+    library = library_or_skip()
+    monkeypatch.setenv("MMTBX_CCP4_MONOMER_LIB", str(library.path))
+    assert run([*files_1yjp, "shake=0.2", "restraints=cctbx", "cycles=3", "figure=False", f"directory={tmp_path}"]) == 0
+    result = json.loads((tmp_path / "1yjp_refined.json").read_text())
+    assert result["geometry"]["final"]["bond"] < 0.03 < result["geometry"]["start"]["bond"]
+
+
+def test_a_start_without_a_gap_is_said(files_1yjp):
+    assert biased_flags(0.20, 0.21) and "probably not those" in biased_flags(0.20, 0.21)[0]
+    assert not biased_flags(0.20, 0.25) and not biased_flags(0.2, None)

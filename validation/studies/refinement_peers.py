@@ -47,7 +47,7 @@ def make_start(entry, kind, folder):
     folder.mkdir(parents=True, exist_ok=True)
     files = find_entry(entry, download=False)
     fmodel = FModel.from_files(files.model, files.data)
-    manager = fmodel._source.model.manager
+    manager = fmodel.source.model.manager
     suffix = ".pdb" if manager.can_be_output_as_pdb() else ".cif"
     if kind != "deposited":
         fmodel.replace(sites_cart=shaken(fmodel.atoms, float(kind), seed=0))
