@@ -255,7 +255,7 @@ everything was computed and written.
             write_all({self._paths[suffix]: content for suffix, content in contents.items()})
         with contextlib.suppress(OSError):
             self._state.unlink()
-        print(render(self.result, terminal), file=self.logger)
+        print(render(self.result, terminal, None if terminal else 80), file=self.logger)
         print("\nWritten: " + ", ".join(map(str, self._paths.values())), file=self.logger)
 
     def _read(self, model, data):

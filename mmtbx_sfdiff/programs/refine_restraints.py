@@ -96,7 +96,7 @@ def hold(params: Any, entry: Any, reflections: Any, device: str) -> Held:
             raise Sorry(f"{error} Or say restraints=none.") from None
     if params.restraints in ("library", "cctbx"):
         held.restraint = _library(params, held, reflections)
-    elif params.restraints == "none":
+    elif params.restraints != "force_field":  # PHIL makes None of the word "none"
         held.messages.append(NO_RESTRAINTS)
     held.parents = _parents(hierarchy, held.geometry).to(device)
     return held

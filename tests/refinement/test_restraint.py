@@ -150,7 +150,9 @@ def test_the_gradient_of_the_restraint_is_that_of_both_terms():
     assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
     for a, b in zip(torch.autograd.grad(value, (sites, u)), torch.autograd.grad(expected, (sites, u))):
         np.testing.assert_allclose(a, b, rtol=1e-12)
-    assert float(restraint.energy(atoms, adp=False)) == pytest.approx(0.1 * float(geometry(sites)), rel=1e-12)
+    assert float(restraint.energy(atoms, adp=False).detach()) == pytest.approx(
+        0.1 * float(geometry(sites).detach()), rel=1e-12
+    )
     of_sites, of_ln_u = restraint.curvature(atoms)
     assert of_sites.shape == (geometry.n_atoms, 3) and of_ln_u.shape == (geometry.n_atoms,)
 
