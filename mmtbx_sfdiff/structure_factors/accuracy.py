@@ -200,7 +200,7 @@ class ErrorModel:
             [np.bincount(bins, share * np.exp(-2 * p * band), minlength=_N_ALIAS_BINS)[used] for p in SHARPENINGS]
         )
 
-    def sharpening(self, histogram, accuracy, rounding, orders):
+    def sharpening(self, histogram, accuracy, rounding, orders, contributions=None):
         """Number of the sharpest p of the ladder that leaves aliasing its share of the error.
 
         Parameters
@@ -213,6 +213,8 @@ class ErrorModel:
             Relative rounding of a value of the grid.
         orders : tuple of int
             Whose errors count: 0 for F, 1 for gradients in positions, 2 for those in displacements.
+        contributions : numpy.ndarray, optional
+            The histogram that the structure's own contributions are taken from, where it is another.
 
         Returns
         -------
@@ -221,7 +223,8 @@ class ErrorModel:
         norms : numpy.ndarray
             (3,) mean squares of the structure's contributions.
         """
-        norms = np.einsum("mte,te->m", self.norms[:, :-1], histogram[:-1])
+        own = histogram if contributions is None else contributions
+        norms = np.einsum("mte,te->m", self.norms[:, :-1], own[:-1])
         bound = _ALIAS_SHARE * (_AIM * accuracy) ** 2
         wanted = tuple(order in orders for order in range(3))
         return sharpest(self.aliases, self.noises, histogram, norms, wanted, rounding, bound), norms

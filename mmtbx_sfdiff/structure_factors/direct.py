@@ -34,8 +34,9 @@ from .operators import operators_transposed, sum_over_operators
 from .scatterers import Gradients, Scatterers, least_u, packed_metric
 
 T = TypeVar("T")
-# Exponents beyond which the factor of a negative displacement parameter overflows, or drowns everything else.
-_LARGEST_EXPONENT = {torch.float32: 80.0, torch.float64: 600.0}
+# Exponents beyond which the factor of a negative displacement parameter drowns everything else, and squares of F or second
+# derivatives overflow.
+_LARGEST_EXPONENT = {torch.float32: 30.0, torch.float64: 200.0}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,7 +159,7 @@ def _check_exponents(scatterers: Scatterers, plan: Plan) -> None:
     model, atom = (least * scale < -largest).nonzero()[0].tolist()
     raise BadAtom(
         "the displacement parameter",
-        f"amounts to U = {float(least[model, atom]):g} Å^2 in one direction, whose Debye-Waller factor overflows at this "
+        f"amounts to U = {float(least[model, atom]):g} Å^2 in one direction, whose Debye-Waller factor is beyond all measure at this "
         "resolution: raise it, or leave the atom out.",
         atom, model, s.n_models,
     )  # fmt: skip

@@ -29,6 +29,11 @@ class Population:
         Largest and smallest exponent of an atom in any direction.
     widest_atom, least_atom : tuple of int
         (model, atom) of these.
+    contributions : numpy.ndarray or None
+        For gradients: the histogram with the mean U of anisotropic atoms, which scatter less than an atom of their
+        smallest, by which their errors are counted; None: the same.
+    parts : tuple of Population
+        Where some atoms are isotropic and others are not: of those whose displacements a gradient is wanted of.
     heaviest : float
         Largest weight.
     extra : float
@@ -43,6 +48,8 @@ class Population:
     least_atom: tuple[int, int]
     heaviest: float
     extra: float
+    contributions: np.ndarray | None = None
+    parts: tuple[Population, ...] = ()
 
 
 def population(scatterers: Scatterers, tables: Tables, wanted: tuple[bool, ...] | None = None) -> Population:
@@ -55,7 +62,26 @@ def population(scatterers: Scatterers, tables: Tables, wanted: tuple[bool, ...] 
     if not found.n_atoms:
         found.histogram[0, error_model.N_E // 2] = 1.0
     extra = max((float(value.abs().max()) for value in extras), default=0.0)
-    return dataclasses.replace(found, n_atoms=max(found.n_atoms, 1), extra=extra)
+    contributions = None
+    parts: list[Population] = []
+    if wanted and found.n_atoms and bool(s.use_u_aniso.any()):
+        contributions = _with_mean_u(s, tables)
+        for chosen, want in ((~s.use_u_aniso, wanted[1]), (s.use_u_aniso, wanted[2])):
+            if want and 0 < int(chosen.sum()) < s.n_atoms:
+                those = dataclasses.replace(s, weights=torch.where(chosen, s.weights, 0.0))
+                part = (_compiled if s.device.type == "cpu" else _torch)(those, [], 0.0, tables)
+                if part.n_atoms:
+                    parts.append(dataclasses.replace(part, contributions=_with_mean_u(those, tables)))
+    return dataclasses.replace(
+        found, n_atoms=max(found.n_atoms, 1), extra=extra, contributions=contributions, parts=tuple(parts)
+    )
+
+
+def _with_mean_u(s: Scatterers, tables: Tables) -> np.ndarray:
+    """The histogram where anisotropic atoms have the mean of their U."""
+    mean = s.u_iso + (_cart_trace(s) / 3).to(s.dtype)
+    round_ones = dataclasses.replace(s, u_iso=mean, use_u_aniso=torch.zeros_like(s.use_u_aniso))
+    return (_compiled if s.device.type == "cpu" else _torch)(round_ones, [], 0.0, tables).histogram
 
 
 def _compiled(s: Scatterers, extras: list[torch.Tensor], least: float, tables: Tables) -> Population:

@@ -30,6 +30,8 @@ SINGLE_PRECISION, LEAST_ACCURACY = 3e-6, 1e-8
 ROUNDING = {torch.float32: 4e-7, torch.float64: 6e-16}
 # Candidate rates of sampling, in units of the Nyquist rate.
 OVERSAMPLING = (1.2, 1.3, 1.4, 1.5, 1.65, 1.85, 2.1, 2.5, 3.0, 3.6)
+# What the errors of a few atoms' gradients may exceed their mean square by, times their number.
+_SCATTER = 12
 # An atom may reach over so many cells, or points.
 _LARGEST_BOX, _ALWAYS = 8, 512
 
@@ -74,12 +76,20 @@ def choose_setting(
     tables = tables_of(plan, scatterers.form_factors)
     orders = error_orders(wanted)
     found = found or population(scatterers, tables, wanted)
-    _check_range(found, scatterers)
+    _check_range(found)
+    if wanted is not None:
+        # Mean squares say what happens to many atoms; the gradients of a few scatter about that.
+        fewest = min(part.n_atoms for part in (found, *found.parts)) / scatterers.n_models
+        accuracy = max(accuracy / (1 + _SCATTER / max(fewest, 1)), LEAST_ACCURACY)
     histogram, n_atoms = found.histogram, found.n_atoms
     chosen = choose_grid(tables, found, scatterers.n_models, accuracy, memory, orders)
     for dims, dtype in _from(chosen[:2], tables, memory):
         model = tables.model(dims)
-        index, norms = model.sharpening(histogram, accuracy, ROUNDING[dtype], orders)
+        index, norms = model.sharpening(histogram, accuracy, ROUNDING[dtype], orders, found.contributions)
+        for part in found.parts:
+            own, contributed = model.sharpening(part.histogram, accuracy, ROUNDING[dtype], (2,), part.contributions)
+            index = min(index, own)
+            norms[2] = min(norms[2], contributed[2] * n_atoms / part.n_atoms)
         if index >= 0:
             break
     else:
@@ -118,7 +128,7 @@ def choose_setting(
     )
 
 
-def _check_range(found: Population, scatterers: Scatterers) -> None:
+def _check_range(found: Population) -> None:
     """Raise unless displacement parameters are within the range for which errors are known.
 
     Raises

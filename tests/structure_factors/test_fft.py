@@ -151,7 +151,18 @@ def test_anisotropic_and_anomalous_atoms(symbol):
     for accuracy in (1e-3, 1e-5):
         found = errors(atoms, indices, accuracy, names=PARAMETERS)
         assert found[0] <= accuracy
-        assert max(found) <= 2 * accuracy, found
+        assert max(found) <= accuracy, found
+
+
+@pytest.mark.parametrize(
+    "symbol, n, table", (("P 21 21 21", 6, "neutron"), ("R 3 :H", 12, "n_gaussian"), ("P 1", 6, "it1992"))
+)
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_gradients_of_a_few_atoms_some_of_them_anisotropic(symbol, n, table, name):
+    atoms = make_atoms(symbol, n=n, d_min=1.5, b=(2, 200), table=table, aniso=True, dispersion=True)
+    indices = atoms.crystal.build_miller_indices(1.5, anomalous=True)
+    for accuracy in (1e-2, 1e-4, 1e-6):
+        assert max(errors(atoms, indices, accuracy, names=(name,))) <= accuracy
 
 
 @pytest.mark.parametrize("symbol", ("P 21 21 21", "P 1", "P 31 2 1"))
@@ -161,7 +172,7 @@ def test_plain_torch_engine_agrees(symbol, monkeypatch):
     engine = engines.engine("cpu", "torch")
     monkeypatch.setattr(engines, "engine", lambda device: engine)
     found = errors(atoms, indices, 1e-4, names=PARAMETERS)
-    assert found[0] <= 1e-4 and max(found) <= 2e-4, found
+    assert found[0] <= 1e-4 and max(found) <= 1e-4, found
 
 
 def test_derivatives_are_those_of_the_function_itself():
@@ -174,7 +185,7 @@ def test_derivatives_are_those_of_the_function_itself():
         )
 
     values = [getattr(atoms, name).clone().requires_grad_() for name in PARAMETERS]
-    assert torch.autograd.gradcheck(function, values, eps=1e-4, atol=1e-2, rtol=3e-3, nondet_tol=0.0)
+    assert torch.autograd.gradcheck(function, values, eps=1e-4, atol=5e-3, rtol=5e-4, nondet_tol=0.0)
 
 
 def test_batch_is_its_models():
@@ -245,7 +256,7 @@ def test_zero_occupancy_and_empty_set():
     # The gradient at zero occupancy is that of direct summation.
     some = atoms.replace(occupancies=torch.where(torch.arange(atoms.n_atoms) % 2 == 0, atoms.occupancies, 0.0))
     found = errors(some, indices, 1e-4, names=("occupancies",))
-    assert found[1] <= 2e-4
+    assert found[1] <= 1e-4
 
 
 def test_refusals_name_the_remedy():

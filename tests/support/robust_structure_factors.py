@@ -103,8 +103,8 @@ def _spoil(values, rng, generator):
     name = rng.choice(PARAMETERS)
     value = values[name]
     kind = rng.randrange(9)
-    if kind <= 4 and value.numel():
-        value = value.clone()
+    if kind <= 4 and value.numel() and value.is_floating_point():
+        value = value.clone(memory_format=torch.contiguous_format)
         value.view(-1)[rng.randrange(value.numel())] = rng.choice(NUMBERS)
     elif kind == 5:
         value = value * rng.choice((0.0, -1.0, 1e3))
