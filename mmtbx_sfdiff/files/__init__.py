@@ -20,6 +20,8 @@ _HOME = {
         "find_entry",
     ),
     "model": ("SCATTERING_TABLES", "Model", "read_model"),
+    "observations": ("Observations", "read_observations"),
+    "symmetry": ("Symmetry",),
     "writing": ("DISK_FULL", "DiskFull", "check_writable", "write_all"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -27,12 +27,14 @@ from .entry_id import entry_id_in_model
 from .errors import Sorry
 from .model_cif import normalized_cif
 from .model_header import method_messages, methods, tls_messages
+from .reflection_table import one_line
 
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
 
 # X-PLOR and CNS write 9999.000 for an atom whose position is unknown; no unit cell is a micrometre long.
 MAX_COORDINATE = 9990.0  # Å
 MAX_B = 1.0e4  # Å²; the PDB format itself ends at 999.99
+_NUMBERS = ((30, 38), (38, 46), (46, 54), (54, 60), (60, 66))  # columns of an ATOM record: x, y, z, occupancy, B
 _DUMMY_CELL_VOLUME = 10.0  # Å³; electron microscopy and NMR files carry a cell of 1 x 1 x 1 Å
 
 
@@ -138,6 +140,7 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
     frame, more = frame_of(scale, symmetry.unit_cell().parameters())
     messages += [*more, *_messages(hierarchy), *method_messages(methods(text, block), scattering_table)]
     messages += tls_messages(text, block)
+    messages += _repeated(atoms)
     try:
         manager = _manager(pdb_input, symmetry, messages)
         _restore_digits(manager, pdb_input)
@@ -145,7 +148,7 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
             turn(manager.get_hierarchy().atoms(), frame)
         structure = manager.get_xray_structure()
     except (CctbxSorry, RuntimeError, ValueError) as error:
-        raise Sorry(f"{path} has an atom that cctbx cannot use ({_one_line(error)}): correct the file.") from None
+        raise Sorry(f"{path} has an atom that cctbx cannot use ({one_line(error)}): correct the file.") from None
     set_scattering(manager, scattering_table, d_min, path)
     messages.extend(_structure_messages(structure))
     published = _published(pdb_input, text)
@@ -168,6 +171,15 @@ def _normalized(text, kind, path):
     """(text, CIF block or None, messages): what readers would stumble over is mended or refused."""
     if kind == "cif":
         return normalized_cif(text, path)
+    text = text.encode("ascii", errors="replace").decode()  # the format's columns are bytes
+    for line in text.splitlines():
+        if line.startswith(("ATOM  ", "HETATM")):
+            for start, end in _NUMBERS:
+                if " " in line[start:end].strip():
+                    raise Sorry(
+                        f"{path}: the record {line[:27].strip()!r} has a blank inside the number in columns {start + 1}-{end}: "
+                        "correct it."
+                    )
     text, messages = with_identity(text)
     return text, None, messages
 
@@ -211,10 +223,6 @@ def turn(atoms, frame, back=False):
             atom.uij = tuple(tensor)
 
 
-def _one_line(error):
-    return " ".join(str(error).split())[:200]
-
-
 def _parse(text, kind, path):
     """cctbx's input object and hierarchy; whatever its parsers raise becomes one sentence."""
     lines = flex.std_string(text.splitlines())
@@ -229,9 +237,9 @@ def _parse(text, kind, path):
     except CctbxSorry as error:
         if str(path) in str(error):
             raise
-        raise Sorry(f"{path} is not a readable model ({_one_line(error)}): correct or replace it.") from None
+        raise Sorry(f"{path} is not a readable model ({one_line(error)}): correct or replace it.") from None
     except (ValueError, RuntimeError, AssertionError, KeyError, AttributeError, TypeError) as error:
-        raise Sorry(f"{path} is not a readable model ({_one_line(error)}): correct or replace it.") from None
+        raise Sorry(f"{path} is not a readable model ({one_line(error)}): correct or replace it.") from None
 
 
 def _symmetry(pdb_input, block, given, path):
@@ -241,7 +249,7 @@ def _symmetry(pdb_input, block, given, path):
             symmetry = symmetry_of_block(block).to_cctbx()
     except (ValueError, RuntimeError, AssertionError) as error:
         raise Sorry(
-            f"{path} has an impossible unit cell or space group ({_one_line(error)}): correct its "
+            f"{path} has an impossible unit cell or space group ({one_line(error)}): correct its "
             "CRYST1 record or mmCIF cell."
         ) from None
     usable = (
@@ -336,7 +344,7 @@ def set_scattering(manager, table, d_min, path):
         manager.setup_scattering_dictionaries(scattering_table=table, d_min=d_min)
     except (CctbxSorry, RuntimeError, ValueError) as error:
         raise Sorry(
-            f"{path} has an atom without form factor in the {table} table ({_one_line(error)}): "
+            f"{path} has an atom without form factor in the {table} table ({one_line(error)}): "
             "correct its element or charge, or choose another table."
         ) from None
 
@@ -381,6 +389,17 @@ def _messages(hierarchy):
     n_models = hierarchy.models_size()
     if n_models > 1:
         yield f"the model file holds {n_models} models; all of them scatter, each with its own occupancies"
+
+
+def _repeated(atoms):
+    """Atoms that stand in the file twice, in the same place."""
+    seen = set()
+    repeated = 0
+    for atom in atoms:
+        key = (atom.id_str(), atom.xyz)
+        repeated += key in seen
+        seen.add(key)
+    return [f"atoms that occur twice, in the same place; both scatter: {repeated}"] if repeated else []
 
 
 def _structure_messages(structure):

@@ -11,6 +11,7 @@ import struct
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gemmi
@@ -86,6 +87,15 @@ def _read_mtz(content: Content) -> ReflectionFile:
         raise Sorry(f"{path} is damaged ({one_line(error, name)}): download or copy it again.") from None
     finally:
         os.unlink(name)
+    try:
+        return _mtz_tables(mtz, raw, path)
+    except UnicodeDecodeError:
+        raise Sorry(
+            f"{path} is damaged (its header holds bytes that are no text): download or copy it again."
+        ) from None
+
+
+def _mtz_tables(mtz: Any, raw: bytes, path: Path) -> ReflectionFile:
     if len(mtz.columns) == 0 or mtz.nreflections == 0:
         raise Sorry(f"{path} contains no reflections: give the file with the observations.")
     if mtz.batches and mtz.column_with_label("M/ISYM") is not None:
@@ -116,7 +126,11 @@ def _read_mtz(content: Content) -> ReflectionFile:
         {d.dataset_name: tuple(d.cell.parameters) for d in mtz.datasets if d.cell.is_crystal()},
         {d.dataset_name: d.wavelength for d in mtz.datasets if d.wavelength > 0},
     ).select(good)
-    return ReflectionFile(path, (table,), title=mtz.title)
+    return ReflectionFile(path, (table,), title=mtz.title, messages=_no_indices(int((~good).sum())))
+
+
+def _no_indices(n: int) -> tuple[str, ...]:
+    return (f"rows whose indices are no numbers, not read: {n}",) if n else ()
 
 
 def _operators(raw: bytes) -> gemmi.GroupOps | None:
@@ -161,14 +175,18 @@ def _read_cif(content: Content) -> ReflectionFile:
         raise Sorry(f"{path} holds {what}: give the structure-factor file of the entry as data.")
     document = read_cif_document(text, path)
     tables: list[Table] = []
+    dropped = 0
     for block in document:
-        tables += _tables_of_block(block)
+        found, n = _tables_of_block(block)
+        tables, dropped = tables + found, dropped + n
     filled = [table for table in tables if len(table.indices)]
     if not filled:
         raise Sorry(f"{path} contains no reflections: give the file with the observations.")
     first = next((table.symmetry for table in filled if table.symmetry.cell is not None), Symmetry(None, None))
     filled = [_with_symmetry(table, first) for table in filled]
-    return ReflectionFile(path, tuple(filled), entry_id_in_data(text[: 2**20]), is_cif=True)
+    return ReflectionFile(
+        path, tuple(filled), entry_id_in_data(text[: 2**20]), is_cif=True, messages=_no_indices(dropped)
+    )
 
 
 def _with_symmetry(table: Table, other: Symmetry) -> Table:
@@ -195,7 +213,7 @@ def read_cif_document(text: str, path: object) -> Any:
         ) from None
 
 
-def _tables_of_block(block: Any) -> list[Table]:
+def _tables_of_block(block: Any) -> tuple[list[Table], int]:
     loop = next(
         (
             item.loop
@@ -206,12 +224,12 @@ def _tables_of_block(block: Any) -> list[Table]:
         None,
     )
     if loop is None or loop.length() == 0:
-        return []
+        return [], 0
     width, values = loop.width(), loop.values
     texts = {tag: values[number::width] for number, tag in enumerate(loop.tags)}
     short = {tag.lower().replace("_refln_", "_refln.").removeprefix("_refln."): tag for tag in loop.tags}
     if any(f"index_{name}" not in short for name in _INDEX_NAMES):
-        return []
+        return [], 0
     indices = np.stack([_numbers(texts[short[f"index_{name}"]]) for name in _INDEX_NAMES], axis=1)
     good = _possible(indices)
     columns = tuple(
@@ -227,7 +245,8 @@ def _tables_of_block(block: Any) -> list[Table]:
         symmetry_of_block(block),
         wavelength,
     ).select(good)
-    return _data_sets(table, {key: np.array(texts[short[key]])[good] for key in _DATA_SETS if key in short})
+    codes = {key: np.array(texts[short[key]])[good] for key in _DATA_SETS if key in short}
+    return _data_sets(table, codes), int((~good).sum())
 
 
 def _wavelength(block: Any) -> float | None:

@@ -79,4 +79,4 @@ class ReflectionFile:
 def one_line(error: object, without: str = "") -> str:
     """What a library says, on one line."""
     text = " ".join(str(error).replace(without, " ").split()) if without else " ".join(str(error).split())
-    return text[:160] or type(error).__name__
+    return text[:240] or type(error).__name__
