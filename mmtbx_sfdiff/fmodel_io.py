@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,10 @@ import torch
 from typing_extensions import Self
 
 from .atoms import Atoms
+from .crystal import Crystal
+from .files.model_text import read_structure
+from .files.observations import read_observations
+from .files.symmetry import Symmetry
 from .numerics.residual import scale as numerics_scale
 from .real_space import anomalous_difference_coefficients, map_coefficients, write_map_coefficients
 from .reflections import Reflections
@@ -62,8 +68,15 @@ class FModelIO:
         Raises
         ------
         libtbx.utils.Sorry
-            In one sentence, for what is wrong with the files.
+            In one sentence, for what is wrong with the files; it is a ValueError, too.
+
+        Notes
+        -----
+        Where cctbx is not installed gemmi reads PDB, mmCIF, MTZ and structure-factor CIF files; other formats need cctbx.
         """
+        if importlib.util.find_spec("cctbx") is None:
+            atoms, reflections = _read_without_cctbx(model, data, dtype, device, scattering_table, read or {})
+            return cls(atoms, reflections, **options)
         from .files import load_entry  # reads with cctbx, which this package does not need to be imported
 
         entry = load_entry(model, data, scattering_table=scattering_table, **(read or {}))
@@ -196,3 +209,25 @@ def _merged(
     place = torch.searchsorted(keys, (first * digits).sum(-1))
     blank = torch.full((n,), float("nan"), dtype=coefficients.dtype, device=h.device)
     return indices, result | {"PANOM": blank.index_copy(0, place, coefficients)}
+
+
+def _read_without_cctbx(
+    model: str | Path,
+    data: str | Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    table: str,
+    read: dict[str, Any],
+) -> tuple[Atoms, Reflections]:
+    """The atoms and reflections of two files, by gemmi and the rules alone."""
+    structure, messages = read_structure(model)
+    crystal = Crystal.from_gemmi(structure, device=device)
+    found = read_observations(data, Symmetry.from_gemmi(structure.cell, structure.find_spacegroup()), **read)
+    d_min = float(found.symmetry.d_star_sq(found.indices).max()) ** -0.5
+    atoms = Atoms.from_gemmi(structure, table=table, d_min=d_min, crystal=crystal, dtype=dtype, device=device)
+    reflections = Reflections.from_arrays(
+        crystal, found.indices, found.f_obs, found.sigmas, found.free, dtype=dtype, device=device
+    )
+    for message in (*messages, *found.messages):
+        warnings.warn(message, stacklevel=4)
+    return atoms, reflections

@@ -25,8 +25,8 @@ from .cif_symmetry import symmetry_of_block
 from .content import read_content
 from .entry_id import entry_id_in_model
 from .errors import Sorry
-from .model_cif import normalized_cif
 from .model_header import method_messages, methods, tls_messages
+from .model_text import normalized
 from .reflection_table import one_line
 
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
@@ -34,7 +34,6 @@ SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
 # X-PLOR and CNS write 9999.000 for an atom whose position is unknown; no unit cell is a micrometre long.
 MAX_COORDINATE = 9990.0  # Å
 MAX_B = 1.0e4  # Å²; the PDB format itself ends at 999.99
-_NUMBERS = ((30, 38), (38, 46), (46, 54), (54, 60), (60, 66))  # columns of an ATOM record: x, y, z, occupancy, B
 _DUMMY_CELL_VOLUME = 10.0  # Å³; electron microscopy and NMR files carry a cell of 1 x 1 x 1 Å
 
 
@@ -129,7 +128,7 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
     if content.kind == "mtz" or "\n_refln.index_h" in text or "\n_refln_index_h" in text:
         if "\n_atom_site" not in text:
             raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as data.")
-    text, block, messages = _normalized(text, content.kind, path)
+    text, block, messages = normalized(text, content.kind, path)
     pdb_input, hierarchy = _parse(text, content.kind, path)
     atoms = hierarchy.atoms()
     if atoms.size() == 0:
@@ -165,48 +164,6 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
         frame=frame,
         messages=tuple(messages),
     )
-
-
-def _normalized(text, kind, path):
-    """(text, CIF block or None, messages): what readers would stumble over is mended or refused."""
-    if kind == "cif":
-        return normalized_cif(text, path)
-    text = text.encode("ascii", errors="replace").decode()  # the format's columns are bytes
-    for line in text.splitlines():
-        if line.startswith(("ATOM  ", "HETATM")):
-            for start, end in _NUMBERS:
-                if " " in line[start:end].strip():
-                    raise Sorry(
-                        f"{path}: the record {line[:27].strip()!r} has a blank inside the number in columns {start + 1}-{end}: "
-                        "correct it."
-                    )
-    text, messages = with_identity(text)
-    return text, None, messages
-
-
-def with_identity(text):
-    """A PDB text whose MTRIX records begin with an identity: otherwise the first one is taken for it."""
-    lines = text.splitlines()
-    records = [line for line in lines if line.startswith("MTRIX") and line[5:6] in "123"]
-    if not records or any(line[59:60] == "1" for line in records):
-        return text, []
-    operators = {}
-    for line in records:
-        try:
-            row = [float(line[start : start + 10]) for start in (10, 20, 30)] + [float(line[45:55])]
-        except ValueError:
-            return text, []  # cctbx says what it thinks of it
-        operators.setdefault(line[7:10], {})[line[5]] = row
-    identity = {"1": [1, 0, 0, 0], "2": [0, 1, 0, 0], "3": [0, 0, 1, 0]}
-    for rows in operators.values():
-        if sorted(rows) == ["1", "2", "3"] and all(
-            abs(a - b) < 1e-4 for n in rows for a, b in zip(rows[n], identity[n])
-        ):
-            return text, []
-    first = next(i for i, line in enumerate(lines) if line.startswith("MTRIX"))
-    new = ["MTRIX%s %3d%10.6f%10.6f%10.6f     %10.5f    1" % (n, 0, *identity[n][:3], identity[n][3]) for n in "123"]
-    text = "\n".join(lines[:first] + new + lines[first:]) + "\n"
-    return text, ["the NCS operators lack the identity: the copy in the file was kept beside those they make"]
 
 
 def turn(atoms, frame, back=False):
