@@ -17,5 +17,6 @@ autodoc_member_order = "bysource"
 exclude_patterns = ["_build"]
 autodoc_mock_imports = [name for name in ("jax",) if importlib.util.find_spec(name) is None]
 
+html_static_path = ["_static"]  # alabaster loads custom.css from there
 html_theme = "alabaster"  # comes with Sphinx, fetches nothing
 html_theme_options = {"description": "Differentiable structure factors for cctbx", "page_width": "1100px"}
