@@ -42,6 +42,7 @@ def gemmi_model(path: str | Path, hierarchy: Any, crystal_symmetry: Any) -> tupl
             raise ValueError(
                 f"The atoms of {path} cannot be told apart by their labels: give every atom a name of its own."
             )
+    assert structure is not None
     cell = crystal_symmetry.unit_cell().parameters()
     structure.cell = gemmi.UnitCell(*cell)
     structure.spacegroup_hm = _symbol(crystal_symmetry)

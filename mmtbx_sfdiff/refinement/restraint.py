@@ -3,7 +3,7 @@
     -ln posterior = -ln likelihood + w E_geometry / 2 + w_B E_B / 2
 
 The weight of the geometry follows a target for the root mean square deviation of bonds that depends on the resolution: R-free
-is nearly flat in w, bonds are not. The free set has no say in it. :func:`bond_target` and :func:`adp_weight` were chosen on 10 of the
+is nearly flat in w, bonds are not. The free set has no say in it. :func:`bond_target` and :func:`adp_weight` were chosen on 16 of the
 entries of ``validation/studies/refinement_peers.py``.
 """
 
