@@ -137,6 +137,30 @@ class _Request:
         return [self.scatterers.direction(tensors[i : i + _N]) for i in range(0, len(tensors), _N)]
 
 
+def _check_result(s: Scatterers, results: Sequence[torch.Tensor], seed: torch.Tensor | None = None) -> None:
+    """Raise where numbers overflowed on the way, unless they were none to begin with.
+
+    Raises
+    ------
+    BadAtom
+        The atom with the largest displacement parameters.
+    """
+    if s.device.type != "cpu" or all(_finite(x) for x in results) or (seed is not None and not _finite(seed)):
+        return
+    size = s.u_iso.abs() + s.u_star.abs().sum(-1)
+    model, atom = divmod(int(size.argmax()), s.n_atoms)
+    raise checks.BadAtom(
+        "the displacement parameters", "are so large that numbers overflow: correct them, or leave the atom out.",
+        atom, model, s.n_models,
+    )  # fmt: skip
+
+
+def _finite(x: torch.Tensor) -> bool:
+    """Whether all are; one pass where they are."""
+    flat = (torch.view_as_real(x) if x.is_complex() else x).reshape(-1)
+    return bool(torch.isfinite(torch.dot(flat, flat))) or bool(torch.isfinite(flat).all())
+
+
 def _chosen(gradients: Gradients, wanted: Sequence[bool]) -> list[torch.Tensor]:
     return [x for x, want in zip(gradients, wanted) if want and x is not None]
 
@@ -168,7 +192,9 @@ def _values(
         request = _Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
         if request.empty:
             return request.zeros()
-        return request.machine.values(request.scatterers, request.plan, accuracy, memory)
+        f = request.machine.values(request.scatterers, request.plan, accuracy, memory)
+        _check_result(request.scatterers, [f])
+        return f
 
 
 @opaque.operation("structure_factor_gradients", fake=_fake_gradients)
@@ -192,6 +218,7 @@ def _gradients(
         scatterers = request.scatterers
         seed = grad.to(scatterers.complex_dtype).resolve_conj()
         found = request.machine.gradients(scatterers, request.plan, accuracy, memory, seed, tuple(wanted))
+        _check_result(scatterers, [x for x in found if x is not None], seed)
         return _chosen(scatterers.to_parameters(found), wanted)
 
 

@@ -74,7 +74,7 @@ def call(seed):
     )
     found = [f]
     if order:
-        target = (f.real * 1.5 + f.imag).sum() + (f.abs() ** 2).sum() * 1e-3
+        target = (f.real * 1.5 + f.imag).sum() + (f.real**2 + f.imag**2).sum() * 1e-3
         found += torch.autograd.grad(target, leaves, create_graph=order == 2)
     if order == 2:
         found += torch.autograd.grad(sum(x.sum() for x in found[1:]), leaves, allow_unused=True)
