@@ -23,16 +23,21 @@ from ..numerics.residual import r_factor
 
 #: A twin is suspected from this fraction on, if R falls by this share of itself.  A single crystal's model gains up to 4 %.
 LEAST_FRACTION, LEAST_GAIN = 0.1, 0.1
+#: Above this R-work another indexing is looked for; it is named if R falls by this share of itself.
+ABSURD, LEAST_REINDEXED = 0.45, 0.2
+#: Below it, if R falls to this share of itself.
+CLEARLY = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class Twin:
-    """A twin law, the fraction that explains the data best, and R without and with it."""
+    """A twin law, the fraction that explains the data best, R without and with it, and R of data reindexed by the law."""
 
     law: str
     fraction: float
     r: float
     r_twinned: float
+    r_reindexed: float = 1.0
 
     @property
     def suspected(self):
@@ -48,7 +53,15 @@ class Twin:
 
 def twin_messages(fmodel):
     """What to tell the user of an FModel with scales: one sentence or two about the likeliest twin, or nothing."""
-    found = [twin for twin in twins(fmodel) if twin.suspected]
+    every = twins(fmodel)
+    other = min(every, key=lambda twin: twin.r_reindexed, default=None)
+    share = 1 - LEAST_REINDEXED if other is not None and other.r > ABSURD else CLEARLY
+    if other is not None and other.r_reindexed <= min(share * other.r, other.r_twinned):
+        return [
+            f"R-work is {other.r:.3f}, but {other.r_reindexed:.3f} with the data reindexed by {other.law}, which the lattice "
+            f"allows: the data are in the other indexing; gemmi reindex --hkl='{other.law}' DATA.mtz REINDEXED.mtz changes it."
+        ]
+    found = [twin for twin in every if twin.suspected]
     return [str(min(found, key=lambda twin: twin.r_twinned))] if found else []
 
 
@@ -89,4 +102,4 @@ def _best(law, observed, own, mate):
     fractions = np.arange(0, 0.501, 0.01)
     values = [r(fraction) for fraction in fractions]
     best = int(np.argmin(values))
-    return Twin(law, float(fractions[best]), float(values[0]), float(values[best]))
+    return Twin(law, float(fractions[best]), float(values[0]), float(values[best]), float(r(1.0)))

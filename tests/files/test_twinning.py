@@ -48,6 +48,15 @@ def test_fraction_is_found(fraction):
         assert twin_messages(fmodel) == []
 
 
+def test_data_in_the_other_indexing_are_said_with_the_command():
+    fmodel = FModel.from_cctbx(manager("P 3", n_atoms=30, d_min=2.0, seed=2), method="direct")
+    fmodel = twinned(fmodel, 1.0)
+    fmodel.update_scales(remove_outliers=False)
+    (said,) = twin_messages(fmodel)
+    laws = [twin.law for twin in twins(fmodel) if twin.r_reindexed < 0.2]
+    assert "the data are in the other indexing" in said and any(f"gemmi reindex --hkl='{law}'" in said for law in laws)
+
+
 def test_no_law_no_twin():
     fmodel = FModel.from_cctbx(manager("P 1", n_atoms=12, d_min=2.5))
     fmodel.update_scales()
