@@ -48,6 +48,24 @@ def test_conda_environment_agrees_with_pyproject():
     assert conda == expected
 
 
+def test_the_conda_recipe_agrees_with_pyproject():
+    yaml = pytest.importorskip("yaml")
+    recipe = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text())
+    assert recipe["context"]["version"] == mmtbx_sfdiff.__version__ and recipe["build"]["noarch"] == "python"
+    expected = {CONDA_NAMES.get(name, name): versions for name, versions in map(split, PROJECT["dependencies"])}
+    expected["python"] = PROJECT["requires-python"]
+    assert dict(map(split, recipe["requirements"]["run"])) == expected
+    extra = {
+        CONDA_NAMES.get(name, name): versions
+        for name, versions in map(split, PROJECT["optional-dependencies"]["cctbx"])
+    }
+    limits = dict(map(split, recipe["requirements"]["run_constraints"]))
+    assert limits == {name: versions for name, versions in extra.items() if versions}
+    scripts = [f"{name} = {target}" for name, target in PROJECT["scripts"].items()]
+    assert recipe["build"]["python"]["entry_points"] == scripts
+    assert recipe["about"]["summary"] == PROJECT["description"] and recipe["about"]["license"] == PROJECT["license"]
+
+
 def test_tests_need_the_optional_libraries_in_the_same_versions():
     extras = PROJECT["optional-dependencies"]
     assert set(extras["latent"]) <= set(extras["test"])

@@ -6,8 +6,6 @@ from mmtbx_sfdiff.refinement.weight import WEIGHTS, choose_weight, with_test_set
 
 import pytest
 
-pytestmark = pytest.mark.cctbx  # FModel.from_files reads the model by it
-
 
 @pytest.fixture(scope="module")
 def files_1yjp(pdb_dir):
