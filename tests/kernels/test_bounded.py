@@ -10,7 +10,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "name, cases, values, limit", (("cpu", 2, 5, 300), ("torch", 2, 5, 300), ("triton", 1, 1, 600))
+    "name, cases, values, limit",
+    (("cpu", 2, 5, 300), ("torch", 2, 5, 300), pytest.param("triton", 1, 1, 600, marks=pytest.mark.slow)),
 )
 def test_numbers_that_are_none_end_in_an_error_or_in_none(name, cases, values, limit):
     if name == "triton" and importlib.util.find_spec("triton") is None:
