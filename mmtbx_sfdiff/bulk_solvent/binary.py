@@ -13,67 +13,135 @@ Reference: ``mmtbx.masks.asu_mask``; Jiang & Brünger (1994) J. Mol. Biol. 243, 
 
 from __future__ import annotations
 
-import math
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 
+from ..atoms import Atoms
+from ..crystal import Crystal
+from ..kernels import checks, opaque
+from ..kernels.threads import own_threads
+from ..plans import Plan
 from ..plans.grid_symmetry import symmetrise
-from .mask_atoms import mask_atoms
+from .ensemble import combined
+from .mask_atoms import mask_atoms, spheres
+from .mask_values import MASK_MEMORY
+from .options import Ensemble, length, number
+from .transform import each_model, mask_structure_factors
 
 R_PROBE = 1.1
 R_SHRINK = 0.9
+FULL_OCCUPANCY = 0.1
 _BYTES_PER_ROW = 200
 
 
-def binary(
-    atoms,
-    crystal,
-    n_real,
-    r_probe=None,
-    r_shrink=None,
-    radii=None,
-    include_hydrogens=False,
-    include_zero_occupancy=False,
-    memory=256 * 2**20,
-):
-    """mmtbx's probe-shrink mask on a grid.
+@dataclasses.dataclass(frozen=True, eq=False)
+class BinaryOptions:
+    """Arguments of mmtbx's mask.
 
-    Parameters
+    Attributes
     ----------
-    atoms : Atoms
-    crystal : Crystal
-    n_real : tuple of int
-        Numbers of grid points along a, b, c; the grid must carry the symmetry, see :meth:`Crystal.grid`.
     r_probe, r_shrink : float
         Å; mmtbx's ``solvent_radius``, 1.1, and ``shrink_truncation_radius``, 0.9, by default.
     radii : torch.Tensor, optional
         (..., n_atoms) van der Waals radii, Å; by default cctbx's, by element.
     include_hydrogens, include_zero_occupancy : bool
+    full_occupancy : float
+        Occupancy from which on a part of an ensemble counts in full.
     memory : int
         Bound in bytes on working storage beyond a few integers a grid point.
 
-    Returns
-    -------
-    torch.Tensor
-        (..., n1, n2, n3), 0 or 1 in the atoms' dtype.  It carries no gradient.
+    Raises
+    ------
+    ValueError
+        A negative length.
     """
-    r_probe = R_PROBE if r_probe is None else float(r_probe)
-    r_shrink = R_SHRINK if r_shrink is None else float(r_shrink)
-    if r_probe < 0 or r_shrink < 0:
-        raise ValueError(f"r_probe and r_shrink must not be negative, not {r_probe} and {r_shrink}.")
-    with torch.no_grad():
-        rows, radii, taking_part = mask_atoms(atoms, radii, include_hydrogens, include_zero_occupancy)
-        sites = atoms.sites_frac.index_select(-2, rows)
-        batch = torch.broadcast_shapes(sites.shape[:-2], radii.shape[:-1], taking_part.shape[:-1])
-        n_models = math.prod(batch)
-        sites = sites.expand(*batch, *sites.shape[-2:]).reshape(n_models, len(rows), 3)
-        radii = radii.expand(*batch, len(rows)).reshape(n_models, len(rows))
-        taking_part = taking_part.expand(*batch, len(rows)).reshape(n_models, len(rows))
-        masks = [
-            mask_of_spheres(s[p], r[p], crystal, n_real, r_probe, r_shrink, memory)
-            for s, r, p in zip(sites, radii, taking_part)
-        ]
-        return torch.stack(masks).to(atoms.dtype).reshape(*batch, *n_real)
+
+    r_probe: float = R_PROBE
+    r_shrink: float = R_SHRINK
+    radii: torch.Tensor | None = None
+    include_hydrogens: bool = False
+    include_zero_occupancy: bool = False
+    full_occupancy: float = FULL_OCCUPANCY
+    memory: int = MASK_MEMORY
+
+    def __post_init__(self) -> None:
+        length("r_probe", self.r_probe)
+        length("r_shrink", self.r_shrink)
+        number("full_occupancy", self.full_occupancy)
+
+
+class Binary:
+    """mmtbx's mask: 0 or 1, without a gradient; see :class:`~.masks.Mask`."""
+
+    name = "binary"
+    options = BinaryOptions
+    option_names = tuple(field.name for field in dataclasses.fields(BinaryOptions))
+
+    def on_grid(
+        self,
+        atoms: Atoms,
+        crystal: Crystal,
+        n_real: tuple[int, int, int],
+        options: BinaryOptions,
+        ensemble: Ensemble | None = None,
+    ) -> torch.Tensor:
+        include_zero = options.include_zero_occupancy
+        there = mask_atoms(atoms, options.radii, options.include_hydrogens, include_zero)
+        lengths = [options.r_probe, options.r_shrink]
+        lengths = [float(x.detach()) if isinstance(x, torch.Tensor) else float(x) for x in lengths]
+        tensors = [x.detach() for x in there.tensors]
+        with checks.naming(lambda: atoms.labels):
+            masks = binary_mask(tensors, lengths, crystal.handle, list(n_real), include_zero, int(options.memory))
+        if ensemble is None:
+            return masks.reshape(*there.batch, *n_real)
+        weights, batch = ensemble.of(there.batch, atoms.device)
+        masks = combined(masks.reshape(*weights.shape, -1), weights, options.full_occupancy)
+        return masks.reshape(*batch, *n_real)
+
+    def structure_factors(
+        self,
+        atoms: Atoms,
+        plan: Plan,
+        n_real: tuple[int, int, int],
+        d_min: float | None,
+        options: BinaryOptions,
+        ensemble: Ensemble | None = None,
+    ) -> torch.Tensor:
+        return mask_structure_factors(self.on_grid(atoms, plan.crystal, n_real, options, ensemble), plan, d_min=d_min)
+
+
+def _fake(
+    atoms: Sequence[torch.Tensor], lengths: Sequence[float], crystal: int, n_real: Sequence[int], *others: object
+) -> torch.Tensor:
+    return atoms[0].new_empty((len(atoms[0]), *n_real))
+
+
+@opaque.operation("binary_mask", fake=_fake)
+def binary_mask(
+    atoms: Sequence[torch.Tensor],
+    lengths: Sequence[float],
+    crystal: int,
+    n_real: Sequence[int],
+    include_zero_occupancy: bool,
+    memory: int,
+) -> torch.Tensor:
+    """(n_models, n1, n2, n3) from the tensors of :class:`~.mask_atoms.MaskAtoms`, and r_probe and r_shrink."""
+    there, (r_probe, r_shrink) = opaque.held(crystal), lengths
+    for name, value in (("r_probe", r_probe), ("r_shrink", r_shrink)):
+        length(name, value)
+    out = _fake(atoms, lengths, crystal, n_real)
+    sites_cart, rounding, occupancies, radii, candidates = atoms
+    models = spheres(sites_cart, rounding, occupancies, radii, candidates, there, include_zero_occupancy)
+
+    def one(i: int) -> None:
+        with own_threads(out.device):
+            mask = mask_of_spheres(models[i].sites, models[i].radii, there, tuple(n_real), r_probe, r_shrink, memory)
+            out[i].copy_(mask)
+
+    each_model(len(models), one, out.device)
+    return out
 
 
 def mask_of_spheres(sites, radii, crystal, n_real, r_probe, r_shrink, memory):

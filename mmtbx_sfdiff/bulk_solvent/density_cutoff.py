@@ -15,40 +15,37 @@ the value stays the percentile.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import threading
+from typing import Any
 
 import torch
 
-from ..crystal import as_miller_tensor
-from ..plans.cache import TensorCache
+from ..atoms import Atoms
+from ..crystal import Crystal, as_miller_tensor
+from ..kernels import opaque
+from ..plans import Plan, plan, plan_of
 from ..structure_factors import structure_factors
+from .cutoff import apply_cutoff
+from .ensemble import combined
+from .mask_atoms import broadcast
+from .mask_values import MASK_MEMORY
+from .options import Ensemble, number
+from .transform import mask_structure_factors
 
 STEEPNESS = 50.0
+FULL_OCCUPANCY = 0.1
 # Of an atom other than hydrogen, Å^3, with its share of what the probe cannot reach.
 VOLUME_PER_ATOM = 18.4
-_NEWTON_STEPS = 5
 
 
-def density_cutoff(
-    atoms,
-    crystal,
-    n_real,
-    d_min=None,
-    f_protein=None,
-    solvent_fraction=None,
-    steepness=STEEPNESS,
-    surface_width=0.03,
-    voxel_average=True,
-    memory=256 * 2**20,
-):
-    """The mask of equations 5-7; differentiable in everything that F_protein is.
+@dataclasses.dataclass(frozen=True, eq=False)
+class DensityCutoffOptions:
+    """Arguments of the mask of equations 5-7.
 
-    Parameters
+    Attributes
     ----------
-    atoms : Atoms
-    crystal : Crystal
-    n_real : tuple of int
-        Numbers of grid points; the grid must carry the symmetry, see :meth:`Crystal.grid`.
     d_min : float, optional
         F_protein is taken on all reflections to this resolution, Å; by default as far as the grid samples three times,
         1.8 Å on a 0.6 Å grid.
@@ -66,75 +63,92 @@ def density_cutoff(
         Take the average of equation 7 over each voxel instead of its value at the grid point.  The sigmoid is steeper
         than any bearable grid, and sampled at points it follows the atoms in jumps; its average follows them smoothly.
         Both tend to the same mask on a fine grid.
+    full_occupancy : float
+        Occupancy from which on a part of an ensemble counts in full.
     memory : int
         Passed on to what computes F_protein.
-
-    Returns
-    -------
-    torch.Tensor
-        (..., n1, n2, n3) in the atoms' dtype, strictly between 0 and 1 up to rounding.
 
     Raises
     ------
     ValueError
-        A grid too coarse for ``d_min``; a solvent fraction outside (0, 1); ``d_min`` and ``f_protein`` together.
+        ``d_min`` and ``f_protein`` together; numbers that are not positive.
     """
-    if f_protein is None:
-        indices = _miller_indices(crystal, _resolution(crystal, n_real) if d_min is None else float(d_min))
-        values = structure_factors(atoms, crystal, indices, memory=memory)
-    elif d_min is not None:
-        raise ValueError("Give d_min or f_protein, not both: the reflections of f_protein are taken as they are.")
-    else:
-        indices, values = as_miller_tensor(f_protein[0], device=atoms.device), f_protein[1]
-        if values.shape[-1:] != (len(indices),):
-            raise ValueError(f"f_protein has {len(indices)} indices, but values of shape {tuple(values.shape)}.")
-    if solvent_fraction is None:
-        solvent_fraction = estimated_solvent_fraction(atoms)
-    solvent_fraction = torch.as_tensor(solvent_fraction, dtype=torch.float64, device=atoms.device).detach()
-    if not bool(((solvent_fraction > 0) & (solvent_fraction < 1)).all()):
-        raise ValueError(f"solvent_fraction must lie between 0 and 1, not {solvent_fraction}.")
-    density = density_map(values, crystal, indices, n_real)
-    flat = density.flatten(-3)
-    flat = flat - flat.mean(-1, keepdim=True)
-    flat = flat / flat.square().mean(-1, keepdim=True).sqrt()
-    cutoff = percentile(flat, solvent_fraction, surface_width)
-    if voxel_average:
-        steepness = _voxel_steepness(flat.unflatten(-1, n_real), steepness).flatten(-3)
-        cutoff = _enclosing_level(flat, steepness, solvent_fraction, cutoff.detach())
-    return torch.sigmoid((cutoff[..., None] - flat) * steepness).unflatten(-1, n_real)
+
+    d_min: float | None = None
+    f_protein: tuple[Any, torch.Tensor] | None = None
+    solvent_fraction: float | torch.Tensor | None = None
+    steepness: float = STEEPNESS
+    surface_width: float = 0.03
+    voxel_average: bool = True
+    full_occupancy: float = FULL_OCCUPANCY
+    memory: int = MASK_MEMORY
+
+    def __post_init__(self) -> None:
+        if self.f_protein is not None and self.d_min is not None:
+            raise ValueError("Give d_min or f_protein, not both: the reflections of f_protein are taken as they are.")
+        number("full_occupancy", self.full_occupancy)
+        for name in ("steepness", "surface_width"):
+            number(name, getattr(self, name))
 
 
-def _enclosing_level(density, steepness, fraction, level):
-    """The cutoff at which the mask's mean is the fraction, (...), from a first guess, with its exact gradient."""
-    fraction = fraction.to(density.dtype)
+class DensityCutoff:
+    """The mask of equations 5-7; differentiable in everything that F_protein is; see :class:`~.masks.Mask`."""
 
-    def excess_and_slope(level):
-        mask = torch.sigmoid((level[..., None] - density) * steepness)
-        return mask.mean(-1) - fraction, (mask * (1 - mask) * steepness).mean(-1).detach()
+    name = "density_cutoff"
+    options = DensityCutoffOptions
+    option_names = tuple(field.name for field in dataclasses.fields(DensityCutoffOptions))
 
-    with torch.no_grad():
-        for _ in range(_NEWTON_STEPS):
-            excess, slope = excess_and_slope(level)
-            level = level - (excess / slope.clamp(min=1e-6)).clamp(-0.1, 0.1)
-    # One more step, with a graph: the derivative of the level is that of the implicit function.
-    excess, slope = excess_and_slope(level)
-    return level - excess / slope.clamp(min=1e-6)
+    def on_grid(
+        self,
+        atoms: Atoms,
+        crystal: Crystal,
+        n_real: tuple[int, int, int],
+        options: DensityCutoffOptions,
+        ensemble: Ensemble | None = None,
+    ) -> torch.Tensor:
+        if options.f_protein is None:
+            there = _plan_to(crystal, n_real, None if options.d_min is None else float(options.d_min))
+            values = structure_factors(atoms, there, memory=options.memory)
+        else:
+            indices, values = options.f_protein
+            there = plan_of(crystal, as_miller_tensor(indices, device=atoms.device))
+            if values.shape[-1:] != (len(there),):
+                raise ValueError(f"f_protein has {len(there)} indices, but values of shape {tuple(values.shape)}.")
+        fraction = options.solvent_fraction
+        if fraction is None:
+            fraction = estimated_solvent_fraction(atoms)
+        elif not isinstance(fraction, torch.Tensor):
+            fraction = torch.full((), float(fraction), dtype=torch.float64, device=atoms.device)
+        fraction = fraction.to(dtype=torch.float64, device=atoms.device).detach()
+        batch = broadcast(values.shape[:-1], fraction.shape)
+        n_models = math.prod(batch)
+        masks = apply_cutoff(
+            values.expand(*batch, len(there)).reshape(n_models, len(there)),
+            fraction.expand(batch).reshape(n_models),
+            there.handle,
+            list(n_real),
+            float(options.steepness),
+            float(options.surface_width),
+            bool(options.voxel_average),
+        )[0]
+        if ensemble is not None:
+            weights, batch = ensemble.of(batch, atoms.device)
+            masks = combined(masks.reshape(*weights.shape, -1), weights, options.full_occupancy)
+        return masks.reshape(*batch, *n_real)
+
+    def structure_factors(
+        self,
+        atoms: Atoms,
+        plan: Plan,
+        n_real: tuple[int, int, int],
+        d_min: float | None,
+        options: DensityCutoffOptions,
+        ensemble: Ensemble | None = None,
+    ) -> torch.Tensor:
+        return mask_structure_factors(self.on_grid(atoms, plan.crystal, n_real, options, ensemble), plan, d_min=d_min)
 
 
-def _voxel_steepness(density, steepness):
-    """The steepness of the average of sigmoid(steepness (c - map)) over each voxel, in which the map is linear.
-
-    A sigmoid is close to the distribution function of a normal variable of variance pi^2 / (3 steepness^2); a linear
-    function that changes by d1, d2, d3 along the edges of a box has the variance (d1^2 + d2^2 + d3^2) / 12 in it.
-    """
-    variance = math.pi**2 / (3 * steepness**2)
-    for axis in (-3, -2, -1):
-        change = (density.roll(-1, axis) - density.roll(1, axis)) / 2
-        variance = variance + change.square() / 12
-    return math.pi * (3 * variance).rsqrt()
-
-
-def estimated_solvent_fraction(atoms):
+def estimated_solvent_fraction(atoms: Atoms) -> torch.Tensor:
     """Share of the cell that the atoms' number leaves to the solvent, (...) float64.
 
     One minus 18.4 Å^3 for each atom that is not a hydrogen, in proportion to its occupancy, and between 1 % and 99 %.
@@ -142,143 +156,42 @@ def estimated_solvent_fraction(atoms):
     density-cutoff mask would be wrong.  It agrees with the fraction of mmtbx's mask with a standard deviation of 0.035
     over 57 deposited entries of 50 to 4,400 atoms, to which the volume was fitted.
     """
-    counted = (atoms.occupancies.detach() * atoms.site_weights)[..., ~atoms.hydrogens]
-    protein = VOLUME_PER_ATOM * counted.sum(-1) * atoms.crystal.order_z / atoms.crystal.volume
+    counted = atoms.occupancies.detach() * torch.where(atoms.hydrogens, 0.0, atoms.site_weights)
+    protein = VOLUME_PER_ATOM * counted.sum(-1) * (atoms.crystal.order_z / _volume(atoms.crystal.handle))
     return (1 - protein).clamp(0.01, 0.99)
 
 
-def density_map(values, crystal, miller_indices, n_real):
-    """Electron density of structure factors given on unique indices; (0, 0, 0) counts as zero when it is missing.
-
-    Parameters
-    ----------
-    values : torch.Tensor
-        (..., n) complex.
-    miller_indices : torch.Tensor
-        (n, 3) int64, unique under the symmetry and Friedel's law.
-    n_real : tuple of int
-
-    Returns
-    -------
-    torch.Tensor
-        (..., n1, n2, n3) real, e/Å^3.
-
-    Raises
-    ------
-    ValueError
-        When the grid is too coarse for an index.
-    """
-    rows, source, phase, conjugate = _expansion(crystal, miller_indices, n_real)
-    expanded = values.index_select(-1, source) * phase.to(values.dtype)
-    parts = torch.view_as_real(expanded)
-    # irfftn sums exp(+2 pi i h.x), a density exp(-2 pi i h.x): conjugate what is not conjugated already.
-    imaginary = parts[..., 1] * (2 * conjugate.to(parts.dtype) - 1)
-    expanded = torch.view_as_complex(torch.stack([parts[..., 0], imaginary], -1))
-    n1, n2, n3 = n_real
-    half = values.new_zeros((*values.shape[:-1], n1 * n2 * (n3 // 2 + 1))).index_copy(-1, rows, expanded)
-    half = half.unflatten(-1, (n1, n2, n3 // 2 + 1))
-    return torch.fft.irfftn(half, s=tuple(n_real), dim=(-3, -2, -1)) * (n1 * n2 * n3 / crystal.volume)
+@torch.compiler.assume_constant_result
+def _volume(crystal: int) -> float:
+    volume: float = opaque.held(crystal).volume
+    return volume
 
 
-def percentile(values, fraction, surface_width):
-    """The value below which a ``fraction`` of the values lies, with the gradient of an iso-surface average.
-
-    Parameters
-    ----------
-    values : torch.Tensor
-        (..., n).
-    fraction : torch.Tensor
-        (...), between 0 and 1.
-    surface_width : float
-        Standard deviation, in the units of the values, of the weights that spread the gradient.
-
-    Returns
-    -------
-    torch.Tensor
-        (...), interpolated linearly between the two closest ranks.
-    """
-    with torch.no_grad():
-        fraction = fraction.to(torch.float64).expand(values.shape[:-1])
-        flat, fractions = values.detach().reshape(-1, values.shape[-1]), fraction.reshape(-1)
-        n = values.shape[-1]
-        levels = []
-        for row, position in zip(flat, (fractions * (n - 1)).tolist()):
-            low = min(int(position), n - 1)
-            first = torch.kthvalue(row, low + 1).values
-            second = torch.kthvalue(row, min(low + 2, n)).values
-            levels.append(first + (second - first) * (position - low))
-        level = torch.stack(levels).reshape(values.shape[:-1])
-        distance = (values.detach() - level[..., None]) / surface_width
-        # A softmax: it also holds where no value is near, in a map with a gap.
-        weights = torch.softmax(-0.5 * distance.square(), -1)
-    average = (weights * values).sum(-1)
-    return level + (average - average.detach())
+def _plan_to(crystal: Crystal, n_real: tuple[int, int, int], d_min: float | None) -> Plan:
+    """All reflections of a crystal to a resolution, by default three times the widest spacing of a grid."""
+    key = crystal.unit_cell, crystal.hall_symbol, crystal.device.type, crystal.device.index, n_real, d_min
+    _make_plan(crystal.handle, key)
+    # Looked up where torch.compile sees it: it cannot trace with the tensors of what it takes for a constant.
+    return _PLANS[key]
 
 
-def _resolution(crystal, n_real):
-    """Three times the widest grid spacing, Å."""
-    edges = crystal.orthogonalization.norm(dim=0).tolist()
-    return 3 * max(edge / n for edge, n in zip(edges, n_real))
+@torch.compiler.assume_constant_result
+def _make_plan(handle: int, key: tuple[Any, ...]) -> bool:
+    """Have the plan among those kept, so that what is derived from it is found again."""
+    crystal, (*_, n_real, d_min) = opaque.held(handle), key
+    with _lock:
+        if key in _PLANS:
+            return True
+    if d_min is None:
+        edges = crystal.orthogonalization.norm(dim=0).tolist()
+        d_min = 3 * max(edge / n for edge, n in zip(edges, n_real))
+    made = plan(crystal, crystal.build_miller_indices(d_min))
+    with _lock:
+        _PLANS[key] = made
+        while len(_PLANS) > _MOST_PLANS:
+            _PLANS.pop(next(iter(_PLANS)))
+    return True
 
 
-def _miller_indices(crystal, d_min):
-    key = (crystal.unit_cell, crystal.hall_symbol, str(crystal.device), d_min)
-    if key not in _INDICES:
-        while len(_INDICES) >= 16:
-            _INDICES.pop(next(iter(_INDICES)))
-        _INDICES[key] = crystal.build_miller_indices(d_min)
-    return _INDICES[key]
-
-
-# Kept, so that what structure_factors and _expansion derive from an index tensor is found again.
-_INDICES = {}
-_EXPANSIONS = TensorCache()
-
-
-def _expansion(crystal, miller_indices, n_real):
-    """Where each value goes in the half transform of a real map, with every place named once.
-
-    Returns
-    -------
-    rows, source : torch.Tensor
-        (n_places,) int64: places in the flattened half grid, and the reflections that fill them.
-    phase : torch.Tensor
-        (n_places,) complex128 factor of the value, before conjugation.
-    conjugate : torch.Tensor
-        (n_places,) bool.
-    """
-    return _EXPANSIONS.get(
-        miller_indices,
-        (crystal.unit_cell, crystal.hall_symbol, tuple(n_real)),
-        lambda: _make_expansion(crystal, miller_indices, n_real),
-    )
-
-
-def _make_expansion(crystal, miller_indices, n_real):
-    device = miller_indices.device
-    n = torch.tensor(n_real, device=device)
-    equivalent, shifts = crystal.to(device).equivalent_indices(miller_indices)
-    if bool((2 * equivalent.abs() >= n).any()):
-        raise ValueError(
-            f"A grid of {tuple(n_real)} points is too coarse for these reflections: "
-            "use a smaller grid_step or a larger d_min."
-        )
-    # F(h R) = F(h) exp(-2 pi i h.t), and F(-h) is the conjugate of F(h).
-    phase = torch.polar(torch.ones_like(shifts), -2 * torch.pi * shifts).reshape(-1)
-    source = torch.arange(len(miller_indices), device=device).expand(shifts.shape).reshape(-1)
-    equivalent = equivalent.reshape(-1, 3)
-    places, sources, phases, conjugates = [], [], [], []
-    for sign in (1, -1):
-        inside = (sign * equivalent[:, 2] >= 0).nonzero()[:, 0]
-        place = sign * equivalent[inside]
-        places.append(((place[:, 0] % n[0]) * n[1] + place[:, 1] % n[1]) * (n[2] // 2 + 1) + place[:, 2])
-        sources.append(source[inside])
-        phases.append(phase[inside])
-        conjugates.append(torch.full_like(inside, sign < 0, dtype=torch.bool))
-    places, sources, phases, conjugates = map(torch.cat, (places, sources, phases, conjugates))
-    # Reflections that symmetry maps on themselves come more than once: keep the first of each place.
-    unique, inverse = torch.unique(places, return_inverse=True)
-    first = torch.full_like(unique, len(places)).scatter_reduce(
-        0, inverse, torch.arange(len(places), device=device), "amin"
-    )
-    return unique, sources[first], phases[first], conjugates[first]
+_PLANS: dict[tuple[Any, ...], Plan] = {}
+_MOST_PLANS, _lock = 16, threading.Lock()

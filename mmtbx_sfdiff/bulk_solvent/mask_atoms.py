@@ -8,11 +8,78 @@ Reference: ``mmtbx.masks.manager._load_xrs``, ``cctbx.masks.vdw_radii_from_xray_
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import torch
 
+from ..atoms import Atoms
+from ..atoms import _element as element_of_type
+from ..crystal import Crystal
+from ..kernels import checks, opaque
+from ..kernels.threads import own_threads
 
-def mask_atoms(atoms, radii=None, include_hydrogens=False, include_zero_occupancy=False):
-    """Sites, radii and selection of the atoms of a mask.
+#: Å; radii, the probe's, and lengths beyond are no property of an atom or a solvent, and would take for ever.
+LARGEST_LENGTH = 20.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskAtoms:
+    """What masks read of atoms, as tensors of n_models models; nothing has been looked at yet.
+
+    Attributes
+    ----------
+    sites_cart, rounding : torch.Tensor
+        (n_models, n_atoms, 3) Å, and what rounding took from the fractional sites, float64.
+    occupancies : torch.Tensor
+        (n_models, n_atoms).
+    radii : torch.Tensor
+        (n_models, n_atoms) van der Waals radii, Å, float64; NaN where an element has none.
+    candidates : torch.Tensor
+        (n_atoms,) bool: may take part.
+    batch : tuple of int
+        The shape of the models.
+    """
+
+    sites_cart: torch.Tensor
+    rounding: torch.Tensor
+    occupancies: torch.Tensor
+    radii: torch.Tensor
+    candidates: torch.Tensor
+    batch: tuple[int, ...]
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The five tensors, as the operations take them."""
+        return self.sites_cart, self.rounding, self.occupancies, self.radii, self.candidates
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spheres:
+    """The atoms of one model that take part: ``rows`` (n,) int64 among all, or None for all of them.
+
+    ``sites`` (n, 3) fractional, ``radii`` (n,) Å and ``occupancies`` (n,), all float64.
+    """
+
+    rows: torch.Tensor | None
+    sites: torch.Tensor
+    radii: torch.Tensor
+    occupancies: torch.Tensor
+
+    def among_all(self, values: torch.Tensor, n_atoms: int) -> torch.Tensor:
+        """Values (n, ...) of these atoms at their places among all, zeros elsewhere."""
+        if self.rows is None:
+            return values
+        return values.new_zeros((n_atoms, *values.shape[1:])).index_copy(0, self.rows, values)
+
+
+def mask_atoms(
+    atoms: Atoms,
+    radii: torch.Tensor | None = None,
+    include_hydrogens: bool = False,
+    include_zero_occupancy: bool = False,
+) -> MaskAtoms:
+    """What masks read of atoms.
 
     Parameters
     ----------
@@ -21,34 +88,113 @@ def mask_atoms(atoms, radii=None, include_hydrogens=False, include_zero_occupanc
         (..., n_atoms) van der Waals radii in Å of all the atoms; by default cctbx's, by element.
     include_hydrogens, include_zero_occupancy : bool
 
-    Returns
-    -------
-    rows : torch.Tensor
-        (n,) int64, the atoms that may take part.
-    radii : torch.Tensor
-        (..., n) float64 of those; gradients flow to what was given.
-    taking_part : torch.Tensor
-        (..., n) bool, which of them each model of a batch uses.
-
     Raises
     ------
     ValueError
-        Radii of the wrong shape, or negative; an element without a radius.
+        Radii of the wrong shape; an element without a radius.
     """
-    kept = torch.ones(atoms.n_atoms, dtype=torch.bool, device=atoms.device)
-    if not include_hydrogens:
-        kept &= ~atoms.hydrogens
-    taking_part = kept
-    if not include_zero_occupancy:
-        taking_part = kept & (atoms.occupancies.detach() > 0)
-        kept = taking_part.reshape(-1, atoms.n_atoms).any(0)
-    rows = kept.nonzero()[:, 0]
+    n = atoms.n_atoms
     if radii is None:
-        radii = atoms.vdw_radii(rows)
-    else:
-        if not isinstance(radii, torch.Tensor) or radii.shape[-1:] != (atoms.n_atoms,):
-            raise ValueError(f"radii must be a tensor of the shape (..., {atoms.n_atoms}), one radius an atom.")
-        radii = radii.to(torch.float64).index_select(-1, rows)
-        if bool((radii.detach() < 0).any()):
-            raise ValueError("radii must not be negative.")
-    return rows, radii, taking_part[..., rows]
+        radii = vdw_radii(atoms.type_index, "\n".join(atoms.form_factors.types))
+        if not torch.compiler.is_compiling():
+            _check_known(atoms, include_hydrogens, include_zero_occupancy)
+    elif not isinstance(radii, torch.Tensor) or radii.shape[-1:] != (n,):
+        raise ValueError(f"radii must be a tensor of the shape (..., {n}), one radius an atom.")
+    elif radii.device != atoms.device:
+        raise TypeError(f"radii are on {radii.device} but the atoms are on {atoms.device}: move them with .to().")
+    candidates = torch.ones_like(atoms.hydrogens) if include_hydrogens else ~atoms.hydrogens
+    given = (
+        (atoms.sites_cart, 2),
+        (atoms._frac_residual, 2),
+        (atoms.occupancies, 1),
+        (radii.to(torch.float64), 1),
+    )
+    batch = broadcast(*(value.shape[: value.ndim - own] for value, own in given))
+    n_models = math.prod(batch)
+    sites, rounding, occupancies, radii = (
+        value.expand(*batch, *value.shape[value.ndim - own :]).reshape(n_models, *value.shape[value.ndim - own :])
+        for value, own in given
+    )
+    return MaskAtoms(sites, rounding, occupancies, radii, candidates, batch)
+
+
+def broadcast(*shapes: torch.Size) -> tuple[int, ...]:
+    """The common shape; like ``torch.broadcast_shapes``, of which the first call imports sympy."""
+    result = [1] * max(len(shape) for shape in shapes)
+    for shape in shapes:
+        for i, size in enumerate(reversed(shape), 1):
+            if size != 1:
+                if result[-i] not in (1, size):
+                    raise ValueError(f"The batches {', '.join(str(tuple(s)) for s in shapes)} do not fit together.")
+                result[-i] = size
+    return tuple(result)
+
+
+@opaque.operation("vdw_radii", fake=lambda type_index, types: torch.empty_like(type_index, dtype=torch.float64))
+def vdw_radii(type_index: torch.Tensor, types: str) -> torch.Tensor:
+    """Van der Waals radii (n_atoms,) of scattering types, one a line; NaN where there is none."""
+    return torch.tensor(_radii_of_types(types), dtype=torch.float64, device=type_index.device)[type_index]
+
+
+def _radii_of_types(types: str) -> list[float]:
+    from cctbx.eltbx import van_der_waals_radii
+
+    table = van_der_waals_radii.vdw.table
+    return [table.get(element_of_type(name), math.nan) for name in types.split("\n")]
+
+
+def _check_known(atoms: Atoms, include_hydrogens: bool, include_zero_occupancy: bool) -> None:
+    """Raise ValueError, with the elements' names, where an atom that takes part has no radius."""
+    if not any(map(math.isnan, _radii_of_types("\n".join(atoms.form_factors.types)))):
+        return
+    chosen = torch.ones_like(atoms.hydrogens) if include_hydrogens else ~atoms.hydrogens
+    if not include_zero_occupancy:
+        chosen = chosen & (atoms.occupancies.detach() > 0).reshape(-1, atoms.n_atoms).any(0)
+    atoms.vdw_radii(chosen.nonzero()[:, 0])
+
+
+def spheres(
+    sites_cart: torch.Tensor,
+    rounding: torch.Tensor,
+    occupancies: torch.Tensor,
+    radii: torch.Tensor,
+    candidates: torch.Tensor,
+    crystal: Crystal,
+    include_zero_occupancy: bool,
+) -> list[Spheres]:
+    """The atoms that take part in each model's mask.
+
+    Raises
+    ------
+    BadAtom
+        A number that is not finite, or too large; a negative radius, or none.
+    """
+    known = {"sites_cart": sites_cart, "occupancies": occupancies}
+    checks.check_numbers(known)
+    if not len(sites_cart):
+        return []
+    part = candidates[None] if include_zero_occupancy else candidates & (occupancies > 0)
+    _check_radii(radii, part.expand(len(radii), -1))
+    with own_threads(sites_cart.device):
+        sites = sites_cart.to(torch.float64) @ crystal.fractionalization.T + rounding
+        occupancies = occupancies.to(torch.float64)
+        found = []
+        for i, chosen in enumerate(part.expand(len(sites), -1)):
+            if bool(chosen.all()):
+                found.append(Spheres(None, sites[i], radii[i], occupancies[i]))
+            else:
+                rows = chosen.nonzero()[:, 0]
+                found.append(Spheres(rows, sites[i][rows], radii[i][rows], occupancies[i][rows]))
+    return found
+
+
+def _check_radii(radii: torch.Tensor, part: torch.Tensor) -> None:
+    """Raise BadAtom unless all radii are between 0 and the largest, of the atoms that take part."""
+    wrong = ~((radii >= 0) & (radii <= LARGEST_LENGTH)) & part
+    if bool(wrong.any()):
+        model, atom = wrong.nonzero()[0].tolist()
+        value = float(radii[model, atom])
+        why = f"is {value:g} Å: it must not be negative, and be at most {LARGEST_LENGTH:g} Å."
+        if value != value:
+            why = "is not known: give radii, or that atom another scattering type, or leave it out of the mask."
+        raise checks.BadAtom("radii (van der Waals radius)", why, atom, model, len(radii))

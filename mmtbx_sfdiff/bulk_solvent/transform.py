@@ -12,29 +12,41 @@ Reference: ``mmtbx.masks.manager.compute_f_mask``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
-from ..crystal import as_miller_tensor
-from ..plans.cache import TensorCache
+from ..crystal import Crystal
+from ..kernels import opaque
+from ..kernels.threads import over, own_threads, share_models
+from ..plans import Plan, plan_of
 
-# mmtbx's Fmask_res_high.
+#: mmtbx's Fmask_res_high, Å.
 F_MASK_D_MIN = 3.0
 # Grid points.
 _PORTION = 2**16
+R = TypeVar("R")
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
-def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
-    """Structure factors of a mask; differentiable in the mask.
+def mask_structure_factors(
+    mask: torch.Tensor,
+    crystal: Crystal | Plan,
+    miller_indices: Any = None,
+    d_min: float | None = F_MASK_D_MIN,
+) -> torch.Tensor:
+    """Structure factors of a mask; linear in the mask, and differentiable any number of times.
 
     Parameters
     ----------
     mask : torch.Tensor
-        (..., n1, n2, n3) real, on the whole unit cell; point (i, j, k) is at (i/n1, j/n2, k/n3).
-    crystal : Crystal
+        (..., n1, n2, n3) float32 or float64, on the whole unit cell; point (i, j, k) is at (i/n1, j/n2, k/n3).
+    crystal : Crystal or Plan
     miller_indices : torch.Tensor, flex.miller_index or miller.set
-        (n, 3) integers, in any order, inside the asymmetric unit or not.
+        (n, 3) integers, in any order, inside the asymmetric unit or not.  Left out with a plan, which has its own.
     d_min : float or None
         Structure factors with d < ``d_min`` (Å) are zero, as in mmtbx (``Fmask_res_high``, 3 Å).  None: no cut.
 
@@ -46,73 +58,111 @@ def mask_structure_factors(mask, crystal, miller_indices, d_min=F_MASK_D_MIN):
     Raises
     ------
     ValueError
-        A mask without three grid dimensions; an index, not cut away, that the grid cannot resolve.
+        A mask without three grid dimensions, or with a number that is not finite; an index, not cut away, that the grid
+        cannot resolve.
     TypeError
         A mask that is not real floating point; Miller indices that are not integers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import mmtbx_sfdiff as sfdiff
+    >>> from cctbx import crystal
+    >>> symmetry = crystal.symmetry((10, 12, 14, 90, 90, 90), "P 21 21 21")
+    >>> plan = sfdiff.plan(sfdiff.Crystal.from_cctbx(symmetry), torch.tensor([[0, 0, 0], [0, 1, 2], [4, 4, 4]]))
+    >>> sfdiff.mask_structure_factors(torch.ones(20, 24, 28, dtype=torch.float64), plan).real.round().tolist()
+    [1680.0, 0.0, 0.0]
     """
-    if not isinstance(mask, torch.Tensor) or not mask.is_floating_point():
+    if not isinstance(mask, torch.Tensor) or mask.dtype not in _COMPLEX:
         raise TypeError("mask must be a tensor of real floating-point numbers; convert it with .to(torch.float64).")
     if mask.ndim < 3:
         raise ValueError(f"mask must have the shape (..., n1, n2, n3), not {tuple(mask.shape)}.")
-    indices = as_miller_tensor(miller_indices, device=mask.device)
-    grid = tuple(mask.shape[-3:])
-    plan = _CACHE.get(indices, (crystal.unit_cell, grid, d_min), lambda: _make_plan(indices, crystal, grid, d_min))
-    transform = _LowFrequencies.apply(mask, plan.limits).flatten(-3)
-    f = torch.view_as_real(transform.index_select(-1, plan.rows)) * plan.scale.to(mask.dtype)
-    f = torch.view_as_complex(f)
-    return scattered(f, plan.kept, len(indices))
+    plan = the_plan(crystal, miller_indices).to(mask.device)
+    batch = mask.shape[:-3]
+    flat = mask.reshape(math.prod(batch), *mask.shape[-3:])
+    return apply_factors(flat, plan.handle, resolution(d_min)).reshape(*batch, len(plan))
+
+
+def the_plan(crystal: Crystal | Plan, miller_indices: Any) -> Plan:
+    """The plan that was given, or made of a crystal and indices.
+
+    Raises
+    ------
+    TypeError
+        Indices missing, or given beside a plan.
+    """
+    if isinstance(crystal, Plan):
+        if miller_indices is not None:
+            raise TypeError("A plan has its own Miller indices: leave miller_indices out, or give a crystal.")
+        return crystal
+    if miller_indices is None:
+        raise TypeError("Miller indices are missing: give them after the crystal, or a plan in place of both.")
+    return plan_of(crystal, miller_indices)
+
+
+def resolution(d_min: float | None) -> float:
+    """d_min as a number, 0 where there is no cut.
+
+    Raises
+    ------
+    ValueError
+        A limit that is not a positive number.
+    """
+    if d_min is None:
+        return 0.0
+    if not float(d_min) >= 0 or math.isinf(d_min):
+        raise ValueError(f"d_min must be a positive number of Å, or None, not {d_min!r}.")
+    return float(d_min)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Plan:
+class MaskPlan:
     """Where the structure factors are in the transform of a grid.
 
     Attributes
     ----------
     limits : tuple of int
-        Largest |h|, |k| and |l|.
+        Largest \\|h\\|, \\|k\\| and \\|l\\|.
     rows : torch.Tensor
         (n_kept,) int64, places in the transform to these limits, flat.
     scale : torch.Tensor
         (n_kept, 2) float64, what makes real and imaginary parts of F of those of the transform.
     kept : torch.Tensor or None
         (n_kept,) int64, which reflections these are; None: all.
+    n : int
+        Reflections in all.
     """
 
-    limits: tuple
+    limits: tuple[int, int, int]
     rows: torch.Tensor
     scale: torch.Tensor
     kept: torch.Tensor | None
+    n: int
 
 
-_CACHE = TensorCache()
+def mask_plan(plan: Plan, grid: Sequence[int], d_min: float) -> MaskPlan:
+    """The :class:`MaskPlan` of a plan, made once for each grid and limit."""
+    grid = tuple(int(n) for n in grid)
+    return plan.part(("mask", grid, d_min), lambda: _make_plan(plan.crystal, plan.miller_indices, grid, d_min))
 
 
-def checked_indices(miller_indices, crystal, grid, d_min, device):
-    """The indices within the limit of resolution, (n, 3); their numbers, or None for all; and the number of all.
+def inside_limit(
+    crystal: Crystal, indices: torch.Tensor, grid: Sequence[int], d_min: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The indices within the limit of resolution, and their numbers, or None for all of them.
 
     Raises
     ------
     ValueError
         An index that the grid cannot resolve.
     """
-    given = as_miller_tensor(miller_indices, device=device)
-    # The same tensor each time, so that what is made of it is found again.
-    inside, kept = _CACHE.get(
-        given, ("inside", crystal.unit_cell, tuple(grid), d_min), lambda: _inside(given, crystal, grid, d_min)
-    )
-    return (given if kept is None else inside), kept, len(given)
-
-
-def _inside(indices, crystal, grid, d_min):
-    """(indices within the limit, their numbers), or None twice for all of them."""
-    inside = kept = None
-    if d_min is not None:
+    kept = None
+    if d_min > 0:
         # The margin keeps a reflection exactly at the limit, whose d is rounded.
-        within = crystal.to(indices.device).d_star_sq(indices) <= (1 + 1e-10) / float(d_min) ** 2
+        within = crystal.to(indices.device).d_star_sq(indices) <= (1 + 1e-10) / d_min**2
         if not bool(within.all()):
             kept = within.nonzero()[:, 0]
-            inside = indices = indices[kept]
+            indices = indices[kept]
     too_fine = (2 * indices.abs() >= torch.tensor(grid, device=indices.device)).any(-1)
     if bool(too_fine.any()):
         worst = tuple(indices[too_fine][0].tolist())
@@ -120,89 +170,199 @@ def _inside(indices, crystal, grid, d_min):
             f"The reflection {worst} is beyond the Nyquist limit of the mask's grid {tuple(grid)}: "
             "use a smaller grid_step, or a d_min that leaves it out."
         )
-    return inside, kept
+    return indices, kept
 
 
-def scattered(f, kept, n):
+def _make_plan(crystal: Crystal, given: torch.Tensor, grid: tuple[int, ...], d_min: float) -> MaskPlan:
+    indices, kept = inside_limit(crystal, given, grid, d_min)
+    # Only l >= 0 is kept of the transform of a real map; the sign in the exponent is the opposite of torch's.
+    flip = indices[:, 2] < 0
+    half = torch.where(flip[:, None], -indices, indices)
+    h, k, l = (int(n) for n in half.abs().amax(0)) if len(half) else (0, 0, 0)
+    shape = [2 * h + 1, 2 * k + 1, l + 1]
+    rows = ((half[:, 0] % shape[0]) * shape[1] + half[:, 1] % shape[1]) * shape[2] + half[:, 2]
+    scale = crystal.volume / math.prod(grid)
+    sign = 2 * flip.to(torch.float64) - 1
+    return MaskPlan((h, k, l), rows, torch.stack([torch.ones_like(sign), sign], -1) * scale, kept, len(given))
+
+
+def scattered(f: torch.Tensor, kept: torch.Tensor | None, n: int) -> torch.Tensor:
     """Structure factors (..., m) at their places among n, zeros elsewhere."""
     return f if kept is None else f.new_zeros((*f.shape[:-1], n)).index_copy(-1, kept, f)
 
 
-def _make_plan(indices, crystal, grid, d_min):
-    indices, kept, _ = checked_indices(indices, crystal, grid, d_min, indices.device)
-    # Only l >= 0 is kept of the transform of a real map; the sign in the exponent is the opposite of torch's.
-    flip = indices[:, 2] < 0
-    half = torch.where(flip[:, None], -indices, indices)
-    limits = half.abs().amax(0).tolist() if len(half) else [0, 0, 0]
-    shape = [2 * limits[0] + 1, 2 * limits[1] + 1, limits[2] + 1]
-    rows = ((half[:, 0] % shape[0]) * shape[1] + half[:, 1] % shape[1]) * shape[2] + half[:, 2]
-    scale = crystal.volume / math.prod(grid)
-    sign = 2 * flip.to(torch.float64) - 1
-    return _Plan(tuple(limits), rows, torch.stack([torch.ones_like(sign), sign], -1) * scale, kept)
+def _fake_factors(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
+    return mask.new_empty((len(mask), len(opaque.held(plan))), dtype=_COMPLEX[mask.dtype])
 
 
-def _cut(x, dim, limit):
-    """The frequencies 0..limit and -limit..-1 of a transform."""
-    return torch.cat([x.narrow(dim, 0, limit + 1), x.narrow(dim, x.shape[dim] - limit, limit)], dim)
+@opaque.operation("mask_factors", fake=_fake_factors)
+def mask_factors(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
+    """F (n_models, n) of masks (n_models, n1, n2, n3)."""
+    grid = mask.shape[1:]
+    where = mask_plan(opaque.held(plan), grid, d_min)
+    out = _fake_factors(mask, plan, d_min)
+
+    def one(i: int) -> None:
+        with own_threads(mask.device):
+            low = low_frequencies(mask[i], where.limits)
+            if not bool(low.reshape(-1)[0].isfinite()):
+                _not_finite(mask)
+            f = torch.view_as_real(low.reshape(-1).index_select(0, where.rows)) * where.scale.to(mask.dtype)
+            f = torch.view_as_complex(f)
+            if where.kept is None:
+                out[i] = f
+            else:
+                out[i] = 0
+                out[i].index_copy_(0, where.kept, f)
+
+    each_model(len(mask), one, mask.device)
+    return out
 
 
-def _padded(x, dim, limit, n):
-    """A transform of n with these frequencies, and no others."""
-    middle = list(x.shape)
-    middle[dim] = n - 2 * limit - 1
-    return torch.cat([x.narrow(dim, 0, limit + 1), x.new_zeros(middle), x.narrow(dim, limit + 1, limit)], dim)
-
-
-def _portion(planes):
-    """How many planes of a map at a time, so that what is made of them stays in the cache."""
-    if planes.device.type != "cpu":
-        return len(planes)
-    return max(1, _PORTION // max(1, planes.shape[-1] * planes.shape[-2]))
-
-
-class _LowFrequencies(torch.autograd.Function):
-    """Transform of a real map (..., n1, n2, n3) at the indices -h..h, -k..k, 0..l; negative ones behind the others."""
-
-    @staticmethod
-    def forward(ctx, mask, limits):
-        ctx.limits, ctx.grid = limits, mask.shape[-3:]
-        h, k, l = limits
-        planes = mask.flatten(0, -3)
-        planes = torch.cat(
-            [
-                _cut(torch.fft.fft(torch.fft.rfft(part)[..., : l + 1], dim=-2), -2, k)
-                for part in planes.split(_portion(planes))
-            ]
+def _not_finite(mask: torch.Tensor) -> None:
+    bad = (~mask.isfinite()).nonzero()
+    if len(bad):
+        model, *point = bad[0].tolist()
+        where = f" of model {model} of the batch" if len(mask) > 1 else ""
+        raise ValueError(
+            f"The mask is {float(mask[model, point[0], point[1], point[2]]):g} at the grid point {tuple(point)}{where}: "
+            "it must be finite."
         )
-        planes = planes.reshape(*mask.shape[:-2], *planes.shape[1:])
-        return _cut(torch.fft.fft(planes, dim=-3), -3, h)
+
+
+def _fake_map(f: torch.Tensor, grid: Sequence[int], plan: int, d_min: float) -> torch.Tensor:
+    return f.new_empty((len(f), *grid), dtype=f.real.dtype)
+
+
+@opaque.operation("mask_factors_transposed", fake=_fake_map)
+def mask_factors_transposed(f: torch.Tensor, grid: Sequence[int], plan: int, d_min: float) -> torch.Tensor:
+    """dT/d(mask) (n_models, n1, n2, n3) from dT/dF (n_models, n)."""
+    where = mask_plan(opaque.held(plan), grid, d_min)
+    out = _fake_map(f, grid, plan, d_min)
+    h, k, l = where.limits
+
+    def one(i: int) -> None:
+        with own_threads(f.device):
+            given = f[i] if where.kept is None else f[i].index_select(0, where.kept)
+            parts = torch.view_as_real(given.resolve_conj()) * where.scale.to(out.dtype)
+            low = f.new_zeros((2 * h + 1) * (2 * k + 1) * (l + 1))
+            low.index_add_(0, where.rows, torch.view_as_complex(parts))
+            from_low_frequencies(low.view(2 * h + 1, 2 * k + 1, l + 1), where.limits, out[i])
+
+    each_model(len(f), one, f.device)
+    return out
+
+
+def each_model(n_models: int, one: Callable[[int], Any], device: torch.device) -> list[Any]:
+    """one(i) for each model; on a CPU, where there are enough of them, whole models to threads."""
+    return share_models([functools.partial(one, i) for i in range(n_models)], device)
+
+
+def low_frequencies(mask: torch.Tensor, limits: tuple[int, int, int]) -> torch.Tensor:
+    """Transform of a real map (n1, n2, n3) at the indices -h..h, -k..k, 0..l; negative ones behind the others."""
+    h, k, l = limits
+    n1, n2, n3 = mask.shape
+    planes = torch.empty((n1, 2 * k + 1, l + 1), dtype=_COMPLEX[mask.dtype], device=mask.device)
+    result = torch.empty((2 * h + 1, 2 * k + 1, l + 1), dtype=planes.dtype, device=mask.device)
+    columns, spectrum = planes.view(n1, -1), result.view(2 * h + 1, -1)
+
+    def within(first: int, after: int) -> None:
+        for part, out in zip(mask[first:after].split(size), planes[first:after].split(size)):
+            found = torch.fft.fft(torch.fft.rfft(part)[..., : l + 1], dim=-2)
+            out[:, : k + 1] = found[:, : k + 1]
+            out[:, k + 1 :] = found[:, n2 - k :]
+
+    def across(first: int, after: int) -> None:
+        found = torch.fft.fft(columns[:, first:after], dim=0)
+        spectrum[: h + 1, first:after] = found[: h + 1]
+        spectrum[h + 1 :, first:after] = found[n1 - h :]
+
+    size = _portion(mask.device, n1, n2 * n3)
+    side_by_side(mask.device, n1, within)
+    side_by_side(mask.device, columns.shape[1], across)
+    return result
+
+
+def from_low_frequencies(low: torch.Tensor, limits: tuple[int, int, int], out: torch.Tensor) -> None:
+    """The adjoint of :func:`low_frequencies`, into ``out`` (n1, n2, n3)."""
+    h, k, l = limits
+    n1, n2, n3 = out.shape
+    spectrum = low.reshape(2 * h + 1, -1)
+    planes = torch.empty((n1, 2 * k + 1, l + 1), dtype=low.dtype, device=low.device)
+    columns = planes.view(n1, -1)
+
+    def across(first: int, after: int) -> None:
+        padded = low.new_zeros((n1, after - first))
+        padded[: h + 1] = spectrum[: h + 1, first:after]
+        padded[n1 - h :] = spectrum[h + 1 :, first:after]
+        columns[:, first:after] = torch.fft.ifft(padded, dim=0, norm="forward")
+
+    def within(first: int, after: int) -> None:
+        for part, target in zip(planes[first:after].split(size), out[first:after].split(size)):
+            padded = low.new_zeros((len(part), n2, l + 1))
+            padded[:, : k + 1] = part[:, : k + 1]
+            padded[:, n2 - k :] = part[:, k + 1 :]
+            # A real inverse transform counts every l > 0 twice.
+            padded[..., 1:] /= 2
+            target.copy_(torch.fft.irfft(torch.fft.ifft(padded, dim=-2, norm="forward"), n=n3, norm="forward"))
+
+    size = _portion(low.device, n1, n2 * n3)
+    side_by_side(low.device, columns.shape[1], across)
+    side_by_side(low.device, n1, within)
+
+
+def _portion(device: torch.device, planes: int, points: int) -> int:
+    """How many planes of a map at a time, so that what is made of them stays in the cache."""
+    return max(1, planes if device.type != "cpu" else _PORTION // max(1, points))
+
+
+def side_by_side(device: torch.device, n: int, function: Callable[[int, int], R]) -> list[R]:
+    """What the function gives on ranges that cover 0..n, in this package's own threads: torch's would spin afterwards."""
+    if device.type == "cpu":
+        return over(n, function)
+    return [function(0, n)]
+
+
+class Factors(opaque.Function):
+    """F of masks: (n_models, n1, n2, n3), plan, d_min -> (n_models, n)."""
 
     @staticmethod
-    def backward(ctx, gradient):
-        return _FromLowFrequencies.apply(gradient, ctx.limits, ctx.grid), None
-
-
-class _FromLowFrequencies(torch.autograd.Function):
-    """The adjoint of :class:`_LowFrequencies`."""
+    def forward(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
+        return mask_factors(mask, plan, d_min)
 
     @staticmethod
-    def forward(ctx, x, limits, grid):
-        ctx.limits = limits
-        h, k, _ = limits
-        x = torch.fft.ifft(_padded(x, -3, h, grid[0]), dim=-3, norm="forward")
-        # A real inverse transform counts every l > 0 twice.
-        x = torch.cat([x[..., :1], x[..., 1:] / 2], -1)
-        result = torch.empty(*x.shape[:-2], *grid[1:], dtype=x.real.dtype, device=x.device)
-        planes = result.view(-1, *grid[1:])
-        size = _portion(planes)
-        for part, out in zip(x.flatten(0, -3).split(size), planes.split(size)):
-            out.copy_(
-                torch.fft.irfft(
-                    torch.fft.ifft(_padded(part, -2, k, grid[1]), dim=-2, norm="forward"), n=grid[2], norm="forward"
-                )
-            )
-        return result
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        mask, *ctx.how = inputs
+        ctx.grid = list(mask.shape[1:])
 
     @staticmethod
-    def backward(ctx, gradient):
-        return _LowFrequencies.apply(gradient, ctx.limits), None, None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        return apply_factors_transposed(gradient, ctx.grid, *ctx.how), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *others: Any) -> torch.Tensor:
+        return apply_factors(tangent, *ctx.how)
+
+
+class FactorsTransposed(opaque.Function):
+    """The transpose of :class:`Factors`."""
+
+    @staticmethod
+    def forward(f: torch.Tensor, grid: Sequence[int], plan: int, d_min: float) -> torch.Tensor:
+        return mask_factors_transposed(f, grid, plan, d_min)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.how = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        return apply_factors(gradient, *ctx.how[1:]), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *others: Any) -> torch.Tensor:
+        return apply_factors_transposed(tangent, *ctx.how)
+
+
+apply_factors = opaque.caller(Factors)
+apply_factors_transposed = opaque.caller(FactorsTransposed)

@@ -16,7 +16,7 @@ import torch
 
 import numpy as np
 
-from .jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskJob
+from .jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskGrid, MaskJob
 
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
 HAVE_NUMBA = importlib.util.find_spec("numba") is not None
@@ -27,6 +27,11 @@ class SoftMask(Protocol):
 
     V and the mask are known at the engine's own points, (n_points,): one of each orbit, or all of the cell's.
     """
+
+    @property
+    def field_size(self) -> int:
+        """Numbers of E, (field_size,), that :meth:`forward` can hand over to :meth:`backward` within the job's ``kept``."""
+        ...
 
     def weights(self, function: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
         """A function of the distance (Å) at the steps of the ball, times the volume of a step."""
@@ -39,12 +44,12 @@ class SoftMask(Protocol):
         cover: torch.Tensor,
         width: float,
         weights: Sequence[torch.Tensor],
-        keep: bool = False,
+        field: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Weighted sums of E = prod_j [1 - c_j (1 - S(t_j))] over the ball around each point, for each array of weights.
 
         S(t) = t^2 (3 - 2 t), t_j = 1/2 + (d^2 / R_j - R_j) / (2 width) within 0..1, over all images of atom j.
-        ``sites`` (n, 3) fractional, ``radii`` and ``cover`` (n,), float64; ``keep``: a gradient will follow.
+        ``sites`` (n, 3) fractional, ``radii`` and ``cover`` (n,), float64; E goes into ``field``.
         """
         ...
 
@@ -57,15 +62,17 @@ class SoftMask(Protocol):
         width: float,
         weights: torch.Tensor,
         sites_only: bool = False,
+        field: torch.Tensor | None = None,
     ) -> Sequence[torch.Tensor]:
         """Gradients in sites, radii, cover and width of the sum of gradient * V; ``sites_only``: the others may be zero.
 
         Of an atom with a cover of exactly 0 the gradient in it may leave out where no other atom is.
+        ``field`` is what :meth:`forward` filled for these atoms; it is not changed.
         """
         ...
 
-    def to_cell(self, values: torch.Tensor) -> torch.Tensor:
-        """Values at the points on the whole cell, (..., n1, n2, n3)."""
+    def to_cell(self, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Values at the points on the whole cell, (..., n1, n2, n3), into ``out`` where it is given."""
         ...
 
     def from_cell(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -92,7 +99,7 @@ class HardMask(Protocol):
         """Gradients in sites and radii of the sum of gradient * psi."""
         ...
 
-    def to_cell(self, values: torch.Tensor) -> torch.Tensor: ...
+    def to_cell(self, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor: ...
 
     def from_cell(self, gradient: torch.Tensor) -> torch.Tensor: ...
 
@@ -156,6 +163,10 @@ class Engine(Protocol):
         self, job: DirectJob, grad: torch.Tensor, wanted: tuple[bool, bool, bool]
     ) -> Sequence[torch.Tensor | None]:
         """Gradients in (sites, u, weights), each where it is wanted, from dT/dE."""
+        ...
+
+    def mask_points(self, grid: MaskGrid) -> int:
+        """Points at which this engine knows a mask: one of each orbit, or all of the cell's."""
         ...
 
     def soft_mask(self, job: MaskJob) -> SoftMask: ...

@@ -2,7 +2,8 @@
 
 import mmtbx_sfdiff as sfdiff
 import torch
-from mmtbx_sfdiff.bulk_solvent.density_cutoff import density_map, percentile
+from mmtbx_sfdiff.bulk_solvent.cutoff import apply_cutoff, cutoff_mask, percentile
+from mmtbx_sfdiff.bulk_solvent.density_map import density_map
 
 import iotbx.pdb
 import numpy as np
@@ -43,7 +44,8 @@ def test_density_is_cctbx_fft_map(symbol):
     )
     expected = f.fft_map(crystal_gridding=gridding).apply_volume_scaling().real_map_unpadded().as_numpy_array()
     indices = sfdiff.crystal.as_miller_tensor(f)
-    density = density_map(torch.tensor(f.data().as_numpy_array()), atoms.crystal, indices, n_real)
+    density = torch.empty(n_real, dtype=torch.float64)
+    density_map(torch.tensor(f.data().as_numpy_array()), sfdiff.plan(atoms.crystal, indices), density)
     np.testing.assert_allclose(density.numpy(), expected, atol=1e-9 * np.abs(expected).max())
 
 
@@ -104,33 +106,74 @@ def test_voxel_average_is_the_mask_of_a_fine_grid():
     assert error(0.3, voxel_average=True) < 0.5 * error(0.6, voxel_average=True)
 
 
-def test_percentile():
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.77777, 0.9999])
+def test_percentile(fraction):
+    values = torch.randn(1001, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert percentile(values, fraction) == pytest.approx(float(torch.quantile(values, fraction)), rel=1e-12)
+
+
+@pytest.mark.parametrize("symbol", ["P 1", "P 31 2 1", "F 2 2 2"])
+def test_the_gradient_by_f_protein_is_exact(symbol):
+    """With the average over voxels the mask is a smooth function of F_protein, the cutoff included."""
+    _, atoms = random_atoms(symbol, n_atoms=4)
+    there = sfdiff.plan(atoms.crystal, atoms.crystal.build_miller_indices(4.0))
+    grid = list(atoms.crystal.grid(1.5))
+    values = sfdiff.structure_factors(atoms, atoms.crystal, there.miller_indices, method="direct")
+    weights = torch.randn(grid, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def total(values):
+        fraction = torch.tensor([0.4], dtype=torch.float64)
+        return (apply_cutoff(values[None], fraction, there.handle, grid, 8.0, 0.03, True)[0] * weights).sum()
+
+    assert torch.autograd.gradcheck(total, (values.clone().requires_grad_(),), eps=1e-5, atol=1e-5, rtol=1e-6)
+
+
+def test_the_percentile_s_gradient_is_an_average_over_its_surface():
+    """Without the average over voxels the cutoff is a percentile, of which the gradient is spread over the values near it."""
+    _, atoms = random_atoms("P 1", n_atoms=8)
+    there = sfdiff.plan(atoms.crystal, atoms.crystal.build_miller_indices(2.5))
+    grid = list(atoms.crystal.grid(0.25))
+    values = sfdiff.structure_factors(atoms, atoms.crystal, there.miller_indices, method="direct")
+    change = torch.randn(values.shape, dtype=values.dtype, generator=torch.Generator().manual_seed(1))
+
+    def level(x):
+        return float(cutoff_mask((values + x * change)[None], fraction, there.handle, grid, 50.0, 0.03, False)[1])
+
+    fraction = torch.tensor([0.4], dtype=torch.float64)
+    leaf = values.clone().requires_grad_()
+    mask = apply_cutoff(leaf[None], fraction, there.handle, grid, 1e-3, 0.03, False)[0]
+    # So flat a sigmoid is (level - map) / 4000 + 1/2, and the map's mean is 0: the sum is the level's.
+    (gradient,) = torch.autograd.grad(mask.mean() * 4000, leaf)
+    found = float((gradient.conj() * change).real.sum())
+    assert found == pytest.approx((level(0.02) - level(-0.02)) / 0.04, rel=0.05)
+
+
+@pytest.mark.parametrize("symbol", ["P 1", "P 21 21 21", "P 31 2 1"])
+def test_gradient_of_made_up_structures_against_finite_differences(symbol):
+    """Linear functionals of F_mask in random directions of the sites, over steps that a refinement makes."""
+    _, atoms = random_atoms(symbol, seed=4, n_atoms=20, volume_per_atom=35)
+    indices = atoms.crystal.build_miller_indices(3.0)
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(3, 1001, generator=generator, dtype=torch.float64)
-    fractions = torch.tensor([0.001, 0.5, 0.77777], dtype=torch.float64)
-    result = percentile(values, fractions, 0.1)
-    expected = torch.stack([torch.quantile(v, q) for v, q in zip(values, fractions)])
-    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
-    values = values.requires_grad_()
-    (gradient,) = torch.autograd.grad(percentile(values, fractions, 0.1).sum(), values)
-    torch.testing.assert_close(gradient.sum(-1), torch.ones(3, dtype=torch.float64))
-    assert int((gradient[1] > 1e-6).sum()) > 50
+    weights = torch.randn(len(indices), 2, generator=generator, dtype=torch.float64)
 
+    def functional(sites):
+        moved = atoms.replace(sites_cart=sites)
+        f = sfdiff.solvent_structure_factors(
+            moved, atoms.crystal, indices, method="density_cutoff", solvent_fraction=0.4
+        )
+        return (torch.view_as_real(f) * weights).sum()
 
-def test_percentile_gradient_is_that_of_the_level():
-    """Of the volume under a smooth function, whose level moves by the average over its iso-surface."""
-    x = torch.linspace(-1, 1, 400, dtype=torch.float64)
-
-    def function(a):
-        return (torch.exp(a * x[:, None]) * (1 + x[None, :] ** 2)).flatten()
-
-    a = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(percentile(function(a), torch.tensor(0.3), 0.02), a)
-    difference = (
-        torch.quantile(function(torch.tensor(0.75)).double(), 0.3)
-        - torch.quantile(function(torch.tensor(0.65)).double(), 0.3)
-    ) / 0.1
-    assert float(gradient) == pytest.approx(float(difference), rel=0.02)
+    sites = atoms.sites_cart.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(functional(sites), sites)
+    for step in (0.003, 0.01):
+        expected, found = [], []
+        for _ in range(6):
+            direction = torch.randn(sites.shape, generator=generator, dtype=torch.float64)
+            with torch.no_grad():
+                up, down = (functional(sites + sign * step * direction) for sign in (1, -1))
+            expected.append(float(up - down) / (2 * step))
+            found.append(float((gradient * direction).sum()))
+        assert np.linalg.norm(np.subtract(found, expected)) < 0.01 * np.linalg.norm(expected)
 
 
 def test_a_batch_is_its_models_in_any_order():

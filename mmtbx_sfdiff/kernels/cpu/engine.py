@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskJob
+from ..jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskGrid, MaskJob
 from . import density, direct_sum
 from .asymmetric_unit import unit_of
 from .hard_mask import HardMask
@@ -42,6 +42,9 @@ class CPUEngine:
         self, job: DirectJob, grad: torch.Tensor, wanted: tuple[bool, bool, bool]
     ) -> Sequence[torch.Tensor | None]:
         return direct_sum.direct_sum_gradients(job, grad, wanted)
+
+    def mask_points(self, grid: MaskGrid) -> int:
+        return len(unit_of(grid).places)
 
     def soft_mask(self, job: MaskJob) -> SoftMask:
         return SoftMask(job)

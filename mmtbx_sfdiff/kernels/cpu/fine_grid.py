@@ -77,18 +77,24 @@ class FineGrid:
         planes = int(max(1, (self.job.memory / plane - 2 * margin[0]) // fine))
         return [(first, min(first + planes, int(unit.shape[0]))) for first in range(0, int(unit.shape[0]), planes)]
 
+    def shape(self, planes):
+        """Points along each axis of the box of some planes, (3,)."""
+        return _frame(self.job.grid, *planes, self.fine, tuple(self.margin.tolist()))[1]
+
     def box(self, planes, sites, reach):
         """The :class:`Box` of some planes for atoms (n, 3) with spheres of ``reach`` (n,) Å."""
         return Box(
             self.unit, self.fine, _frame(self.job.grid, *planes, self.fine, tuple(self.margin.tolist())), sites, reach
         )
 
-    def to_cell(self, values):
-        """Values at representatives at all points of the cell, (n1, n2, n3)."""
-        values = values.detach().numpy()
-        out = np.empty(len(self.unit.orbit), dtype=values.dtype)
-        over(len(out), lambda first, after: spread_to_cell(values, self.unit.orbit, first, after, out))
-        return torch.from_numpy(out).reshape(tuple(self.unit.n_real.tolist()))
+    def to_cell(self, values, out=None):
+        """Values at representatives at all points of the cell, (n1, n2, n3), or into ``out``."""
+        values = values.detach().contiguous().numpy()
+        if out is None:
+            out = torch.from_numpy(np.empty(tuple(self.unit.n_real.tolist()), dtype=values.dtype))
+        flat = out.numpy().reshape(-1)
+        over(len(flat), lambda first, after: spread_to_cell(values, self.unit.orbit, first, after, flat))
+        return out
 
     def from_cell(self, values):
         """Sums over each orbit, (n_orbits,)."""

@@ -135,9 +135,9 @@ class HardMask:
             by_radii += found[1]
         return torch.from_numpy(by_sites), torch.from_numpy(by_radii)
 
-    def to_cell(self, values):
+    def to_cell(self, values, out=None):
         """Values at representatives at all points of the cell, (n1, n2, n3)."""
-        return self.grid.to_cell(values)
+        return self.grid.to_cell(values, out)
 
     def from_cell(self, gradient):
         """Sums over each orbit, (n_orbits,)."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..jit import jit
 from ..jobs import Columns
+from ..precision import exact_products
 from ..threads import over
 from .asymmetric_unit import Unit
 from .spectrum import read_reflections
@@ -23,6 +24,20 @@ _DTYPES = {
     torch.float32: (np.dtype(np.float32), np.dtype(np.complex64)),
     torch.float64: (np.dtype(np.float64), np.dtype(np.complex128)),
 }
+
+
+# Planes and columns that are multiplied at once: as many whatever the number of threads, and so the sums the same.
+_PLANES, _COLUMNS = 4, 256
+
+
+def _over_blocks(n, size, function):
+    """function(first, after) on blocks of one size that cover 0..n, in a few threads."""
+
+    def some(first, after):
+        for block in range(first, after):
+            function(block * size, min(n, (block + 1) * size))
+
+    over(-(-n // size), some)
 
 
 class UnitTransform:
@@ -77,6 +92,10 @@ class UnitTransform:
 
     def forward(self, values):
         """F of all the reflections, (n,) numpy, of a map (n_orbits,)."""
+        with exact_products():
+            return self._forward(values)
+
+    def _forward(self, values):
         unit, (h, k, l) = self.unit, self.limits
         b0, b1, b2 = (int(n) for n in unit.shape)
         starts = np.searchsorted(unit.places[:, 0], np.arange(b0 + 1))
@@ -90,13 +109,13 @@ class UnitTransform:
             rows = torch.view_as_complex(rows.view(after - first, b1, l + 1, 2))
             torch.matmul(self.wave_b, rows, out=planes[first:after])
 
-        over(b0, within)
+        _over_blocks(b0, _PLANES, within)
         columns, spectrum = planes.view(b0, -1), torch.empty((2 * h + 1, planes[0].numel()), dtype=planes.dtype)
 
         def across(first, after):
             spectrum[:, first:after] = self.wave_a @ columns[:, first:after]
 
-        over(columns.shape[1], across)
+        _over_blocks(columns.shape[1], _COLUMNS, across)
         flat = spectrum.view(-1).numpy()
         over(
             len(result),
@@ -108,6 +127,10 @@ class UnitTransform:
 
     def backward(self, gradient):
         """dT/d(map), (n_orbits,) numpy, from dT/dF, (n,)."""
+        with exact_products():
+            return self._backward(gradient)
+
+    def _backward(self, gradient):
         unit, (h, k, l) = self.unit, self.limits
         b0, b1, b2 = (int(n) for n in unit.shape)
         gradient = np.ascontiguousarray(gradient, dtype=self.complex)
@@ -134,7 +157,7 @@ class UnitTransform:
         def across(first, after):
             columns[:, first:after] = self.wave_a.mH @ spectrum[:, first:after]
 
-        over(columns.shape[1], across)
+        _over_blocks(columns.shape[1], _COLUMNS, across)
         starts = np.searchsorted(unit.places[:, 0], np.arange(b0 + 1))
         result = np.empty(len(unit.places), dtype=self.dtype)
 
@@ -151,7 +174,7 @@ class UnitTransform:
                 result,
             )
 
-        over(b0, within)
+        _over_blocks(b0, _PLANES, within)
         return result
 
 

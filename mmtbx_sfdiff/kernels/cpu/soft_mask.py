@@ -59,7 +59,6 @@ class SoftMask:
     def __init__(self, job: MaskJob):
         self.job, self.grid, self.dtype = job, FineGrid(job), _NUMPY[job.dtype]
         self.unit, self.fine = self.grid.unit, self.grid.fine
-        self._kept = None
 
     def weights(self, function):
         """A function of the distance at the fine grid's steps, times the volume of a step."""
@@ -68,16 +67,26 @@ class SoftMask:
     def _slabs(self):
         return self.grid.slabs(self.dtype.itemsize * _ARRAYS)
 
-    def _field(self, planes, sites, radii, cover, width):
+    @property
+    def field_size(self):
+        """Numbers of E that :meth:`forward` can hand over to :meth:`backward`, 0 where they are more than the job keeps."""
+        slabs = self._slabs()
+        size = int(np.prod(self.grid.shape(slabs[0]))) if len(slabs) == 1 else 0
+        return size if size * self.dtype.itemsize <= self.job.kept else 0
+
+    def _field(self, planes, sites, radii, cover, width, values=None, known=False):
         box = self.grid.box(planes, sites, np.sqrt(radii * (radii + width)))
+        values = np.empty(int(np.prod(box.shape)), dtype=self.dtype) if values is None else values.numpy()
         field = _Field(
             box,
             radii[box.atoms].astype(self.dtype),
             cover[box.atoms].astype(self.dtype),
             self.dtype.type(width),
             box.gram.astype(self.dtype),
-            np.empty(tuple(int(n) for n in box.shape), dtype=self.dtype),
+            values.reshape(tuple(int(n) for n in box.shape)),
         )
+        if known:
+            return field
 
         def fill(first, after):
             field.values[first:after] = 1
@@ -94,15 +103,15 @@ class SoftMask:
         over(m0, lambda first, after: _split(field, split, first, after))
         return flat
 
-    def forward(self, sites, radii, cover, width, weights, keep=False):
-        """Weighted sums of E around each representative, (n_orbits,) for each array of weights."""
+    def forward(self, sites, radii, cover, width, weights, field=None):
+        """Weighted sums of E around each representative, (n_orbits,) for each array of weights; E into ``field``."""
+        given = field
         sites, radii, cover = (values.detach().numpy() for values in (sites, radii, cover))
         out = [np.empty(len(self.unit.places), dtype=self.dtype) for _ in weights]
         unit, fine = self.unit, self.fine
         starts = np.searchsorted(unit.places[:, 0], np.arange(unit.shape[0] + 1))
-        slabs = self._slabs()
-        for planes in slabs:
-            field = self._field(planes, sites, radii, cover, width)
+        for planes in self._slabs():
+            field = self._field(planes, sites, radii, cover, width, given)
             split = self._split(field.values)
             d0, d1, d2 = self.grid.steps.T
             m1, m2 = field.values.shape[1:]
@@ -128,23 +137,22 @@ class SoftMask:
                         values,
                     ),
                 )
-            if keep and len(slabs) == 1 and field.values.nbytes <= self.job.kept:
-                self._kept = field
         return [torch.from_numpy(values) for values in out]
 
-    def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False):
+    def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False, field=None):
         """Gradients by sites, radii, cover and width from that by V, (n_orbits,); the last three are zero if ``sites_only``."""
         sites, radii, cover, gradient = (values.detach().numpy() for values in (sites, radii, cover, gradient))
-        n = len(radii)
+        n, given = len(radii), field
         total = [np.zeros((n, 3)), np.zeros(n), np.zeros(n), 0.0]
         for planes in self._slabs():
-            # E is overwritten: it serves one gradient.
-            field, self._kept = self._kept or self._field(planes, sites, radii, cover, width), None
-            windows = self._by_field(field, planes, gradient, weights.numpy())
+            field = self._field(planes, sites, radii, cover, width, given, known=given is not None)
+            # E is overwritten where it is ours.
+            by_field = field.values if given is None else np.empty_like(field.values)
+            windows = self._by_field(field, by_field, planes, gradient, weights.numpy())
 
             def attribute(first, after):
                 out = np.zeros((len(field.radii), SUMS))
-                _attribute(field.values, windows, first, after, *field.images, not sites_only, out)
+                _attribute(by_field, windows, first, after, *field.images, not sites_only, out)
                 return out
 
             parts = sum(over(len(field.values), attribute))
@@ -154,8 +162,8 @@ class SoftMask:
             total[3] += float(parts[:, 5].sum())
         return *(torch.from_numpy(values) for values in total[:3]), torch.tensor(total[3], dtype=torch.float64)
 
-    def _by_field(self, field, planes, gradient, weights):
-        """Turn E into E dT/dE where 0 < E < 1 and 0 elsewhere; windows of the rows that hold all of it."""
+    def _by_field(self, field, out, planes, gradient, weights):
+        """E dT/dE where 0 < E < 1 and 0 elsewhere, into ``out``; windows of the rows that hold all of it."""
         unit, fine, box = self.unit, self.fine, field.box
         # The gradient by V on the planes, with zeros around it as far as a step from the box's edge leads.
         pad = 2 * -(-self.grid.margin // fine) + 1
@@ -178,6 +186,7 @@ class SoftMask:
             len(field.values),
             lambda first, after: _spread(
                 field.values,
+                out,
                 box.windows,
                 windows,
                 first,
@@ -194,9 +203,9 @@ class SoftMask:
         )
         return windows
 
-    def to_cell(self, values):
+    def to_cell(self, values, out=None):
         """Values at representatives at all points of the cell, (n1, n2, n3)."""
-        return self.grid.to_cell(values)
+        return self.grid.to_cell(values, out)
 
     def from_cell(self, gradient):
         """Sums over each orbit, (n_orbits,)."""
@@ -352,23 +361,25 @@ def _weigh(row, total, fine):
 
 @jit
 def _spread(
-    field, windows, active, first_plane, after_plane, dense, origin, strides, fine, low, offsets, weights, starts
+    field, out, windows, active, first_plane, after_plane, dense, origin, strides, fine, low, offsets, weights, starts
 ):
-    """E dT/dE in place of E at each fine point where 0 < E < 1, else 0, from dT/dV at the coarse points.
+    """E dT/dE at each fine point where 0 < E < 1, else 0, from dT/dV at the coarse points; ``out`` may be the field.
 
     ``active``: windows of the rows that hold all of it.
     """
     m2 = field.shape[2]
     total = np.empty((fine, m2 // fine + _BEYOND), dtype=field.dtype)
     marks = np.empty(m2 // LANES, dtype=np.uint8)
-    flat = field.reshape(-1)
+    flat = out.reshape(-1)
     for a in range(first_plane, after_plane):
         u = a + low[0]
         for b in range(field.shape[1]):
-            row = field[a, b]
+            row, given = out[a, b], field[a, b]
             w0, w1 = windows[0, a, b], windows[1, a, b]
             if w0 >= w1:
                 continue
+            for k in range(w0, w1):
+                row[k] = given[k]
             # E is complete within the window only.
             row[:w0] = 0
             row[w1:] = 0

@@ -283,7 +283,12 @@ class SoftMask:
         self.grid = _grid_of(job.grid, job.fine, job.reach, job.device)
         if self.n_models * math.prod(self.grid.n_real) > LARGEST:
             raise ValueError(f"The fine grid {self.grid.n_real} of a mask is too large: use a larger grid_step.")
-        self._field = None
+
+    @property
+    def field_size(self):
+        """Numbers of E that :meth:`forward` can hand over to :meth:`backward`, 0 where they are more than the job keeps."""
+        size = self.n_models * math.prod(self.grid.n_real)
+        return size if size * self.dtype.itemsize <= self.kept else 0
 
     @property
     def n_points(self):
@@ -318,9 +323,10 @@ class SoftMask:
             reach,
         )
 
-    def _accessibility(self, images):
+    def _accessibility(self, images, field=None):
         grid = self.grid
-        field = torch.empty(self.n_models * math.prod(grid.n_real), dtype=self.dtype, device=self.device)
+        if field is None:
+            field = torch.empty(self.n_models * math.prod(grid.n_real), dtype=self.dtype, device=self.device)
         extent = grid.extent * images.reach
         far = periods_within(extent, _TILE, grid.n_real)
         tiles = [-(-n // t) for n, t in zip(grid.n_real, _TILE)]
@@ -343,11 +349,11 @@ class SoftMask:
         return field
 
     @torch.no_grad()
-    def forward(self, sites, radii, cover, width, weights, keep=False):
-        """Weighted sums of E around each coarse point, for each array of weights."""
+    def forward(self, sites, radii, cover, width, weights, field=None):
+        """Weighted sums of E around each coarse point, for each array of weights; E into ``field``."""
         grid = self.grid
         images = self._images(sites, radii, cover, width)
-        field = self._accessibility(images)
+        field = self._accessibility(images, field)
         results = []
         for array in weights:
             out = torch.empty(self.n_points, dtype=self.dtype, device=self.device)
@@ -363,21 +369,17 @@ class SoftMask:
                 BLOCK=_BLOCK,
             )
             results.append(out)
-        if keep and field.nbytes <= self.kept:
-            self._field = images, field
         return results
 
     @torch.no_grad()
-    def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False):
-        """Gradients by sites, radii, cover and width from that by V."""
+    def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False, field=None):
+        """Gradients by sites, radii, cover and width from that by V; ``field`` is E where it is known."""
         grid, n_atoms = self.grid, len(radii)
         if not n_atoms:
             return [torch.zeros_like(x) for x in (sites, radii, cover)] + [sites.new_zeros(())]
-        if self._field is None:
-            images = self._images(sites, radii, cover, width)
+        images = self._images(sites, radii, cover, width)
+        if field is None:
             field = self._accessibility(images)
-        else:
-            images, field = self._field
         by_field = torch.empty_like(field)
         _ball_spread[(triton.cdiv(self.n_points, _BLOCK), self.fine**3)](
             gradient.to(self.dtype).contiguous(),
@@ -414,8 +416,9 @@ class SoftMask:
         by_sites = torch.einsum("gni,gij->nj", by_position, grid.rotations)
         return [by_sites, by_image[..., 3].sum(0), by_image[..., 4].sum(0), by_image[..., 5].sum()]
 
-    def to_cell(self, values):
-        return values.reshape(self.n_models, *self.grid.n_coarse)
+    def to_cell(self, values, out=None):
+        values = values.reshape(self.n_models, *self.grid.n_coarse)
+        return values if out is None else out.copy_(values.reshape(out.shape))
 
     def from_cell(self, gradient):
         return gradient.reshape(-1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from ..jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskJob
+from ..jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskGrid, MaskJob
 from . import density, direct_sum
 from .probe_shrink import HardMask, SoftMask
 
@@ -39,6 +40,9 @@ class ReferenceEngine:
         self, job: DirectJob, grad: torch.Tensor, wanted: tuple[bool, bool, bool]
     ) -> Sequence[torch.Tensor | None]:
         return direct_sum.direct_sum_gradients(job, grad, wanted)
+
+    def mask_points(self, grid: MaskGrid) -> int:
+        return math.prod(grid.n_real)
 
     def soft_mask(self, job: MaskJob) -> SoftMask:
         return SoftMask(job)

@@ -116,7 +116,10 @@ class SoftMask:
                 logarithm.index_add_(0, places[near], factor.log())
         return logarithm.exp_()
 
-    def forward(self, sites, radii, cover, width, weights, keep=False):
+    #: E is not handed over: it takes less time than its transform.
+    field_size = 0
+
+    def forward(self, sites, radii, cover, width, weights, field=None):
         with torch.no_grad():
             grid = self.grid
             sites, radii, cover = sound(sites, radii, cover)
@@ -127,7 +130,7 @@ class SoftMask:
                 for array in weights
             ]
 
-    def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False):
+    def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False, field=None):
         grid = self.grid
         sites, radii, cover = sound(sites, radii, cover)
         f = self.fine
@@ -152,8 +155,9 @@ class SoftMask:
                 total[3] += found[3]
         return total
 
-    def to_cell(self, values):
-        return values.reshape(self.grid.n_coarse)
+    def to_cell(self, values, out=None):
+        values = values.reshape(self.grid.n_coarse)
+        return values if out is None else out.copy_(values)
 
     def from_cell(self, gradient):
         return gradient.reshape(-1)
@@ -217,8 +221,9 @@ class HardMask:
                 total[i][part] += found[i]
         return total
 
-    def to_cell(self, values):
-        return values.reshape(self.grid.n_coarse)
+    def to_cell(self, values, out=None):
+        values = values.reshape(self.grid.n_coarse)
+        return values if out is None else out.copy_(values)
 
     def from_cell(self, gradient):
         return gradient.reshape(-1)
