@@ -14,10 +14,10 @@ import math
 import torch
 
 from ..atoms import Atoms
-from ..atoms import _element as element_of_type
 from ..crystal import Crystal
 from ..kernels import checks, opaque
 from ..kernels.threads import own_threads
+from ..tables.gaussians import van_der_waals_radius
 
 #: Å; radii, the probe's, and lengths beyond are no property of an atom or a solvent, and would take for ever.
 LARGEST_LENGTH = 20.0
@@ -137,10 +137,8 @@ def vdw_radii(type_index: torch.Tensor, types: str) -> torch.Tensor:
 
 
 def _radii_of_types(types: str) -> list[float]:
-    from cctbx.eltbx import van_der_waals_radii
-
-    table = van_der_waals_radii.vdw.table
-    return [table.get(element_of_type(name), math.nan) for name in types.split("\n")]
+    radii = [van_der_waals_radius(name) for name in types.split("\n")]
+    return [math.nan if radius is None else radius for radius in radii]
 
 
 def _check_known(atoms: Atoms, include_hydrogens: bool, include_zero_occupancy: bool) -> None:

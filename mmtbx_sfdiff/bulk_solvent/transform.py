@@ -80,7 +80,9 @@ def mask_structure_factors(
     plan = the_plan(crystal, miller_indices).to(mask.device)
     batch = mask.shape[:-3]
     flat = mask.reshape(math.prod(batch), *mask.shape[-3:])
-    return apply_factors(flat, plan.handle, resolution(d_min)).reshape(*batch, len(plan))
+    # torch.compile cannot pass objects on, and whoever calls what it made keeps them.
+    kept = None if torch.compiler.is_compiling() else plan
+    return apply_factors(flat, plan.handle, resolution(d_min), kept).reshape(*batch, len(plan))
 
 
 def the_plan(crystal: Crystal | Plan, miller_indices: Any) -> Plan:
@@ -324,10 +326,10 @@ def side_by_side(device: torch.device, n: int, function: Callable[[int, int], R]
 
 
 class Factors(opaque.Function):
-    """F of masks: (n_models, n1, n2, n3), plan, d_min -> (n_models, n)."""
+    """F of masks: (n_models, n1, n2, n3), plan, d_min, the plan itself -> (n_models, n)."""
 
     @staticmethod
-    def forward(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
+    def forward(mask: torch.Tensor, plan: int, d_min: float, kept: Plan | None) -> torch.Tensor:
         return mask_factors(mask, plan, d_min)
 
     @staticmethod
@@ -337,7 +339,7 @@ class Factors(opaque.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        return apply_factors_transposed(gradient, ctx.grid, *ctx.how), None, None
+        return apply_factors_transposed(gradient, ctx.grid, *ctx.how), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: torch.Tensor, *others: Any) -> torch.Tensor:
@@ -348,7 +350,7 @@ class FactorsTransposed(opaque.Function):
     """The transpose of :class:`Factors`."""
 
     @staticmethod
-    def forward(f: torch.Tensor, grid: Sequence[int], plan: int, d_min: float) -> torch.Tensor:
+    def forward(f: torch.Tensor, grid: Sequence[int], plan: int, d_min: float, kept: Plan | None) -> torch.Tensor:
         return mask_factors_transposed(f, grid, plan, d_min)
 
     @staticmethod
@@ -357,7 +359,7 @@ class FactorsTransposed(opaque.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        return apply_factors(gradient, *ctx.how[1:]), None, None, None
+        return apply_factors(gradient, *ctx.how[1:]), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: torch.Tensor, *others: Any) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The binary mask is mmtbx's own, in every space group; F_mask to rounding."""
 
 import mmtbx_sfdiff as sfdiff
+from mmtbx_sfdiff import tables
 import torch
 from mmtbx_sfdiff.bulk_solvent import solvent_fraction
 
@@ -141,11 +142,9 @@ def test_own_radii():
 
 
 def test_a_radius_is_needed_only_for_who_takes_part(monkeypatch):
-    from cctbx.eltbx import van_der_waals_radii
-
     xrs = structure("P 1", seed=1, n_atoms=3, elements=("C", "N", "Fe"))
     atoms = sfdiff.Atoms.from_cctbx(xrs)
-    monkeypatch.delitem(van_der_waals_radii.vdw.table, "Fe")
+    monkeypatch.delitem(tables.read("van_der_waals_radii"), "Fe")
     with pytest.raises(ValueError, match="van der Waals radius.*Fe"):
         sfdiff.solvent_mask(atoms, atoms.crystal, method="binary")
     absent = atoms.replace(occupancies=torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))

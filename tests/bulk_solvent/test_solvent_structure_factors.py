@@ -85,7 +85,9 @@ def test_other_masks_go_the_long_way(options):
     expected = sfdiff.mask_structure_factors(
         sfdiff.solvent_mask(atoms, atoms.crystal, **options), atoms.crystal, indices
     )
-    assert torch.equal(f, expected) and f.requires_grad == expected.requires_grad
+    # With a gradient in the softness the mask is made at the representatives alone, in single precision.
+    assert relative(f, expected) <= (1e-6 if isinstance(options.get("softness"), torch.Tensor) else 0.0)
+    assert f.requires_grad == expected.requires_grad
 
 
 def test_two_gradients_of_one_value():

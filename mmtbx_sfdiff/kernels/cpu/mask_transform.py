@@ -15,7 +15,7 @@ import numpy as np
 
 from ..jit import jit
 from ..jobs import Columns
-from ..precision import exact_products
+from ..products import product
 from ..threads import over
 from .asymmetric_unit import Unit
 from .spectrum import read_reflections
@@ -92,10 +92,6 @@ class UnitTransform:
 
     def forward(self, values):
         """F of all the reflections, (n,) numpy, of a map (n_orbits,)."""
-        with exact_products():
-            return self._forward(values)
-
-    def _forward(self, values):
         unit, (h, k, l) = self.unit, self.limits
         b0, b1, b2 = (int(n) for n in unit.shape)
         starts = np.searchsorted(unit.places[:, 0], np.arange(b0 + 1))
@@ -105,15 +101,15 @@ class UnitTransform:
         def within(first, after):
             dense = np.zeros((after - first, b1, b2), dtype=self.dtype)
             _lay_out(values, self.shares, unit.places, starts[first], starts[after], first, dense)
-            rows = torch.from_numpy(dense).flatten(0, 1) @ self.wave_c
+            rows = product(torch.from_numpy(dense).flatten(0, 1), self.wave_c)
             rows = torch.view_as_complex(rows.view(after - first, b1, l + 1, 2))
-            torch.matmul(self.wave_b, rows, out=planes[first:after])
+            product(self.wave_b, rows, out=planes[first:after])
 
         _over_blocks(b0, _PLANES, within)
         columns, spectrum = planes.view(b0, -1), torch.empty((2 * h + 1, planes[0].numel()), dtype=planes.dtype)
 
         def across(first, after):
-            spectrum[:, first:after] = self.wave_a @ columns[:, first:after]
+            spectrum[:, first:after] = product(self.wave_a, columns[:, first:after])
 
         _over_blocks(columns.shape[1], _COLUMNS, across)
         flat = spectrum.view(-1).numpy()
@@ -127,10 +123,6 @@ class UnitTransform:
 
     def backward(self, gradient):
         """dT/d(map), (n_orbits,) numpy, from dT/dF, (n,)."""
-        with exact_products():
-            return self._backward(gradient)
-
-    def _backward(self, gradient):
         unit, (h, k, l) = self.unit, self.limits
         b0, b1, b2 = (int(n) for n in unit.shape)
         gradient = np.ascontiguousarray(gradient, dtype=self.complex)
@@ -155,15 +147,15 @@ class UnitTransform:
         columns = planes.view(b0, -1)
 
         def across(first, after):
-            columns[:, first:after] = self.wave_a.mH @ spectrum[:, first:after]
+            columns[:, first:after] = product(self.wave_a.mH, spectrum[:, first:after])
 
         _over_blocks(columns.shape[1], _COLUMNS, across)
         starts = np.searchsorted(unit.places[:, 0], np.arange(b0 + 1))
         result = np.empty(len(unit.places), dtype=self.dtype)
 
         def within(first, after):
-            rows = self.wave_b.mH @ planes[first:after]
-            dense = torch.view_as_real(rows).flatten(2).flatten(0, 1) @ self.wave_c.T
+            rows = product(self.wave_b.mH, planes[first:after])
+            dense = product(torch.view_as_real(rows).flatten(2).flatten(0, 1), self.wave_c.T)
             _read_out(
                 dense.view(after - first, b1, b2).numpy(),
                 self.shares,
