@@ -140,13 +140,13 @@ def test_the_percentile_s_gradient_is_an_average_over_its_surface():
     # So flat a sigmoid is (level - map) / 4000 + 1/2, and the map's mean is 0: the sum is the level's.
     (gradient,) = torch.autograd.grad(mask.mean() * 4000, leaf)
     # Along the gradient: the level of a grid moves in jumps, which elsewhere are larger than what it moves by.
-    change = gradient * (0.2 * float(values.norm() / gradient.norm()))
+    change = gradient * (0.02 * float(values.norm() / gradient.norm()))
 
     def level(x):
         return float(cutoff_mask((values + x * change)[None], fraction, there.handle, grid, 50.0, 0.03, False)[1])
 
     found = float((gradient.conj() * change).real.sum())
-    assert found == pytest.approx((level(1.0) - level(-1.0)) / 2, rel=0.05)
+    assert found == pytest.approx((level(1.0) - level(-1.0)) / 2, rel=0.15)
 
 
 @pytest.mark.parametrize("symbol", ["P 1", "P 21 21 21", "P 31 2 1"])
