@@ -1,8 +1,8 @@
 """The binary mask is mmtbx's own, in every space group; F_mask to rounding."""
 
 import mmtbx_sfdiff as sfdiff
-from mmtbx_sfdiff import tables
 import torch
+from mmtbx_sfdiff import tables
 from mmtbx_sfdiff.bulk_solvent import solvent_fraction
 
 import gemmi
