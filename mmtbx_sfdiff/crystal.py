@@ -25,8 +25,9 @@ import numpy as np
 from ._cctbx_loading import require_cctbx
 from .kernels.opaque import Held
 from .symmetry import gridding, miller_sets, sites
-from .symmetry.operators import DENOMINATOR, Operators
-from .symmetry.settings import Setting, setting, setting_of_cctbx_hall
+from .symmetry.cctbx_settings import group_of_symbol, setting_of_cctbx
+from .symmetry.operators import DENOMINATOR
+from .symmetry.settings import Setting, setting
 from .symmetry.unit_cell import UnitCell, unit_cell
 
 
@@ -180,7 +181,7 @@ class Crystal(Held):
         if symmetry is None or symmetry.unit_cell() is None or symmetry.space_group_info() is None:
             raise ValueError("The crystal symmetry is incomplete: unit cell and space group are both needed.")
         result: Crystal = cls.__new__(cls)
-        group = _setting_of(symmetry.space_group_info())
+        group = setting_of_cctbx(symmetry.space_group_info())
         result._fill(_cell(symmetry.unit_cell().parameters()), group, device)
         return result
 
@@ -199,7 +200,7 @@ class Crystal(Held):
         return cctbx_crystal.symmetry(
             unit_cell=self.unit_cell,
             force_compatible_unit_cell=False,
-            space_group_info=sgtbx.space_group_info(group=_group(self.hall_symbol)),
+            space_group_info=sgtbx.space_group_info(group=group_of_symbol(self.hall_symbol)),
         )
 
     def to_gemmi(self) -> tuple[gemmi.UnitCell, gemmi.SpaceGroup]:
@@ -414,47 +415,3 @@ def as_flex_miller_index(miller_indices: torch.Tensor) -> Any:
         flex.int(np.ascontiguousarray(column, dtype=np.int32)) for column in miller_indices.detach().cpu().numpy().T
     )
     return flex.miller_index(h, k, l)
-
-
-def _setting_of(info: Any) -> Setting:
-    """The setting of a ``sgtbx.space_group_info``, its operators in their order."""
-    group = info.group()
-    scale, rest = divmod(DENOMINATOR, group.t_den())
-    if rest:
-        raise ValueError(f"Translations in units of 1/{group.t_den()} of the cell edges are not supported.")
-
-    def shift(values: Any) -> tuple[int, ...]:
-        return tuple(scale * t for t in values.num())
-
-    places = [(0, inverted, i) for inverted in range(group.f_inv()) for i in range(group.n_smx())]
-    parts = [group(*place) for place in places]
-    operators = Operators(
-        rotations=tuple(tuple(part.r().num()) for part in parts),
-        translations=tuple(shift(part.t()) for part in parts),
-        centring=tuple(shift(group(i, 0, 0).t()) for i in range(group.n_ltr())),
-        inversion=shift(group(0, 1, 0).t()) if group.f_inv() == 2 else None,
-    )
-    try:
-        hall_symbol = info.type().hall_symbol()
-    except RuntimeError:  # "Internal Error: Unsuitable value for rational translation vector"
-        text = "; ".join(str(operator) for operator in group)
-        return Setting(text, text, operators, 0, "", ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    known = setting_of_cctbx_hall(hall_symbol, operators)
-    if known is not None:
-        return known
-    box = info.direct_space_asu()
-    corners = [tuple(float(value) for value in corner()) for corner in (box.box_min, box.box_max)]
-    change = info.type().cb_op().c().as_xyz()
-    return Setting(hall_symbol, str(info), operators, info.type().number(), change, (corners[0], corners[1]))
-
-
-def _group(symbol: str) -> Any:
-    """The ``sgtbx.space_group`` of what :func:`_setting_of` gives."""
-    from cctbx import sgtbx
-
-    if ";" not in symbol:
-        return sgtbx.space_group(symbol)
-    group = sgtbx.space_group()
-    for operator in symbol.split("; "):
-        group.expand_smx(operator)
-    return group

@@ -17,7 +17,8 @@ _PLACES_OF_PACKED = (0, 4, 8, 1, 2, 5)
 
 def full(tensors: torch.Tensor) -> torch.Tensor:
     """(..., 3, 3) of packed (..., 6)."""
-    return tensors[..., _ROWS_OF_FULL].unflatten(-1, (3, 3))
+    square: torch.Tensor = tensors[..., _ROWS_OF_FULL].unflatten(-1, (3, 3))
+    return square
 
 
 def packed(tensors: torch.Tensor) -> torch.Tensor:

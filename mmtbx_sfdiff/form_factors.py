@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -37,14 +38,14 @@ class FormFactors(Held):
         The registry's name for where they came from; empty when not known.
     """
 
-    types: tuple
+    types: tuple[str, ...]
     a: torch.Tensor
     b: torch.Tensor
     c: torch.Tensor
     table: str = ""
 
     @classmethod
-    def from_registry(cls, registry, device="cpu"):
+    def from_registry(cls, registry: Any, device: torch.device | str = "cpu") -> FormFactors:
         """Read a ``cctbx.xray.ext.scattering_type_registry``.
 
         Raises
@@ -87,11 +88,11 @@ class FormFactors(Held):
         """
         return _form_factors(tuple(types), tuple(gaussian(t, table, d_min) for t in types), table, str(device))
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> FormFactors:
         """The same coefficients on another device."""
         return dataclasses.replace(self, a=self.a.to(device), b=self.b.to(device), c=self.c.to(device))
 
-    def __call__(self, d_star_sq):
+    def __call__(self, d_star_sq: torch.Tensor) -> torch.Tensor:
         """Form factors at d*^2 (n,), Å^-2: (n_types, n) float64."""
         stol_sq = d_star_sq.to(torch.float64) / 4
         result = self.c[:, None].expand(-1, stol_sq.shape[0]).clone()
@@ -102,7 +103,7 @@ class FormFactors(Held):
 
 # The engines keep what they make of form factors with the object, so the same coefficients give the same object.
 @functools.lru_cache(maxsize=32)
-def _form_factors(types, coefficients, table, device):
+def _form_factors(types: tuple[str, ...], coefficients: tuple[Any, ...], table: str, device: str) -> FormFactors:
     n_terms = max((len(a) for a, _, _ in coefficients), default=0)
     a, b = np.zeros((len(types), n_terms)), np.zeros((len(types), n_terms))
     for row, (own_a, own_b, _) in enumerate(coefficients):
