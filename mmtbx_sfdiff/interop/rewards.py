@@ -47,7 +47,8 @@ class StructureFactorReward:
     d_min : float, optional
         Å.
     target : {"llg", "maximum_likelihood", "least_squares"} or callable
-        Minus the log-likelihood gain over Wilson's distribution for each work reflection (nats; the default), or one of
+        Minus the log-likelihood gain over Wilson's distribution for each work reflection (nats; the default; its gradient
+        takes sigma-A and the normalization of F_model for constants), or one of
         :mod:`mmtbx_sfdiff.targets`, or ``f(|F_model|, F_obs) -> scalar`` over the work reflections in use.
     solvent : {"combined", "per_conformer", "off"}
         One mask of all members, each one's, or none.  Its gradient is live.
