@@ -66,7 +66,7 @@ def _normalized(
     of_voxel = torch.empty_like(z)
 
     def some(first: int, after: int) -> None:
-        variance = math.pi**2 / (3 * steepness**2)
+        variance: Any = math.pi**2 / (3 * steepness**2)
         for axis in range(3):
             variance = variance + _change(z, first, after, axis).square() / 12
         torch.mul(torch.rsqrt(3 * variance), math.pi, out=of_voxel[first:after])

@@ -225,7 +225,8 @@ def _fake_gradient(
     gradient: torch.Tensor, atoms: Sequence[torch.Tensor], lengths: torch.Tensor, *others: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     sites_cart, _, occupancies, radii = atoms
-    return sites_cart.new_empty(sites_cart.shape), *(torch.empty_like(x) for x in (occupancies, radii, lengths))
+    sites = sites_cart.new_empty(sites_cart.shape)
+    return sites, torch.empty_like(occupancies), torch.empty_like(radii), torch.empty_like(lengths)
 
 
 @opaque.operation("soft_mask_gradient", fake=_fake_gradient)
@@ -269,7 +270,8 @@ def soft_mask_gradient(
             _hand_over(group, found, by_length, there, results)
 
     each_model(len(groups), one, gradient.device)
-    return results
+    sites, occupancies, radii, by_lengths = results
+    return sites, occupancies, radii, by_lengths
 
 
 def _by_lengths(

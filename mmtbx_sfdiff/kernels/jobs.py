@@ -208,16 +208,26 @@ class DensityJob:
 class Columns(Protocol):
     """Unique Miller indices in columns, and how the operators read them; see ``plans.miller.MillerPlan``."""
 
-    axes: tuple[int, int, int]
-    indices: torch.Tensor
-    columns: torch.Tensor
-    column_of: torch.Tensor
-    column_start: list[int]
-    s_min: list[int]
-    s_max: list[int]
-    gather: torch.Tensor
-    conjugate: torch.Tensor
-    phase: torch.Tensor
+    @property
+    def axes(self) -> tuple[int, int, int]: ...
+    @property
+    def indices(self) -> torch.Tensor: ...
+    @property
+    def columns(self) -> torch.Tensor: ...
+    @property
+    def column_of(self) -> torch.Tensor: ...
+    @property
+    def column_start(self) -> list[int]: ...
+    @property
+    def s_min(self) -> list[int]: ...
+    @property
+    def s_max(self) -> list[int]: ...
+    @property
+    def gather(self) -> torch.Tensor: ...
+    @property
+    def conjugate(self) -> torch.Tensor: ...
+    @property
+    def phase(self) -> torch.Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
