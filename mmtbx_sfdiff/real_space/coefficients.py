@@ -63,7 +63,7 @@ def map_coefficients(
 def anomalous_difference_coefficients(
     reflections: Reflections, f_model: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Coefficients of the anomalous difference map: (|F(+)| - |F(-)|) exp(i phi) / 2i, with peaks at anomalous scatterers.
+    """Coefficients of the anomalous difference map, ``(|F(+)| - |F(-)|) exp(i phi) / 2i``, with peaks at anomalous scatterers.
 
     Parameters
     ----------
