@@ -16,12 +16,12 @@ import contextlib
 import ctypes
 import glob
 import hashlib
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+from importlib.machinery import PathFinder  # not importlib.util.find_spec, which asks BeforeCctbx, too
 from pathlib import Path
 
 LOWEST = "boost_python_meta_ext"  # cctbx's first extension module
@@ -86,7 +86,7 @@ def _mapped(fragment: str) -> list[str]:
 
 def bundled_libstdcxx() -> list[str]:
     """Paths of the C++ runtimes bundled with a cctbx wheel; [] for conda and source builds, and without cctbx."""
-    spec = importlib.util.find_spec(LOWEST) if sys.platform.startswith("linux") else None
+    spec = PathFinder.find_spec(LOWEST) if sys.platform.startswith("linux") else None
     if spec is None or not spec.origin:
         return []
     return glob.glob(os.path.join(glob.escape(os.path.dirname(spec.origin)), "cctbx*.libs", "libstdc++*"))
@@ -151,7 +151,7 @@ def _survives(libraries: list[str]) -> bool:
 def _question(libraries: list[str]) -> str:
     """The interpreter, and the libraries with their sizes and times."""
     users = [str(sys.modules[name].__file__) for name in _users()]
-    lowest = str(getattr(importlib.util.find_spec(LOWEST), "origin", ""))
+    lowest = str(getattr(PathFinder.find_spec(LOWEST), "origin", ""))
     files = [sys.executable, *users, *libraries, *bundled_libstdcxx(), lowest]
     stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files if os.path.exists(path)]
     return hashlib.sha256(repr((sys.version, _BINDING, stats)).encode()).hexdigest()

@@ -13,9 +13,6 @@ from typing_extensions import Self
 
 from .atoms import Atoms
 from .crystal import Crystal
-from .files.model_text import read_structure
-from .files.observations import read_observations
-from .files.symmetry import Symmetry
 from .numerics.residual import scale as numerics_scale
 from .real_space import anomalous_difference_coefficients, map_coefficients, write_map_coefficients
 from .reflections import Reflections
@@ -220,6 +217,11 @@ def _read_without_cctbx(
     read: dict[str, Any],
 ) -> tuple[Atoms, Reflections]:
     """The atoms and reflections of two files, by gemmi and the rules alone."""
+    # Their errors are libtbx's, where there is cctbx, which this package does not need to be imported.
+    from .files.model_text import read_structure
+    from .files.observations import read_observations
+    from .files.symmetry import Symmetry
+
     structure, messages = read_structure(model)
     crystal = Crystal.from_gemmi(structure, device=device)
     found = read_observations(data, Symmetry.from_gemmi(structure.cell, structure.find_spacegroup()), **read)

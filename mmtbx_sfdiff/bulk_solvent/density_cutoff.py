@@ -25,6 +25,7 @@ import torch
 from ..atoms import Atoms
 from ..crystal import Crystal, as_miller_tensor
 from ..kernels import opaque
+from ..kernels.opaque import constant_result
 from ..plans import Plan, plan, plan_of
 from ..structure_factors import structure_factors
 from .cutoff import apply_cutoff
@@ -161,7 +162,7 @@ def estimated_solvent_fraction(atoms: Atoms) -> torch.Tensor:
     return (1 - protein).clamp(0.01, 0.99)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _volume(crystal: int) -> float:
     volume: float = opaque.held(crystal).volume
     return volume
@@ -175,7 +176,7 @@ def _plan_to(crystal: Crystal, n_real: tuple[int, int, int], d_min: float | None
     return _PLANS[key]
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _make_plan(handle: int, key: tuple[Any, ...]) -> bool:
     """Have the plan among those kept, so that what is derived from it is found again."""
     crystal, (*_, n_real, d_min) = opaque.held(handle), key

@@ -12,6 +12,7 @@ import torch
 from ..atoms import Atoms
 from ..crystal import Crystal
 from ..kernels import opaque
+from ..kernels.opaque import constant_result
 from ..plans import Plan
 from .binary import Binary
 from .density_cutoff import DensityCutoff
@@ -234,7 +235,7 @@ def _asked(
     )
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _grid(crystal: int, step: float) -> tuple[int, int, int]:
     there = opaque.held(crystal)
     if not 0 < step < math.inf:

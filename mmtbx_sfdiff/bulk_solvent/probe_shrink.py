@@ -34,6 +34,7 @@ from ..atoms import Atoms
 from ..crystal import Crystal
 from ..kernels import checks
 from ..kernels.engines import engine as engine_of
+from ..kernels.opaque import constant_result
 from ..plans import Plan
 from .ensemble import combined
 from .hard_mask import apply_hard_values
@@ -202,7 +203,7 @@ def _values(
     return combined(values.reshape(*weights.shape, -1), weights, options.full_occupancy), batch
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _engine_name(device: str, asked: str | None) -> str:
     return engine_of(device, asked).name
 

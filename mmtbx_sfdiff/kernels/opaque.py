@@ -110,6 +110,15 @@ def held(number: int) -> Any:
     return found
 
 
+def constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: ``torch.compile`` calls the function once and takes its result for a constant.
+
+    ``torch.compiler.assume_constant_result`` without its import of the compiler, which takes most of a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: an operation of ``torch.library`` that nothing looks into.
 
