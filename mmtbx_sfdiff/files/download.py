@@ -253,6 +253,8 @@ def _receive(url, out, destination, wait, deadline, progress):
         raise _Again("stopped answering") from None
     except (http.client.HTTPException, OSError):  # errors of the disk are a Sorry already
         raise _Again("broke the connection") from None
+    except Sorry:  # of the disk; a ValueError too
+        raise
     except ValueError:
         raise Failed(f"has the unusable address {url}") from None
     if received == 0:

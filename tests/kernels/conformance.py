@@ -249,7 +249,7 @@ def conform_soft_mask(engine, case):
     weights = reference.weights(_ball)
     cells, gradients = [], []
     for x in sites:
-        v = reference.forward(x, radii, cover, 0.7, [weights, weights * 0.5], keep=True)
+        v = reference.forward(x, radii, cover, 0.7, [weights, weights * 0.5])
         cells.append(reference.to_cell(v[0]))
     cells = torch.stack(cells)
     seed = torch.randn(cells.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
@@ -264,11 +264,12 @@ def conform_soft_mask(engine, case):
         soft = engine.soft_mask(dataclasses.replace(mask_job(case, len(x) // 6), kept=2**28))
         weights = soft.weights(_ball)
         for keep in (True, False):
-            v = soft.forward(x, r, c, 0.7, [weights, weights * 0.5], keep=keep)
+            field = torch.empty(soft.field_size, dtype=case.dtype) if keep and soft.field_size else None
+            v = soft.forward(x, r, c, 0.7, [weights, weights * 0.5], field)
             close(soft.to_cell(v[0]).reshape(cells[part].shape), cells[part], case.dtype, "V")
             close(soft.to_cell(v[1]).reshape(cells[part].shape), cells[part] / 2, case.dtype, "V by other weights")
             g = seed[part] if engine.batched else seed[part][0]
-            found = soft.backward(soft.from_cell(g.to(v[0].dtype)), x, r, c, 0.7, weights)
+            found = soft.backward(soft.from_cell(g.to(v[0].dtype)), x, r, c, 0.7, weights, field=field)
         sites_only = soft.backward(soft.from_cell(g.to(v[0].dtype)), x, r, c, 0.7, weights, sites_only=True)
         close(sites_only[0], found[0], case.dtype, "gradient of V by sites alone")
         for i in range(4):
