@@ -27,31 +27,7 @@ PARAMETERS = {"sites_cart": (3,), "u_iso": (), "u_star": (6,), "occupancies": ()
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AtomTensors:
-    """The tensors of the scatterers of an asymmetric unit.
-
-    Parameters may carry leading batch dimensions: ``atoms.replace(sites_cart=t)`` with ``t`` of shape
-    (n_models, n_atoms, 3) is a batch of models that share what was not replaced.
-
-    Attributes
-    ----------
-    crystal : Crystal
-    sites_cart : torch.Tensor
-        (..., n_atoms, 3), Å.
-    u_iso : torch.Tensor
-        (..., n_atoms), Å^2; used where ``use_u_iso``.
-    u_star : torch.Tensor
-        (..., n_atoms, 6), fractional U* as 11, 22, 33, 12, 13, 23; used where ``use_u_aniso``.  An atom may use both.
-    occupancies, fp, fdp : torch.Tensor
-        (..., n_atoms).
-    use_u_iso, use_u_aniso : torch.Tensor
-        (n_atoms,) bool.
-    site_weights : torch.Tensor
-        (n_atoms,) float64; site multiplicity / number of symmetry operators, 1 on a general position, as the structure
-        has them.
-    type_index : torch.Tensor
-        (n_atoms,) int64; row of ``form_factors``.
-    form_factors : FormFactors
-    """
+    """The tensors of the scatterers of an asymmetric unit; its attributes are those of :class:`~mmtbx_sfdiff.Atoms`."""
 
     crystal: Crystal
     sites_cart: torch.Tensor

@@ -17,6 +17,7 @@ import torch
 
 import gemmi
 
+from ..atom_arrays import EIGHT_PI_SQ
 from ..atoms import Atoms
 from ..crystal import Crystal
 from ..ensemble import ensemble_f_mask, weighted_sum
@@ -31,7 +32,6 @@ from ..structure_factors import structure_factors
 
 TARGETS = ("llg", "maximum_likelihood", "least_squares")
 SOLVENTS = ("combined", "per_conformer", "off")
-_EIGHT_PI_SQ = 8 * torch.pi**2
 Term = tuple[float, Callable[[torch.Tensor], torch.Tensor]]
 
 
@@ -248,7 +248,7 @@ class StructureFactorReward:
             occupancy = torch.where(absent, 0.0, occupancy)
         if self.hydrogens == "absent":
             occupancy = torch.where(atoms.hydrogens, 0.0, occupancy)
-        u_iso = each(None if b_factors is None else b_factors.to(atoms.dtype) / _EIGHT_PI_SQ, atoms.u_iso)
+        u_iso = each(None if b_factors is None else b_factors.to(atoms.dtype) / EIGHT_PI_SQ, atoms.u_iso)
         return atoms.replace(sites_cart=sites, u_iso=u_iso, occupancies=occupancy)
 
     def _refresh(self, f_calc: torch.Tensor, f_mask: torch.Tensor) -> None:

@@ -10,6 +10,11 @@ from typing import Any
 import gemmi
 import numpy as np
 
+from ..files.merging import to_asu
+from ..files.symmetry import Symmetry
+from ..reflection_columns import columns_of_dataset, columns_of_gemmi
+from ..rules import Column
+
 #: The label that is looked for where none is given; only this one may be missing.
 DEFAULT_FLAG = "FreeR_flag"
 # MTZ types that are not amplitudes, and what to do about them.
@@ -93,27 +98,18 @@ def _read_mtz(path: str) -> gemmi.Mtz:
 
 def _from_mtz(mtz: gemmi.Mtz, name: str) -> Table:
     _check_symmetry(mtz.cell, mtz.spacegroup, name)
-    rows = np.array(mtz, copy=True)
-    columns = {c.label: (c.type, rows[:, c.idx].astype(np.float64)) for c in mtz.columns[3:]}
     wavelengths = [d.wavelength for d in mtz.datasets if d.wavelength > 0.05]
-    return Table(
-        name, rows[:, :3].astype(np.int32), columns, mtz.cell, mtz.spacegroup, wavelengths[0] if wavelengths else None
-    )
+    return _table(name, *columns_of_gemmi(mtz), mtz, wavelengths[0] if wavelengths else None)
 
 
 def _from_dataset(data: Any) -> Table:
-    name = "the DataSet"
-    _check_symmetry(data.cell, data.spacegroup, name)
-    columns = {}
-    for label in data.columns:
-        kind = getattr(data[label].dtype, "mtztype", "")
-        if kind != "H":
-            try:
-                values = data[label].to_numpy(dtype=np.float64, na_value=np.nan)
-            except (TypeError, ValueError):
-                continue  # text, dates: nothing of ours
-            columns[str(label)] = (kind, values)
-    return Table(name, np.asarray(data.get_hkls()).astype(np.int32), columns, data.cell, data.spacegroup, None)
+    _check_symmetry(data.cell, data.spacegroup, "the DataSet")
+    return _table("the DataSet", *columns_of_dataset(data), data, None)
+
+
+def _table(name: str, indices: np.ndarray, columns: list[Column], data: Any, wavelength: float | None) -> Table:
+    by_label = {column.name: (column.type, column.values) for column in columns}
+    return Table(name, indices.astype(np.int32), by_label, data.cell, data.spacegroup, wavelength)
 
 
 def _check_symmetry(cell: gemmi.UnitCell | None, spacegroup: gemmi.SpaceGroup | None, name: str) -> None:
@@ -129,12 +125,10 @@ def in_asymmetric_unit(table: Table, anomalous: bool) -> tuple[Table, int]:
     operations = table.spacegroup.operations()
     absent = operations.systematic_absences(table.indices)
     table = table.rows(~absent)
-    asu = gemmi.ReciprocalAsu(table.spacegroup)
-    moved = [asu.to_asu(h, operations) for h in table.indices.tolist()]
-    indices = np.array([h for h, _ in moved], np.int32).reshape(-1, 3)
+    standard, mate = to_asu(table.indices.astype(np.int64), Symmetry.from_gemmi(table.cell, table.spacegroup))
+    indices = standard.astype(np.int32)
     if anomalous:
-        minus = np.array([number % 2 == 0 for _, number in moved], bool) & ~operations.centric_flag_array(indices)
-        indices[minus] *= -1
+        indices[mate] *= -1
     return dataclasses.replace(table, indices=indices), int(absent.sum())
 
 

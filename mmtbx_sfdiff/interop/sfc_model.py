@@ -10,12 +10,12 @@ import torch
 import gemmi
 import numpy as np
 
+from ..atom_arrays import EIGHT_PI_SQ
 from ..atoms import Atoms
 from ..crystal import Crystal
+from ..displacements import packed, u_cart_as_u_star
 from .sfc_parser import PDBParser
 from .sfc_utils import assert_tensor
-
-_EIGHT_PI_SQ = 8 * torch.pi**2
 
 
 class ModelState:
@@ -158,12 +158,10 @@ class ModelState:
         if self._atoms_known is None:
             self._atoms_known = self._make_atoms()
         atoms = self._atoms_known
-        f = self._crystal.fractionalization.to(torch.float32)
-        u = torch.einsum("ij,njk,lk->nil", f, self._atom_aniso_uw.to(torch.float32), f)
         return atoms.replace(
             sites_cart=(self._atom_pos_orth if sites_cart is None else sites_cart).to(torch.float32),
-            u_iso=(self._atom_b_iso / _EIGHT_PI_SQ).to(torch.float32),
-            u_star=torch.stack([u[:, i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))], -1),
+            u_iso=(self._atom_b_iso / EIGHT_PI_SQ).to(torch.float32),
+            u_star=u_cart_as_u_star(packed(self._atom_aniso_uw.to(torch.float32)), self._crystal),
             occupancies=self._atom_occ.to(torch.float32),
         )
 

@@ -18,6 +18,7 @@ import math
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ..atom_arrays import EIGHT_PI_SQ
 from ..atoms import Atoms
 from ..crystal import Crystal
 from ..numerics.precision import full_precision
@@ -29,7 +30,6 @@ _REACH = 16.0
 # Values of a portion of atoms that are held at once.
 _PORTION = 2**19
 _PAIRS = (0, 3, 4, 3, 1, 5, 4, 5, 2)
-_EIGHT_PI_SQ = 8 * math.pi**2
 
 
 @full_precision
@@ -170,7 +170,7 @@ class _Portion:
         result = torch.zeros_like(r[..., 0])
         identity = torch.eye(3, dtype=torch.float64, device=sites.device)
         for k in range(a.shape[1]):
-            m = own + (b[:, k] / _EIGHT_PI_SQ)[:, None, None] * identity
+            m = own + (b[:, k] / EIGHT_PI_SQ)[:, None, None] * identity
             # A term of no weight may have no width: it is given one.
             m = torch.where((a[:, k] != 0)[:, None, None], m, identity)
             height = weights * a[:, k] / (torch.linalg.det(m) * (2 * math.pi) ** 3).sqrt()
@@ -184,7 +184,7 @@ class _Portion:
     ) -> torch.Tensor:
         result = torch.zeros_like(square)
         for k in range(a.shape[1]):
-            m = torch.where(a[:, k] != 0, u + b[:, k] / _EIGHT_PI_SQ, 1.0)
+            m = torch.where(a[:, k] != 0, u + b[:, k] / EIGHT_PI_SQ, 1.0)
             height = weights * a[:, k] * (2 * math.pi * m) ** -1.5
             result = result + height[:, None] * (square * (-0.5 / m)[:, None]).exp()
         return result
@@ -192,7 +192,7 @@ class _Portion:
 
 def _boxes(crystal: Crystal, grid: Grid, u: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Half-widths (n, 3) of boxes in grid points, atoms from small to large ones, and how many make a portion."""
-    widest = torch.linalg.eigvalsh(u.detach())[:, -1] + b.amax(1) / _EIGHT_PI_SQ
+    widest = torch.linalg.eigvalsh(u.detach())[:, -1] + b.amax(1) / EIGHT_PI_SQ
     reach = (2 * _REACH * widest).sqrt()
     star = crystal.fractionalization.norm(dim=1)
     sizes = torch.tensor(grid, dtype=torch.float64, device=u.device)
@@ -202,7 +202,7 @@ def _boxes(crystal: Crystal, grid: Grid, u: torch.Tensor, b: torch.Tensor) -> tu
 
 
 def _check(atoms: Atoms, u: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    least = torch.linalg.eigvalsh(u.detach())[:, :1] + b / _EIGHT_PI_SQ
+    least = torch.linalg.eigvalsh(u.detach())[:, :1] + b / EIGHT_PI_SQ
     bad = ((least <= 0) & (a.detach() != 0)).any(1) | ~torch.isfinite(u.detach()).all((1, 2))
     if bool(bad.any()):
         i = int(bad.nonzero()[0, 0]) % atoms.n_atoms

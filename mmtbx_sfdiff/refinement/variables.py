@@ -15,15 +15,14 @@ The curvatures are those of :mod:`.curvature`.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 import numpy as np
 
+from ..atom_arrays import EIGHT_PI_SQ
+
 B_LOW, B_HIGH = 1.0, 300.0  # Å²; widened where the model is outside already
 LEAST_ANISOTROPIC_B = 0.1  # Å², along any axis
-_EIGHT_PI_SQ = 8 * math.pi**2
 _MATRIX = (0, 3, 4, 3, 1, 5, 4, 5, 2)
 _LOWER = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
 _LEAST_CURVATURE = 1e-3  # of the median: an atom without scattering must not run away
@@ -94,15 +93,15 @@ class Variables:
             u_cart = self._o @ _matrix(atoms.u_star.detach().to(f64)[self.free[tensors]]) @ self._o.T
             self._u_iso[tensors] = (u_cart.diagonal(dim1=-2, dim2=-1).sum(-1) / 3).clamp(min=1e-3)
         u = self._u_iso[self.iso_rows]
-        low = min(B_LOW / _EIGHT_PI_SQ, 0.5 * float(u.min())) if len(u) else 0.0
+        low = min(B_LOW / EIGHT_PI_SQ, 0.5 * float(u.min())) if len(u) else 0.0
         self.u_low = max(low, 1e-4)
-        self.u_high = max(B_HIGH / _EIGHT_PI_SQ, 2 * float(u.max())) if len(u) else 1.0
+        self.u_high = max(B_HIGH / EIGHT_PI_SQ, 2 * float(u.max())) if len(u) else 1.0
         fraction = ((u - self.u_low) / (self.u_high - self.u_low)).clamp(1e-4, 1 - 1e-4)
         self._logit = torch.logit(fraction)
         self._slope = fraction * (1 - fraction) * (self.u_high - self.u_low)
         u_cart = self._o @ _matrix(atoms.u_star.detach().to(f64)[self.free[self.aniso_rows]]) @ self._o.T
         values, vectors = torch.linalg.eigh(u_cart)
-        positive = vectors @ torch.diag_embed(values.clamp(min=LEAST_ANISOTROPIC_B / _EIGHT_PI_SQ)) @ vectors.mT
+        positive = vectors @ torch.diag_embed(values.clamp(min=LEAST_ANISOTROPIC_B / EIGHT_PI_SQ)) @ vectors.mT
         self._cholesky = torch.linalg.cholesky(positive) if len(positive) else positive
 
     def vector(self):

@@ -19,6 +19,7 @@ import torch
 
 import numpy as np
 
+from ..atom_arrays import EIGHT_PI_SQ
 from ..numerics.jacobi import jacobi
 from ..numerics.lbfgs import minimize
 from .residual import r_factor, scale
@@ -161,7 +162,7 @@ def b_cart(u_star, crystal):
     for value, (i, j) in zip(u_star, _PAIRS):
         u[i, j] = u[j, i] = value
     a = crystal.orthogonalization.cpu().numpy()
-    b = 8 * math.pi**2 * (a @ u @ a.T)
+    b = EIGHT_PI_SQ * (a @ u @ a.T)
     return np.array([b[i, j] for i, j in _PAIRS])
 
 

@@ -14,9 +14,10 @@ import math
 
 import torch
 
+from ...atom_arrays import EIGHT_PI_SQ
+
 LEAST_B, MOST_B = 5.0, 80.0  # Å², of starting values
 B_LIMITS = (1.0, 300.0)  # Å², of refined values
-EIGHT_PI_SQ = 8 * math.pi**2
 _MAIN_CHAIN = ("N", "CA", "C", "O", "OXT")
 _PER_BIN = 60
 _WILSON_D_MAX = 4.5

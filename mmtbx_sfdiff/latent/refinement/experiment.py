@@ -11,8 +11,8 @@ import dataclasses
 
 import torch
 
+from ...atom_arrays import EIGHT_PI_SQ
 from ...likelihood import targets
-from .b_factors import EIGHT_PI_SQ
 from .objective import FLOOR, objective, work_bins
 
 

@@ -8,6 +8,7 @@ import dataclasses
 
 import torch
 
+from ...atom_arrays import EIGHT_PI_SQ
 from ...atoms import Atoms
 from ...fmodel import FModel
 from ...reflections import Reflections
@@ -133,7 +134,7 @@ def make_problem(
     names = [atom.name for atom in entry.model.manager.get_hierarchy().atoms()]
     atoms = stripped(structure, selection, dtype, device)
     reflections = Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device)
-    b = (atoms.u_iso * 8 * torch.pi**2).to(torch.float64)
+    b = (atoms.u_iso * EIGHT_PI_SQ).to(torch.float64)
     overall = wilson_b(atoms, reflections)
     if b_source == "plddt":
         b = b_from_plddt(b)

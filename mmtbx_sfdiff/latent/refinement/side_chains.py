@@ -20,6 +20,7 @@ import math
 
 import torch
 
+from ...atom_arrays import EIGHT_PI_SQ
 from ...structure_factors import structure_factors
 from .b_factors import AtomB
 from .models import CartesianModel, relax
@@ -336,4 +337,4 @@ class _Score:
 
 
 def _u(b, atoms):
-    return (b / (8 * math.pi**2)).to(atoms.dtype)
+    return (b / EIGHT_PI_SQ).to(atoms.dtype)
