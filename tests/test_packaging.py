@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # pip's name -> conda-forge's, where they differ
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}
-NOT_ON_CONDA_FORGE = ("normflows",)  # pip installs them, without their dependencies
+NOT_ON_CONDA_FORGE = ("normflows", "coot-headless-api")  # pip installs them, without their dependencies
 
 
 def split(requirement):

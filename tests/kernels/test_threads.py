@@ -16,6 +16,8 @@ from mmtbx_sfdiff.kernels import threads
 
 import pytest
 
+from tests.support.processes import heed_interrupts
+
 
 @pytest.fixture
 def three_threads():
@@ -226,6 +228,7 @@ def child(script, timeout=120, **environment):
         text=True,
         timeout=timeout,
         env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
+        preexec_fn=heed_interrupts,
     )
 
 
@@ -238,7 +241,7 @@ def interrupted(body, seconds):
     """Run a script that prints "ready" before what is interrupted; time from the signal to its end, and its last line."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", body], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "2"}, preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:
         assert process.stdout.readline().strip() == "ready", process.stderr.read()[-2000:]
