@@ -9,6 +9,7 @@ import sys
 import pytest
 
 
+@pytest.mark.cctbx  # the child makes its crystals with it
 @pytest.mark.parametrize(
     "name, cases, values, limit",
     (("cpu", 2, 5, 300), ("torch", 2, 5, 300), pytest.param("triton", 1, 1, 600, marks=pytest.mark.slow)),
