@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 LIMIT = 0.95
-ENTRIES = ("1dur", "1bff", "1cbs", "1l2h", "3zt9", "6njg", "1nsf", "3mpq")
+ENTRIES = ("1dur", "1bff", "1cbs", "1l2h", "3zt9", "1rx2", "1nsf", "3mpq")
 OPERATIONS = ("F", "F + gradient", "mask", "mask + gradient", "scaling")
 
 WORKER = r"""
