@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import sys
 import tempfile
@@ -17,131 +16,21 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..files import check_writable, write_all
-from ..files.managers import map_file, model_file
+from ..files.new_flags import new_flags
 from ..files.twinning import twin_messages
 from ..fmodel import FModel
 from ..latent.generator.requirements import require
 from ..refinement import Settings, refine, state
-from ..refinement.minimise import MINIMISERS
-from ..refinement.run import ANISOTROPIC, MASK_UPDATES, check_settings
+from ..refinement.run import check_settings
 from ..refinement.weight import choose_weight
 from ..reflections import Reflections
-from ..versions import versions
-from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, EntryProgram, choices
-from .refine_restraints import PHIL, biased_flags, hold
+from . import refine_output
+from .common import EntryProgram
+from .refine_parameters import MASTER_PHIL
+from .refine_restraints import biased_flags, hold
 from .refine_table import cycle_line, heading, render
 
-_DEFAULTS = Settings()
 _TRIAL_CYCLES = 3  # of a trial of a weight
-
-_PHIL = f"""
-refine {{
-  {INPUTS}
-  {LIMITS}
-  {PHIL}
-  target = *maximum_likelihood least_squares
-    .type = choice
-    .short_caption = Target
-    .help = "What is minimised over the work set: -log likelihood of the amplitudes, or ((F_obs - |F_model|) / sigma)^2."
-  minimiser = {choices(MINIMISERS, _DEFAULTS.minimiser)}
-    .type = choice
-    .short_caption = Minimiser
-    .help = "L-BFGS with a strong Wolfe line search, or Adam."
-  sites = True
-    .type = bool
-    .short_caption = Refine sites
-    .help = "Hydrogens ride on the atom that they are bonded to; special positions are kept."
-  adp = True
-    .type = bool
-    .short_caption = Refine displacement parameters
-    .help = "Isotropic or anisotropic, as each atom is in the model. Occupancies stay."
-  anisotropic = {choices(ANISOTROPIC, _DEFAULTS.anisotropic)}
-    .type = choice
-    .short_caption = Anisotropic atoms
-    .help = "free: six variables each. scaled: the shape of the tensor stays, its size is refined. auto: free where the data reach \
-            1.55 Å and are at least 1.8 times as many as the variables."
-  cycles = {_DEFAULTS.cycles}
-    .type = int
-    .short_caption = Macro-cycles
-    .help = "At most; each determines scales (and the mask) anew."
-  steps = {_DEFAULTS.steps}
-    .type = int
-    .short_caption = Steps
-    .help = "Of the minimiser in each macro-cycle, at most."
-  first_d_min = {_DEFAULTS.first_d_min}
-    .type = float
-    .short_caption = First resolution limit
-    .help = "Of the first macro-cycle, Å (as far as there are enough reflections)."
-  resolution_cycles = {_DEFAULTS.resolution_cycles}
-    .type = int
-    .short_caption = Resolution cycles
-    .help = "In how many macro-cycles the limit reaches that of the data; 1 takes all data at once."
-  adp_from_cycle = {_DEFAULTS.adp_from_cycle}
-    .type = int
-    .short_caption = First cycle of displacement parameters
-    .help = "Macro-cycle in which displacement parameters are first refined."
-  least_squares_cycles = {_DEFAULTS.least_squares_cycles}
-    .type = int
-    .short_caption = Cycles of least squares
-    .help = "How many macro-cycles at the end are by least squares."
-  mask_update = {choices(MASK_UPDATES, _DEFAULTS.mask_update)}
-    .type = choice
-    .short_caption = Mask update
-    .help = "step: the mask follows every step and its gradient counts. cycle: it is held fixed within a macro-cycle. \
-            auto: step, for masks that have a gradient."
-  damping = Auto
-    .type = float
-    .short_caption = Damping
-    .help = "Springs that hold shifts back within a macro-cycle, as a share of the curvature of the data. \
-            Auto: 0 with restraints of the geometry, 0.5 without."
-  learning_rate = {_DEFAULTS.learning_rate:g}
-    .type = float
-    .short_caption = Learning rate
-    .help = "Of Adam, Å."
-  tolerance = {_DEFAULTS.tolerance:g}
-    .type = float
-    .short_caption = Tolerance
-    .help = "Refinement ends when a macro-cycle lowers the target of the work set by less: natural logarithms for each \
-            reflection, or a fraction of the sum of squares. The free set does not count."
-  force_field_weight = Auto
-    .type = float
-    .short_caption = Force field weight
-    .help = "With restraints=force_field: of U / kT of ff14SB with implicit solvent. Auto: the best of several, by \
-            cross-validation inside the work set. Needs the libraries of pip install mmtbx_sfdiff[latent]."
-  remove_outliers = True
-    .type = bool
-    .short_caption = Outlier rejection
-    .help = "Leave outliers out, by mmtbx's criteria."
-  shake = None
-    .type = float
-    .short_caption = Random shifts
-    .help = "Shift sites at random before refinement, by so many Å (root mean square), to try what is recovered."
-  random_seed = 0
-    .type = int
-    .short_caption = Random seed
-    .help = "Of the random shifts."
-  resume = True
-    .type = bool
-    .short_caption = Resume
-    .help = "Go on from the last macro-cycle of the same refinement, if it was interrupted."
-  {COMPUTING}
-  {DOWNLOAD}
-}}
-output {{
-  directory = .
-    .type = str
-    .short_caption = Output folder
-    .help = "Where <prefix>_refined.pdb or .cif, .mtz, .json and .png are written."
-  model_format = *auto pdb mmcif
-    .type = choice
-    .short_caption = Model format
-    .help = "auto: that of the model given, or mmCIF where PDB cannot hold it."
-  figure = True
-    .type = bool
-    .short_caption = Write figure
-    .help = "Write R factors and target against the step as PNG."
-}}
-"""
 
 
 class Program(EntryProgram):
@@ -150,17 +39,19 @@ class Program(EntryProgram):
     description = """
 Sites and displacement parameters of a model, refined against its data by maximum likelihood or least squares, and held to
 known geometry by a monomer library (restraints=library, cctbx, force_field or none). Writes
-<prefix>_refined.pdb (or .cif), .mtz (map coefficients for Coot), .json (every step) and .png.
+<prefix>_refined.pdb (or .cif), .mtz (map coefficients for Coot), .html (a report), .json (every step) and .png.
 
 
   mmtbx_sfdiff.refine model.pdb data.mtz
   mmtbx_sfdiff.refine 1cbs target=least_squares cycles=5 d_min=2
   mmtbx_sfdiff.refine model.pdb data.mtz minimiser=adam steps=100 sites=False
+  mmtbx_sfdiff.refine model.pdb data.mtz r_free_flags.generate=True
 
 A refinement that was interrupted goes on where it was when the same command is given again. The exit code is 0 only if
 everything was computed and written.
 """
-    master_phil_str = _PHIL
+    master_phil_str = MASTER_PHIL
+    makes_flags = True
     interrupted = "Interrupted: no results were written; the same command goes on after the last complete macro-cycle."
 
     def validate(self):
@@ -211,10 +102,16 @@ everything was computed and written.
             raise Sorry(str(error)) from None
         self.check_computing()
         folder, prefix = Path(out.directory or ".").expanduser(), self.prefix()
-        suffixes = [self._model_suffix(), ".mtz", ".json"] + [".png"] * bool(out.figure)
+        suffixes = [self._model_suffix(), ".mtz", ".json"] + [".html"] * bool(out.report) + [".png"] * bool(out.figure)
         self._paths = {suffix: folder / f"{prefix}_refined{suffix}" for suffix in suffixes}
         self._state = folder / f"{prefix}_refine_state.npz"
         check_writable([*self._paths.values()], overwrite=out.overwrite)
+        self._flag_path = None
+        if params.r_free_flags.generate:
+            name = params.r_free_flags.file_name
+            self._flag_path = Path(name).expanduser() if name else folder / f"{prefix}_free.mtz"
+            params.r_free_flags.file_name = None  # it is written, not read
+            check_writable([self._flag_path], overwrite=out.overwrite)
 
     def _model_suffix(self):
         """Known before the model is read, so that nothing is refined that cannot be written."""
@@ -233,7 +130,9 @@ everything was computed and written.
             report("scales", None)
             self._twins = self._find_twins(fmodel)
             start, history = self._start(fmodel, files)
-            print(heading(self._header(fmodel)), file=self.logger)
+            print(heading(refine_output.header(self._entry, fmodel)), file=self.logger)
+            for message in self._flag_messages:
+                print(message[0].upper() + message[1:] + ".", file=self.logger)
 
             def on_cycle(model, history):
                 state.save(self._state, model, history, self._fingerprint)
@@ -246,21 +145,20 @@ everything was computed and written.
                 parents = self._held.parents
                 refined, history = refine(start, self._settings, history, on_cycle, report, restraint, parents)
                 report("writing", None)
-                self._describe(fmodel, refined, history)
-                contents = self._contents(refined)
+                contents = self._results(fmodel, refined, history)
             except (ValueError, IndexError) as error:
                 raise Sorry(f"{files[0]} cannot be refined against {files[1]}: {error}") from None
             except torch.cuda.OutOfMemoryError:
                 raise Sorry(f"The device {self.inputs.device} has too little free memory: use device=cpu.") from None
-            write_all({self._paths[suffix]: content for suffix, content in contents.items()})
+            write_all(contents)
         with contextlib.suppress(OSError):
             self._state.unlink()
         print(render(self.result, terminal, None if terminal else 80), file=self.logger)
-        print("\nWritten: " + ", ".join(map(str, self._paths.values())), file=self.logger)
+        print("\nWritten: " + ", ".join(map(str, contents)), file=self.logger)
 
     def _read(self, model, data):
         params = self.inputs
-        entry = self._entry = self.load(model, data, params.d_min, params.d_max)
+        entry = self._entry = self._with_flags(self.load(model, data, params.d_min, params.d_max))
         options = {"dtype": getattr(torch, params.dtype), "device": params.device}
         try:
             atoms = Atoms.from_cctbx(entry.model.xray_structure, **options)
@@ -288,6 +186,39 @@ everything was computed and written.
                 "target=maximum_likelihood and least_squares_cycles=0."
             )
         return fmodel
+
+    @property
+    def strict_flags(self):
+        """Flags that cannot mark a test set are an error, unless new ones are wanted."""
+        return not self.inputs.r_free_flags.generate
+
+    def _with_flags(self, entry):
+        """The entry with new flags, where they are asked for."""
+        scope, self._new_flags, self._flag_messages = self.inputs.r_free_flags, None, []
+        if not scope.generate:
+            if entry.data.r_free_flags is None:
+                self._flag_messages = [
+                    "no reflections are free, so there is no R-free; r_free_flags.generate=True makes a test set"
+                ]
+            return entry
+        if entry.data.r_free_flags is not None:
+            raise Sorry(
+                f"{entry.data.path} has free flags ({entry.data.r_free_labels}), which the model was probably refined with: leave "
+                "r_free_flags.generate out, or, for new ones all the same, set r_free_flags.label=none."
+            )
+        made = self._new_flags = new_flags(
+            entry.data.f_obs, scope.fraction, self.inputs.random_seed, self.params.output.flag_style
+        )
+        n_free = made.flags.data().count(True)
+        self._flag_messages = [
+            f"new R-free flags: {n_free:,} of {made.flags.size():,} reflections, in {self._flag_path} ({made.label}, "
+            f"{made.test_value} marks the test set); use that file from now on",
+            "a model that was refined against all data remembers the reflections that are free now: R-free is biased, too low, "
+            "until shifts of some 0.3 Å (shake=0.3) or rebuilding have made it forget them",
+        ]
+        counts = entry.data.reflections | {"free": n_free}
+        data = dataclasses.replace(entry.data, r_free_flags=made.flags, reflections=counts)
+        return dataclasses.replace(entry, data=data)
 
     def _find_twins(self, fmodel):
         """What there is to say about twinning, said at once."""
@@ -373,7 +304,12 @@ everything was computed and written.
         decisive = {name: getattr(params, name) for name in names} | dataclasses.asdict(self._settings)
         decisive |= {name: "Auto" for name, value in decisive.items() if value is Auto}
         decisive["library"] = str(params.library)
-        files = [*files, *(path for path in params.ligands or [] if path)]
+        decisive["new_flags"] = [
+            params.r_free_flags.generate,
+            params.r_free_flags.fraction,
+            self.params.output.flag_style,
+        ]
+        files = [*files, *(path for path in [*(params.ligands or []), params.r_free_flags.file_name] if path)]
         # More macro-cycles may be asked for when a refinement goes on.
         decisive.pop("cycles") if not params.least_squares_cycles else None
         self._fingerprint = state.fingerprint(files, decisive)
@@ -391,74 +327,22 @@ everything was computed and written.
 
     # Results
 
-    def _header(self, fmodel):
-        entry, reflections = self._entry, fmodel.reflections
-        d = reflections.d_spacings
-        return {
-            "entry": entry.name,
-            "simulated": bool(entry.data.simulated),
-            "space_group": reflections.crystal.space_group_symbol,
-            "unit_cell": list(reflections.crystal.unit_cell),
-            "d_max": float(d.max()),
-            "d_min": float(d.min()),
-            "n_atoms": fmodel.atoms.n_atoms,
-            "n_reflections": len(reflections),
-            "n_free": None if reflections.r_free_flags is None else int(reflections.r_free_flags.sum()),
-        }
-
-    def _describe(self, fmodel, refined, history):
+    def _results(self, fmodel, refined, history):
+        """{path: content} of all files; the result itself is kept."""
         first = fmodel.with_(atoms=self._shaken)
         first.update_scales(remove_outliers=self._settings.remove_outliers)
-        moved = (refined.atoms.sites_cart - self._shaken.sites_cart).square().sum(-1).sqrt()
-        settings = dataclasses.asdict(self._settings)
-        settings |= {
-            name: getattr(self.inputs, name)
-            for name in (
-                "method",
-                "accuracy",
-                "mask",
-                "grid_step",
-                "device",
-                "dtype",
-                "scattering_table",
-                "shake",
-                "random_seed",
-            )
-        }
-        start, final = _r(first), _r(refined)
-        self._messages += biased_flags(start["r_work"], start["r_free"])
-        self.result = self._header(fmodel) | {
-            "start": start,
-            "final": final,
-            "geometry": {"start": self._held.rms(self._shaken), "final": self._held.rms(refined.atoms)},
-            "cycles": history.cycles,
-            "steps": history.steps,
-            "shift_rms": float(moved.square().mean().sqrt()),
-            "shift_max": float(moved.max()),
-            "geometry_restraints": self._weight,
-            "settings": settings,
-            "files": {
-                "model": self._entry.model.path.name,
-                "data": self._entry.data.path.name,
-                "labels": self._entry.data.labels,
-            },
-            "messages": [*self._twins, *self._messages, *self._entry.messages],
-            "versions": versions(),
-        }
-        self._json = json.dumps(self.result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def _contents(self, refined):
-        # matplotlib takes half a second to import: not for --help.
-        from ..refinement import figure
-
-        suffix = self._model_suffix()
-        contents = {
-            suffix: model_file(refined.source, refined.atoms, suffix),
-            ".mtz": map_file(refined.to_cctbx(), refined.reflections.r_free_flags is not None),
-            ".json": self._json.encode(),
-        }
-        if self.params.output.figure:
-            contents[".png"] = figure.png(self.result)
+        self.result = refine_output.describe(
+            self.inputs, self._settings, self._entry, self._held, first, refined, history, self._weight
+        )
+        start = self.result["start"]
+        self._messages += biased_flags(start["r_work"], start["r_free"]) if self._new_flags is None else []
+        self.result["messages"] = [*self._twins, *self._flag_messages, *self._messages, *self._entry.messages]
+        self._json = refine_output.as_json(self.result)
+        record = refine_output.record(self.result, self._held, None if self._new_flags is None else "RANDOM")
+        made = refine_output.contents(self.result, refined, [*self._paths], self.params.output.mtz_labels, record)
+        contents = {self._paths[suffix]: content for suffix, content in made.items()}
+        if self._new_flags is not None:
+            contents[self._flag_path] = self._new_flags.content
         return contents
 
 
@@ -468,8 +352,3 @@ def shaken(atoms, rms, seed):
     shifts = torch.randn(atoms.sites_cart.shape, generator=generator, dtype=torch.float64)
     shifts *= rms / shifts.square().sum(-1).mean().sqrt()
     return atoms.sites_cart + shifts.to(atoms.sites_cart)
-
-
-def _r(fmodel):
-    r_work, r_free = fmodel.r_factors()
-    return {"r_work": r_work, "r_free": r_free}

@@ -40,10 +40,15 @@ def _parts(result, style):
     rows = []
     for name, key in (("start", "start"), ("refined", "final")):
         part, geometry = result[key], result["geometry"][key]
-        rows.append((name, f"{part['r_work']:.4f}", _optional(part["r_free"]), _optional(geometry["bond"]),
-                     _optional(geometry["angle"], 2)))  # fmt: skip
+        rows.append((name, f"{part['r_work']:.4f}", optional(part["r_free"]), optional(geometry["bond"]),
+                     optional(geometry["angle"], 2)))  # fmt: skip
     yield text_tables.table(style, ("All reflections", "R-work", "R-free", "bonds Å", "angles °"), rows)
     yield Text("Bonds and angles: root mean square deviation from the monomer library.", style="dim")
+    yield Text(text_tables.counts(result["reflections"]))
+    rama = result["ramachandran"]["final"]
+    if rama is not None:
+        shares = ", ".join(f"{name} {rama[name]}" for name in ("favored", "allowed", "outliers"))
+        yield Text(f"Ramachandran: {shares} of {rama['total']}.")
     yield Text(f"Atoms moved by {result['shift_rms']:.3f} Å (root mean square), at most {result['shift_max']:.2f} Å.")
     for message in result["messages"]:
         yield Text(f"Note: {message}", style="dim")
@@ -55,13 +60,14 @@ def _row(cycle):
         f"{cycle['d_min']:.2f}",
         f"{cycle['steps']}",
         f"{cycle['r_work']:.4f}",
-        _optional(cycle["r_free"]),
-        _optional(cycle.get("bond_rms")),
-        _optional(cycle.get("angle_rms"), 2),
-        _optional(cycle.get("weight"), 2),
+        optional(cycle["r_free"]),
+        optional(cycle.get("bond_rms")),
+        optional(cycle.get("angle_rms"), 2),
+        optional(cycle.get("weight"), 2),
         f"{cycle['seconds']:.1f}",
     )
 
 
-def _optional(value, digits=4):
+def optional(value, digits=4):
+    """A number, or – where there is none."""
     return "–" if value is None or value != value else f"{value:.{digits}f}"

@@ -12,6 +12,10 @@ import numpy as np
 
 from ..crystal import Crystal
 
+# Labels of phases that programs look for; others are PHI and the amplitude's.
+_PHASES = {"2FOFCWT": "PH2FOFCWT", "FOFCWT": "PHFOFCWT", "PANOM": "PHPANOM", "FWT": "PHWT", "DELFWT": "PHDELWT",
+           "FC": "PHIC", "FC_ALL": "PHIC_ALL"}  # fmt: skip
+
 
 def write_map(path: str | Path, rho: torch.Tensor, crystal: Crystal) -> None:
     """Write a map of the whole cell as a CCP4 file, float32.
@@ -111,7 +115,7 @@ def write_map_coefficients(
         values = tensor.detach().cpu().numpy()
         if np.iscomplexobj(values):
             mtz.add_column(label, "F")
-            mtz.add_column(("PH" if label in ("2FOFCWT", "FOFCWT", "PANOM") else "PHI") + label, "P")
+            mtz.add_column(_PHASES.get(label, f"PHI{label}"), "P")
             data += [np.abs(values)[:, None], np.degrees(np.angle(values))[:, None]]
             continue
         kind = "I" if values.dtype.kind in "bi" else "Q" if label.startswith("SIG") else "F"

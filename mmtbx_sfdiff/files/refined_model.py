@@ -1,0 +1,86 @@
+"""A refined model as a file: the model that was read, with its header, sequences and links, and new parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gemmi
+import numpy as np
+
+from .deposition import add_to_cif, remark_3
+from .gemmi_model import gemmi_model
+from .model import turn
+
+
+def refined_model(source: Any, atoms: Any, suffix: str, record: dict[str, Any]) -> bytes:
+    """The model of an entry with other parameters of its atoms, and what there is to say of their refinement.
+
+    Parameters
+    ----------
+    source : Entry
+        Where the model came from; not changed.
+    atoms : Atoms
+        In the order of the entry's model.
+    suffix : str
+        ".cif", or ".pdb".
+    record : dict
+        See :mod:`mmtbx_sfdiff.files.deposition`.
+
+    Returns
+    -------
+    bytes
+
+    Notes
+    -----
+    Written by gemmi. Header, sequence, secondary structure, links and assemblies are those of the model file where its atoms
+    are the model's; other remarks are kept.
+    """
+    manager = source.model.manager.deep_copy()
+    manager.set_xray_structure(atoms.to_cctbx())
+    hierarchy = manager.get_hierarchy()
+    structure, rows, from_file = gemmi_model(source.model.path, hierarchy, manager.crystal_symmetry())
+    frame = source.model.frame
+    if frame is not None:
+        turn(hierarchy.atoms(), frame, back=True)
+        _set_scale(structure.cell, frame)
+    _adopt(structure, rows, hierarchy.atoms())
+    if not from_file:
+        structure.name = str(record["entry"])
+    structure.setup_entities()
+    if suffix == ".cif":
+        structure.assign_label_seq_id()
+        document = structure.make_mmcif_document()
+        add_to_cif(document[0], record)
+        return str(document.as_string()).encode()
+    others = [line for line in structure.raw_remarks if line[7:10].strip() not in ("", "3")]
+    before = [line for line in others if int(line[7:10]) < 3] if _numbered(others) else []
+    after = [line for line in others if line not in before]
+    structure.raw_remarks = [*before, *remark_3(record), *after]
+    return str(structure.make_pdb_string()).encode()
+
+
+def _numbered(lines: list[str]) -> bool:
+    return all(line[7:10].strip().isdigit() for line in lines)
+
+
+def _set_scale(cell: gemmi.UnitCell, frame: Any) -> None:
+    """SCALE records of the file's own frame: x_fractional = standard (rotation x + shift)."""
+    standard = np.array(cell.frac.mat.tolist())
+    transform = gemmi.Transform()
+    transform.mat.fromlist((standard @ frame.rotation).tolist())
+    transform.vec.fromlist((standard @ frame.shift).tolist())
+    cell.set_matrices_from_fract(transform)
+
+
+def _adopt(structure: gemmi.Structure, rows: Any, atoms: Any) -> None:
+    """Places, displacements and occupancies of cctbx's atoms."""
+    place = iter(rows.tolist())
+    for model in structure:
+        for chain in model:
+            for residue in chain:
+                for atom in residue:
+                    ours = atoms[next(place)]
+                    atom.pos = gemmi.Position(*ours.xyz)
+                    atom.b_iso, atom.occ = ours.b, ours.occ
+                    tensor = ours.uij if ours.uij_is_defined() else (0, 0, 0, 0, 0, 0)
+                    atom.aniso = gemmi.SMat33f(*tensor)

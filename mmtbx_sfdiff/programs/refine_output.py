@@ -1,0 +1,206 @@
+"""What ``mmtbx_sfdiff.refine`` leaves behind: the result as a dictionary, and the contents of all files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files.refined_model import refined_model
+from ..real_space.files import write_map_coefficients
+from ..versions import versions
+from . import refine_statistics as statistics
+
+_SETTINGS = (
+    "method", "accuracy", "mask", "grid_step", "device", "dtype", "scattering_table", "shake", "random_seed",
+)  # fmt: skip
+_TARGETS = {"maximum_likelihood": "maximum likelihood", "least_squares": "least squares"}
+_MASKS = {
+    "probe_shrink": "mask accessible to a probe, differentiable",
+    "density_cutoff": "mask by a cutoff of the density, differentiable",
+    "binary": "flat mask accessible to a probe",
+}
+
+
+def header(entry: Any, fmodel: Any) -> dict[str, Any]:
+    """What is refined."""
+    reflections = fmodel.reflections
+    d = reflections.d_spacings
+    return {
+        "entry": entry.name,
+        "simulated": bool(entry.data.simulated),
+        "space_group": reflections.crystal.space_group_symbol,
+        "unit_cell": list(reflections.crystal.unit_cell),
+        "d_max": float(d.max()),
+        "d_min": float(d.min()),
+        "n_atoms": fmodel.atoms.n_atoms,
+        "n_reflections": len(reflections),
+        "n_free": None if reflections.r_free_flags is None else int(reflections.r_free_flags.sum()),
+        "reflections": entry.data.reflections,
+    }
+
+
+def describe(
+    params: Any, settings: Any, entry: Any, held: Any, first: Any, refined: Any, history: Any, weight: Any
+) -> dict[str, Any]:
+    """The result; messages are the caller's.
+
+    Parameters
+    ----------
+    params : libtbx.phil.scope_extract
+        The program's input scope.
+    settings : Settings
+    entry : Entry
+    held : Held
+        The restraints.
+    first, refined : FModel
+        The model that the refinement began with, and the refined one, both with scales.
+    history : History
+    weight : dict or None
+        Of the restraints.
+    """
+    moved = (refined.atoms.sites_cart - first.atoms.sites_cart).square().sum(-1).sqrt()
+    before, after = (_hierarchy(entry, fmodel.atoms) for fmodel in (first, refined))
+    return header(entry, first) | {
+        "start": r_factors(first),
+        "final": r_factors(refined),
+        "geometry": {"start": held.rms(first.atoms), "final": held.rms(refined.atoms)},
+        "ramachandran": {"start": statistics.ramachandran(before), "final": statistics.ramachandran(after)},
+        "in_use": statistics.overall(refined),
+        "shells": statistics.shells(refined),
+        "displacements": statistics.displacements(refined.atoms, after),
+        "residues": statistics.residues(refined, after),
+        "cycles": history.cycles,
+        "steps": history.steps,
+        "shift_rms": float(moved.square().mean().sqrt()),
+        "shift_max": float(moved.max()),
+        "geometry_restraints": weight,
+        "restraint_types": statistics.restraint_types(held.geometry, refined.atoms.sites_cart),
+        "settings": dataclasses.asdict(settings) | {name: getattr(params, name) for name in _SETTINGS},
+        "files": {"model": entry.model.path.name, "data": entry.data.path.name, "labels": entry.data.labels},
+        "versions": versions(),
+    }
+
+
+def record(result: dict[str, Any], held: Any, free_selection: str | None) -> dict[str, Any]:
+    """The refinement as :mod:`mmtbx_sfdiff.files.deposition` takes it."""
+    final, settings = result["final"], result["settings"]
+    counts = result["displacements"]
+    return result["in_use"] | {
+        "entry": result["entry"],
+        "program": "mmtbx_sfdiff",
+        "version": result["versions"]["mmtbx_sfdiff"],
+        "target": _TARGETS[settings["target"]],
+        "restraints": "; ".join(message for message in held.messages if "restrain" in message),
+        "solvent": _MASKS.get(settings["mask"], settings["mask"]) + ", scale of each resolution bin",
+        "n_atoms": result["n_atoms"],
+        "n_solvent_atoms": int(sum(counts["counts"].get("water", []))),
+        "r_work": final["r_work"],
+        "r_free": final["r_free"],
+        "b_mean": counts["mean"],
+        "free_selection": free_selection,
+        "shells": result["shells"],
+        "restraint_types": result["restraint_types"],
+        "twin": result.get("twin"),
+        "tls": result.get("tls") or [],
+    }
+
+
+def contents(
+    result: dict[str, Any], refined: Any, suffixes: list[str], labels: str, deposited: dict[str, Any]
+) -> dict[str, bytes]:
+    """The content of each file, by suffix.
+
+    Parameters
+    ----------
+    result : dict
+    refined : FModel
+    suffixes : list of str
+        Of .pdb, .cif, .mtz, .json, .html, .png.
+    labels : {"ccp4", "phenix"}
+        Of the MTZ file's columns.
+    deposited : dict
+        Of :func:`record`.
+    """
+    made: dict[str, bytes] = {}
+    for suffix in suffixes:
+        if suffix in (".pdb", ".cif"):
+            made[suffix] = refined_model(refined.source, refined.atoms, suffix, deposited)
+        elif suffix == ".mtz":
+            made[suffix] = map_file(refined, labels)
+        elif suffix == ".json":
+            made[suffix] = as_json(result).encode()
+        elif suffix == ".html":
+            # matplotlib takes half a second to import: not for --help.
+            from .refine_page import render
+            from .refine_pictures import pictures
+
+            made[suffix] = render(result, pictures(result)).encode()
+        elif suffix == ".png":
+            from ..refinement import figure
+
+            made[suffix] = figure.png(result)
+    return made
+
+
+def as_json(result: dict[str, Any]) -> str:
+    """The text of the JSON file."""
+    return json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def map_file(fmodel: Any, labels: str = "ccp4") -> bytes:
+    """Data, flags, F_calc, F_model and map coefficients as MTZ, for Coot.
+
+    CCP4's labels: F, SIGF, FREE (0 for the test set, as CCP4's programs take it) of all reflections; FC, PHIC of the atoms
+    and FC_ALL, PHIC_ALL with solvent, on the scale of F; FWT, PHWT (2mFo-DFc) and DELFWT, PHDELWT (mFo-DFc) of the
+    reflections in use, without number for the others.
+
+    Parameters
+    ----------
+    fmodel : FModel
+        With scales.
+    labels : {"ccp4", "phenix"}
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "maps.mtz"
+        if labels == "phenix" or fmodel.reflections.anomalous:
+            fmodel.write_map_coefficients(path)
+        else:
+            reflections = fmodel.reflections
+            write_map_coefficients(path, reflections.crystal, reflections.miller_indices, _ccp4_columns(fmodel))
+        return path.read_bytes()
+
+
+def _ccp4_columns(fmodel: Any) -> dict[str, torch.Tensor]:
+    reflections, scales = fmodel.reflections, fmodel.scales
+    used = scales.selection
+    columns = {"F": reflections.f_obs}
+    if reflections.sigmas is not None:
+        columns["SIGF"] = reflections.sigmas
+    if reflections.r_free_flags is not None:
+        columns["FREE"] = (~reflections.r_free_flags).to(torch.int32)
+    with torch.no_grad():
+        k = scales.k_total * scales.f_obs_scale
+        columns |= {"FC": k * fmodel.f_calc(), "FC_ALL": scales.f_obs_scale * fmodel.f_model()}
+    for label, kind in (("FWT", "2mFo-DFc"), ("DELFWT", "mFo-DFc")):
+        values = fmodel.map_coefficients()[kind]
+        blank = torch.full((len(reflections),), complex(float("nan"), float("nan")), dtype=values.dtype)
+        columns[label] = blank.to(values.device).index_copy(0, used.nonzero()[:, 0], values)
+    return columns
+
+
+def r_factors(fmodel: Any) -> dict[str, float | None]:
+    """R-work and R-free of a model with scales."""
+    r_work, r_free = fmodel.r_factors()
+    return {"r_work": r_work, "r_free": r_free}
+
+
+def _hierarchy(entry: Any, atoms: Any) -> Any:
+    """The model's hierarchy with the parameters of some atoms."""
+    manager = entry.model.manager.deep_copy()
+    manager.set_xray_structure(atoms.to_cctbx())
+    return manager.get_hierarchy()
