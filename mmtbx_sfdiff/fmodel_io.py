@@ -14,7 +14,7 @@ from typing_extensions import Self
 from .atoms import Atoms
 from .crystal import Crystal
 from .numerics.residual import scale as numerics_scale
-from .real_space import anomalous_difference_coefficients, map_coefficients, write_map_coefficients
+from .real_space import anomalous_difference_coefficients, map_coefficient_bytes, map_coefficients
 from .reflections import Reflections
 from .scaling import Scales
 
@@ -135,9 +135,14 @@ class FModelIO:
             Before :meth:`update_scales`.
         """
         from .files.errors import Sorry  # cctbx's, where there is cctbx
+        from .files.writing import write_all
 
         if not Path(path).parent.is_dir():
             raise Sorry(f"{path} cannot be written: there is no folder {Path(path).parent}.")
+        write_all({Path(path): self.map_file()})
+
+    def map_file(self) -> bytes:
+        """The content of the file of :meth:`write_map_coefficients`."""
         data = self.known_scales().selected(self.reflections)
         with torch.no_grad():
             f_model = self.f_model()[self.selection]
@@ -149,7 +154,7 @@ class FModelIO:
         columns["F-model"] = f_model * numerics_scale(data.f_obs, f_model.abs())
         found = self.map_coefficients()
         columns |= {"2FOFCWT": found["2mFo-DFc"], "FOFCWT": found["mFo-DFc"]}
-        write_map_coefficients(path, data.crystal, *_merged(data, columns, f_model))
+        return map_coefficient_bytes(data.crystal, *_merged(data, columns, f_model))
 
     def map_coefficients(self) -> dict[str, torch.Tensor]:
         """Coefficients of 2mFo-DFc and mFo-DFc of the reflections in use, see :func:`mmtbx_sfdiff.real_space.map_coefficients`.

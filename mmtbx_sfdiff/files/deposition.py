@@ -47,7 +47,7 @@ def add_to_cif(block: gemmi.cif.Block, record: dict[str, Any]) -> None:
     """
     for category in REFINEMENT_CATEGORIES:
         block.find_mmcif_category(category).erase()
-    entry = str(record["entry"])
+    entry = gemmi.cif.as_string(block.find_value("_entry.id") or "") or str(record["entry"])
     _pairs(block, "_refine.", {
         "entry_id": entry, "pdbx_refine_id": _METHOD, "pdbx_diffrn_id": "1",
         "ls_d_res_high": _n(record["d_min"], 2), "ls_d_res_low": _n(record["d_max"], 2),

@@ -9,6 +9,7 @@ Reference: ``cctbx.miller.set.generate_r_free_flags``; Phenix's and CCP4's conve
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any
 
 from cctbx import miller
@@ -66,7 +67,12 @@ def new_flags(f_obs: Any, fraction: float, seed: int = 0, style: str = "phenix")
     indices = merged.indices().deep_copy()
     indices.extend(merged.complete_set().lone_set(merged).indices())
     both = merged.customized_copy(indices=indices).sort()
-    made = both.generate_r_free_flags(fraction=fraction, max_free=MOST, use_lattice_symmetry=True, format=form)
+    state = random.getstate()
+    random.seed(int(seed or 0))
+    try:
+        made = both.generate_r_free_flags(fraction=fraction, max_free=MOST, use_lattice_symmetry=True, format=form)
+    finally:
+        random.setstate(state)
     values = made.data() if form == "ccp4" else made.data().as_int()
     table = made.array(data=values)
     free = made.array(data=values == test_value)

@@ -42,34 +42,51 @@ def refined_model(source: Any, atoms: Any, suffix: str, record: dict[str, Any]) 
     frame = source.model.frame
     if frame is not None:
         turn(hierarchy.atoms(), frame, back=True)
-        _set_scale(structure.cell, frame)
     _adopt(structure, rows, hierarchy.atoms())
     if not from_file:
         structure.name = str(record["entry"])
     structure.setup_entities()
     if suffix == ".cif":
         structure.assign_label_seq_id()
-        document = structure.make_mmcif_document()
+        # gemmi's _struct_ref_seq lacks values for some DBREF records, and no reader takes the file then; archives find them anew.
+        document = structure.make_mmcif_document(gemmi.MmcifOutputGroups(True, struct_ref=False))
         add_to_cif(document[0], record)
+        if frame is not None:
+            _put_scale(document[0], _scale(structure.cell, frame))
         return str(document.as_string()).encode()
     others = [line for line in structure.raw_remarks if line[7:10].strip() not in ("", "3")]
     before = [line for line in others if int(line[7:10]) < 3] if _numbered(others) else []
     after = [line for line in others if line not in before]
     structure.raw_remarks = [*before, *remark_3(record), *after]
-    return str(structure.make_pdb_string()).encode()
+    text = str(structure.make_pdb_string())
+    return (text if frame is None else _with_scale(text, _scale(structure.cell, frame))).encode()
 
 
 def _numbered(lines: list[str]) -> bool:
     return all(line[7:10].strip().isdigit() for line in lines)
 
 
-def _set_scale(cell: gemmi.UnitCell, frame: Any) -> None:
-    """SCALE records of the file's own frame: x_fractional = standard (rotation x + shift)."""
+def _scale(cell: gemmi.UnitCell, frame: Any) -> list[list[float]]:
+    """Rows of SCALEn of the file's own frame: x_fractional = standard (rotation x + shift)."""
     standard = np.array(cell.frac.mat.tolist())
-    transform = gemmi.Transform()
-    transform.mat.fromlist((standard @ frame.rotation).tolist())
-    transform.vec.fromlist((standard @ frame.shift).tolist())
-    cell.set_matrices_from_fract(transform)
+    return np.column_stack([standard @ frame.rotation, standard @ frame.shift]).tolist()
+
+
+def _with_scale(text: str, scale: list[list[float]]) -> str:
+    """A PDB file with other SCALEn records."""
+    lines = [line for line in text.splitlines() if not line.startswith("SCALE")]
+    at = next(i for i, line in enumerate(lines) if line.startswith("CRYST1")) + 1
+    while lines[at].startswith("ORIGX"):
+        at += 1
+    records = [f"SCALE{i}    {a:10.6f}{b:10.6f}{c:10.6f}     {t:10.5f}" for i, (a, b, c, t) in enumerate(scale, 1)]
+    return "\n".join([*lines[:at], *(record.ljust(80) for record in records), *lines[at:]]) + "\n"
+
+
+def _put_scale(block: gemmi.cif.Block, scale: list[list[float]]) -> None:
+    for i, row in enumerate(scale, 1):
+        for j, value in enumerate(row[:3], 1):
+            block.set_pair(f"_atom_sites.fract_transf_matrix[{i}][{j}]", f"{value:.9f}")
+        block.set_pair(f"_atom_sites.fract_transf_vector[{i}]", f"{row[3]:.9f}")
 
 
 def _adopt(structure: gemmi.Structure, rows: Any, atoms: Any) -> None:

@@ -249,7 +249,7 @@ everything was computed and written.
         manager = self._entry.model.manager
         weight = self.inputs.force_field_weight
         restraint = ForceFieldRestraint(manager.get_hierarchy(), 1.0 if weight is Auto else weight)
-        self._weight = {"force_field_weight": weight}
+        self._weight = {"restraints": "force_field", "force_field_weight": weight}
         if weight is Auto:
             self._weight = self._choose_weight(restraint, report)
         self._messages = [
@@ -275,7 +275,11 @@ everything was computed and written.
         restraint.weight, restraint.base = choice.weight, base
         tests = ", ".join(f"{weight:g}: {r:.4f}" for weight, r in choice.tests.items())
         print(f"Force field weight {choice.weight:g}, by R of a tenth of the work set ({tests}).", file=self.logger)
-        return {"force_field_weight": choice.weight, "tests": {f"{w:g}": r for w, r in choice.tests.items()}}
+        return {
+            "restraints": "force_field",
+            "force_field_weight": choice.weight,
+            "tests": {f"{w:g}": r for w, r in choice.tests.items()},
+        }
 
     def _start(self, fmodel, files):
         """(the model to refine, history): as read, shifted at random, or as it was when it was interrupted."""
@@ -338,7 +342,7 @@ everything was computed and written.
         self._messages += biased_flags(start["r_work"], start["r_free"]) if self._new_flags is None else []
         self.result["messages"] = [*self._twins, *self._flag_messages, *self._messages, *self._entry.messages]
         self._json = refine_output.as_json(self.result)
-        record = refine_output.record(self.result, self._held, None if self._new_flags is None else "RANDOM")
+        record = refine_output.record(self.result, None if self._new_flags is None else "RANDOM")
         made = refine_output.contents(self.result, refined, [*self._paths], self.params.output.mtz_labels, record)
         contents = {self._paths[suffix]: content for suffix, content in made.items()}
         if self._new_flags is not None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..files.refined_model import refined_model
-from ..real_space.files import write_map_coefficients
+from ..real_space.files import map_coefficient_bytes
 from ..versions import versions
 from . import refine_statistics as statistics
 
@@ -23,6 +21,12 @@ _MASKS = {
     "probe_shrink": "mask accessible to a probe, differentiable",
     "density_cutoff": "mask by a cutoff of the density, differentiable",
     "binary": "flat mask accessible to a probe",
+}
+_RESTRAINTS = {
+    "library": "geometry restrained by a monomer library in the layout of CCP4's, by gemmi's topology",
+    "cctbx": "geometry restrained by cctbx's restraints",
+    "force_field": "geometry restrained by a force field, ff14SB with implicit solvent",
+    None: "no restraints of the geometry",
 }
 
 
@@ -86,7 +90,7 @@ def describe(
     }
 
 
-def record(result: dict[str, Any], held: Any, free_selection: str | None) -> dict[str, Any]:
+def record(result: dict[str, Any], free_selection: str | None) -> dict[str, Any]:
     """The refinement as :mod:`mmtbx_sfdiff.files.deposition` takes it."""
     final, settings = result["final"], result["settings"]
     counts = result["displacements"]
@@ -95,7 +99,7 @@ def record(result: dict[str, Any], held: Any, free_selection: str | None) -> dic
         "program": "mmtbx_sfdiff",
         "version": result["versions"]["mmtbx_sfdiff"],
         "target": _TARGETS[settings["target"]],
-        "restraints": "; ".join(message for message in held.messages if "restrain" in message),
+        "restraints": _RESTRAINTS[(result["geometry_restraints"] or {}).get("restraints")],
         "solvent": _MASKS.get(settings["mask"], settings["mask"]) + ", scale of each resolution bin",
         "n_atoms": result["n_atoms"],
         "n_solvent_atoms": int(sum(counts["counts"].get("water", []))),
@@ -165,14 +169,10 @@ def map_file(fmodel: Any, labels: str = "ccp4") -> bytes:
         With scales.
     labels : {"ccp4", "phenix"}
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "maps.mtz"
-        if labels == "phenix" or fmodel.reflections.anomalous:
-            fmodel.write_map_coefficients(path)
-        else:
-            reflections = fmodel.reflections
-            write_map_coefficients(path, reflections.crystal, reflections.miller_indices, _ccp4_columns(fmodel))
-        return path.read_bytes()
+    if labels == "phenix" or fmodel.reflections.anomalous:
+        return bytes(fmodel.map_file())
+    reflections = fmodel.reflections
+    return map_coefficient_bytes(reflections.crystal, reflections.miller_indices, _ccp4_columns(fmodel))
 
 
 def _ccp4_columns(fmodel: Any) -> dict[str, torch.Tensor]:

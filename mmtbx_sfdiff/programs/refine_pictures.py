@@ -120,7 +120,7 @@ def draw_residues(result: dict[str, Any]) -> Figure:
     named = [(0.5 * (a + b - 1), chains[a]) for a, b in zip(starts, ends) if b - a > len(chains) / 25]
     axes.set_xticks([place for place, _ in named], [f"{chain or '(blank)'}" for _, chain in named])
     axes.set_xlabel("residues, by chain (waters left out)")
-    axes.set_ylim(min(0.0, float(y.min())), 1.03)
+    axes.set_ylim(min(0.5, float(y.min()) - 0.05), 1.03)
     axes.set_ylabel("correlation")
     _legend(axes)
     return figure

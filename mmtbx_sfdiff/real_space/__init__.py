@@ -1,7 +1,7 @@
 """Electron density: of a model, from structure factors, against maps; map coefficients and map files."""
 
 from .coefficients import anomalous_difference_coefficients, map_coefficients
-from .files import read_map, read_map_coefficients, write_map, write_map_coefficients
+from .files import map_coefficient_bytes, read_map, read_map_coefficients, write_map, write_map_coefficients
 from .fourier import fourier_map, fourier_transform
 from .model_density import density
 from .targets import map_correlation, map_least_squares, residue_correlation
@@ -11,6 +11,7 @@ __all__ = [
     "density",
     "fourier_map",
     "fourier_transform",
+    "map_coefficient_bytes",
     "map_coefficients",
     "map_correlation",
     "map_least_squares",

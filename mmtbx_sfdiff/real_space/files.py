@@ -103,6 +103,11 @@ def write_map_coefficients(
         Columns of another length than the indices; a folder that does not exist.
     """
     _check_folder(path)
+    Path(path).write_bytes(map_coefficient_bytes(crystal, miller_indices, columns))
+
+
+def map_coefficient_bytes(crystal: Crystal, miller_indices: torch.Tensor, columns: Mapping[str, torch.Tensor]) -> bytes:
+    """The content of the file of :func:`write_map_coefficients`."""
     mtz = gemmi.Mtz(with_base=True)
     mtz.title = "mmtbx_sfdiff"
     mtz.set_cell_for_all(gemmi.UnitCell(*crystal.unit_cell))
@@ -122,7 +127,7 @@ def write_map_coefficients(
         mtz.add_column(label, kind)
         data.append(values.astype(np.float64)[:, None])
     mtz.set_data(np.concatenate(data, 1).astype(np.float32))
-    mtz.write_to_file(str(path))
+    return bytes(mtz.write_to_bytes())
 
 
 def read_map_coefficients(

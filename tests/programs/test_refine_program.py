@@ -42,10 +42,10 @@ def refined(files_1yjp, tmp_path_factory):
 
 def test_what_is_written(refined, files_1yjp):
     folder, result = refined
-    assert sorted(p.name for p in folder.iterdir()) == [f"1yjp_refined.{s}" for s in ("json", "mtz", "pdb", "png")]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        f"1yjp_refined.{s}" for s in ("html", "json", "mtz", "pdb", "png")
+    ]
     assert (folder / "1yjp_refined.png").read_bytes().startswith(b"\x89PNG")
-    labels = mtz.object(str(folder / "1yjp_refined.mtz")).column_labels()
-    assert {"2FOFCWT", "PH2FOFCWT", "FOFCWT", "PHFOFCWT", "F-model", "R-free-flags"} <= set(labels)
     # The model on disk has the R factors that were printed, up to the digits of a PDB file.
     model = FModel.from_files(folder / "1yjp_refined.pdb", files_1yjp[1], mask={"method": "binary"})
     model.update_scales()
@@ -73,6 +73,8 @@ def test_output_says_that_nothing_restrains(files_1yjp, tmp_path, capsys):
                 "steps=1",
                 "adp=False",
                 "figure=False",
+                "report=False",
+                "mtz_labels=phenix",
                 "model_format=mmcif",
                 "mask=binary",
                 f"directory={tmp_path}",
@@ -83,6 +85,8 @@ def test_output_says_that_nothing_restrains(files_1yjp, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "no geometry restraints" in out and "\x1b" not in out and "R-free" in out
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".cif", ".json", ".mtz"]
+    labels = mtz.object(str(tmp_path / "1yjp_refined.mtz")).column_labels()
+    assert {"2FOFCWT", "PH2FOFCWT", "FOFCWT", "PHFOFCWT", "F-model", "R-free-flags"} <= set(labels)
     model = FModel.from_files(tmp_path / "1yjp_refined.cif", files_1yjp[1])
     original = FModel.from_files(*files_1yjp)
     torch.testing.assert_close(model.atoms.u_iso, original.atoms.u_iso, rtol=0, atol=1e-4)
