@@ -129,7 +129,7 @@ def remark_3(record: dict[str, Any]) -> list[str]:
     if r["restraint_types"]:
         lines += [" DEVIATIONS FROM IDEAL VALUES.", "                RMSD               COUNT"]
         lines += [
-            f"  {name.upper():<11}: {_null(deviation, 3):>7} {unit:<10} {number:>6}"
+            f"  {name.upper():<11}: {_null(deviation, 3):>7} {unit:<10} {'NULL' if number is None else number:>6}"
             for name, number, deviation, unit in r["restraint_types"]
         ]
         lines.append("")
@@ -173,8 +173,8 @@ def _software(block: gemmi.cif.Block, record: dict[str, Any]) -> None:
             others.append((kind, name, version))
     block.find_mmcif_category("_software.").erase()
     loop = block.init_loop("_software.", ["pdbx_ordinal", "classification", "name", "version"])
-    for number, row in enumerate([*others, ("refinement", record["program"], record["version"])], 1):
-        _row(loop, number, *(value or None for value in row))
+    for number, values in enumerate([*others, ("refinement", record["program"], record["version"])], 1):
+        _row(loop, number, *(value or None for value in values))
 
 
 def _twins(block: gemmi.cif.Block, twin: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def _summary(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     def gap(part: dict[str, Any]) -> str:
         return optional(None if part["r_free"] is None else part["r_free"] - part["r_work"])
 
-    rows = [
+    rows: list[tuple[str, str, str]] = [
         ("R-work", optional(start["r_work"]), optional(final["r_work"])),
         ("R-free", optional(start["r_free"]), optional(final["r_free"])),
         ("R-free - R-work", gap(start), gap(final)),
@@ -68,7 +68,7 @@ def _summary(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     for name in ("favored", "allowed", "outliers"):
         values = [_share(rama[when], name) for when in ("start", "final")]
         if values != ["–", "–"]:
-            rows.append((f"Ramachandran, {name}", *values))
+            rows.append((f"Ramachandran, {name}", values[0], values[1]))
     return rows
 
 

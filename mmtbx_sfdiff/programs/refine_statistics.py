@@ -117,7 +117,7 @@ def _residues(hierarchy: Any) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     atoms = hierarchy.atoms()
     atoms.reset_i_seq()
     groups = torch.full((len(atoms),), -1, dtype=torch.int64)
-    labels = []
+    labels: list[dict[str, Any]] = []
     several = len(hierarchy.models()) > 1
     for model in hierarchy.models():
         for chain in model.chains():
@@ -182,7 +182,7 @@ def ramachandran(hierarchy: Any) -> dict[str, Any] | None:
     }
 
 
-def restraint_types(geometry: Any, sites_cart: torch.Tensor) -> list[tuple[str, int, float, str]]:
+def restraint_types(geometry: Any, sites_cart: torch.Tensor) -> list[tuple[str, int | None, float, str]]:
     """(name, number, root mean square deviation, unit) of bonds and angles; nothing where no library is known."""
     if geometry is None:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -127,7 +128,11 @@ def map_coefficient_bytes(crystal: Crystal, miller_indices: torch.Tensor, column
         mtz.add_column(label, kind)
         data.append(values.astype(np.float64)[:, None])
     mtz.set_data(np.concatenate(data, 1).astype(np.float32))
-    return bytes(mtz.write_to_bytes())
+    if hasattr(mtz, "write_to_bytes"):
+        return bytes(mtz.write_to_bytes())
+    with tempfile.TemporaryDirectory() as folder:  # gemmi before 0.7
+        mtz.write_to_file(f"{folder}/columns.mtz")
+        return Path(folder, "columns.mtz").read_bytes()
 
 
 def read_map_coefficients(
