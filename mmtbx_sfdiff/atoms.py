@@ -35,6 +35,7 @@ from .atom_tensors import AtomTensors, check_dtype
 from .crystal import Crystal
 from .displacements import packed, u_cart_as_u_star
 from .form_factors import FormFactors
+from .numerics.tensors import tensor_of
 from .symmetry.sites import MIN_DISTANCE
 
 
@@ -229,7 +230,7 @@ class Atoms(AtomTensors):
         rows = {name: row for row, name in enumerate(types)}
 
         def tensor(values: Any, dtype: torch.dtype = dtype) -> torch.Tensor:
-            return torch.as_tensor(values).to(dtype=dtype, device=device)
+            return tensor_of(values, dtype, device)
 
         sites_frac = tensor(arrays.sites_frac, torch.float64)
         to_cart = np.ascontiguousarray(crystal.orthogonalization.cpu().numpy().T)

@@ -46,7 +46,8 @@ class AtomsModule(torch.nn.Module):
     def atoms(self) -> Atoms:
         if not self.refine:
             return self._base
-        return self._base.replace(**{name: getattr(self, name) for name in self.refine})
+        atoms: Atoms = self._base.replace(**{name: getattr(self, name) for name in self.refine})
+        return atoms
 
     @atoms.setter
     def atoms(self, atoms: Atoms) -> None:
@@ -69,7 +70,8 @@ class AtomsModule(torch.nn.Module):
 
     def _up_to_date(self) -> Atoms:
         """The atoms with the values of the parameters, which are no longer among them."""
-        return self._base.replace(**{name: getattr(self, name).detach().clone() for name in self.refine})
+        atoms: Atoms = self._base.replace(**{name: getattr(self, name).detach().clone() for name in self.refine})
+        return atoms
 
     def replace(self, **parameters: torch.Tensor) -> None:
         """Set new parameters of the atoms, such as ``sites_cart``; the scales stay."""
@@ -86,9 +88,8 @@ class AtomsModule(torch.nn.Module):
                 "give it coordinates of any precision."
             )
         if (there.dtype, there.device) != (atoms.dtype, atoms.device):
-            target = {"dtype": there.dtype, "device": there.device}
-            self._base = atoms.to(**target)
-            self._move(**target)
+            self._base = atoms.to(dtype=there.dtype, device=there.device)
+            self._move(there.dtype, there.device)
         super()._apply(fn, recurse)
         return self
 

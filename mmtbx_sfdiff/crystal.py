@@ -24,6 +24,7 @@ import numpy as np
 
 from ._cctbx_loading import require_cctbx
 from .kernels.opaque import Held
+from .numerics.tensors import tensor_of
 from .symmetry import gridding, miller_sets, sites
 from .symmetry.cctbx_settings import group_of_symbol, setting_of_cctbx
 from .symmetry.operators import DENOMINATOR
@@ -394,9 +395,7 @@ def as_miller_tensor(miller_indices: Any, device: torch.device | str | None = No
     if hasattr(miller_indices, "as_vec3_double"):  # flex.miller_index
         values = miller_indices.as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
         return torch.from_numpy(values.astype(np.int64)).to(device or "cpu")
-    indices = (
-        miller_indices if isinstance(miller_indices, torch.Tensor) else torch.as_tensor(np.asarray(miller_indices))
-    )
+    indices = tensor_of(miller_indices)
     if indices.ndim != 2 or indices.shape[-1] != 3:
         raise ValueError(f"miller_indices must have the shape (n, 3), not {tuple(indices.shape)}.")
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:

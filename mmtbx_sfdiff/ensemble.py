@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .atoms import Atoms
 from .bulk_solvent import solvent_structure_factors
 from .crystal import Crystal
+from .numerics.tensors import tensor_of
 
 SOLVENTS = ("combined", "per_conformer")
 
@@ -33,7 +34,7 @@ def checked_weights(weights: torch.Tensor | Any, atoms: Atoms, solvent: str) -> 
     """
     if solvent not in SOLVENTS:
         raise ValueError(f"solvent must be one of {', '.join(SOLVENTS)}, not {solvent!r}.")
-    weights = torch.as_tensor(weights)
+    weights = tensor_of(weights)
     if weights.ndim != 1 or tuple(atoms.batch_shape[-1:]) != tuple(weights.shape):
         raise ValueError(
             f"ensemble must be one weight for each conformer, the last batch dimension of the atoms: it has the shape "
@@ -94,4 +95,5 @@ def _recomputed(function: Callable[[Atoms], torch.Tensor], atoms: Atoms) -> torc
 
 def _conformer(atoms: Atoms, k: int) -> Atoms:
     """Conformer k of each ensemble."""
-    return atoms.model(*[slice(None)] * (len(atoms.batch_shape) - 1), k)
+    one: Atoms = atoms.model(*[slice(None)] * (len(atoms.batch_shape) - 1), k)
+    return one

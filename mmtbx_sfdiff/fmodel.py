@@ -22,11 +22,13 @@ from .bulk_solvent import solvent_structure_factors
 from .ensemble import checked_weights, ensemble_f_mask, weighted_sum
 from .fmodel_io import FModelIO
 from .fmodel_targets import TARGETS, FModelTargets
+from .kernels import checks
 from .likelihood.alpha_beta import AlphaBeta
 from .numerics.precision import full_precision
 from .reflections import Reflections
 from .scaling import Scales, refit, update_all_scales
 from .scaling.mask_lengths import OptimizedMask, optimize_mask
+from .scaling.refit import Solved, solve
 from .structure_factors import structure_factors
 
 __all__ = ["TARGETS", "FModel"]
@@ -63,8 +65,8 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
         Determine the scales again, without a graph, at every so many calls of :meth:`f_model`; by default only
         :meth:`update_scales` does.
     follow_scales : bool
-        Let the overall scale and k_mask of each resolution bin follow F_calc and F_mask in the gradient
-        (:func:`~mmtbx_sfdiff.scaling.refit`), rather than count as constants.
+        Solve for the overall scale and k_mask of each resolution bin again in every call, on the graph: they follow F_calc and
+        F_mask from where :meth:`update_scales` left them (:mod:`mmtbx_sfdiff.scaling.refit`), rather than stay constant.
 
     Attributes
     ----------
@@ -134,7 +136,9 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             raise ValueError(f"refresh_scales must be at least 1 call, not {refresh_scales!r}.")
         self.refresh_scales, self.follow_scales, self._calls = refresh_scales, follow_scales, 0
         self.scales: Scales | None = None
-        self.reflections = reflections
+        # Of the structure factors that the scales were determined from; what follows, follows from there.
+        self._solved: Solved | None = None
+        self._reflections, self._reflections_for = _unscaled(reflections)
         self._alpha_beta: AlphaBeta | None = None
 
     def with_(self, atoms: Atoms | None = None, reflections: Reflections | None = None, **options: Any) -> FModel:
@@ -196,7 +200,7 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
 
     @reflections.setter
     def reflections(self, reflections: Reflections) -> None:
-        self._reflections, self._reflections_for = dataclasses.replace(reflections, _in_use=None), None
+        self._reflections, self._reflections_for = _unscaled(reflections)
 
     # Structure factors
 
@@ -246,7 +250,10 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             self._calls += 1
             if self._calls % self.refresh_scales == 0:
                 scales = self._determine_scales(f_calc.detach(), f_mask.detach(), {})
-        return refit(scales, self.reflections, f_calc, f_mask) if self.follow_scales else scales.f_model(f_calc, f_mask)
+        if self.follow_scales:
+            return refit(scales, self.reflections, f_calc, f_mask, reference=self._solved)
+        model: torch.Tensor = scales.f_model(f_calc, f_mask)
+        return model
 
     forward = f_model
 
@@ -256,7 +263,8 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             return atoms
         if sites_cart.is_floating_point() and torch.finfo(sites_cart.dtype).eps > torch.finfo(atoms.dtype).eps:
             sites_cart = sites_cart.to(atoms.dtype)
-        return atoms.replace(sites_cart=sites_cart)
+        moved: Atoms = atoms.replace(sites_cart=sites_cart)
+        return moved
 
     def _structure_factors(self, atoms: Atoms) -> torch.Tensor:
         return structure_factors(
@@ -266,6 +274,27 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             method=self.method,
             accuracy=self.accuracy,
         )
+
+    def check(self) -> None:
+        """Wait for the device, and raise for what a call found wrong there since this was last asked.
+
+        On a GPU :func:`~mmtbx_sfdiff.structure_factors` does not wait to see whether its numbers can be computed with: of a
+        model with a bad one it gives NaN, and the error is raised here, by :meth:`update_scales` or :meth:`r_factors`, or by the
+        first later call that finds it there.  On the CPU the call itself raises, and there is nothing left to say here.
+
+        Raises
+        ------
+        BadAtom
+            A ValueError that names the first bad atom, its parameter and its model.
+
+        Examples
+        --------
+        >>> loss = fmodel.target("least_squares", sites_cart=network(x))     # doctest: +SKIP
+        >>> fmodel.check()                                                   # doctest: +SKIP
+        """
+        device = self.reflections.f_obs.device
+        with checks.naming(lambda: self._base.labels):
+            checks.raise_pending(device)
 
     # Scales and targets
 
@@ -289,11 +318,14 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
                 f"Scales are determined for one model, or one ensemble, not for a batch of shape {tuple(f_calc.shape[:-1])}: "
                 "give update_scales() and refresh_scales one at a time."
             )
+        self.check()
         options = getattr(self, "_scaling", {}) | options
         if options.get("model", "mmtbx") == "mmtbx":
             options = self.riding_hydrogens() | options
         with torch.no_grad():
-            scales = self.scales = update_all_scales(self.reflections, f_calc, f_mask, **options)
+            scales: Scales = update_all_scales(self.reflections, f_calc, f_mask, **options)
+        self.scales = scales
+        self._solved = solve(scales, self.reflections, f_calc, f_mask) if self.follow_scales else None
         self._alpha_beta = None
         return scales
 
@@ -311,7 +343,7 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             )
         with torch.no_grad():
             f_calc = self.f_calc()
-        found = optimize_mask(self._up_to_date(), self.reflections, f_calc, **options)
+        found: OptimizedMask = optimize_mask(self._up_to_date(), self.reflections, f_calc, **options)
         self.mask_options = self.mask_options | {"method": "probe_shrink"} | found.options
         self.update_scales()
         return found
@@ -344,11 +376,11 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
     # What torch moves, saves and loads beside the atoms: see AtomsModule.
 
     def _move(self, dtype: torch.dtype, device: torch.device) -> None:
-        here = {"dtype": dtype, "device": device}
-        self.reflections = self.reflections.to(**here)
-        self.scales = None if self.scales is None else self.scales.to(**here)
-        self._alpha_beta = None if self._alpha_beta is None else self._alpha_beta.to(**here)
-        self._weights = None if self._weights is None else self._weights.to(**here)
+        self.reflections = self.reflections.to(dtype=dtype, device=device)
+        self.scales = None if self.scales is None else self.scales.to(dtype, device)
+        self._solved = None if self._solved is None else self._solved.to(dtype, device)
+        self._alpha_beta = None if self._alpha_beta is None else self._alpha_beta.to(dtype, device)
+        self._weights = None if self._weights is None else self._weights.to(dtype=dtype, device=device)
         self.f_partial = None if self.f_partial is None else self._partial(self.f_partial.to(device), self.reflections)
         self.mask_options = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value
@@ -360,24 +392,31 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             "mask": self.mask_options,
             "scales": None if self.scales is None else _as_dict(self.scales),
             "alpha_beta": None if self._alpha_beta is None else _as_dict(self._alpha_beta),
+            "solved": None if self._solved is None else _as_dict(self._solved),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        scales, alpha_beta = state["scales"], state["alpha_beta"]
+        scales, alpha_beta, solved = state["scales"], state["alpha_beta"], state.get("solved")
         if scales is not None and len(scales["selection"]) != len(self.reflections):
             raise ValueError(
                 f"The scales of the state are for {len(scales['selection'])} reflections, and there are "
                 f"{len(self.reflections)}: give the data that the state was made with."
             )
         super().set_extra_state(state)
-        here = {"dtype": self.reflections.f_obs.dtype, "device": self.reflections.f_obs.device}
+        here = self.reflections.f_obs.dtype, self.reflections.f_obs.device
         self.mask_options = dict(state["mask"])
-        self.scales = None if scales is None else Scales(**scales).to(**here)
-        self._alpha_beta = None if alpha_beta is None else AlphaBeta(**alpha_beta).to(**here)
+        self.scales = None if scales is None else Scales(**scales).to(*here)
+        self._alpha_beta = None if alpha_beta is None else AlphaBeta(**alpha_beta).to(*here)
+        self._solved = None if solved is None else Solved(**solved).to(*here)
 
     def extra_repr(self) -> str:
         state = "no scales" if self.scales is None else f"R {self.scales.r_work:.4f}/{self.scales.r_free:.4f}"
         return f"{self.atoms.n_atoms} atoms, {len(self.reflections)} reflections, {state}"
+
+
+def _unscaled(reflections: Reflections) -> tuple[Reflections, Scales | None]:
+    """Reflections that know of no scales, and those scales."""
+    return dataclasses.replace(reflections, _in_use=None), None
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

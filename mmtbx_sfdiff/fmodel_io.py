@@ -28,8 +28,9 @@ class FModelIO:
     source: Any
 
     if TYPE_CHECKING:
-        selection: torch.Tensor
 
+        @property
+        def selection(self) -> torch.Tensor: ...
         def known_scales(self) -> Scales: ...
         def f_model(
             self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None
@@ -73,11 +74,11 @@ class FModelIO:
         """
         if importlib.util.find_spec("cctbx") is None:
             atoms, reflections = _read_without_cctbx(model, data, dtype, device, scattering_table, read or {})
-            return cls(atoms, reflections, **options)
+            return cls(atoms, reflections, **options)  # type: ignore[call-arg]
         from .files import load_entry  # reads with cctbx, which this package does not need to be imported
 
         entry = load_entry(model, data, scattering_table=scattering_table, **(read or {}))
-        return cls(
+        return cls(  # type: ignore[call-arg]
             Atoms.from_cctbx(entry.model.xray_structure, dtype=dtype, device=device),
             Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device),
             source=entry,
@@ -99,7 +100,7 @@ class FModelIO:
             raise ValueError(f"The manager is of twinned data (twin law {manager.twin_law}), which are not supported.")
         if manager.xray_structure is None:
             raise ValueError("The manager has no xray_structure: make an FModel from Atoms and Reflections instead.")
-        return cls(
+        return cls(  # type: ignore[call-arg]
             Atoms.from_cctbx(manager.xray_structure, dtype=dtype, device=device),
             Reflections.from_cctbx(manager.f_obs(), manager.r_free_flags(), dtype=dtype, device=device),
             **options,

@@ -25,6 +25,10 @@ class FModelTargets:
         """Scaled structure factors of all reflections."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Wait for the device, and raise for what was wrong there."""
+        raise NotImplementedError
+
     def known_scales(self) -> Scales:
         """The scales.
 
@@ -79,6 +83,7 @@ class FModelTargets:
         """(R-work, R-free) of the present model with the present scales, floats; R-free is None where none are free."""
         with torch.no_grad():
             r_work, r_free = self._r_factors(None, None)
+        self.check()
         return float(r_work), float(r_free) if self.has_free else None
 
     def _r_factors(

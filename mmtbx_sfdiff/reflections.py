@@ -15,6 +15,7 @@ import numpy as np
 
 from ._cctbx_loading import require_cctbx
 from .crystal import Crystal, as_flex_miller_index, as_miller_tensor
+from .numerics.tensors import tensor_of
 from .reflection_columns import Observed, columns_of_dataset, columns_of_gemmi, observed
 
 
@@ -103,9 +104,9 @@ class Reflections:
         """
         crystal = crystal.to(device)
         indices = as_miller_tensor(miller_indices, device=device)
-        values = torch.as_tensor(f_obs).detach().to(dtype=dtype, device=device)
-        errors = None if sigmas is None else torch.as_tensor(sigmas).detach().to(dtype=dtype, device=device)
-        flags = None if free is None else torch.as_tensor(free, device=device)
+        values = tensor_of(f_obs, dtype, device).detach()
+        errors = None if sigmas is None else tensor_of(sigmas, dtype, device).detach()
+        flags = None if free is None else tensor_of(free, device=device)
         for name, tensor in (("f_obs", values), ("sigmas", errors), ("free", flags)):
             if tensor is not None and tuple(tensor.shape) != (len(indices),):
                 raise ValueError(f"{name} must have the shape ({len(indices)},), not {tuple(tensor.shape)}.")
@@ -193,7 +194,7 @@ class Reflections:
     def _from_observed(
         cls, crystal: Crystal, found: Observed, dtype: torch.dtype, device: torch.device | str
     ) -> Reflections:
-        absent = _absent(crystal, torch.as_tensor(found.indices, device=device)).cpu().numpy()
+        absent = _absent(crystal, tensor_of(found.indices, device=device)).cpu().numpy()
         left_out = found.left_out | ({"systematically absent": int(absent.sum())} if absent.any() else {})
         keep = ~absent
         data = cls.from_arrays(
@@ -389,7 +390,9 @@ def resolution_shells(d_spacings, n_shells=None, d_max_edges=None):
     d = d_spacings.to(torch.float64)
     if d_max_edges is None:
         n_shells = n_shells or max(1, min(20, len(d) // 100))
-        inverse = torch.linspace(float(d.max()) ** -3, float(d.min()) ** -3, n_shells + 1, dtype=torch.float64)
+        inverse = torch.linspace(
+            float(d.max()) ** -3, float(d.min()) ** -3, n_shells + 1, dtype=torch.float64, device="cpu"
+        )
         edges = (inverse ** (-1 / 3)).tolist()
         edges[0], edges[-1] = float(d.max()), float(d.min())
     else:

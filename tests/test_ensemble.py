@@ -163,3 +163,64 @@ def test_errors(one):
     model = sfdiff.FModel(atoms, one.reflections, ensemble=WEIGHTS)
     with pytest.raises(ValueError, match="mask of an ensemble"):
         model.optimize_mask()
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("target", ["least_squares", "maximum_likelihood"])
+def test_scales_that_follow_are_solved_again_and_differentiated_through(one, ensemble, target):
+    atoms = conformers(one) if ensemble else one.atoms
+    options = {"ensemble": WEIGHTS, "solvent": "combined"} if ensemble else {}
+    model = one.with_(atoms=atoms, follow_scales=True, mask={"precision": "double"}, **options)
+    model.update_scales()
+    model.alpha_beta()
+    fixed = one.with_(atoms=atoms, mask={"precision": "double"}, **options)
+    fixed.scales, fixed._alpha_beta = model.scales, model._alpha_beta
+    generator = torch.Generator().manual_seed(5)
+    # Away from where the scales were determined: there the value is another one, too.
+    sites = model.atoms.sites_cart + 0.1 * torch.randn(atoms.sites_cart.shape, generator=generator, dtype=torch.float64)
+    start = model.atoms.sites_cart
+    assert float(model.target(target, start)) == pytest.approx(float(fixed.target(target, start)), rel=1e-9)
+    assert float(model.target(target, sites)) != pytest.approx(float(fixed.target(target, sites)), rel=1e-4)
+    leaf = sites.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.target(target, leaf), leaf)
+    direction = gradient / gradient.norm() + torch.nn.functional.normalize(
+        torch.randn(sites.shape, generator=generator, dtype=torch.float64), dim=(-2, -1)
+    )
+    step = 1e-4 * direction
+    with torch.no_grad():
+        difference = float(model.target(target, sites + step) - model.target(target, sites - step))
+    assert difference == pytest.approx(2 * float((gradient * step).sum()), rel=1e-4)
+
+
+def test_scales_that_follow_in_a_batch_and_after_loading(one):
+    model = one.with_(follow_scales=True)
+    model.update_scales()
+    sites = model.atoms.sites_cart
+    batch = torch.stack([sites, sites + 0.1])
+    together = model.target("least_squares", batch)
+    torch.testing.assert_close(together, torch.stack([model.target("least_squares", x) for x in batch]))
+    again = one.with_(follow_scales=True)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.target("least_squares", sites + 0.1), model.target("least_squares", sites + 0.1))
+    assert again.float().target("least_squares", batch.float()).dtype == torch.float32
+    one.double()
+
+
+def test_scales_that_follow_twice(one):
+    """Second derivatives through the solution of the scales, the mask kept."""
+    model = one.with_(follow_scales=True)
+    model.update_scales()
+    f_mask = model.f_mask().detach()
+    sites = model.atoms.sites_cart + 0.05
+
+    def of(x):
+        return model.target("least_squares", x, f_mask=f_mask)
+
+    v = torch.randn(sites.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    _, product = torch.autograd.functional.hvp(of, sites, v)
+    step, found = 1e-4, []
+    for sign in (1, -1):
+        leaf = (sites + sign * step * v).requires_grad_()
+        found.append(torch.autograd.grad(of(leaf), leaf)[0])
+    expected = (found[0] - found[1]) / (2 * step)
+    assert float((product - expected).norm()) <= 1e-5 * float(expected.norm())

@@ -49,7 +49,7 @@ class DisplacementRestraints(torch.nn.Module):
         contacts = bonds[:0] if contacts is None else contacts
         kinds = ((bonds, "bond"), (ends, "angle"), (contacts, "contact"))
         self.register_buffer("rows", torch.cat([rows for rows, _ in kinds]).to(torch.int64))
-        inverse = [torch.full((len(p),), 1 / sigma[name], dtype=torch.float64) for p, name in kinds]
+        inverse = [torch.full((len(p),), 1 / sigma[name], dtype=torch.float64, device="cpu") for p, name in kinds]
         self.register_buffer("inverse_sigma", torch.cat(inverse).to(bonds.device))
 
     @classmethod

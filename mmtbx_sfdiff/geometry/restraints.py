@@ -286,7 +286,7 @@ class GeometryRestraints(torch.nn.Module):
 
     def _values(self, name: str, values: np.ndarray) -> None:
         """A buffer of numbers, in the module's present dtype and on its device."""
-        like = self.bond_ideal if hasattr(self, "bond_ideal") else torch.zeros(0, dtype=torch.float64)
+        like = self.bond_ideal if hasattr(self, "bond_ideal") else torch.zeros(0, dtype=torch.float64, device="cpu")
         self.register_buffer(
             name, torch.from_numpy(np.ascontiguousarray(values, dtype=float)).to(like), not name.startswith(_CONTACTS)
         )

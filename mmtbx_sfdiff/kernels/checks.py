@@ -2,6 +2,8 @@
 
 Called inside every opaque operation that takes atoms, before any work, so that ``torch.compile`` and ``vmap`` meet it too.
 A good call costs two passes over each parameter.  :func:`naming` adds an atom's label where the caller knows it.
+
+On a GPU :func:`note_numbers` does not wait for the answer: see :mod:`.deferred`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 import numpy as np
+
+from . import deferred
 
 #: Largest size of each parameter, and its unit.  Positions beyond are rounded by more than a thousandth of an Å in single
 #: precision many times over; no table, no data set comes near the others.
@@ -78,15 +82,82 @@ def check_numbers(parameters: Mapping[str, torch.Tensor]) -> None:
 
 
 def _error(name: str, value: torch.Tensor, atom: int, model: int) -> BadAtom:
+    return _bad_atom(name, value.detach()[model, atom].reshape(-1).tolist(), atom, model, len(value))
+
+
+def _bad_atom(name: str, numbers: Sequence[float], atom: int, model: int, n_models: int) -> BadAtom:
     limit, unit = LIMITS[name]
-    numbers = [float(x) for x in value.detach()[model, atom].reshape(-1)]
     text = ", ".join(f"{x:g}" for x in numbers)
     text = text if len(numbers) == 1 else f"({text})"
     size = f"{limit:g} {unit}".strip()
     return BadAtom(
         name, f"is {text}: it must be finite and at most {size} in size; correct it, or leave the atom out.",
-        atom, model, len(value),
+        atom, model, n_models,
     )  # fmt: skip
+
+
+def note_numbers(parameters: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """:func:`check_numbers`, but on a GPU nobody waits for the answer.
+
+    Returns
+    -------
+    torch.Tensor or None
+        None where there was time to look, and all is good.  Else (n_models,) bool, on the device: which models are bad.  Go on
+        with :func:`harmless` parameters, and make the results of these models NaN.
+
+    Raises
+    ------
+    BadAtom
+        As :func:`check_numbers`; on a GPU for an earlier call, of which the answer has arrived.
+    """
+    device = next(iter(parameters.values())).device
+    if not deferred.is_deferred(device):
+        check_numbers(parameters)
+        return None
+    look(device)
+    return deferred.first_bad(parameters, {name: LIMITS[name][0] for name in parameters})
+
+
+def harmless(parameters: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The same with zeros for all numbers of an atom of which one is bad, and 1 for its ``u_iso``: of no occupancy, it counts for nothing."""
+    wrong = None
+    for name, value in parameters.items():
+        own = ~(value.abs() <= LIMITS[name][0])
+        own = own.flatten(2).any(-1) if own.ndim > 2 else own
+        wrong = own if wrong is None else wrong | own
+    assert wrong is not None
+    return [
+        torch.where(wrong.reshape(*wrong.shape, *[1] * (value.ndim - 2)), 1.0 if name == "u_iso" else 0.0, value)
+        for name, value in parameters.items()
+    ]
+
+
+def look(device: torch.device) -> None:
+    """Raise for an earlier call on a GPU whose answer has arrived; never wait."""
+    deferred.look(device, _error_of)
+
+
+def raise_pending(device: torch.device | None = None) -> None:
+    """Wait for a GPU (for all by default), and raise for the first thing that was wrong there since this was last asked.
+
+    Raises
+    ------
+    BadAtom
+        A number that nothing can be computed with.
+    ValueError
+        Results that are not finite for another reason.
+    """
+    deferred.raise_pending(device, _error_of)
+
+
+def _error_of(found: deferred.Finding) -> ValueError:
+    if found.values:
+        return _bad_atom(found.name, found.values, found.atom, found.model, found.n_models)
+    where = f" of model {found.model} of the batch" if found.n_models > 1 else ""
+    return ValueError(
+        f"The {found.name}{where} are not finite: displacement parameters of its atoms are not positive definite, or leave "
+        "the range that the grid was made for; correct them, or use method='direct'."
+    )
 
 
 def _within(value: torch.Tensor, limit: float) -> bool:

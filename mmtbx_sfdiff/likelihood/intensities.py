@@ -18,6 +18,7 @@ import numpy as np
 
 from ..crystal import Crystal, as_miller_tensor
 from ..numerics.precision import full_precision
+from ..numerics.tensors import tensor_of
 from .distributions import log_likelihood
 
 _POINTS, _NARROWINGS, _DROP = 64, 5, 42.0
@@ -155,7 +156,7 @@ def log_likelihood_of_intensities(
     torch.Tensor
         (..., n) float64, to 1e-8 or better.
     """
-    i_obs, sigmas, model, variance = (torch.as_tensor(x).to(torch.float64) for x in (i_obs, sigmas, model, variance))
+    i_obs, sigmas, model, variance = (tensor_of(x, torch.float64) for x in (i_obs, sigmas, model, variance))
     # In units of sqrt(v), so that limits and steps are numbers of order 1.
     size = variance.sqrt()
     i_obs, sigmas, model = i_obs / variance, sigmas / variance, model / size

@@ -14,7 +14,7 @@ import math
 import torch
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def fast_size(least):
     """Smallest even number of grid points >= least with no prime factor above 7 (at most one 7)."""
     n = least + least % 2

@@ -51,7 +51,7 @@ def map_coefficients(
     merit = figure_of_merit(f_obs, known.alpha * model, variance, centric)
     phase = torch.where(model > 0, f_model / torch.where(model > 0, model, 1.0), 0.0)
     observed, calculated = merit * f_obs, known.alpha * model
-    twice = torch.where(centric, 1.0, 2.0)
+    twice = torch.where(centric, 1.0, 2.0).to(model.dtype)
     k = 1.0 if overall is None else torch.where(overall != 0, 1 / torch.where(overall != 0, overall, 1.0), 0.0)
     found = {
         "2mFo-DFc": twice * observed - torch.where(centric, 0.0, calculated),

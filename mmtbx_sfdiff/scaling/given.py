@@ -50,7 +50,7 @@ def given_scales(crystal, miller_indices, scale=1.0, k_sol=0.0, b_sol=0.0, b_car
 
 def _b_star(crystal, b_cart):
     """(3, 3) of the quadratic form in the indices."""
-    b = torch.tensor([float(b_cart[i]) for i in _PAIRS], dtype=torch.float64).reshape(3, 3)
+    b = torch.tensor([float(b_cart[i]) for i in _PAIRS], dtype=torch.float64, device="cpu").reshape(3, 3)
     b = b.to(crystal.fractionalization.device)
     inverse = crystal.fractionalization
     b_star = inverse @ b @ inverse.T

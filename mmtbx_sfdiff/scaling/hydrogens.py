@@ -46,10 +46,10 @@ def fit_hydrogens(f_obs, f_model, f_hydrogen, k_total, ss, b_mean, r_work):
         """Best (k, b, r) on the grid; (0, 0, r_best) where none is better."""
         best = (0.0, 0.0, r_best)
         k = torch.tensor(k_range, dtype=torch.float64, device=ss.device)[:, None]
-        r = torch.empty(len(k_range), len(b_range), dtype=torch.float64)
+        r = torch.empty(len(k_range), len(b_range), dtype=torch.float64, device="cpu")
         for j, b in enumerate(b_range):
             decay = (-b * ss).exp()
-            for rows in torch.arange(len(k_range)).split(max(1, _BLOCK // len(ss))):
+            for rows in torch.arange(len(k_range), device="cpu").split(max(1, _BLOCK // len(ss))):
                 model = k_total * amplitude(square, product * decay, hydrogen_square * decay.square(), k[rows])
                 denominator = torch.linalg.vecdot(model, model)
                 scale = torch.where(denominator == 0, 0.0, model @ f_obs / denominator)

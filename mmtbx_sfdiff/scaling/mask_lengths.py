@@ -148,7 +148,7 @@ class _Masks:
         self.learned = [e for e in sorted(set(heavy)) if per_element and heavy.count(e) >= _FREQUENT * len(heavy)]
         self.names = ["r_probe", "r_shrink", "softness"] + ["element"] * len(self.learned)
         self.row = torch.tensor(
-            [self.learned.index(e) if e in self.learned else len(self.learned) for e in atoms.elements]
+            [self.learned.index(e) if e in self.learned else len(self.learned) for e in atoms.elements], device="cpu"
         )
         self.table = atoms.vdw_radii()
         self.n_made = 0

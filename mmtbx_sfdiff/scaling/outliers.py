@@ -86,7 +86,9 @@ def model_outliers(e_obs, e_calc, centric, free, d_star_sq):
     s = sigmaa(e_obs, e_calc, centric, free, d_star_sq**1.5)
     result = torch.zeros_like(centric)
     # erf(sqrt(gain / 2))^n >= 1 - p
-    least = 2.0 * float(torch.erfinv(torch.tensor((1.0 - _P_MODEL) ** (1.0 / n), dtype=torch.float64))) ** 2
+    least = (
+        2.0 * float(torch.erfinv(torch.tensor((1.0 - _P_MODEL) ** (1.0 / n), dtype=torch.float64, device="cpu"))) ** 2
+    )
     chosen = posterior.candidates(e_obs, e_calc, centric, s, 0.999 * least).nonzero()[:, 0]
     if not len(chosen):
         return result

@@ -24,7 +24,7 @@ import torch
 
 from ..atoms import Atoms
 from ..crystal import Crystal, as_miller_tensor
-from ..kernels import checks, opaque
+from ..kernels import checks, deferred, opaque
 from ..kernels.jobs import NotPositiveDefinite
 from ..kernels.threads import own_threads
 from ..plans import Plan, plan_of
@@ -97,6 +97,7 @@ class _Request:
     machine: Machine
     accuracy: float
     memory: int
+    bad: torch.Tensor | None
 
     @classmethod
     def make(
@@ -114,14 +115,17 @@ class _Request:
         *shared, indices = shared
         named = dict(zip(PARAMETERS, parameters))
         checks.check_same("the atoms", named, (torch.float32, torch.float64))
-        checks.check_numbers(named)
+        bad = checks.note_numbers(named)
+        if bad is not None:
+            parameters = checks.harmless(named)
+            residual = residual.nan_to_num(0.0, 0.0, 0.0)
         own, given = opaque.held(crystal), opaque.held(place)
         other = given.crystal if isinstance(given, Plan) else given
         if not own.is_same_as(other):
             raise ValueError(f"The atoms belong to {own!r}, not to {other!r}.")
         plan = given.to(residual.device) if isinstance(given, Plan) else plan_of(own, indices)
         scatterers = Scatterers.make(parameters, residual, shared, own, opaque.held(form_factors))
-        return cls(scatterers, plan, _machines[method], accuracy, memory)
+        return cls(scatterers, plan, _machines[method], accuracy, memory, bad)
 
     @property
     def empty(self) -> bool:
@@ -131,6 +135,20 @@ class _Request:
         """F of no models, no atoms, no reflections."""
         s = self.scatterers
         return torch.zeros((s.n_models, len(self.plan)), dtype=s.complex_dtype, device=s.device)
+
+    def answer(
+        self, name: str, results: Sequence[torch.Tensor], seed: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Results (n_models, ...), NaN for models of which a number was bad, where nobody could wait to know."""
+        bad = self.bad
+        if bad is None:
+            return list(results)
+        found = [torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), math.nan, x) for x in results]
+        if found:
+            # Another reason for what is not finite is written down as well; and what the host knows by now is said.
+            deferred.not_finite(name, found[0], seed)
+        checks.look(bad.device)
+        return found
 
     def directions(self, tensors: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
         """Six tensors a direction, as the kernels take them."""
@@ -145,7 +163,7 @@ def _check_result(s: Scatterers, results: Sequence[torch.Tensor], seed: torch.Te
     BadAtom
         The atom with the largest displacement parameters.
     """
-    if s.device.type != "cpu" or all(_finite(x) for x in results) or (seed is not None and not _finite(seed)):
+    if deferred.is_deferred(s.device) or all(_finite(x) for x in results) or (seed is not None and not _finite(seed)):
         return
     size = s.u_iso.abs() + s.u_star.abs().sum(-1)
     model, atom = divmod(int(size.argmax()), s.n_atoms)
@@ -194,7 +212,7 @@ def _values(
             return request.zeros()
         f = request.machine.values(request.scatterers, request.plan, accuracy, memory)
         _check_result(request.scatterers, [f])
-        return f
+        return request.answer("structure factors", [f])[0]
 
 
 @opaque.operation("structure_factor_gradients", fake=_fake_gradients)
@@ -219,7 +237,7 @@ def _gradients(
         seed = grad.to(scatterers.complex_dtype).resolve_conj()
         found = request.machine.gradients(scatterers, request.plan, accuracy, memory, seed, tuple(wanted))
         _check_result(scatterers, [x for x in found if x is not None], seed)
-        return _chosen(scatterers.to_parameters(found), wanted)
+        return request.answer("gradients", _chosen(scatterers.to_parameters(found), wanted), seed)
 
 
 @opaque.operation("structure_factor_derivatives", fake=lambda directions, *rest: _fake_values(*rest))
@@ -239,7 +257,8 @@ def _directional(
         request = _Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
         if request.empty:
             return request.zeros()
-        return derivatives.values(request.scatterers, request.plan, memory, request.directions(directions))
+        found = derivatives.values(request.scatterers, request.plan, memory, request.directions(directions))
+        return request.answer("derivatives", [found])[0]
 
 
 @opaque.operation(
@@ -267,7 +286,7 @@ def _directional_gradients(
         scatterers = request.scatterers
         seed = grad.to(torch.complex128).resolve_conj()
         found = derivatives.gradients(scatterers, request.plan, memory, request.directions(directions), seed)
-        return _chosen(scatterers.to_parameters(found), wanted)
+        return request.answer("gradients of derivatives", _chosen(scatterers.to_parameters(found), wanted), seed)
 
 
 # The autograd functions' arguments: parameters and residual, what is shared, numbers, what must live on, directions.

@@ -8,10 +8,11 @@ import random
 import resource
 import sys
 
-import gemmi
 import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff.plans.cache import Kept, TensorCache
+
+import gemmi
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 2**20
@@ -84,9 +85,9 @@ def random_atoms(crystal, n_atoms, seed):
     return sfdiff.Atoms.from_arrays(crystal, elements, fractions @ crystal.orthogonalization.T, b_iso=b_iso)
 
 
-def training(n_atoms=200, d_min=2.5, seed=0, method="auto"):
+def training(n_atoms=80, d_min=2.5, seed=0, method="auto"):
     """(FModel, optimiser, step) of a loop of F, mask, target, backward and an optimiser; step() gives the target."""
-    crystal = sfdiff.Crystal((28.0, 31.0, 35.0, 90.0, 90.0, 90.0), "P 21 21 21")
+    crystal = sfdiff.Crystal((18.0, 21.0, 24.0, 90.0, 90.0, 90.0), "P 21 21 21")
     true = random_atoms(crystal, n_atoms, seed)
     indices = crystal.build_miller_indices(d_min)
     plan = sfdiff.plan(crystal, indices)
@@ -137,14 +138,18 @@ def many_crystals(n_crystals, every=100, report=None, rows=(), n_atoms=120, d_mi
         crystal = random_crystal(rng, rows[number - 1 : number])
         atoms = random_atoms(crystal, n_atoms, number)
         # Entries have large cells: as many reflections of each.
-        limit = max(d_min, (crystal.volume / (len(crystal.rotations) * len(crystal.centring)) / 60000.0) ** (1 / 3) * d_min)
+        limit = max(
+            d_min, (crystal.volume / (len(crystal.rotations) * len(crystal.centring)) / 60000.0) ** (1 / 3) * d_min
+        )
         plan = sfdiff.plan(crystal, crystal.build_miller_indices(limit))
         sites = atoms.sites_cart.clone().requires_grad_()
         moved = atoms.replace(sites_cart=sites)
         step = max(0.8, limit / 4)
         f = sfdiff.structure_factors(moved, plan, method=("fft", "direct")[number % 2], accuracy=1e-3)
         f_mask = sfdiff.solvent_structure_factors(moved, plan, grid_step=step)
-        mask = sfdiff.solvent_mask(moved, crystal, grid_step=step, method=("probe_shrink", "density_cutoff")[number % 2])
+        mask = sfdiff.solvent_mask(
+            moved, crystal, grid_step=step, method=("probe_shrink", "density_cutoff")[number % 2]
+        )
         total = (f + f_mask + sfdiff.mask_structure_factors(mask, plan)).abs().square().sum()
         (gradient,) = torch.autograd.grad(total, sites)
         if not bool(torch.isfinite(gradient).all()):

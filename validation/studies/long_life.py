@@ -2,7 +2,7 @@
 
     python -m validation.studies.long_life [--steps 10000] [--crystals 1000] [--every 500]
 
-A step is F, F_mask, the maximum-likelihood target, backward and Adam, of 200 atoms and some 1,200 reflections; every
+A step is F, F_mask, the maximum-likelihood target, backward and Adam, of 80 atoms and 378 reflections; every
 hundredth determines the scales anew.  Of each crystal, the entries' cells first and random ones after them, F, F_mask, a map
 and its transform with gradients, and of every tenth a density.  Prints memory as it goes, and what is in caches at the end.
 """
