@@ -86,7 +86,8 @@ def refit(
         k = _overall(scales, reflections, total)
         k0 = k.detach() if reference is None else reference.overall
         k_total = k_total * torch.where(k0 > 0, k / torch.where(k0 > 0, k0, 1.0), 1.0)[bins]
-    return k_total * total
+    result: torch.Tensor = k_total * total
+    return result
 
 
 @torch.no_grad()
