@@ -72,7 +72,7 @@ def refit(
     if f_calc.ndim > 1 or f_mask.ndim > 1:
         shape = torch.broadcast_shapes(f_calc.shape, f_mask.shape)
         rows = zip(*(f.expand(shape).flatten(0, -2) for f in (f_calc, f_mask)))
-        each = [refit(scales, reflections, *row, overall, solvent, reference) for row in rows]
+        each = [refit(scales, reflections, a, b, overall, solvent, reference) for a, b in rows]
         return torch.stack(each).reshape(shape) if each else (f_calc + f_mask).expand(shape)
     bins, k_mask, k_total = scales.bin_index, scales.k_masks[0], scales.k_total
     other = 0 if scales.f_part2 is None else scales.f_part2
@@ -99,13 +99,14 @@ def solve(scales: Scales, reflections: Reflections, f_calc: torch.Tensor, f_mask
 
 
 def _used(scales: Scales, reflections: Reflections) -> torch.Tensor:
-    return scales.selection & reflections.work & (reflections.f_obs > 0)
+    used: torch.Tensor = scales.selection & reflections.work & (reflections.f_obs > 0)
+    return used
 
 
 def _overall(scales: Scales, reflections: Reflections, total: torch.Tensor) -> torch.Tensor:
     """(n_bins,) the least-squares scale of k_total |total| to F_obs."""
     used, f_obs = _used(scales, reflections), reflections.f_obs / scales.f_obs_scale
-    model = scales.k_total * total.abs()
+    model: torch.Tensor = scales.k_total * total.abs()
     product, square = (_sum(scales.bin_index, torch.where(used, x, 0.0)) for x in (f_obs * model, model.square()))
     return product / square.clamp(min=torch.finfo(model.dtype).tiny)
 
