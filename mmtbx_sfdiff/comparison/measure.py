@@ -21,6 +21,7 @@ from libtbx.utils import Sorry
 from ..atoms import Atoms
 from ..bulk_solvent import DEFAULT_MASK, mask_structure_factors, solvent_mask
 from ..crystal import Crystal, as_miller_tensor
+from ..files.disagreement import HIGH, disagreement_messages
 from ..fmodel import FModel
 from ..reflections import Reflections
 from ..scaling import update_all_scales
@@ -144,6 +145,7 @@ class _Measurement:
         result["f_mask"], result["mask_map"], section = self._masks()
         result["gradients"] = self._gradients()
         result["r_factors"] = self._r_factors()
+        result["messages"] += self._disagreement(result["r_factors"])
         result["timing_s"] = self.timing | {"conditions": self._conditions()}
         return Comparison(
             result, section, {"sfdiff": (self.f_protein, self.f_mask), "mmtbx": (self.f_fft, self.f_mask_mmtbx)}
@@ -409,6 +411,18 @@ class _Measurement:
         header = None if self.entry.data.simulated else self.entry.model
         result["deposited"] = {"r_work": header and header.r_work, "r_free": header and header.r_free}
         return result
+
+    def _disagreement(self, r_factors):
+        """Why R is absurd, where it is."""
+        if r_factors["sfdiff_scaling"]["sfdiff"]["r_work"] <= HIGH:
+            return []
+        self.report("why R is so high", None)
+        reflections = Reflections.from_cctbx(self.f_obs, self.entry.data.r_free_flags, device=self.settings.device)
+        mask = {"method": self.settings.mask, "grid_step": self.settings.grid_step}
+        fmodel = FModel(self.atoms, reflections, accuracy=self.settings.accuracy, mask=mask, source=self.entry)
+        with self._explained():
+            fmodel.update_scales()
+        return disagreement_messages(fmodel)
 
     def _scale(self, f_calc, f_mask):
         """(R factors, seconds) of mmtbx's scaling."""

@@ -44,6 +44,10 @@ class Data:
         ``{"read", "used", "free", "left_out": {reason: n}}``; ``read`` is ``used`` and all that were left out.
     messages : tuple of str
         What was taken, and what could not be found.
+    stated : Symmetry or None
+        What the file itself says.
+    setting : str or None
+        Operator by which the indices were brought to the model's setting.
     """
 
     path: Path
@@ -58,6 +62,8 @@ class Data:
     simulated: bool = False
     reflections: dict[str, Any] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    stated: Symmetry | None = None
+    setting: str | None = None
 
 
 def read_data(
@@ -72,6 +78,8 @@ def read_data(
     anomalous: bool = False,
     prefer: str = "amplitudes",
     strict: bool = True,
+    reindex: str | None = None,
+    trust_symmetry: bool = False,
     r_free_labels: Any = None,
     test_flag_value: int | str | None = None,
 ) -> Data:
@@ -97,6 +105,10 @@ def read_data(
         ``amplitudes`` or ``intensities``, where a file holds both.
     strict : bool
         Whether flags that cannot mark a test set are an error, or only said.
+    reindex : str, optional
+        Operator on the indices, such as ``k,h,-l``.
+    trust_symmetry : bool
+        Use the symmetry given, whatever the file states.
     r_free_labels, test_flag_value
         Older names of ``free`` and ``test_value``.
 
@@ -122,6 +134,8 @@ def read_data(
         anomalous=anomalous,
         prefer=prefer,
         strict=strict,
+        reindex=reindex,
+        trust_symmetry=trust_symmetry,
     )
     return as_data(observations, crystal_symmetry)
 
@@ -164,6 +178,8 @@ def as_data(observations: Observations, crystal_symmetry: Any = None) -> Data:
         simulated=o.simulated,
         reflections=o.summary,
         messages=o.messages,
+        stated=o.stated,
+        setting=o.setting,
     )
 
 

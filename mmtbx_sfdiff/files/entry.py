@@ -24,12 +24,19 @@ class Entry:
         As stated by the files.
     messages : tuple of str
         Those of the model and of the data.
+    options : dict
+        Arguments with which the files were read.
     """
 
     model: Model
     data: Data
     entry_id: str = None
     messages: tuple = field(default_factory=tuple)
+    options: dict = field(default_factory=dict, repr=False)
+
+    def again(self, **changes):
+        """The same files read with other arguments of :func:`load_entry`."""
+        return load_entry(self.model.path, self.data.path, **(self.options | changes))
 
     @property
     def name(self):
@@ -52,6 +59,10 @@ def load_entry(
     strict=True,
     crystal_symmetry=None,
     allow_other_entry=False,
+    reindex=None,
+    space_group=None,
+    unit_cell=None,
+    model_shift=None,
     r_free_labels=None,
     test_flag_value=None,
 ):
@@ -69,6 +80,10 @@ def load_entry(
     allow_other_entry : bool
         Accept data that say they belong to another PDB entry than the model, as when a model is compared with
         the data of an isomorphous crystal.
+    reindex : str, optional
+        Operator on the indices of the data, such as ``k,h,-l``.
+    space_group, unit_cell, model_shift
+        Of :func:`read_model`; a symmetry that is given holds for the data, too.
     r_free_labels, test_flag_value
         Older names of ``free`` and ``test_value``.
 
@@ -81,7 +96,15 @@ def load_entry(
     libtbx.utils.Sorry
         In one sentence, for the first thing that is wrong with the files or between them.
     """
-    model = read_model(model_path, scattering_table=scattering_table, crystal_symmetry=crystal_symmetry)
+    options = {name: value for name, value in locals().items() if name not in ("model_path", "data_path")}
+    model = read_model(
+        model_path,
+        scattering_table=scattering_table,
+        crystal_symmetry=crystal_symmetry,
+        space_group=space_group,
+        unit_cell=unit_cell,
+        shift=model_shift,
+    )
     data = read_data(
         data_path,
         model.crystal_symmetry,
@@ -94,6 +117,8 @@ def load_entry(
         anomalous=anomalous,
         prefer=prefer,
         strict=strict,
+        reindex=reindex,
+        trust_symmetry=space_group is not None or unit_cell is not None,
     )
     if model.entry_id and data.entry_id and model.entry_id != data.entry_id and not allow_other_entry:
         raise Sorry(
@@ -104,5 +129,9 @@ def load_entry(
     set_scattering(model.manager, scattering_table, data.f_obs.d_min(), model.path)
     model = replace(model, xray_structure=model.manager.get_xray_structure())
     return Entry(
-        model=model, data=data, entry_id=model.entry_id or data.entry_id, messages=model.messages + data.messages
+        model=model,
+        data=data,
+        entry_id=model.entry_id or data.entry_id,
+        messages=model.messages + data.messages,
+        options=options,
     )

@@ -15,6 +15,7 @@ import iotbx.pdb
 import iotbx.pdb.mmcif
 import mmtbx.model
 import numpy as np
+from cctbx import crystal, sgtbx, uctbx
 from cctbx.array_family import flex
 from cctbx.eltbx import xray_scattering
 from libtbx.utils import Sorry as CctbxSorry
@@ -99,7 +100,15 @@ class Model:
         return replace(self, manager=manager, xray_structure=manager.get_xray_structure(), scattering_table=table)
 
 
-def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry=None):
+def read_model(
+    path,
+    scattering_table="n_gaussian",
+    d_min=None,
+    crystal_symmetry=None,
+    space_group=None,
+    unit_cell=None,
+    shift=None,
+):
     """Read a model in PDB or mmCIF format, plain or compressed with gzip.
 
     Parameters
@@ -111,6 +120,12 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
         Resolution of the data, Å, for the ``n_gaussian`` table.
     crystal_symmetry : cctbx.crystal.symmetry, optional
         Used when the file has none.
+    space_group : str, optional
+        Instead of the file's.
+    unit_cell : (6,) floats, optional
+        Instead of the file's; coordinates in Å stay what they are.
+    shift : (3,) floats, optional
+        Fractions of the cell by which the model is moved.
 
     Returns
     -------
@@ -135,6 +150,8 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
         raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
     _check_atoms(atoms, path)
     symmetry = _symmetry(pdb_input, block, crystal_symmetry, path)
+    symmetry, asked = _as_asked(symmetry, space_group, unit_cell, path)
+    messages += asked
     scale = scale_of_pdb(text) if block is None else scale_of_block(block)
     frame, more = frame_of(scale, symmetry.unit_cell().parameters())
     messages += [*more, *_messages(hierarchy), *method_messages(methods(text, block), scattering_table)]
@@ -145,6 +162,8 @@ def read_model(path, scattering_table="n_gaussian", d_min=None, crystal_symmetry
         _restore_digits(manager, pdb_input)
         if frame is not None:
             turn(manager.get_hierarchy().atoms(), frame)
+        if shift is not None and any(shift):
+            messages.append(_move(manager.get_hierarchy().atoms(), symmetry.unit_cell(), shift))
         structure = manager.get_xray_structure()
     except (CctbxSorry, RuntimeError, ValueError) as error:
         raise Sorry(f"{path} has an atom that cctbx cannot use ({one_line(error)}): correct the file.") from None
@@ -220,6 +239,38 @@ def _symmetry(pdb_input, block, given, path):
     raise Sorry(
         f"{path} has no {missing} (CRYST1 record, or mmCIF _cell and _symmetry): add it, or give a crystal symmetry."
     )
+
+
+def _as_asked(symmetry, space_group, unit_cell, path):
+    """The symmetry with another group or cell, and what to say of it."""
+    if space_group is None and unit_cell is None:
+        return symmetry, []
+    messages = []
+    group = symmetry.space_group()
+    cell = symmetry.unit_cell()
+    try:
+        if space_group is not None:
+            group = sgtbx.space_group_info(str(space_group)).group()
+            messages.append(
+                f"the space group {sgtbx.space_group_info(group=group)} was taken, as asked, for that of the file"
+            )
+        if unit_cell is not None:
+            cell = uctbx.unit_cell([float(x) for x in unit_cell])
+            numbers = " ".join(f"{x:g}" for x in cell.parameters())
+            messages.append(f"the unit cell {numbers} was taken, as asked, for that of the file")
+        return crystal.symmetry(unit_cell=cell, space_group=group), messages
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise Sorry(
+            f"The space group {space_group or symmetry.space_group_info()} and the cell "
+            f"{' '.join(f'{x:g}' for x in unit_cell or symmetry.unit_cell().parameters())} are not possible for {path} "
+            f"({one_line(error)}): give others."
+        ) from None
+
+
+def _move(atoms, cell, shift):
+    """Shift the atoms by fractions of the cell; changes them."""
+    atoms.set_xyz(atoms.extract_xyz() + cell.orthogonalize(tuple(shift)))
+    return f"the model was moved by {', '.join(f'{x:g}' for x in shift)} of the cell, as asked"
 
 
 def _label(atom):

@@ -30,7 +30,7 @@ from .errors import Sorry
 from .french_wilson import french_wilson
 from .merging import Indices, Reals, group_rows, mean_of_equivalents, to_asu
 from .reflection_file import ReflectionFile, Table, read_reflection_file
-from .symmetry import Symmetry, reconcile
+from .symmetry import Agreement, Symmetry, reconcile
 from .test_set import find_flags, mark_test_set
 
 _FINER_THAN_DATA = 0.99  # a limit asked for may be this much finer than the data: headers are rounded
@@ -39,6 +39,7 @@ OUTSIDE, NEGATIVE_I, BAD_ROW = (
     "negative intensity, and no sigma for French-Wilson",
     "F(000)",
 )
+NO_INDEX = "no whole index after reindexing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,10 @@ class Observations:
     left_out : dict
         Reason to number; ``read == len(indices) + sum(left_out.values())``.
     messages : tuple of str
+    stated : Symmetry or None
+        What the file itself says.
+    setting : str or None
+        Operator by which the indices were brought to the model's setting.
     """
 
     path: Path
@@ -90,6 +95,8 @@ class Observations:
     read: int = 0
     left_out: LeftOut = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    stated: Symmetry | None = None
+    setting: str | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -130,6 +137,8 @@ def read_observations(
     anomalous: bool = False,
     prefer: str = AMPLITUDES,
     strict: bool = True,
+    reindex: str | None = None,
+    trust_symmetry: bool = False,
 ) -> Observations:
     """Read observed data from an MTZ file, a structure-factor CIF, or another format that cctbx knows.
 
@@ -153,6 +162,10 @@ def read_observations(
         Where a file holds both.
     strict : bool
         Whether flags that cannot mark a test set are an error, or only said.
+    reindex : str, optional
+        Operator on the indices, such as ``k,h,-l``; after they are brought to the model's setting.
+    trust_symmetry : bool
+        Use the symmetry given, whatever the file states.
 
     Raises
     ------
@@ -173,10 +186,11 @@ def read_observations(
         raise Sorry(str(error)) from None
     messages = [*source.messages, *messages]
     own = replace(table.symmetry, cell=table.cell_of(observed.value))
-    agreement = reconcile(own, symmetry, path)
+    agreement = _agreement(own, symmetry, path, reindex, trust_symmetry)
     messages += agreement.messages
     rows, read = _measurements(table, observed, messages)
-    rows.indices = agreement.reindexed(rows.indices)
+    rows.indices, whole = agreement.changed(rows.indices)
+    rows.keep(whole, NO_INDEX)
     _within_limits(rows, agreement.symmetry, d_min, d_max, path)
     result, kind = _merged(rows, observed.kind, agreement.symmetry, anomalous, messages, path, observed.labels)
     try:
@@ -209,7 +223,23 @@ def read_observations(
         read=read,
         left_out=result.left_out,
         messages=tuple(messages),
+        stated=own,
+        setting=agreement.setting,
     )
+
+
+def _agreement(own: Symmetry, model: Symmetry | None, path: Any, reindex: str | None, trust: bool) -> Agreement:
+    """The symmetry that is used, with what the user says of it."""
+    if trust and model is not None and model.is_known:
+        agreement = Agreement(model, None, ["the symmetry is the one that was given, whatever the data file states"])
+    else:
+        agreement = reconcile(own, model, path)
+    if reindex is None:
+        return agreement
+    try:
+        return agreement.and_then(reindex)
+    except ValueError as error:
+        raise Sorry(f"reindex: {error}") from None
 
 
 def _choose(

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..rules import which_cell
+from ..symmetry.reindexing import matrix_of, reindexed
 from .errors import Sorry, needs_cctbx
 
 Cell = tuple[float, ...]
@@ -137,20 +138,43 @@ class Agreement:
     reindex : object or None
         ``cctbx.sgtbx.change_of_basis_op`` to be applied to the indices.
     messages : list of str
+    also : str or None
+        An operator that the user asks for, applied last.
     """
 
     symmetry: Symmetry
     reindex: Any
     messages: list[str]
+    also: str | None = None
 
-    def reindexed(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The indices in the symmetry that is used."""
-        if self.reindex is None:
-            return indices
-        from cctbx.array_family import flex
+    @property
+    def setting(self) -> str | None:
+        """The operator as text."""
+        return None if self.reindex is None else str(self.reindex.as_hkl())
 
-        changed = self.reindex.apply(flex.miller_index([tuple(map(int, index)) for index in indices]))
-        return np.array(list(changed), dtype=np.int64).reshape(-1, 3)
+    def changed(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """The indices in the symmetry that is used, and which of them are whole numbers there."""
+        if self.reindex is not None:
+            from cctbx.array_family import flex
+
+            moved = self.reindex.apply(flex.miller_index([tuple(map(int, index)) for index in indices]))
+            indices = np.array(list(moved), dtype=np.int64).reshape(-1, 3)
+        if self.also is None:
+            return indices, np.ones(len(indices), dtype=bool)
+        return reindexed(indices, self.also)
+
+    def and_then(self, operator: str) -> Agreement:
+        """With a further operator.
+
+        Raises
+        ------
+        ValueError
+            If it is none.
+        """
+        matrix_of(operator)
+        return replace(
+            self, also=operator, messages=[*self.messages, f"the data were reindexed with {operator}, as asked"]
+        )
 
 
 def reconcile(own: Symmetry, model: Symmetry | None, path: object) -> Agreement:

@@ -7,6 +7,7 @@ reflection.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,17 +104,17 @@ def mark_test_set(
     """
     messages = []
     if elsewhere:
-        agreement = reconcile(table.symmetry, agreement.symmetry, path)
+        agreement = replace(reconcile(table.symmetry, agreement.symmetry, path), also=agreement.also)
     out, _ = rules.excluded(table.status, len(table.indices))
     taken = flags.known & ~out
-    at = table.indices[taken]
-    at = agreement.reindexed(at)
+    at, whole = agreement.changed(table.indices[taken])
+    at, is_free = at[whole], flags.free[taken][whole]
     theirs, _ = to_asu(at, agreement.symmetry)
     ours, _ = to_asu(indices, agreement.symmetry)
     n = len(ours)
     unique, inverse = np.unique(np.concatenate([ours, theirs]), axis=0, return_inverse=True)
     inverse = inverse.reshape(-1)
-    free, n_mixed = rules.free_of_equivalents(inverse[n:], flags.free[taken], len(unique))
+    free, n_mixed = rules.free_of_equivalents(inverse[n:], is_free, len(unique))
     known = np.bincount(inverse[n:], minlength=len(unique)) > 0
     marked, has = free[inverse[:n]], known[inverse[:n]]
     n_missing = int((~has).sum())

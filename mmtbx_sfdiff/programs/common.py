@@ -96,6 +96,22 @@ INPUTS = f"""
     .type = bool
     .short_caption = Data of another entry
     .help = "Accept data that say they belong to another PDB entry than the model."
+  reindex = None
+    .type = str
+    .short_caption = Reindexing operator
+    .help = "Applied to the indices of the data, for example k,h,-l."
+  space_group = None
+    .type = str
+    .short_caption = Space group
+    .help = "Of model and data, instead of that in the files."
+  unit_cell = None
+    .type = floats(size=6)
+    .short_caption = Unit cell
+    .help = "Of model and data, instead of that in the files; coordinates (Å) stay what they are."
+  model_shift = None
+    .type = floats(size=3)
+    .short_caption = Shift of the model
+    .help = "Fractions of the cell by which the model is moved before anything else."
 """
 LIMITS = """
   d_min = None
@@ -277,6 +293,10 @@ class EntryProgram(ProgramTemplate):
             d_min=d_min,
             d_max=d_max,
             allow_other_entry=params.allow_other_entry,
+            reindex=params.reindex,
+            space_group=params.space_group,
+            unit_cell=params.unit_cell,
+            model_shift=params.model_shift,
             **options,
         )
 

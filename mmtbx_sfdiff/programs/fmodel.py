@@ -18,9 +18,9 @@ from libtbx.utils import Sorry
 from ..atoms import Atoms
 from ..bulk_solvent import solvent_structure_factors
 from ..files import check_writable, read_model, write_all
+from ..files.disagreement import disagreement_messages
 from ..files.managers import map_coefficients
 from ..files.mtz import MTZ, miller_array
-from ..files.twinning import twin_messages
 from ..fmodel import FModel
 from ..likelihood.targets import r_factors
 from ..reflections import Reflections, resolution_shells
@@ -225,7 +225,14 @@ The exit code is 0 only if everything was computed and written.
         params = self.inputs
         if data_name is None:
             self._entry = None
-            model = read_model(model_name, params.scattering_table, d_min=params.high_resolution)
+            model = read_model(
+                model_name,
+                params.scattering_table,
+                d_min=params.high_resolution,
+                space_group=params.space_group,
+                unit_cell=params.unit_cell,
+                shift=params.model_shift,
+            )
             self._messages = list(model.messages)
         else:
             self._entry = self.load(
@@ -291,7 +298,7 @@ The exit code is 0 only if everything was computed and written.
                 scales = fmodel.update_scales(model=model, remove_outliers=params.remove_outliers)
                 f_calc, f_mask = fmodel.f_calc(), fmodel.f_mask()
                 f_model = scales.f_model(f_calc, f_mask) * scales.f_obs_scale
-                self._messages += twin_messages(fmodel)
+                self._messages += disagreement_messages(fmodel)
         except (ValueError, IndexError) as error:
             raise Sorry(
                 f"The model cannot be scaled to {self._entry.data.path}: {error} Use more reflections, or scales=given."

@@ -16,8 +16,8 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..files import check_writable, write_all
+from ..files.disagreement import disagreement_messages
 from ..files.new_flags import new_flags
-from ..files.twinning import twin_messages
 from ..fmodel import FModel
 from ..latent.generator.requirements import require
 from ..refinement import Settings, refine, state
@@ -226,7 +226,7 @@ everything was computed and written.
             fmodel.update_scales(remove_outliers=self._settings.remove_outliers)
         except (ValueError, IndexError):
             return []  # the refinement says why
-        messages = twin_messages(fmodel)
+        messages = disagreement_messages(fmodel)
         for message in messages:
             print(message, file=self.logger)
         return messages
