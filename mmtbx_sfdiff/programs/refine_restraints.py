@@ -13,7 +13,7 @@ from libtbx.utils import Sorry
 
 from ..files.gemmi_model import gemmi_model
 from ..geometry import DisplacementRestraints, GeometryRestraints, find_library, parents_of_hydrogens
-from ..refinement.restraint import LibraryRestraint, adp_weight, bond_target
+from ..refinement.restraint import LibraryRestraint, adp_weight, bond_target, first_weight
 from .common import choices
 
 RESTRAINTS = ("library", "cctbx", "force_field", "none")
@@ -139,6 +139,7 @@ def _library(params: Any, held: Held, reflections: Any) -> LibraryRestraint:
         None if params.geometry_weight is Auto else params.geometry_weight,
         similar,
         bond_target(d_min) if params.bond_rms is Auto else params.bond_rms,
+        first_weight(d_min),
     )
 
 

@@ -35,11 +35,19 @@ class Curvature:
 
     def __call__(self, atoms, rows, u):
         """(n_rows,) curvature of sites (Å^-2) and of U (Å^-4), for U equivalent (n_rows,)."""
-        f = atoms.form_factors(self.s_sq)[atoms.type_index[rows]]
-        f = f + atoms.fp.detach().to(torch.float64)[rows, None]
-        amplitude = f * atoms.occupancies.detach().to(torch.float64)[rows, None]
-        power = amplitude.square() * (-4 * math.pi**2 * u[:, None] * self.s_sq).exp() * self.weight
-        power = power * self.factor * atoms.site_weights[rows, None]
+        occupancies = atoms.occupancies.detach().to(torch.float64)[rows, None]
+        power = self._power(atoms, rows, u) * occupancies.square()
         of_sites = (power * (4 * math.pi**2 / 3) * self.s_sq).sum(1)
         of_u = (power * (2 * math.pi**2 * self.s_sq).square()).sum(1)
         return of_sites, of_u
+
+    def occupancies(self, atoms, rows, u):
+        """(n_rows,) curvature of occupancies, for U equivalent (n_rows,)."""
+        return self._power(atoms, rows, u).sum(1)
+
+    def _power(self, atoms, rows, u):
+        """(n_rows, n_bins) squared amplitudes, weighted, of atoms with an occupancy of 1."""
+        f = atoms.form_factors(self.s_sq)[atoms.type_index[rows]]
+        f = f + atoms.fp.detach().to(torch.float64)[rows, None]
+        power = f.square() * (-4 * math.pi**2 * u[:, None] * self.s_sq).exp() * self.weight
+        return power * self.factor * atoms.site_weights[rows, None]

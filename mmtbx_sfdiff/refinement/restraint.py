@@ -14,16 +14,21 @@ from typing import Any
 
 import torch
 
-WEIGHT = 0.3
 LEAST_WEIGHT, GREATEST_WEIGHT = 0.02, 5.0
 # Root mean square deviations of bonds go as the weight to the power of -0.7.
 _POWER = 1 / 0.7
-_LARGEST_CHANGE = 3.0
+_LARGEST_CHANGE = 2.0
+_FIRST_CHANGE = 1.4  # bonds of a first macro-cycle are on their way
 
 
 def bond_target(d_min: float) -> float:
     """Root mean square deviation of bonds (Å) that a refinement at a resolution (Å) should have."""
     return min(0.008, max(0.0045, 0.008 - 0.0025 * (d_min - 1.8)))
+
+
+def first_weight(d_min: float) -> float:
+    """Weight of the geometry that a refinement at a resolution (Å) begins with."""
+    return min(0.25, max(0.1, 0.2 * math.exp(0.7 * (2.0 - d_min))))
 
 
 def adp_weight(d_min: float) -> float:
@@ -84,6 +89,8 @@ class LibraryRestraint(Restraint):
     adp_weight : float
     target : float
         Root mean square deviation of bonds, Å.
+    first : float
+        What a weight that follows begins with.
     """
 
     def __init__(
@@ -93,11 +100,12 @@ class LibraryRestraint(Restraint):
         weight: float | None = None,
         adp_weight: float = 0.3,
         target: float = 0.008,
+        first: float = 0.2,
     ) -> None:
         super().__init__(geometry)
         self.geometry, self.displacements = geometry, displacements
-        self.follows = weight is None
-        self.weight, self.adp_weight, self.target = WEIGHT if weight is None else weight, adp_weight, target
+        self.follows, self._closed = weight is None, 0
+        self.weight, self.adp_weight, self.target = first if weight is None else weight, adp_weight, target
 
     def energy(self, atoms: Any, sites: bool = True, adp: bool = True) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64, device=atoms.device)
@@ -121,11 +129,14 @@ class LibraryRestraint(Restraint):
         record = {"weight": self.weight, "bond_rms": rms["bond"], "angle_rms": rms["angle"]}
         if self.follows and rms["bond"] > 0:
             change = (rms["bond"] / self.target) ** _POWER
-            change = min(_LARGEST_CHANGE, max(1 / _LARGEST_CHANGE, change))
+            largest = _LARGEST_CHANGE if self._closed else _FIRST_CHANGE
+            change = min(largest, max(1 / largest, change))
             self.weight = min(GREATEST_WEIGHT, max(LEAST_WEIGHT, self.weight * change))
+        self._closed += 1
         return record | {"next_weight": self.weight}
 
     def resume(self, cycles: list[dict[str, Any]]) -> None:
+        self._closed = len(cycles)
         if cycles and "next_weight" in cycles[-1]:
             self.weight = cycles[-1]["next_weight"]
 

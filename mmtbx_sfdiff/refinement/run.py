@@ -23,6 +23,8 @@ from ..likelihood import targets
 from .curvature import Curvature
 from .likelihood import cross_validated
 from .minimise import MINIMISERS, Evaluation, minimise
+from .occupancies import rounded
+from .parameters import Parameters
 from .restraint import LibraryRestraint, Restraint
 from .variables import Variables
 
@@ -44,7 +46,7 @@ class Settings:
     target : {"maximum_likelihood", "least_squares"}
     minimiser : {"lbfgs", "adam"}
     sites, adp : bool
-        What is refined; occupancies are not.
+        What is refined.
     cycles, steps : int
         Macro-cycles at most, and steps in each at most.
     first_d_min : float
@@ -77,7 +79,7 @@ class Settings:
     minimiser: str = "lbfgs"
     sites: bool = True
     adp: bool = True
-    cycles: int = 6
+    cycles: int = 8
     steps: int = 20
     first_d_min: float = 3.0
     resolution_cycles: int = 1
@@ -86,7 +88,7 @@ class Settings:
     mask_update: str = "auto"
     damping: float | None = None
     learning_rate: float = 0.02
-    tolerance: float = 0.001
+    tolerance: float = 0.01
     remove_outliers: bool = True
     anisotropic: str = "auto"
 
@@ -127,7 +129,9 @@ def check_settings(settings):
         raise ValueError("Nothing is refined: set sites or adp.")
 
 
-def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None, restraint=None, parents=None):
+def refine(
+    fmodel, settings=Settings(), history=None, on_cycle=None, report=None, restraint=None, parents=None, parameters=None
+):
     """Refine a model against its data.
 
     Parameters
@@ -144,6 +148,10 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
     restraint : callable, optional
         Sites (n_atoms, 3) Å -> -ln of a prior, nats, such as :class:`mmtbx_sfdiff.latent.refinement.restraint.ForceFieldRestraint`;
         its ``update(sites_cart)`` is called as each macro-cycle begins.
+    parents : torch.Tensor, optional
+        Of :class:`~.variables.Variables`.
+    parameters : Parameters, optional
+        Which atoms share variables, and which occupancies are refined; by default none do and none are.
 
     Returns
     -------
@@ -158,7 +166,8 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
     check_settings(settings)
     report = report or (lambda step, fraction=None: None)
     history = history or History()
-    atoms = fmodel.atoms
+    parameters = parameters or Parameters()
+    atoms = parameters.prepared(fmodel.atoms)
     if restraint is not None and not isinstance(restraint, Restraint):
         restraint = Restraint(restraint)
     if restraint is not None:
@@ -168,11 +177,13 @@ def refine(fmodel, settings=Settings(), history=None, on_cycle=None, report=None
         number = len(history.cycles) + 1
         d_min = schedule[min(number, len(schedule)) - 1]
         current = _part(fmodel, atoms, d_min)
-        atoms = _Cycle(current, settings, number, target, history, report, restraint, parents).run()
+        atoms = _Cycle(
+            current, settings, number, target, history, report, restraint, parents, parameters
+        ).run()
         if on_cycle is not None:
             on_cycle(_part(fmodel, atoms, None), history)
     report("scales", None)
-    result = fmodel.with_(atoms=atoms)
+    result = fmodel.with_(atoms=rounded(atoms, parameters.alternatives))
     result.update_scales(remove_outliers=settings.remove_outliers)
     return result, history
 
@@ -226,8 +237,9 @@ def _part(fmodel, atoms, d_min):
 class _Cycle:
     """One macro-cycle."""
 
-    def __init__(self, fmodel, settings, number, target, history, report, restraint=None, parents=None):
-        self.restraint, self.parents = restraint, parents
+    def __init__(self, fmodel, settings, number, target, history, report, restraint=None, parents=None,
+                 parameters=Parameters()):  # fmt: skip
+        self.restraint, self.parents, self.parameters = restraint, parents, parameters.of_cycle(number)
         self.fmodel, self.settings, self.history, self.report = fmodel, settings, history, report
         self.number, self.target = number, target
         method = fmodel.mask_options.get("method", DEFAULT_MASK)
@@ -251,7 +263,9 @@ class _Cycle:
             curvature = self._curvature()
         adp = settings.adp and (self.number >= settings.adp_from_cycle or not settings.sites)
         self.adp = adp
-        variables = Variables(fmodel.atoms, settings.sites, adp, self.parents, self._scaled())
+        variables = Variables(
+            fmodel.atoms, settings.sites, adp, self.parents, self._scaled(), self.parameters
+        )
         unit = variables.precondition(curvature, self._curvature_of_restraint())
         vector = variables.vector()
         first = self._evaluate(variables, vector, unit)
@@ -287,6 +301,8 @@ class _Cycle:
 
     def _scaled(self):
         """Whether anisotropic atoms keep the shape of their tensors."""
+        if self.parameters.anisotropic is not None:
+            return False
         if self.settings.anisotropic != "auto":
             return self.settings.anisotropic == "scaled"
         atoms = self.fmodel.atoms
@@ -374,6 +390,7 @@ class _Cycle:
         if self.target == "least_squares":
             decrease /= abs(before) or 1.0
         parameters = ["sites"] * self.settings.sites + ["adp"] * adp
+        parameters += ["occupancies"] * bool(self.parameters.alternatives or self.parameters.alone)
         self.history.cycles.append(
             {
                 "cycle": self.number,
@@ -398,4 +415,5 @@ class _Cycle:
 
 
 def _detached(atoms):
-    return atoms.replace(sites_cart=atoms.sites_cart.detach(), u_iso=atoms.u_iso.detach(), u_star=atoms.u_star.detach())
+    names = ("sites_cart", "u_iso", "u_star", "occupancies")
+    return atoms.replace(**{name: getattr(atoms, name).detach() for name in names})

@@ -20,8 +20,8 @@ from libtbx.utils import Sorry
 from ..files import write_all
 from .run import History
 
-_PARAMETERS = ("sites_cart", "u_iso", "u_star")
-_VERSION = 1
+_PARAMETERS = ("sites_cart", "u_iso", "u_star", "occupancies")
+_VERSION = 2
 
 
 def fingerprint(files, settings):

@@ -1,22 +1,22 @@
-"""``mmtbx_sfdiff.refine`` and servalcat from the same starts, judged alike.
+"""``mmtbx_sfdiff.refine`` and its peers, servalcat and TorchRef, from the same starts, judged alike.
 
-For every entry a start is made once: hydrogens taken off, the sites of all atoms shifted at random (normally distributed,
-0.3 Å root mean square), amplitudes and flags in one MTZ file. Both programs refine it with their defaults, without hydrogens, with the
-same monomer library, each in its own environment. What they write is judged by mmtbx's binary mask and scales (:class:`FModel`)
-and against the same restraints.
+For every entry a start is made once, hydrogens taken off: the deposited model; the same with the sites of all atoms shifted at random (normally
+distributed, 0.3 or 0.6 Å root mean square); or with its side chains cut to alanine. Amplitudes and flags are in one MTZ file. Each program refines
+it in its own environment with its defaults and the same monomer library, without hydrogens, or (``--hydrogens``) with riding hydrogens that
+it adds and writes. What they write is judged by mmtbx's binary mask and scales (:class:`FModel`) and against the same restraints, hydrogens
+left out of these.
 
-    python -m validation.studies.refinement_peers --out FOLDER --servalcat PATH --library FOLDER [--entries 3sb3 ...] [--start 0.3]
-        [--programs servalcat sfdiff] [--label NAME] [words for mmtbx_sfdiff.refine ...]
-    python -m validation.studies.refinement_peers --out FOLDER --table
+    python -m validation.studies.refinement_peers --out FOLDER --servalcat PATH --library FOLDER [--entries 3sb3 ...]
+        [--start deposited 0.3 0.6 alanine] [--hydrogens] [--programs servalcat sfdiff torchref] [--torchref PATH] [--label NAME]
+        [words for mmtbx_sfdiff.refine ...]
+    python -m validation.studies.refinement_peers --out FOLDER --table [--json FILE] [--csv FILE] [--figure FILE]
 
 What is there already (``FOLDER/<entry>/<start>/<program>.json``) is not done again.
 """
 
 import argparse
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -28,17 +28,23 @@ from mmtbx_sfdiff.files import find_entry, write_all
 
 import gemmi
 
+from validation.studies import refinement_peers_report as reporting
+
 # Credible flags: R-free is within 0.01 of the deposited one, the gap at least 0.015, or close to it. 1.5 to 3.3 Å; ligands, DNA, metals.
 ENTRIES = (
     "1aie", "2xiu", "3ds1", "4hg7", "5orl", "6n1l", "4cjl", "2apb", "2nth", "3sb3", "5gge", "1g1j", "5edl", "6jqs", "3g3w",
     "3mpq", "5c11", "3nm9", "3io0", "5o5i", "3wap", "5kzb", "5xsl",
 )  # fmt: skip
+# Of other entries: 1.1 Å to 3.6 Å, retinoic acid, hydrogens in the file, a twin (5bmg), flags of another refinement (1cbs).
+OTHERS = ("4olr", "2igc", "5g27", "3zt9", "1cbs", "3v3x", "2q9e", "5bmg", "5t68", "4k2r", "3ifx")
+TWINS = ("5bmg", "1l2h", "4tql")
+STARTS = ("deposited", "0.3", "0.6", "alanine")
 SERVALCAT_CYCLES = 20
 LIMIT = 3600  # s
 
 
 def make_start(entry, kind, folder):
-    """``start.pdb`` (or ``.cif``) and ``data.mtz`` in a folder; "deposited", or a shift in Å."""
+    """``start.pdb`` (or ``.cif``) and ``data.mtz`` in a folder; "deposited", "alanine", or a shift in Å."""
     from mmtbx_sfdiff.programs.refine import shaken
 
     model = next((folder / name for name in ("start.pdb", "start.cif") if (folder / name).is_file()), None)
@@ -49,12 +55,14 @@ def make_start(entry, kind, folder):
     fmodel = FModel.from_files(files.model, files.data)
     manager = fmodel.source.model.manager
     suffix = ".pdb" if manager.can_be_output_as_pdb() else ".cif"
-    if kind != "deposited":
+    if kind not in ("deposited", "alanine"):
         fmodel.replace(sites_cart=shaken(fmodel.atoms, float(kind), seed=0))
     model = folder / ("start" + suffix)
     fmodel.write_model(model)
     structure = gemmi.read_structure(str(model))
     structure.remove_hydrogens()
+    if kind == "alanine":
+        cut_to_alanine(structure)
     text = structure.make_pdb_string() if suffix == ".pdb" else structure.make_mmcif_document().as_string()
     write_all({model: text.encode()})
     f_obs, flags = fmodel.reflections.to_cctbx()
@@ -63,6 +71,32 @@ def make_start(entry, kind, folder):
     dataset.add_miller_array(flags.array(data=(~flags.data()).as_int()), column_root_label="FREE")
     dataset.mtz_object().write(str(folder / "data.mtz"))
     return model, folder / "data.mtz"
+
+
+def cut_to_alanine(structure):
+    """Residues of proteins but glycine and proline: alanine; changes the structure, and drops bonds of what is gone."""
+    kept = {"N", "CA", "C", "O", "OXT", "CB"}
+    structure.setup_entities()
+    for model in structure:
+        for chain in model:
+            for residue in chain:
+                amino = gemmi.find_tabulated_residue(residue.name).is_amino_acid()
+                if (
+                    not amino
+                    or residue.name in ("GLY", "PRO")
+                    or residue.het_flag == "H"
+                    or not residue.sole_or_first("CA")
+                ):
+                    continue
+                for atom in [a for a in residue if a.name not in kept]:
+                    residue.remove_atom(atom.name, atom.altloc, atom.element)
+                residue.name = "ALA"
+    present = {(cra.chain.name, str(cra.residue.seqid), cra.atom.name) for cra in structure[0].all()}
+    gone = [c for c in structure.connections
+            if any((p.chain_name, str(p.res_id.seqid), p.atom_name) not in present for p in (c.partner1, c.partner2))]  # fmt: skip
+    for connection in gone:
+        structure.connections.pop(next(i for i, c in enumerate(structure.connections) if c.name == connection.name))
+    structure.cispeps.clear()
 
 
 class _Plain:
@@ -80,17 +114,19 @@ class _Plain:
 
 def run_servalcat(model, data, folder, options):
     folder.mkdir(exist_ok=True)
+    hydrogens = ["--hydrogen", "all", "--hout"] if options.hydrogens else ["--hydrogen", "no"]
+    twin = ["--twin"] if options.entry in TWINS else []
     command = [options.servalcat, "refine_xtal_norefmac", "--model", model, "--hklin", data, "--labin", "FP,SIGFP,FREE",
-               "-s", "xray", "--hydrogen", "no", "--ncycle", SERVALCAT_CYCLES, "--newligand_continue", "-o",
-               "refined"]  # fmt: skip
+               "-s", "xray", *hydrogens, *twin, "--ncycle", SERVALCAT_CYCLES, "--newligand_continue", "-o", "refined"]  # fmt: skip
     seconds = _run(command, folder, {"CLIBD_MON": str(options.library) + "/"})
     return folder / "refined.pdb" if (folder / "refined.pdb").is_file() else folder / "refined.mmcif", seconds
 
 
 def run_sfdiff(model, data, folder, options):
     folder.mkdir(exist_ok=True)
+    words = ["hydrogens=add"] * options.hydrogens + options.words
     command = [sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", model, data, f"library={options.library}",
-               "figure=False", "overwrite=True", "resume=False", "prefix=refined", *options.words]  # fmt: skip
+               "figure=False", "overwrite=True", "resume=False", "prefix=refined", *words]  # fmt: skip
     root = Path(__file__).resolve().parents[2]
     seconds = _run(command, folder, {"PYTHONPATH": str(root)})
     return next(
@@ -98,7 +134,15 @@ def run_sfdiff(model, data, folder, options):
     ), seconds
 
 
-PROGRAMS = {"servalcat": run_servalcat, "sfdiff": run_sfdiff}
+def run_torchref(model, data, folder, options):
+    """TorchRef with its defaults; its process finds its own packages alone."""
+    folder.mkdir(exist_ok=True)
+    command = [options.torchref, "-m", model, "-sf", data, "-o", folder]
+    seconds = _run(command, folder, {"CLIBD_MON": str(options.library) + "/", "PYTHONPATH": ""})
+    return next(p for p in sorted(folder.glob("*refined*")) if p.suffix in (".pdb", ".cif")), seconds
+
+
+PROGRAMS = {"servalcat": run_servalcat, "sfdiff": run_sfdiff, "torchref": run_torchref}
 
 
 def _run(command, folder, environment):
@@ -114,7 +158,7 @@ def _run(command, folder, environment):
 
 
 def judge(model, data, library):
-    """R factors by mmtbx's binary mask and scales, deviations from the library's geometry."""
+    """R factors by mmtbx's binary mask and scales, deviations from the library's geometry, without hydrogens."""
     from mmtbx_sfdiff.geometry import GeometryRestraints
 
     path = Path(model)
@@ -124,7 +168,9 @@ def judge(model, data, library):
     fmodel = FModel.from_files(path, data, mask={"method": "binary"})
     fmodel.update_scales()
     r_work, r_free = fmodel.r_factors()
-    geometry = GeometryRestraints.from_gemmi(gemmi.read_structure(str(path)), library)
+    structure = gemmi.read_structure(str(path))
+    structure.remove_hydrogens()
+    geometry = GeometryRestraints.from_gemmi(structure, library)
     rms = geometry.rms(torch.tensor(geometry.topology.atoms.sites_cart))
     free = int(fmodel.reflections.r_free_flags.sum())
     return {
@@ -133,16 +179,18 @@ def judge(model, data, library):
     }  # fmt: skip
 
 
-def study(entry, program, options):
-    folder = options.out / entry / options.start
+def study(entry, kind, program, options):
+    options.entry = entry
+    folder = options.out / entry / kind
     name = program if program != "sfdiff" or not options.label else f"sfdiff_{options.label}"
+    name += "_h" * options.hydrogens
     done = folder / f"{name}.json"
     if done.is_file():
         return json.loads(done.read_text())
-    model, data = make_start(entry, options.start, folder)
-    if not (folder / "start.json").is_file():
-        write_all({folder / "start.json": json.dumps(judge(model, data, options.library)).encode()})
     try:
+        model, data = make_start(entry, kind, folder)
+        if not (folder / "start.json").is_file():
+            write_all({folder / "start.json": json.dumps(judge(model, data, options.library)).encode()})
         refined, seconds = PROGRAMS[program](model, data, folder / name, options)
         result = judge(refined, data, options.library) | {"seconds": seconds}
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired, StopIteration) as error:
@@ -152,75 +200,39 @@ def study(entry, program, options):
     return result
 
 
-def collect(out, start):
-    """{entry: {name: result}}"""
-    found = {}
-    for path in sorted(out.glob(f"*/{start}/*.json")):
-        found.setdefault(path.parts[-3], {})[path.stem] = json.loads(path.read_text())
-    return found
-
-
-def table(out, start, names):
-    """Lines, and the comparison of each program with servalcat over the entries that both did."""
-    found = collect(out, start)
-    names = names or sorted({n for results in found.values() for n in results} - {"start"})
-    lines = [f"{'entry':5} {'d_min':>5} {'free':>5} {'start':>13}  " + "  ".join(f"{n:>34}" for n in names)]
-    for entry, results in sorted(found.items(), key=lambda item: item[1].get("start", {}).get("d_min", 9)):
-        s = results.get("start")
-        if s is None:
-            continue
-        cells = [_cell(results.get(name)) for name in names]
-        lines.append(
-            f"{entry:5} {s['d_min']:5.2f} {s['n_free']:5d} {s['r_work']:.4f}/{s['r_free']:.4f}  " + "  ".join(cells)
-        )
-    for name in names:
-        if name == "servalcat":
-            continue
-        pairs = [(r[name], r["servalcat"]) for r in found.values()
-                 if "r_free" in r.get(name, {}) and "r_free" in r.get("servalcat", {})]  # fmt: skip
-        if pairs:
-            differences = [a["r_free"] - b["r_free"] for a, b in pairs]
-            allowed = [max(0.01, b["r_free"] / math.sqrt(2 * b["n_free"])) for _, b in pairs]
-            lines.append(
-                f"{name}: {len(pairs)} entries, R-free - servalcat's: median {statistics.median(differences):+.4f}, below in "
-                f"{sum(d < 0 for d in differences)}, above by more than allowed in "
-                f"{sum(d > a for d, a in zip(differences, allowed))}; gap "
-                f"{statistics.median(a['r_free'] - a['r_work'] for a, _ in pairs):.4f} "
-                f"({statistics.median(b['r_free'] - b['r_work'] for _, b in pairs):.4f}), bonds "
-                f"{statistics.median(a['bond'] for a, _ in pairs):.4f} ({statistics.median(b['bond'] for _, b in pairs):.4f}) Å, "
-                f"angles {statistics.median(a['angle'] for a, _ in pairs):.2f} "
-                f"({statistics.median(b['angle'] for _, b in pairs):.2f})°, CPU time / servalcat's "
-                f"{statistics.median(a['seconds']['cpu'] / b['seconds']['cpu'] for a, b in pairs):.2f}"
-            )
-    return "\n".join(lines)
-
-
-def _cell(result):
-    if result is None or "failed" in result:
-        return f"{'-' if result is None else 'failed':>34}"
-    return (f"{result['r_work']:.4f}/{result['r_free']:.4f} {result['bond']:.4f} Å {result['angle']:4.2f}° "
-            f"{result['seconds']['cpu']:5.0f} s")  # fmt: skip
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--servalcat", default="servalcat", help="the program of its own environment")
+    parser.add_argument("--torchref", default="torchref.refine", help="the program of its own environment")
     parser.add_argument("--library", type=Path, default=os.environ.get("CLIBD_MON"))
-    parser.add_argument("--entries", nargs="*", default=ENTRIES)
-    parser.add_argument("--start", default="0.3", help="deposited, or a shift in Å")
-    parser.add_argument("--programs", nargs="*", default=list(PROGRAMS), choices=PROGRAMS)
+    parser.add_argument("--entries", nargs="*", default=ENTRIES + OTHERS)
+    parser.add_argument("--start", nargs="*", default=["0.3"], help="deposited, alanine, or shifts in Å")
+    parser.add_argument("--hydrogens", action="store_true", help="both add them and write them")
+    parser.add_argument("--programs", nargs="*", default=["servalcat", "sfdiff"], choices=PROGRAMS)
     parser.add_argument("--label", default="", help="of a variant of our own, by the words that follow")
     parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--names", nargs="*")
+    parser.add_argument("--names", nargs="*", default=["servalcat", "sfdiff"])
+    for kind in ("json", "csv", "figure"):
+        parser.add_argument(f"--{kind}", type=Path)
     options, options.words = parser.parse_known_args(arguments)
     options.out = options.out.resolve()
     if not options.table:
-        for entry in options.entries:
-            for program in options.programs:
-                result = study(entry, program, options)
-                print(entry, program, _cell(result) if "failed" not in result else result["failed"], flush=True)
-    print(table(options.out, options.start, options.names))
+        for kind in options.start:
+            for entry in options.entries:
+                for program in options.programs:
+                    result = study(entry, kind, program, options)
+                    print(entry, kind, program, reporting.cell(result) if "failed" not in result else result["failed"],
+                          flush=True)  # fmt: skip
+    rows = reporting.collect(options.out, options.start)
+    for kind in options.start:
+        print(reporting.table(rows, kind, options.names))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.csv:
+        options.csv.write_text(reporting.as_csv(rows))
+    if options.figure:
+        reporting.draw(rows, options.names).savefig(options.figure, dpi=150)
     return 0
 
 

@@ -1,0 +1,126 @@
+"""Tables and the figure of :mod:`.refinement_peers`."""
+
+import csv
+import io
+import json
+import math
+import statistics
+
+from matplotlib.figure import Figure
+
+_FIELDS = ("r_work", "r_free", "bond", "angle", "d_min", "n_atoms", "n_reflections", "n_free")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito
+_MARKERS = "os^D"
+
+
+def collect(out, starts):
+    """[{entry, start, program, r_work, ..., seconds or failed}]"""
+    found = []
+    for kind in starts:
+        for path in sorted(out.glob(f"*/{kind}/*.json")):
+            found.append({"entry": path.parts[-3], "start": kind, "program": path.stem} | json.loads(path.read_text()))
+    return found
+
+
+def by_entry(rows, kind):
+    """{entry: {program: row}}, by resolution."""
+    found = {}
+    for row in rows:
+        if row["start"] == kind:
+            found.setdefault(row["entry"], {})[row["program"]] = row
+    return dict(sorted(found.items(), key=lambda item: item[1].get("start", {}).get("d_min", 9)))
+
+
+def pairs(rows, kind, name, other):
+    """Rows of two programs over the entries that both refined."""
+    return [(r[name], r[other]) for r in by_entry(rows, kind).values()
+            if "r_free" in r.get(name, {}) and "r_free" in r.get(other, {})]  # fmt: skip
+
+
+def sampling_error(row):
+    return row["r_free"] / math.sqrt(2 * row["n_free"])
+
+
+def table(rows, kind, names):
+    """Lines, and the comparison of each program with the first over the entries that both did."""
+    lines = [f"start {kind}",
+             f"{'entry':5} {'d_min':>5} {'free':>5} {'start':>13}  " + "  ".join(f"{n:>34}" for n in names)]  # fmt: skip
+    for entry, results in by_entry(rows, kind).items():
+        s = results.get("start")
+        if s is not None:
+            lines.append(f"{entry:5} {s['d_min']:5.2f} {s['n_free']:5d} {s['r_work']:.4f}/{s['r_free']:.4f}  "
+                         + "  ".join(cell(results.get(name)) for name in names))  # fmt: skip
+    for name in names[1:]:
+        both = pairs(rows, kind, name, names[0])
+        if both:
+            lines.append(_comparison(name, names[0], both))
+        started = pairs(rows, kind, name, "start")
+        if started:
+            rises = [a["r_free"] - b["r_free"] for a, b in started]
+            allowed = [max(0.003, 2 * sampling_error(b)) for _, b in started]
+            lines.append(f"{name}: R-free - that of the start: median {statistics.median(rises):+.4f}, lower in "
+                         f"{sum(d < 0 for d in rises)} of {len(rises)}, up by more than max(.003, 2 sampling errors) in "
+                         f"{sum(d > a for d, a in zip(rises, allowed))}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _comparison(name, other, both):
+    differences = [a["r_free"] - b["r_free"] for a, b in both]
+    allowed = [max(0.01, sampling_error(b)) for _, b in both]
+
+    def medians(value, digits):
+        first, second = (statistics.median(value(pair[i]) for pair in both) for i in (0, 1))
+        return f"{first:.{digits}f} ({second:.{digits}f})"
+
+    ratios = [a["seconds"]["cpu"] / b["seconds"]["cpu"] for a, b in both]
+    return (f"{name}: {len(both)} entries, R-free - {other}'s: median {statistics.median(differences):+.4f}, below in "
+            f"{sum(d < 0 for d in differences)}, above by more than allowed in "
+            f"{sum(d > a for d, a in zip(differences, allowed))}; gap {medians(lambda r: r['r_free'] - r['r_work'], 4)}, bonds "
+            f"{medians(lambda r: r['bond'], 4)} Å, angles {medians(lambda r: r['angle'], 2)}°, CPU time / {other}'s "
+            f"{statistics.median(ratios):.2f}")  # fmt: skip
+
+
+def cell(result):
+    if result is None or "failed" in result:
+        return f"{'-' if result is None else 'failed':>34}"
+    return (f"{result['r_work']:.4f}/{result['r_free']:.4f} {result['bond']:.4f} Å {result['angle']:4.2f}° "
+            f"{result['seconds']['cpu']:5.0f} s")  # fmt: skip
+
+
+def as_csv(rows):
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["entry", "start", "program", *_FIELDS, "cpu_s", "wall_s", "failed"])
+    for row in rows:
+        values = [row.get(name, "") for name in _FIELDS]
+        values = [f"{v:.5g}" if isinstance(v, float) else v for v in values]
+        seconds = row.get("seconds", {})
+        times = [f"{seconds[name]:.1f}" if name in seconds else "" for name in ("cpu", "wall")]
+        writer.writerow([row["entry"], row["start"], row["program"], *values, *times, row.get("failed", "")])
+    return text.getvalue()
+
+
+def draw(rows, names):
+    """R-free of ours against the first program's, one panel for each start."""
+    kinds = list(dict.fromkeys(row["start"] for row in rows))
+    figure = Figure(figsize=(3.4 * len(kinds), 3.7), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for axis, kind in zip(axes, kinds):
+        values = []
+        for number, name in enumerate(names[1:]):
+            both = pairs(rows, kind, name, names[0])
+            x, y = [b["r_free"] for _, b in both], [a["r_free"] for a, _ in both]
+            errors = [sampling_error(b) for _, b in both]
+            axis.errorbar(x, y, xerr=errors, fmt=_MARKERS[number], color=_COLORS[number], markersize=4, elinewidth=0.6,
+                          label=f"{name} ({len(both)})")  # fmt: skip
+            values += x + y
+        if values:
+            low, high = min(values) - 0.01, max(values) + 0.01
+            axis.plot([low, high], [low, high], color="#888888", linewidth=0.8)
+            axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+        axis.set_title({"deposited": "deposited models", "alanine": "side chains cut to alanine"}.get(
+            kind, f"shaken by {kind} Å"), fontsize=10)  # fmt: skip
+        axis.set_xlabel(f"R-free, {names[0]}")
+        axis.legend(loc="upper left", fontsize=8, frameon=False)
+    axes[0].set_ylabel("R-free")
+    return figure
