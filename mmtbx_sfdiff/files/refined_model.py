@@ -42,7 +42,7 @@ def refined_model(source: Any, atoms: Any, suffix: str, record: dict[str, Any]) 
     frame = source.model.frame
     if frame is not None:
         turn(hierarchy.atoms(), frame, back=True)
-    _adopt(structure, rows, hierarchy.atoms())
+    adopt(structure, rows, hierarchy.atoms())
     if not from_file:
         structure.name = str(record["entry"])
     structure.setup_entities()
@@ -89,7 +89,7 @@ def _put_scale(block: gemmi.cif.Block, scale: list[list[float]]) -> None:
         block.set_pair(f"_atom_sites.fract_transf_vector[{i}]", f"{row[3]:.9f}")
 
 
-def _adopt(structure: gemmi.Structure, rows: Any, atoms: Any) -> None:
+def adopt(structure: gemmi.Structure, rows: Any, atoms: Any) -> None:
     """Places, displacements and occupancies of cctbx's atoms."""
     place = iter(rows.tolist())
     for model in structure:

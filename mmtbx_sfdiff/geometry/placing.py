@@ -46,9 +46,7 @@ def with_hydrogens(
     copy.setup_entities()
     with_current_names(copy, monomers)
     for number in range(len(copy)):
-        gemmi.prepare_topology(
-            copy, monomers, number, gemmi.HydrogenChange.ReAddKnown, False, io.StringIO(), False
-        )
+        gemmi.prepare_topology(copy, monomers, number, gemmi.HydrogenChange.ReAddKnown, False, io.StringIO(), False)
     waters = {"HOH", "DOD", "WAT"}
     for model in copy:
         for chain in model:

@@ -20,17 +20,18 @@ from ..files.disagreement import disagreement_messages
 from ..files.new_flags import new_flags
 from ..fmodel import FModel
 from ..latent.generator.requirements import require
-from ..refinement import Settings, refine, state
+from ..refinement import History, Settings, refine, state
 from ..refinement.run import check_settings
 from ..refinement.weight import choose_weight
 from ..reflections import Reflections
-from . import refine_output
+from . import refine_model, refine_output
 from .common import EntryProgram
 from .refine_parameters import MASTER_PHIL
 from .refine_restraints import biased_flags, hold
 from .refine_table import cycle_line, heading, render
 
 _TRIAL_CYCLES = 3  # of a trial of a weight
+_WATER_CYCLES = 3  # after waters were added and removed
 
 
 class Program(EntryProgram):
@@ -126,11 +127,12 @@ everything was computed and written.
         with tempfile.TemporaryDirectory() as folder, self.progress() as report:
             files = self.find_files(folder, report)
             report("reading", None)
-            fmodel = self._read(*files)
+            fmodel = self._read(*self._with_hydrogens(files, folder))
             report("scales", None)
             self._twins = self._find_twins(fmodel)
             start, history = self._start(fmodel, files)
             print(heading(refine_output.header(self._entry, fmodel)), file=self.logger)
+            print(self._parameters.words, file=self.logger)
             for message in self._flag_messages:
                 print(message[0].upper() + message[1:] + ".", file=self.logger)
 
@@ -141,9 +143,9 @@ everything was computed and written.
                     self.logger.flush()
 
             try:
-                restraint = self._restraint(report)
-                parents = self._held.parents
-                refined, history = refine(start, self._settings, history, on_cycle, report, restraint, parents)
+                refined, history = self._refine(start, history, on_cycle, report)
+                if self.inputs.waters:
+                    fmodel, refined, history = self._with_waters(fmodel, refined, history, folder, report)
                 report("writing", None)
                 contents = self._results(fmodel, refined, history)
             except (ValueError, IndexError) as error:
@@ -155,6 +157,57 @@ everything was computed and written.
             self._state.unlink()
         print(render(self.result, terminal, None if terminal else 80), file=self.logger)
         print("\nWritten: " + ", ".join(map(str, contents)), file=self.logger)
+
+    def _with_hydrogens(self, files, folder):
+        path, self._model_messages = refine_model.model_with_hydrogens(self.inputs, files[0], folder)
+        return [path, *files[1:]]
+
+    def _refine(self, start, history, on_cycle, report, settings=None, earlier=None):
+        restraint = self._restraint(report)
+        if earlier is not None and getattr(restraint, "follows", False):
+            restraint.weight = earlier.cycles[-1]["next_weight"]
+        place = refine_model.placer(self.inputs, self._entry)
+        return refine(start, settings or self._settings, history, on_cycle, report, restraint, self._held.parents,
+                      self._parameters, place)  # fmt: skip
+
+    def _with_waters(self, fmodel, refined, history, folder, report):
+        """(the model that this began with, as far as it is in the refined one; the refined one; history)"""
+        started, held, begun = self._shaken, self._held, self._entry
+        self._began = refine_output.r_factors(self._scaled(fmodel.with_(atoms=started))), held.rms(started)
+        for number in (1, 2):
+            report("waters", None)
+            made = refine_model.with_waters(refined, folder, number)
+            words = f"waters, {'first' if number == 1 else 'second'} time: {made.added} added, {made.removed} removed"
+            print(words[0].upper() + words[1:], file=self.logger)
+            self._model_messages.append(words)
+            if not made.added + made.removed:
+                break
+            data = self._entry.data
+            self._entry = dataclasses.replace(self._entry, model=self.load(made.path, data.path, None, None).model)
+            atoms = Atoms.from_cctbx(self._entry.model.xray_structure, dtype=refined.atoms.dtype,
+                                     device=refined.atoms.device)  # fmt: skip
+            start = refined.with_(atoms=atoms, source=self._entry)
+            self._choose(start)
+            self._first = start = self._prepared(start)
+            settings = dataclasses.replace(self._settings, cycles=_WATER_CYCLES, least_squares_cycles=0)
+            refined, more = self._refine(start, None, None, report, settings, history)
+            history = joined(history, more)
+        ours, theirs = refine_model.same_atoms(begun, self._entry)
+        sites = refined.atoms.sites_cart.clone()
+        sites[torch.from_numpy(theirs)] = started.sites_cart[torch.from_numpy(ours)]
+        self._shaken = refined.atoms.replace(sites_cart=sites)
+        return refined.with_(), refined, history
+
+    def _scaled(self, fmodel):
+        fmodel.update_scales(remove_outliers=self._settings.remove_outliers)
+        return fmodel
+
+    def _choose(self, fmodel):
+        """What is refined of this model."""
+        self._parameters = refine_model.parameters(self.inputs, self._entry, fmodel.atoms, fmodel.reflections)
+
+    def _prepared(self, fmodel):
+        return fmodel.with_(atoms=self._parameters.prepared(fmodel.atoms))
 
     def _read(self, model, data):
         params = self.inputs
@@ -305,7 +358,9 @@ everything was computed and written.
             "bond_rms",
             "adp_weight",
         )
-        decisive = {name: getattr(params, name) for name in names} | dataclasses.asdict(self._settings)
+        decisive = {name: getattr(params, name) for name in (*names, *refine_model.DECISIVE)} | dataclasses.asdict(
+            self._settings
+        )
         decisive |= {name: "Auto" for name, value in decisive.items() if value is Auto}
         decisive["library"] = str(params.library)
         decisive["new_flags"] = [
@@ -321,8 +376,10 @@ everything was computed and written.
         if params.shake:
             start.replace(sites_cart=shaken(fmodel.atoms, params.shake, params.random_seed))
         self._shaken = start.atoms
+        self._choose(start)
+        start = self._prepared(start)
         self._first = start.with_()
-        known = state.load(self._state, fmodel.atoms, self._fingerprint) if params.resume else None
+        known = state.load(self._state, start.atoms, self._fingerprint) if params.resume else None
         if known is None:
             return start, None
         start.atoms, history = known
@@ -338,9 +395,13 @@ everything was computed and written.
         self.result = refine_output.describe(
             self.inputs, self._settings, self._entry, self._held, first, refined, history, self._weight
         )
+        if self.inputs.waters:
+            self.result["start"], self.result["geometry"]["start"] = self._began
         start = self.result["start"]
         self._messages += biased_flags(start["r_work"], start["r_free"]) if self._new_flags is None else []
-        self.result["messages"] = [*self._twins, *self._flag_messages, *self._messages, *self._entry.messages]
+        self.result["messages"] = [
+            self._parameters.words, *self._twins, *self._flag_messages, *self._model_messages, *self._messages, *self._entry.messages
+        ]  # fmt: skip
         self._json = refine_output.as_json(self.result)
         record = refine_output.record(self.result, None if self._new_flags is None else "RANDOM")
         made = refine_output.contents(self.result, refined, [*self._paths], self.params.output.mtz_labels, record)
@@ -348,6 +409,14 @@ everything was computed and written.
         if self._new_flags is not None:
             contents[self._flag_path] = self._new_flags.content
         return contents
+
+
+def joined(history, more):
+    """A history and one that goes on from its end, as one."""
+    n, m = len(history.cycles), len(history.steps)
+    cycles = [cycle | {"cycle": cycle["cycle"] + n} for cycle in more.cycles]
+    steps = [step | {"cycle": step["cycle"] + n, "step": step["step"] + m} for step in more.steps]
+    return History(cycles=history.cycles + cycles, steps=history.steps + steps)
 
 
 def shaken(atoms, rms, seed):

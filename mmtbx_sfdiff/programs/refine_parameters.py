@@ -6,6 +6,7 @@ from ..refinement import Settings
 from ..refinement.minimise import MINIMISERS
 from ..refinement.run import ANISOTROPIC, MASK_UPDATES
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, choices
+from .refine_model import MODEL_PHIL
 from .refine_restraints import PHIL
 
 _DEFAULTS = Settings()
@@ -14,6 +15,7 @@ refine {{
   {INPUTS}
   {LIMITS}
   {PHIL}
+  {MODEL_PHIL}
   target = *maximum_likelihood least_squares
     .type = choice
     .short_caption = Target
@@ -29,7 +31,7 @@ refine {{
   adp = True
     .type = bool
     .short_caption = Refine displacement parameters
-    .help = "Isotropic or anisotropic, as each atom is in the model. Occupancies stay."
+    .help = "See adp_model."
   anisotropic = {choices(ANISOTROPIC, _DEFAULTS.anisotropic)}
     .type = choice
     .short_caption = Anisotropic atoms

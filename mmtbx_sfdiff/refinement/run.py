@@ -130,7 +130,15 @@ def check_settings(settings):
 
 
 def refine(
-    fmodel, settings=Settings(), history=None, on_cycle=None, report=None, restraint=None, parents=None, parameters=None
+    fmodel,
+    settings=Settings(),
+    history=None,
+    on_cycle=None,
+    report=None,
+    restraint=None,
+    parents=None,
+    parameters=None,
+    place=None,
 ):
     """Refine a model against its data.
 
@@ -152,6 +160,8 @@ def refine(
         Of :class:`~.variables.Variables`.
     parameters : Parameters, optional
         Which atoms share variables, and which occupancies are refined; by default none do and none are.
+    place : callable, optional
+        Sites (n_atoms, 3) Å -> the same with hydrogens in place, both numpy.ndarray; called as each macro-cycle begins, and at the end.
 
     Returns
     -------
@@ -176,14 +186,12 @@ def refine(
     while (target := next_target(history, settings)) is not None:
         number = len(history.cycles) + 1
         d_min = schedule[min(number, len(schedule)) - 1]
-        current = _part(fmodel, atoms, d_min)
-        atoms = _Cycle(
-            current, settings, number, target, history, report, restraint, parents, parameters
-        ).run()
+        current = _part(fmodel, _placed(atoms, place), d_min)
+        atoms = _Cycle(current, settings, number, target, history, report, restraint, parents, parameters).run()
         if on_cycle is not None:
             on_cycle(_part(fmodel, atoms, None), history)
     report("scales", None)
-    result = fmodel.with_(atoms=rounded(atoms, parameters.alternatives))
+    result = fmodel.with_(atoms=rounded(_placed(atoms, place), parameters.alternatives))
     result.update_scales(remove_outliers=settings.remove_outliers)
     return result, history
 
@@ -263,9 +271,7 @@ class _Cycle:
             curvature = self._curvature()
         adp = settings.adp and (self.number >= settings.adp_from_cycle or not settings.sites)
         self.adp = adp
-        variables = Variables(
-            fmodel.atoms, settings.sites, adp, self.parents, self._scaled(), self.parameters
-        )
+        variables = Variables(fmodel.atoms, settings.sites, adp, self.parents, self._scaled(), self.parameters)
         unit = variables.precondition(curvature, self._curvature_of_restraint())
         vector = variables.vector()
         first = self._evaluate(variables, vector, unit)
@@ -412,6 +418,13 @@ class _Cycle:
             }
             | ({} if self.restraint is None else self.restraint.close(atoms))
         )
+
+
+def _placed(atoms, place):
+    if place is None:
+        return atoms
+    sites = place(atoms.sites_cart.detach().cpu().to(torch.float64).numpy())
+    return atoms.replace(sites_cart=torch.from_numpy(sites).to(atoms.sites_cart))
 
 
 def _detached(atoms):

@@ -73,7 +73,11 @@ class TLSGroups:
         c = _positive(c)
         # The sizes of T and of the residuals are one another's: T takes what leaves the smaller residuals positive.
         left = (u - m @ c @ m.mT).diagonal(dim1=-2, dim2=-1).mean(-1)
-        change = _OF_MEAN * float(left.quantile(0.05)) if float(left.quantile(0.05)) > 0 else float(left.quantile(0.02)) - least
+        change = (
+            _OF_MEAN * float(left.quantile(0.05))
+            if float(left.quantile(0.05)) > 0
+            else float(left.quantile(0.02)) - least
+        )
         c[3:, 3:] += change * torch.eye(3, dtype=c.dtype, device=c.device)
         return torch.linalg.cholesky(_positive(c))
 
