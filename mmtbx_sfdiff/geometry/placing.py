@@ -96,9 +96,9 @@ class HydrogenPlacer:
         for keys, model in zip(self._keys, placed, strict=True):
             there = {key: cra.atom for key, cra in zip(_keys(model), model.all(), strict=True)}
             for offset, key in enumerate(keys):
-                atom = there.get(key)
-                if atom is not None and atom.is_hydrogen():
-                    sites[self._rows[first + offset]] = atom.pos.tolist()
+                found = there.get(key)
+                if found is not None and found.is_hydrogen():
+                    sites[self._rows[first + offset]] = found.pos.tolist()
             first += len(keys)
         return sites
 

@@ -16,8 +16,8 @@ _LOWER = [(i, j) for i in range(6) for j in range(i + 1)]
 _PACKED = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 _LEAST_LIBRATION = 1e-5  # rad^2: 0.2 degrees, for a derivative
 _LEAST_TRANSLATION = 1e-3  # Å^2
-_OF_MEAN = 0.5  # of the smaller displacements, what T begins with
-_TRACE_WEIGHT = 0.1
+_QUANTILE = 0.05
+_TRACE_WEIGHT = 1e-4
 
 
 class TLSGroups:
@@ -70,16 +70,10 @@ class TLSGroups:
         c = torch.zeros(6, 6, dtype=torch.float64, device=u.device)
         for (i, j), value in zip(_LOWER, found.tolist(), strict=True):
             c[i, j] = c[j, i] = value
-        c = _positive(c)
-        # The sizes of T and of the residuals are one another's: T takes what leaves the smaller residuals positive.
+        # The sizes of T and of the residuals are one another's: T takes what leaves nearly all residuals at least the least.
         left = (u - m @ c @ m.mT).diagonal(dim1=-2, dim2=-1).mean(-1)
-        change = (
-            _OF_MEAN * float(left.quantile(0.05))
-            if float(left.quantile(0.05)) > 0
-            else float(left.quantile(0.02)) - least
-        )
-        c[3:, 3:] += change * torch.eye(3, dtype=c.dtype, device=c.device)
-        return torch.linalg.cholesky(_positive(c))
+        c[3:, 3:] += (float(left.quantile(_QUANTILE)) - least) * torch.eye(3, dtype=c.dtype, device=c.device)
+        return torch.linalg.cholesky(_positive(_with_best_trace(c)))
 
     def tensors(self, vector: torch.Tensor) -> torch.Tensor:
         """(n_atoms, 3, 3) Å^2, without the residual displacements."""
@@ -123,6 +117,17 @@ def _weighted(u: torch.Tensor) -> torch.Tensor:
     mean = u.diagonal(dim1=-2, dim2=-1).mean(-1)
     parts = [u[..., i, j] - (mean if i == j else 0) for i, j in _PACKED]
     return torch.stack([*parts, _TRACE_WEIGHT * mean], -1)
+
+
+def _with_best_trace(c: torch.Tensor) -> torch.Tensor:
+    """With the trace of S, which moves no atom, that makes C the most positive."""
+    libration, translation = (c[k : k + 3, k : k + 3].diagonal().mean().clamp(min=0) for k in (0, 3))
+    step = torch.zeros_like(c)
+    step[:3, 3:] = step[3:, :3] = torch.eye(3, dtype=c.dtype, device=c.device)
+    scale = torch.cat([libration.expand(3), translation.expand(3)]).clamp(min=_LEAST_LIBRATION).sqrt()
+    tries = [c + t * float((libration * translation).sqrt()) * step for t in torch.linspace(-1, 1, 81).tolist()]
+    least = [float(torch.linalg.eigvalsh(x / scale[:, None] / scale)[0]) for x in tries]
+    return tries[max(range(len(tries)), key=least.__getitem__)]
 
 
 def _positive(c: torch.Tensor) -> torch.Tensor:

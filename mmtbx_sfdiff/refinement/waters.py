@@ -235,7 +235,7 @@ def _append(model: gemmi.Model, positions: list[gemmi.Position], b_iso: float) -
         free = [_CHAIN, *"WXYZABCDEFGHIJKLMNOPQRTUV", *(f"W{i}" for i in range(1, 100))]
         model.add_chain(gemmi.Chain(next(name for name in free if name not in names)))
         chain = model[len(model) - 1]
-    number = max((residue.seqid.num for residue in chain), default=0)
+    number = max((residue.seqid.num or 0 for residue in chain), default=0)
     for position in positions:
         number += 1
         residue = gemmi.Residue()

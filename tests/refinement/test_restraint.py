@@ -10,7 +10,7 @@ from mmtbx_sfdiff.likelihood.targets import maximum_likelihood
 from mmtbx_sfdiff.refinement import Settings, refine
 from mmtbx_sfdiff.refinement.curvature import Curvature
 from mmtbx_sfdiff.refinement.likelihood import cross_validated
-from mmtbx_sfdiff.refinement.restraint import LibraryRestraint, adp_weight, bond_target
+from mmtbx_sfdiff.refinement.restraint import LibraryRestraint, adp_weight, bond_target, first_weight
 from mmtbx_sfdiff.refinement.variables import Variables
 
 import numpy as np
@@ -30,6 +30,7 @@ def made_up():
 
 
 def test_targets_follow_the_resolution():
+    assert first_weight(1.0) == 0.25 > first_weight(2.0) == 0.2 > first_weight(4.0) == 0.1
     assert bond_target(1.0) == 0.008 > bond_target(2.5) > bond_target(4.0) == 0.0045
     assert adp_weight(1.0) == 0.15 < adp_weight(2.5) < adp_weight(4.0) == 0.6
 
@@ -45,9 +46,14 @@ class _Stretched(torch.nn.Module):
         return {"bond": self.bond, "angle": 1.0}
 
 
-@pytest.mark.parametrize("bond, factor", [(0.016, 2 ** (1 / 0.7)), (0.004, 2 ** (-1 / 0.7)), (0.8, 3.0), (0.008, 1.0)])
-def test_the_weight_follows_the_bonds(bond, factor, made_up):
+@pytest.mark.parametrize(
+    "bond, closed, factor",
+    [(0.009, 1, 1.125 ** (1 / 0.7)), (0.007, 1, 0.875 ** (1 / 0.7)), (0.8, 1, 2.0), (0.8, 0, 1.4), (0.008, 0, 1.0)],
+)
+def test_the_weight_follows_the_bonds(bond, closed, factor, made_up):
+    """By little after the first macro-cycle, in which bonds are on their way."""
     restraint = LibraryRestraint(_Stretched(bond), weight=None, target=0.008)
+    restraint.resume([{}] * closed)
     before = restraint.weight
     record = restraint.close(made_up.atoms)
     assert restraint.weight == pytest.approx(before * factor) == record["next_weight"] and record["weight"] == before
