@@ -13,7 +13,27 @@ import gemmi
 import numpy as np
 
 _BACKBONE = frozenset(
-    ("N", "CA", "C", "O", "OXT", "H", "HA", "HA2", "HA3", "H1", "H2", "H3", "P", "OP1", "OP2", "OP3", "O1P", "O2P", "O3P")
+    (
+        "N",
+        "CA",
+        "C",
+        "O",
+        "OXT",
+        "H",
+        "HA",
+        "HA2",
+        "HA3",
+        "H1",
+        "H2",
+        "H3",
+        "P",
+        "OP1",
+        "OP2",
+        "OP3",
+        "O1P",
+        "O2P",
+        "O3P",
+    )
     + tuple(f"{name}{mark}" for name in ("O5", "C5", "C4", "O4", "C3", "O3", "C2", "O2", "C1") for mark in "'*")
 )
 _WATERS = frozenset(("HOH", "DOD", "WAT", "H2O"))
