@@ -199,7 +199,7 @@ def _scale(cell: gemmi.UnitCell) -> tuple[np.ndarray, np.ndarray] | None:
     """The transformation to fractional coordinates that the file gives, where it is not the cell's own."""
     if not cell.explicit_matrices:
         return None
-    transform = cell.frac if hasattr(cell, "frac") else cell.fractionalization_matrix
+    transform: Any = cell.frac if hasattr(cell, "frac") else getattr(cell, "fractionalization_matrix")  # noqa: B009  (gemmi 0.6)
     if not hasattr(transform, "mat"):
         return np.array(transform.tolist()), np.array(cell.fractionalize(gemmi.Position(0, 0, 0)).tolist())
     return np.array(transform.mat.tolist()), np.array(transform.vec.tolist())

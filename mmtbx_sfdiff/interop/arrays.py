@@ -135,4 +135,5 @@ def _as_type(atoms: Atoms, like: torch.Tensor) -> Atoms:
 
 def _placed(atoms: Atoms, names: tuple[str, ...], arrays: Sequence[Any]) -> Atoms:
     leaves = _leaves(atoms, names, arrays)
-    return _as_type(atoms, leaves[0]).replace(**dict(zip(names, leaves)))
+    placed: Atoms = _as_type(atoms, leaves[0]).replace(**dict(zip(names, leaves)))
+    return placed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,8 +24,9 @@ try:
 except ImportError as error:
     raise ImportError("mmtbx_sfdiff.interop.jax needs JAX: pip install jax.") from error
 
+_Function = Callable[..., Any]
 _KEPT = 32
-_functions: collections.OrderedDict = collections.OrderedDict()
+_functions: collections.OrderedDict[Any, tuple[_Function, Any]] = collections.OrderedDict()
 
 
 def structure_factors(
@@ -119,7 +120,7 @@ def r_factors(
 
 
 def _call(
-    make: Callable,
+    make: _Function,
     atoms: Atoms,
     crystal: Crystal,
     miller_indices: Any,
@@ -143,13 +144,19 @@ def _call(
     return _function(make, atoms, crystal, miller_indices, names, options)(*(a.astype(dtype) for a in arrays))
 
 
-def _function(make, atoms, crystal, miller_indices, names, options) -> Callable:
+def _function(
+    make: _Function,
+    atoms: Atoms,
+    crystal: Crystal,
+    miller_indices: Any,
+    names: tuple[str, ...],
+    options: dict[str, Any],
+) -> _Function:
     """The JAX function of these constants; the same object for the same ones, or JAX would compile at every call."""
     key = (make, id(atoms), id(crystal), id(miller_indices), names, tuple(sorted(options.items())))
     if key not in _functions:
-        function = _make(
-            *make(atoms, crystal, as_miller_tensor(miller_indices), names, **options), names, miller_indices
-        )
+        value, vjp = make(atoms, crystal, as_miller_tensor(miller_indices), names, **options)
+        function = _make(value, vjp, names, miller_indices)
         # The objects are kept with it, so that an id is theirs as long as it is a key.
         _functions[key] = function, (atoms, crystal, miller_indices)
         while len(_functions) > _KEPT:
@@ -158,29 +165,33 @@ def _function(make, atoms, crystal, miller_indices, names, options) -> Callable:
     return _functions[key][0]
 
 
-def _make(value: Callable, vjp: Callable, names: tuple[str, ...], miller_indices: Any) -> Callable:
+def _make(value: _Function, vjp: _Function, names: tuple[str, ...], miller_indices: Any) -> _Function:
     n = len(as_miller_tensor(miller_indices))
 
-    def batch_of(arrays) -> tuple[int, ...]:
-        return jnp.broadcast_shapes(*(a.shape[: a.ndim - 1 - PARAMETERS[name]] for name, a in zip(names, arrays)))
+    def batch_of(arrays: Any) -> tuple[int, ...]:
+        shape: tuple[int, ...] = jnp.broadcast_shapes(
+            *(a.shape[: a.ndim - 1 - PARAMETERS[name]] for name, a in zip(names, arrays))
+        )
+        return shape
 
-    def host(function: Callable, shapes: Any, *arrays: Any) -> Any:
+    def host(function: _Function, shapes: Any, *arrays: Any) -> Any:
         return jax.pure_callback(function, shapes, *arrays, vmap_method="broadcast_all")
 
-    @jax.custom_vjp
-    def f(*arrays):
+    def plain(*arrays: Any) -> Any:
         dtype = jnp.complex64 if arrays[0].dtype == jnp.float32 else jnp.complex128
         return host(value, jax.ShapeDtypeStruct((*batch_of(arrays), n), dtype), *arrays)
 
-    def forward(*arrays):
+    f: Any = jax.custom_vjp(plain)
+
+    def forward(*arrays: Any) -> Any:
         return f(*arrays), arrays
 
-    def backward(arrays, cotangent):
-        def gradients(cotangent, *arrays):
+    def backward(arrays: Any, cotangent: Any) -> Any:
+        def gradients(cotangent: Any, *arrays: Any) -> Any:
             return tuple(g.astype(a.dtype) for g, a in zip(vjp(np.conj(cotangent), *arrays), arrays))
 
         shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays)
         return host(gradients, shapes, cotangent, *arrays)
 
     f.defvjp(forward, backward)
-    return f
+    return cast(_Function, f)

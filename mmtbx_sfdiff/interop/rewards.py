@@ -108,13 +108,12 @@ class StructureFactorReward:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}.")
         if refresh_scales < 0:
             raise ValueError(f"refresh_scales is a number of calls, or 0, not {refresh_scales}.")
-        if not isinstance(data, Reflections):
-            data = _read(data, labels, free, test_value)
+        given = data if isinstance(data, Reflections) else _read(data, labels, free, test_value)
         if d_min is not None:
-            data = data.select(data.d_spacings >= d_min)
-            if not len(data):
+            given = given.select(given.d_spacings >= d_min)
+            if not len(given):
                 raise ValueError(f"There is no reflection to d_min = {d_min} Å.")
-        self._given, self.target, self.solvent, self.accuracy = data, target, solvent, accuracy
+        self._given, self.target, self.solvent, self.accuracy = given, target, solvent, accuracy
         self.refresh_scales, self.hydrogens, self.missing, self.terms = refresh_scales, hydrogens, missing, tuple(terms)
         self._atoms: Atoms | None = None
         self.scales: Scales | None = None
@@ -193,6 +192,7 @@ class StructureFactorReward:
         if due:
             self._refresh(f_calc.detach(), f_mask.detach())
         self._calls += 1
+        assert self.scales is not None
         value = self._value(self.scales.f_model(f_calc, f_mask))
         for weight, term in self.terms:
             value = value + weight * term(coordinates).sum()
@@ -249,7 +249,8 @@ class StructureFactorReward:
         if self.hydrogens == "absent":
             occupancy = torch.where(atoms.hydrogens, 0.0, occupancy)
         u_iso = each(None if b_factors is None else b_factors.to(atoms.dtype) / EIGHT_PI_SQ, atoms.u_iso)
-        return atoms.replace(sites_cart=sites, u_iso=u_iso, occupancies=occupancy)
+        placed: Atoms = atoms.replace(sites_cart=sites, u_iso=u_iso, occupancies=occupancy)
+        return placed
 
     def _refresh(self, f_calc: torch.Tensor, f_mask: torch.Tensor) -> None:
         self.scales = update_all_scales(self._given, f_calc, f_mask)
@@ -269,8 +270,9 @@ class StructureFactorReward:
             rows = used["selection"] & data.work
             return self.target(f_model[rows].abs(), data.f_obs[rows] / used["f_obs_scale"])
         if self.target == "llg":
-            n = (used["selection"] & data.work).sum()
-            return -llg(data, f_model, sigma_a=self._sigma_a, selection=used["selection"]) / n
+            n = int((used["selection"] & data.work).sum())
+            gain: torch.Tensor = llg(data, f_model, sigma_a=self._sigma_a, selection=used["selection"])
+            return -gain / n
         if self.target == "least_squares":
             return least_squares(data, f_model, **used)
         assert self._alpha_beta is not None

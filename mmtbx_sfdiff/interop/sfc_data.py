@@ -167,7 +167,7 @@ def free_flags(table: Table, label: str | None, test_value: float) -> np.ndarray
         values = table.values(label, "the test set")
     except ValueError as error:
         raise ValueError(f"{error} Name the right one as freeflag, or give freeflag=None for no test set.") from None
-    free = values == test_value
+    free: np.ndarray = values == test_value
     share = float(free.mean()) if len(free) else 0.0
     if not 0 < share <= 0.5:
         found, counts = np.unique(values[np.isfinite(values)], return_counts=True)

@@ -10,13 +10,38 @@ import torch
 import numpy as np
 
 from . import sfc_data, sfc_utils
+from .sfc_model import ModelState
 
 # Normalized amplitudes beyond which a reflection is an outlier, of probability 1e-6: Read (1999), Acta Cryst. D55, 1759.
 _CENTRIC_LIMIT, _ACENTRIC_LIMIT = 4.89, 3.72
 
 
-class ExperimentState:
-    """What ``SFcalculator`` knows of the data: NumPy where that package has NumPy, float32 tensors where it has tensors."""
+class ExperimentState(ModelState):
+    """What ``SFcalculator`` knows of the data: NumPy where that package has NumPy, float32 tensors where it has tensors.
+
+    ``HKL_array`` is None without data, and ``Fo`` absent where nothing was taken from them.
+    """
+
+    dmin: float
+    HKL_array: np.ndarray | None
+    dHKL: np.ndarray
+    Hasu_array: np.ndarray
+    dHasu: np.ndarray
+    Fo: torch.Tensor
+    SigF: torch.Tensor
+    Ftotal_HKL: torch.Tensor
+
+    @property
+    def _has_data(self) -> bool:
+        return self.HKL_array is not None
+
+    @property
+    def _kind(self) -> str:
+        return "HKL" if self._has_data else "asu"
+
+    @property
+    def _used_indices(self) -> np.ndarray:
+        return self.Hasu_array if self.HKL_array is None else self.HKL_array
 
     def _init_data(self, data: Any, dmin: float | None, labels: tuple[str, ...]) -> None:
         table = sfc_data.read_table(data)
@@ -48,7 +73,7 @@ class ExperimentState:
             self.wavelength = table.wavelength
         d = self.unit_cell.calculate_d_array(table.indices).astype("float32")
         if dmin is None:
-            self.dmin = d.min()
+            self.dmin = d.min()  # NumPy's float32, as there
         else:
             self.dmin = dmin
             table, d = table.rows(d >= dmin), d[d >= dmin]
@@ -57,13 +82,13 @@ class ExperimentState:
         self._table, self._labels = table, labels
         self.HKL_array, self.dHKL = table.indices, d
         if self.mode == "cryoem":
-            self.Hasu_array = self.HKL_array.copy()
+            self.Hasu_array = table.indices.copy()
             self.asu2HKL_index = np.arange(len(d))
         else:
             group = self.space_group
             self.Hasu_array = sfc_utils.generate_reciprocal_asu(self.unit_cell, group, self.dmin, self.anomalous)
-            self.asu2HKL_index = _places(self.Hasu_array, self.HKL_array)
-        self.dr2HKL_array = self.unit_cell.calculate_1_d2_array(self.HKL_array)
+            self.asu2HKL_index = _places(self.Hasu_array, table.indices)
+        self.dr2HKL_array = self.unit_cell.calculate_1_d2_array(table.indices)
 
     def assign_resolution_bins(
         self,
@@ -90,8 +115,8 @@ class ExperimentState:
         self.Fo, self.SigF = tensor(f), tensor(sigma)
         self.free_flag = sfc_data.free_flags(table, freeflag, testset_value)
         operations = self.space_group.operations()
-        self.centric = operations.centric_flag_array(self.HKL_array)
-        epsilon = operations.epsilon_factor_array(self.HKL_array).astype(np.float64)
+        self.centric = operations.centric_flag_array(table.indices)
+        epsilon = operations.epsilon_factor_array(table.indices).astype(np.float64)
         counts = np.bincount(self.bins, minlength=self.n_bins)
         sigma_n = (np.bincount(self.bins, f**2 / epsilon, self.n_bins) / counts)[self.bins]
         e_obs = f / np.sqrt(epsilon * sigma_n)
@@ -99,6 +124,16 @@ class ExperimentState:
         self.SigEo = self.SigF / (self._SigN * self.epsilon).sqrt()
         limit = np.where(self.centric, _CENTRIC_LIMIT, _ACENTRIC_LIMIT)
         self.Outlier = (e_obs > limit) | (f <= 0)
+
+    def get_rfactors(self, ftotal: torch.Tensor | None = None, mask: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """R-work and R-free, 0-d tensors, without the outliers; ``mask`` (n,) bool chooses among the reflections.
+
+        R-free is NaN where there is no test set.
+        """
+        ftotal = self.Ftotal_HKL.detach() if ftotal is None else ftotal
+        chosen = ~self.Outlier if mask is None else ~self.Outlier & sfc_utils.assert_numpy(mask)
+        rows = torch.as_tensor(chosen, device=self.device)
+        return sfc_utils.r_factor(self.Fo[rows], ftotal.abs()[rows], self.free_flag[chosen])
 
 
 def _places(all_indices: np.ndarray, some: np.ndarray) -> np.ndarray:
@@ -114,10 +149,11 @@ def _places(all_indices: np.ndarray, some: np.ndarray) -> np.ndarray:
 
     def key(indices: np.ndarray) -> np.ndarray:
         h, k, l = (indices.astype(np.int64) - low).T
-        return (h * size[1] + k) * size[2] + l
+        numbers: np.ndarray = (h * size[1] + k) * size[2] + l
+        return numbers
 
     keys, wanted = key(all_indices), key(some)
-    found = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    found: np.ndarray = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     missing = keys[found] != wanted
     if missing.any():
         raise ValueError(

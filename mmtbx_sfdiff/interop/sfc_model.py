@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -21,14 +22,27 @@ from .sfc_utils import assert_tensor
 class ModelState:
     """What ``SFcalculator`` knows of its atoms; all tensors are float32 on its device."""
 
+    mode: str
+    anomalous: bool
+    wavelength: float | None
+    device: torch.device
+    _crystal: Crystal
+
     def _init_model(self, pdbmodel: Any, device: torch.device) -> None:
         self.device = device
+        self._said: set[str] = set()
+        self._atoms_known: Atoms | None = None
         self._pdb = pdbmodel if isinstance(pdbmodel, PDBParser) else PDBParser(pdbmodel)
         parser = self._pdb
         self._atom_pos_orth = assert_tensor(parser.atom_pos, torch.float32, device).to(device)
         self._atom_aniso_uw = assert_tensor(parser.atom_b_aniso, torch.float32, device).to(device)
         self._atom_b_iso = assert_tensor(parser.atom_b_iso, torch.float32, device).to(device)
         self._atom_occ = assert_tensor(parser.atom_occ, torch.float32, device).to(device)
+
+    def _once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(message, stacklevel=3)
 
     # Symmetry
 
@@ -157,16 +171,16 @@ class ModelState:
         """This package's atoms with the present parameters, or with other sites (..., n_atoms, 3)."""
         if self._atoms_known is None:
             self._atoms_known = self._make_atoms()
-        atoms = self._atoms_known
-        return atoms.replace(
+        placed: Atoms = self._atoms_known.replace(
             sites_cart=(self._atom_pos_orth if sites_cart is None else sites_cart).to(torch.float32),
             u_iso=(self._atom_b_iso / EIGHT_PI_SQ).to(torch.float32),
             u_star=u_cart_as_u_star(packed(self._atom_aniso_uw.to(torch.float32)), self._crystal),
             occupancies=self._atom_occ.to(torch.float32),
         )
+        return placed
 
     def _make_atoms(self) -> Atoms:
-        atoms = Atoms.from_arrays(
+        atoms: Atoms = Atoms.from_arrays(
             self._crystal,
             self.atom_name,
             self._atom_pos_orth.detach().to(torch.float64),
@@ -178,6 +192,7 @@ class ModelState:
         anisotropic = (self._atom_aniso_uw.detach() != 0).flatten(1).any(1)
         atoms = dataclasses.replace(atoms, use_u_iso=~anisotropic, use_u_aniso=anisotropic)
         if self.anomalous:
+            assert self.wavelength is not None
             energy = gemmi.hc / self.wavelength
             found = {
                 e: gemmi.cromer_liberman(z=gemmi.Element(e).atomic_number, energy=energy) for e in self.unique_atom

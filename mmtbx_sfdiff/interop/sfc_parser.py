@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import gemmi
 import numpy as np
 
-_Path = str | os.PathLike
+_Path = str | os.PathLike[str]
 
 
 class PDBParser:
@@ -112,7 +113,7 @@ class PDBParser:
 
     def to_gemmi(self, include_header: bool = True) -> gemmi.Structure:
         """The model with its present coordinates, B, occupancies, cell and space group."""
-        model = gemmi.Model("1") if gemmi.__version__ < "0.7" else gemmi.Model(1)
+        model = _empty_model()
         chain = residue = None
         last: tuple[str | None, int | None] = (None, None)
         for i, (chain_name, number, empty, atom) in enumerate(self._records):
@@ -159,7 +160,8 @@ class PDBParser:
     def exp_sym(self, frac_pos: np.ndarray | None = None) -> np.ndarray:
         """(n, n_ops, 3): fractional coordinates under every operator."""
         frac_pos = self.atom_pos_frac if frac_pos is None else frac_pos
-        return np.einsum("oxy,ay->aox", self.R_G_stack, frac_pos) + self.T_G_stack
+        moved: np.ndarray = np.einsum("oxy,ay->aox", self.R_G_stack, frac_pos) + self.T_G_stack
+        return moved
 
     def set_spacegroup(self, spacegroup: str | gemmi.SpaceGroup) -> None:
         """Set the space group by its Hermann-Mauguin symbol or as gemmi's object.
@@ -175,27 +177,27 @@ class PDBParser:
         """Set the unit cell."""
         self.cell = unitcell
 
-    def set_positions(self, positions) -> None:
+    def set_positions(self, positions: Any) -> None:
         """Set the coordinates, (n, 3) Å."""
         self.atom_pos = self._checked("positions", positions, (3,))
 
-    def set_biso(self, biso) -> None:
+    def set_biso(self, biso: Any) -> None:
         """Set the isotropic B factors, (n,) Å^2."""
         self.atom_b_iso = self._checked("biso", biso, ())
 
-    def set_baniso(self, baniso) -> None:
+    def set_baniso(self, baniso: Any) -> None:
         """Set the anisotropic U, (n, 3, 3) Å^2."""
         self.atom_b_aniso = self._checked("baniso", baniso, (3, 3))
 
-    def set_occ(self, occ) -> None:
+    def set_occ(self, occ: Any) -> None:
         """Set the occupancies, (n,)."""
         self.atom_occ = self._checked("occ", occ, ())
 
-    def _checked(self, name: str, values, tail: tuple[int, ...]) -> np.ndarray:
-        values = np.asarray(values)
-        if values.shape != (len(self._records), *tail):
-            raise ValueError(f"{name} must have the shape {(len(self._records), *tail)}, not {values.shape}.")
-        return values
+    def _checked(self, name: str, values: Any, tail: tuple[int, ...]) -> np.ndarray:
+        array = np.asarray(values)
+        if array.shape != (len(self._records), *tail):
+            raise ValueError(f"{name} must have the shape {(len(self._records), *tail)}, not {array.shape}.")
+        return array
 
     def selection(self, condition: str, inplace: bool = False) -> PDBParser | None:
         """The atoms that a selection in gemmi's syntax takes, as a new parser or in place."""
@@ -226,11 +228,11 @@ class PDBParser:
 
     def orth2frac(self, orth_pos: np.ndarray) -> np.ndarray:
         """Fractional coordinates (n, ..., 3)."""
-        return orth_pos @ _matrix(self.cell, "fractionalization_matrix", "frac").T
+        return np.asarray(orth_pos @ _matrix(self.cell, "fractionalization_matrix", "frac").T)
 
     def frac2orth(self, frac_pos: np.ndarray) -> np.ndarray:
         """Cartesian coordinates (n, ..., 3), Å."""
-        return frac_pos @ _matrix(self.cell, "orthogonalization_matrix", "orth").T
+        return np.asarray(frac_pos @ _matrix(self.cell, "orthogonalization_matrix", "orth").T)
 
     def savePDB(self, savefilename: _Path, include_header: bool = True) -> None:
         """Write the model in PDB format."""
@@ -239,6 +241,12 @@ class PDBParser:
     def saveCIF(self, savefilename: _Path, include_header: bool = True) -> None:
         """Write the model as mmCIF."""
         self.to_gemmi(include_header).make_mmcif_document().write_file(os.fspath(savefilename))
+
+
+def _empty_model() -> gemmi.Model:
+    version = getattr(gemmi, "__version__", "")
+    number: Any = "1" if version.startswith("0.6") else 1  # a name until 0.6, a number since
+    return gemmi.Model(number)
 
 
 def _matrix(cell: gemmi.UnitCell, name: str, transform: str) -> np.ndarray:
@@ -250,6 +258,7 @@ def _read(path: str) -> gemmi.Structure:
     if not os.path.isfile(path):
         raise ValueError(f"{path}: there is no such file.")
     try:
-        return gemmi.read_structure(path)
+        # Chains that come in parts, waters after other chains, stay where the file has them.
+        return gemmi.read_structure(path, merge_chain_parts=False)
     except (RuntimeError, ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a PDB or mmCIF model: {error}.") from error

@@ -9,21 +9,12 @@ import torch
 
 import numpy as np
 
+from .sfc_scales import ScaleState
 from .sfc_utils import assert_numpy, r_factor
 
 
-class Report:
+class Report(ScaleState):
     """Statistics by the bins of the calculator, and its files."""
-
-    def get_rfactors(self, ftotal: torch.Tensor | None = None, mask: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """R-work and R-free, 0-d tensors, without the outliers; ``mask`` (n,) bool chooses among the reflections.
-
-        R-free is NaN where there is no test set.
-        """
-        ftotal = self.Ftotal_HKL.detach() if ftotal is None else ftotal
-        chosen = ~self.Outlier if mask is None else ~self.Outlier & assert_numpy(mask)
-        rows = torch.as_tensor(chosen, device=self.device)
-        return r_factor(self.Fo[rows], ftotal.abs()[rows], self.free_flag[chosen])
 
     def _in_bins(self, values: torch.Tensor) -> torch.Tensor:
         """Averages (..., n_bins) of (..., n)."""
@@ -51,7 +42,7 @@ class Report:
 
     def summarize(self, Ftotal_HKL: torch.Tensor | None = None) -> None:
         """Print R factors and scales by bins of resolution."""
-        f = (self.calc_ftotal() if Ftotal_HKL is None else Ftotal_HKL).detach().abs()
+        f = (self._f_total("", None, True) if Ftotal_HKL is None else Ftotal_HKL).detach().abs()
         print(
             f"{'Resolution':15} {'N_work':>7} {'N_free':>7} {'<Fobs>':>7} {'<|Fmodel|>':>10} "
             f"{'R_work':>7} {'R_free':>7} {'k_mask':>7} {'k_iso':>7}"
@@ -95,7 +86,7 @@ class Report:
         data.infer_mtz_dtypes(inplace=True)
         return data
 
-    def savePDB(self, outname: str | os.PathLike) -> None:
+    def savePDB(self, outname: str | os.PathLike[str]) -> None:
         """Write the model with its present coordinates, B and occupancies in PDB format."""
         parser = self._pdb
         parser.set_positions(assert_numpy(self.atom_pos_orth))

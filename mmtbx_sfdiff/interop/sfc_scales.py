@@ -16,6 +16,7 @@ import numpy as np
 
 from ..reflections import Reflections
 from ..scaling import update_all_scales
+from .sfc_experiment import ExperimentState
 from .sfc_utils import aniso_scaling, assert_numpy
 
 
@@ -45,19 +46,29 @@ class BinScales:
         ones, zeros = like.new_ones(n), like.new_zeros(n)
         return cls(ones, zeros, like.new_ones(n_bins), like.new_zeros(n_bins), like.new_zeros(n_bins, 6))
 
-    def f_total(self, f_protein, f_mask, kisos, kmasks, uanisos, bins, indices, reciprocal_cell) -> torch.Tensor:
+    def f_total(
+        self,
+        f_protein: torch.Tensor,
+        f_mask: torch.Tensor,
+        kisos: Sequence[torch.Tensor],
+        kmasks: Sequence[torch.Tensor],
+        uanisos: Sequence[torch.Tensor],
+        bins: np.ndarray,
+        indices: np.ndarray,
+        reciprocal_cell: torch.Tensor,
+    ) -> torch.Tensor:
         """Scaled structure factors (..., n) with the lists as they are now; differentiable in everything."""
         device = f_protein.device
-        bins = torch.as_tensor(bins, device=device)
+        where = torch.as_tensor(bins, device=device)
         k_iso, k_mask = torch.stack(list(kisos)).to(device), torch.stack(list(kmasks)).to(device)
-        total = self.total * (k_iso / self.kisos)[bins]
+        total = self.total * (k_iso / self.kisos)[where]
         change = torch.stack(list(uanisos)).to(device) - self.uanisos
         factor = torch.ones_like(total)
         for i in range(len(change)):
-            rows = (bins == i).nonzero()[:, 0]
-            inside = np.asarray(indices)[rows.cpu().numpy()]
+            rows = (where == i).nonzero()[:, 0]
+            inside = indices[rows.cpu().numpy()]
             factor = factor.index_copy(0, rows, aniso_scaling(change[i], reciprocal_cell, inside).to(factor))
-        mask = self.mask + (k_mask - self.kmasks)[bins]
+        mask = self.mask + (k_mask - self.kmasks)[where]
         return total * factor * (f_protein + mask * f_mask)
 
 
@@ -67,7 +78,7 @@ def determined(
     f_mask: torch.Tensor,
     bins: np.ndarray,
     n_bins: int,
-    reciprocal_cell,
+    reciprocal_cell: torch.Tensor,
 ) -> tuple[BinScales, torch.Tensor]:
     """The :class:`BinScales` of the data, and which reflections they were found with, (n,) bool."""
     f_protein, f_mask = f_protein.detach().to(torch.complex128), f_mask.detach().to(torch.complex128)
@@ -79,7 +90,7 @@ def determined(
     uaniso = _anisotropy(scales.k_anisotropic, reflections.miller_indices, reciprocal_cell.to(total))
     isotropic = total / scales.k_anisotropic
 
-    def mean(values):
+    def mean(values: torch.Tensor) -> torch.Tensor:
         return torch.bincount(where, values, minlength=n_bins) / counts
 
     parts = total, mask, mean(isotropic), mean(mask), uaniso.expand(n_bins, 6)
@@ -94,11 +105,20 @@ def _anisotropy(k_anisotropic: torch.Tensor, indices: torch.Tensor, reciprocal_c
     design = torch.stack([a * a, b * b, c * c, 2 * a * b * gamma, 2 * a * c * beta, 2 * b * c * alpha], -1)
     target = -torch.log(k_anisotropic.to(torch.float64).clamp(min=1e-6)) / (2 * torch.pi**2)
     # An angle of 90 degrees leaves its component without effect: the least of all solutions is taken.
-    return torch.linalg.lstsq(design.cpu(), target[:, None].cpu(), driver="gelsd").solution[:, 0].to(h.device)
+    u: torch.Tensor = torch.linalg.lstsq(design.cpu(), target[:, None].cpu(), driver="gelsd").solution[:, 0]
+    return u.to(h.device)
 
 
-class ScaleState:
+class ScaleState(ExperimentState):
     """What ``SFcalculator`` knows of its scales: ``kisos``, ``kmasks``, ``uanisos``, and F scaled by them."""
+
+    _base: BinScales | None = None
+    _reflections: Reflections | None = None
+    kisos: list[torch.Tensor]
+    kmasks: list[torch.Tensor]
+    uanisos: list[torch.Tensor]
+    Fprotein_HKL: torch.Tensor
+    Fmask_HKL: torch.Tensor
 
     def init_scales(self, requires_grad: bool = True) -> None:
         """Determine the scales from the data; without data, the customary ones."""
@@ -110,7 +130,7 @@ class ScaleState:
         )
         self.Outlier = ~selected.cpu().numpy() | (assert_numpy(self.Fo) <= 0)
         self._fill_lists(self._base.kisos, self._base.kmasks, self._base.uanisos, requires_grad)
-        self.r_work, self.r_free = self.get_rfactors(self.calc_ftotal().detach())
+        self.r_work, self.r_free = self.get_rfactors(self._f_total("", None, True).detach())
 
     def _data(self) -> Reflections:
         if self._reflections is None:
@@ -123,8 +143,14 @@ class ScaleState:
             )
         return self._reflections
 
-    def _fill_lists(self, kisos, kmasks, uanisos, requires_grad: bool) -> None:
-        def leaves(values):
+    def _fill_lists(
+        self,
+        kisos: Iterable[torch.Tensor],
+        kmasks: Iterable[torch.Tensor],
+        uanisos: Iterable[torch.Tensor],
+        requires_grad: bool,
+    ) -> None:
+        def leaves(values: Iterable[torch.Tensor]) -> list[torch.Tensor]:
             return [value.detach().clone().requires_grad_(requires_grad) for value in values]
 
         self.kisos, self.kmasks, self.uanisos = leaves(kisos), leaves(kmasks), leaves(uanisos)

@@ -6,6 +6,7 @@ Reciprocal space is expanded with the operators of gemmi, in the order in which 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def try_all_gpus() -> list[torch.device]:
     return [torch.device(f"cuda:{i}") for i in range(torch.cuda.device_count())] or [torch.device("cpu")]
 
 
-def assert_numpy(x, arr_type=None) -> np.ndarray:
+def assert_numpy(x: Any, arr_type: Any = None) -> np.ndarray:
     """A tensor, list or tuple as a NumPy array, detached, on the CPU.
 
     Raises
@@ -40,7 +41,7 @@ def assert_numpy(x, arr_type=None) -> np.ndarray:
     return x if arr_type is None else x.astype(arr_type)
 
 
-def assert_tensor(x, arr_type: torch.dtype | None = None, device: torch.device | str = "cpu") -> torch.Tensor:
+def assert_tensor(x: Any, arr_type: torch.dtype | None = None, device: torch.device | str = "cpu") -> torch.Tensor:
     """An array, list or tuple as a tensor on ``device``; a tensor stays where it is.
 
     Raises
@@ -57,14 +58,14 @@ def assert_tensor(x, arr_type: torch.dtype | None = None, device: torch.device |
     return x if arr_type is None else x.to(arr_type)
 
 
-def r_factor(Fo: torch.Tensor, Fmodel: torch.Tensor, free_flag) -> tuple[torch.Tensor, torch.Tensor]:
+def r_factor(Fo: torch.Tensor, Fmodel: torch.Tensor, free_flag: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """R-work and R-free of amplitudes (n,), 0-d tensors; ``free_flag`` (n,) bool, True for the test set."""
     free = torch.as_tensor(free_flag, device=Fo.device)
     difference = (Fo - Fmodel).abs()
     return difference[~free].sum() / Fo[~free].sum(), difference[free].sum() / Fo[free].sum()
 
 
-def aniso_scaling(uaniso: torch.Tensor, reciprocal_cell_paras: torch.Tensor, HKL_array) -> torch.Tensor:
+def aniso_scaling(uaniso: torch.Tensor, reciprocal_cell_paras: torch.Tensor, HKL_array: Any) -> torch.Tensor:
     """exp(-2 pi^2 h U h) of (n, 3) indices, U as 11, 22, 33, 12, 13, 23 along the reciprocal axes."""
     h, k, l = torch.as_tensor(HKL_array, device=uaniso.device).to(uaniso.dtype).T
     a, b, c, cos_alpha, cos_beta, cos_gamma = reciprocal_cell_paras.to(uaniso)
@@ -73,7 +74,7 @@ def aniso_scaling(uaniso: torch.Tensor, reciprocal_cell_paras: torch.Tensor, HKL
     return torch.exp(-2 * torch.pi**2 * (terms @ uaniso))
 
 
-def bin_by_logarithmic(data, bins: int = 10, Nmin: int = 100) -> tuple[np.ndarray, np.ndarray]:
+def bin_by_logarithmic(data: Any, bins: int = 10, Nmin: int = 100) -> tuple[np.ndarray, np.ndarray]:
     """Bins of resolution by Urzhumtsev, Afonine & Adams (2009), Acta Cryst. D65, 1283.
 
     Parameters
@@ -108,20 +109,25 @@ def bin_by_logarithmic(data, bins: int = 10, Nmin: int = 100) -> tuple[np.ndarra
     return np.clip(np.searchsorted(-edges, -data, side="right") - 1, 0, bins - 1), edges
 
 
-def reciprocal_grid(Hp1_array, Fp1_tensor: torch.Tensor, gridsize: Sequence[int], batchsize: int | None = None):
+def reciprocal_grid(
+    Hp1_array: Any, Fp1_tensor: torch.Tensor, gridsize: Sequence[int], batchsize: int | None = None
+) -> torch.Tensor:
     """Structure factors (n,) or (batch, n) on the grid of reciprocal space, zeros elsewhere; complex64."""
     h, k, l = torch.as_tensor(np.asarray(Hp1_array), device=Fp1_tensor.device, dtype=torch.int64).T
     n1, n2, n3 = gridsize
     place = ((h % n1) * n2 + k % n2) * n3 + l % n3
-    grid = Fp1_tensor.new_zeros((*Fp1_tensor.shape[:-1], n1 * n2 * n3), dtype=torch.complex64)
-    return grid.index_copy(-1, place, Fp1_tensor.to(torch.complex64)).unflatten(-1, (n1, n2, n3))
+    grid: torch.Tensor = Fp1_tensor.new_zeros((*Fp1_tensor.shape[:-1], n1 * n2 * n3), dtype=torch.complex64)
+    grid = grid.index_copy(-1, place, Fp1_tensor.to(torch.complex64))
+    return grid.reshape(*grid.shape[:-1], n1, n2, n3)
 
 
-def realmask2Fmask(real_grid_mask: torch.Tensor, H_array, cell_volume: float = 1.0, batchsize: int | None = None):
+def realmask2Fmask(
+    real_grid_mask: torch.Tensor, H_array: Any, cell_volume: float = 1.0, batchsize: int | None = None
+) -> torch.Tensor:
     """``V/N sum mask exp(2 pi i h.x)`` of a map (..., n1, n2, n3) at (n, 3) indices."""
     h, k, l = torch.as_tensor(np.asarray(H_array), device=real_grid_mask.device, dtype=torch.int64).T
     n1, n2, n3 = real_grid_mask.shape[-3:]
-    transform = torch.fft.ifftn(real_grid_mask, dim=(-3, -2, -1)) * cell_volume
+    transform: torch.Tensor = torch.fft.ifftn(real_grid_mask, dim=(-3, -2, -1)) * cell_volume
     return transform[..., h % n1, k % n2, l % n3]
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import sys
 import types
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,15 +24,12 @@ import torch
 import gemmi
 import numpy as np
 
+from ..atoms import Atoms
 from ..bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
-from ..reflections import Reflections
 from ..structure_factors import structure_factors
 from . import sfc_utils
-from .sfc_experiment import ExperimentState
-from .sfc_model import ModelState
 from .sfc_parser import PDBParser
 from .sfc_report import Report
-from .sfc_scales import BinScales, ScaleState
 from .sfc_utils import try_gpu
 
 __all__ = ["PDBParser", "SFcalculator", "install"]
@@ -42,7 +38,7 @@ __all__ = ["PDBParser", "SFcalculator", "install"]
 INTERFACE_VERSION = "0.3.3"
 
 
-class SFcalculator(ModelState, ExperimentState, ScaleState, Report):
+class SFcalculator(Report):
     """Structure factors, solvent, scales and R factors of a model, under SFcalculator's names.
 
     Parameters
@@ -90,7 +86,7 @@ class SFcalculator(ModelState, ExperimentState, ScaleState, Report):
 
     def __init__(
         self,
-        pdbmodel: str | os.PathLike | gemmi.Structure | PDBParser,
+        pdbmodel: str | os.PathLike[str] | gemmi.Structure | PDBParser,
         mtzdata: Any = None,
         n_bins: int = 10,
         dmin: float | None = None,
@@ -111,10 +107,7 @@ class SFcalculator(ModelState, ExperimentState, ScaleState, Report):
         self.mode, self.anomalous, self.wavelength, self.accuracy = mode, anomalous, wavelength, accuracy
         self._init_model(pdbmodel, torch.device(try_gpu() if device is None else device))
         self.inspected = False
-        self._base: BinScales | None = None
         self._calculated: tuple[torch.Tensor, int] | None = None
-        self._reflections: Reflections | None = None
-        self._said: set[str] = set()
         if mtzdata is None:
             if not dmin:
                 raise ValueError("Without data, give dmin: the resolution to which there shall be reflections, Å.")
@@ -131,23 +124,6 @@ class SFcalculator(ModelState, ExperimentState, ScaleState, Report):
         self.assign_resolution_bins(n_bins)
         if mtzdata is not None and set_experiment:
             self._set_experiment(freeflag, testset_value)
-
-    def _once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            warnings.warn(message, stacklevel=3)
-
-    @property
-    def _has_data(self) -> bool:
-        return self.HKL_array is not None
-
-    @property
-    def _kind(self) -> str:
-        return "HKL" if self._has_data else "asu"
-
-    @property
-    def _used_indices(self) -> np.ndarray:
-        return self.HKL_array if self._has_data else self.Hasu_array
 
     # The form factors, which nothing here reads
 
@@ -212,7 +188,7 @@ class SFcalculator(ModelState, ExperimentState, ScaleState, Report):
         setattr(self, f"Fmask_{self._kind}", torch.zeros_like(getattr(self, f"Fprotein_{self._kind}")))
         return getattr(self, f"Fprotein_{self._kind}") if Return else None
 
-    def _f_protein(self, atoms) -> torch.Tensor:
+    def _f_protein(self, atoms: Atoms) -> torch.Tensor:
         return structure_factors(atoms, self._crystal, self._indices, accuracy=self.accuracy)
 
     def calc_fprotein_batch(
@@ -270,7 +246,7 @@ class SFcalculator(ModelState, ExperimentState, ScaleState, Report):
         tensor, version = self._calculated
         return self.Fprotein_asu is not tensor or tensor._version != version
 
-    def _f_mask(self, atoms, d_min: float) -> torch.Tensor:
+    def _f_mask(self, atoms: Atoms, d_min: float) -> torch.Tensor:
         indices = torch.as_tensor(self._used_indices, dtype=torch.int64, device=self.device)
         return solvent_structure_factors(atoms, self._crystal, indices, d_min=d_min, full_occupancy=0.0)
 
@@ -337,17 +313,18 @@ def install() -> types.ModuleType:
             return present
         raise RuntimeError("SFC_Torch has been imported already: call install() before whatever imports it.")
     package = types.ModuleType("SFC_Torch", __doc__)
-    package.__path__, package.__version__ = [], INTERFACE_VERSION
-    package.SFcalculator, package.PDBParser = SFcalculator, PDBParser
+    contents: dict[str, Any] = {"SFcalculator": SFcalculator, "PDBParser": PDBParser}
+    vars(package).update(contents, __path__=[], __version__=INTERFACE_VERSION)
     sys.modules["SFC_Torch"] = package
     functions = {name: value for name, value in vars(sfc_utils).items() if isinstance(value, types.FunctionType)}
-    for name, contents in {
+    modules: dict[str, dict[str, Any]] = {
         "Fmodel": {"SFcalculator": SFcalculator},
         "io": {"PDBParser": PDBParser},
         "utils": functions,
         "mask": functions,
         "symmetry": functions,
-    }.items():
+    }
+    for name, contents in modules.items():
         module = types.ModuleType(f"SFC_Torch.{name}")
         vars(module).update(contents)
         sys.modules[module.__name__] = module

@@ -10,6 +10,8 @@ Reference: ``cctbx.miller.array.fft_map``, ``cctbx.maptbx.structure_factors.to_m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..crystal import Crystal, as_miller_tensor
@@ -18,7 +20,7 @@ from ..numerics.precision import full_precision
 Grid = tuple[int, int, int]
 
 
-def checked_grid(grid: Grid) -> Grid:
+def checked_grid(grid: Sequence[int]) -> Grid:
     """Three positive integers.
 
     Raises
@@ -82,7 +84,7 @@ def fourier_map(crystal: Crystal, miller_indices: torch.Tensor, f: torch.Tensor,
     sums = both.new_zeros(*f.shape[:-1], len(unique)).index_add(-1, inverse, both)
     spectrum = f.new_zeros(*f.shape[:-1], grid[0] * grid[1] * grid[2])
     spectrum = spectrum.index_copy(-1, unique, sums / counts)
-    rho = torch.fft.fftn(spectrum.reshape(*f.shape[:-1], *grid), dim=(-3, -2, -1)).real
+    rho: torch.Tensor = torch.fft.fftn(spectrum.reshape(*f.shape[:-1], *grid), dim=(-3, -2, -1)).real
     return rho / crystal.volume
 
 
@@ -108,10 +110,11 @@ def fourier_transform(crystal: Crystal, rho: torch.Tensor, miller_indices: torch
     largest = indices.abs().amax(0).tolist() if len(indices) else (0, 0, 0)
     if any(2 * h >= n for h, n in zip(largest, grid) if h):
         raise ValueError(f"The grid {grid} cannot tell indices as high as {tuple(largest)} from others: make it finer.")
-    spectrum = torch.fft.ifftn(rho, dim=(-3, -2, -1)) * crystal.volume
+    spectrum: torch.Tensor = torch.fft.ifftn(rho, dim=(-3, -2, -1)) * crystal.volume
     return spectrum.reshape(*rho.shape[:-3], -1)[..., _places(indices, grid)]
 
 
 def _places(indices: torch.Tensor, grid: Grid) -> torch.Tensor:
     h, k, l = (indices % torch.tensor(grid, device=indices.device)).unbind(-1)
-    return (h * grid[1] + k) * grid[2] + l
+    places: torch.Tensor = (h * grid[1] + k) * grid[2] + l
+    return places

@@ -104,7 +104,7 @@ def residue_correlation(
 
 def _points_near(atoms: Atoms, rows: torch.Tensor, radius: float, grid: tuple[int, ...]) -> torch.Tensor:
     """Numbers of the grid points within a radius of some atoms, each once."""
-    sizes = torch.tensor(checked_grid(grid), dtype=torch.float64, device=atoms.device)  # type: ignore[arg-type]
+    sizes = torch.tensor(checked_grid(grid), dtype=torch.float64, device=atoms.device)
     cell = atoms.crystal
     half = (radius * cell.fractionalization.norm(dim=1) * sizes).ceil().to(torch.int64).tolist()
     offsets = torch.cartesian_prod(*[torch.arange(-n, n + 1, device=atoms.device) for n in half])
@@ -112,7 +112,8 @@ def _points_near(atoms: Atoms, rows: torch.Tensor, radius: float, grid: tuple[in
     at = (sites * sizes).round()[:, None] + offsets
     near = ((at / sizes - sites[:, None]) @ cell.orthogonalization.T).square().sum(-1) <= radius**2
     i, j, k = (at[near].to(torch.int64) % sizes.to(torch.int64)).unbind(-1)
-    return torch.unique((i * grid[1] + j) * grid[2] + k)
+    places: torch.Tensor = torch.unique((i * grid[1] + j) * grid[2] + k)
+    return places
 
 
 def _flat(

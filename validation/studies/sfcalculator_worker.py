@@ -99,6 +99,7 @@ NUMBERS = [
     "Fprotein_asu",
     "Fprotein_HKL",
     "Fmask_HKL",
+    "Ftotal_HKL",
     "atom_pos_frac",
     "gridsize",
     "solventpct",
