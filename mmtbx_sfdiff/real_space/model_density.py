@@ -12,24 +12,18 @@ References: Agarwal (1978), Acta Cryst. A34, 791; ``cctbx.xray.sampled_model_den
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from ..atom_arrays import EIGHT_PI_SQ
 from ..atoms import Atoms
 from ..crystal import Crystal
 from ..numerics.precision import full_precision
 from ..structure_factors import structure_factors
 from .fourier import Grid, checked_grid, fourier_map
+from .gaussians import PointAtom, density_of
 
-# A term ends where exp(-x) has fallen to 1e-7 of its top.
-_REACH = 16.0
-# Values of a portion of atoms that are held at once.
-_PORTION = 2**19
-_PAIRS = (0, 3, 4, 3, 1, 5, 4, 5, 2)
+_FULL, _PACKED = (0, 3, 4, 3, 1, 5, 4, 5, 2), (0, 4, 8, 1, 2, 5)
 
 
 @full_precision
@@ -84,129 +78,41 @@ def density(
 
 
 def _sum_of_gaussians(atoms: Atoms, grid: Grid) -> torch.Tensor:
-    cell = atoms.crystal
-    batch = atoms.batch_shape
-    n_models, n_points = batch.numel(), math.prod(grid)
+    batch, n_models = atoms.batch_shape, atoms.batch_shape.numel()
+    names = {"sites_frac": 1, "u_iso": 0, "u_star": 1, "occupancies": 0, "fp": 0}
 
-    def flat(value: torch.Tensor, tail: int) -> torch.Tensor:
+    def flat(name: str) -> torch.Tensor:
+        value, tail = getattr(atoms, name), 1 + names[name]
         own = value.shape[value.ndim - tail :]
-        return value.expand(*batch, *own).reshape(-1, *own[1:]).to(torch.float64)
+        return value.expand(*batch, *own).reshape(n_models, *own)
 
-    weights = flat(atoms.occupancies * atoms.site_weights.to(atoms.dtype), 1)
-    sites = flat(atoms.sites_frac, 2)
-    model = torch.arange(n_models, device=atoms.device).repeat_interleave(atoms.n_atoms)
-    types = atoms.type_index.repeat(n_models)
-    metric = cell.orthogonalization
-    u_star = flat(atoms.u_star, 2)[:, _PAIRS].reshape(-1, 3, 3)
-    u_iso = torch.where(atoms.use_u_iso.repeat(n_models), flat(atoms.u_iso, 1), 0.0)
-    u_star = torch.where(atoms.use_u_aniso.repeat(n_models)[:, None, None], u_star, 0.0)
-    u = metric @ u_star @ metric.T + u_iso[:, None, None] * torch.eye(3, dtype=torch.float64, device=atoms.device)
-    fp = flat(atoms.fp, 1)
-    table = atoms.form_factors
-    # The constant of a form factor, and f', are a term of width 0 before the atom moves.
-    b = torch.cat([table.b, torch.zeros_like(table.b[:, :1])], 1)[types]
-    a = torch.cat([table.a[types], (table.c[types] + fp)[:, None]], 1)
-    if not a.requires_grad and not bool((a[:, -1] != 0).any()):
-        a, b = a[:, :-1], b[:, :-1]
-    _check(atoms, u, a, b)
-    total = sites.new_zeros(n_models * n_points)
+    sites, u_iso, u_star, occupancies, fp = map(flat, names)
+    u_iso = torch.where(atoms.use_u_iso, u_iso, 0.0)
+    u_star = torch.where(atoms.use_u_aniso[:, None], u_star, 0.0)
+    weights = occupancies * atoms.site_weights.to(atoms.dtype)  # a mate on a special position counts by its share
+    cell = atoms.crystal
     translations = (cell.translations[:, None] + cell.centring[None]).reshape(-1, 3)
     rotations = cell.rotations.to(torch.float64).repeat_interleave(len(cell.centring), 0)
-    # Site weights count each mate of an atom on a special position by its share.
-    isotropic = not bool(atoms.use_u_aniso.any())
-    box, order, per = _boxes(cell, grid, u, b)
-    for start in range(0, len(sites), per):
-        rows = order[start : start + per]
-        chosen = (sites[rows], u[rows], a[rows], b[rows], weights[rows])
-        for rotation, translation in zip(rotations, translations):
-            part = _Portion(grid, box[rows].amax(0).tolist(), metric, rotation, translation, isotropic)
-            if torch.is_grad_enabled() and any(x.requires_grad for x in chosen):
-                values = checkpoint(part, *chosen, use_reentrant=False, preserve_rng_state=False)
-            else:
-                values = part(*chosen)
-            places = part.places(chosen[0].detach()) + (model[rows] * n_points)[:, None]
-            total = total.index_add(0, places.reshape(-1), values.reshape(-1))
-    return total.reshape(*batch, *grid).to(atoms.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Portion:
-    """Densities of some atoms at the points of a box around each, after one symmetry operator."""
-
-    grid: Grid
-    half: list[int]
-    metric: torch.Tensor
-    rotation: torch.Tensor
-    translation: torch.Tensor
-    isotropic: bool
-
-    def _offsets(self) -> torch.Tensor:
-        ranges = [torch.arange(-n, n + 1, device=self.metric.device) for n in self.half]
-        return torch.cartesian_prod(*ranges)
-
-    def _nearest(self, sites: torch.Tensor) -> torch.Tensor:
-        sizes = torch.tensor(self.grid, dtype=torch.float64, device=sites.device)
-        return (self._moved(sites) * sizes).round()
-
-    def _moved(self, sites: torch.Tensor) -> torch.Tensor:
-        return sites @ self.rotation.T + self.translation
-
-    def places(self, sites: torch.Tensor) -> torch.Tensor:
-        """(n, m) numbers of the points."""
-        sizes = torch.tensor(self.grid, device=sites.device)
-        i, j, k = ((self._nearest(sites).to(torch.int64)[:, None] + self._offsets()) % sizes).unbind(-1)
-        return (i * self.grid[1] + j) * self.grid[2] + k
-
-    def __call__(
-        self, sites: torch.Tensor, u: torch.Tensor, a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        sizes = torch.tensor(self.grid, dtype=torch.float64, device=sites.device)
-        at = (self._nearest(sites.detach())[:, None] + self._offsets()) / sizes
-        r = (at - self._moved(sites)[:, None]) @ self.metric.T
-        if self.isotropic:
-            return self._isotropic(r.square().sum(-1), u[:, 0, 0], a, b, weights)
-        turn = self.metric @ self.rotation @ torch.linalg.inv(self.metric)
-        own = turn @ u @ turn.T
-        result = torch.zeros_like(r[..., 0])
-        identity = torch.eye(3, dtype=torch.float64, device=sites.device)
-        for k in range(a.shape[1]):
-            m = own + (b[:, k] / EIGHT_PI_SQ)[:, None, None] * identity
-            # A term of no weight may have no width: it is given one.
-            m = torch.where((a[:, k] != 0)[:, None, None], m, identity)
-            height = weights * a[:, k] / (torch.linalg.det(m) * (2 * math.pi) ** 3).sqrt()
-            exponent = torch.einsum("npi,nij,npj->np", r, torch.linalg.inv(m), r)
-            result = result + height[:, None] * (-0.5 * exponent).exp()
-        return result
-
-    @staticmethod
-    def _isotropic(
-        square: torch.Tensor, u: torch.Tensor, a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        result = torch.zeros_like(square)
-        for k in range(a.shape[1]):
-            m = torch.where(a[:, k] != 0, u + b[:, k] / EIGHT_PI_SQ, 1.0)
-            height = weights * a[:, k] * (2 * math.pi * m) ** -1.5
-            result = result + height[:, None] * (square * (-0.5 / m)[:, None]).exp()
-        return result
-
-
-def _boxes(crystal: Crystal, grid: Grid, u: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Half-widths (n, 3) of boxes in grid points, atoms from small to large ones, and how many make a portion."""
-    widest = torch.linalg.eigvalsh(u.detach())[:, -1] + b.amax(1) / EIGHT_PI_SQ
-    reach = (2 * _REACH * widest).sqrt()
-    star = crystal.fractionalization.norm(dim=1)
-    sizes = torch.tensor(grid, dtype=torch.float64, device=u.device)
-    box = (reach[:, None] * star * sizes).ceil().to(torch.int64)
-    points = int((2 * box.amax(0) + 1).prod()) if len(box) else 1
-    return box, reach.argsort(), max(1, _PORTION // points)
-
-
-def _check(atoms: Atoms, u: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    least = torch.linalg.eigvalsh(u.detach())[:, :1] + b / EIGHT_PI_SQ
-    bad = ((least <= 0) & (a.detach() != 0)).any(1) | ~torch.isfinite(u.detach()).all((1, 2))
-    if bool(bad.any()):
-        i = int(bad.nonzero()[0, 0]) % atoms.n_atoms
+    n_ops = len(rotations)
+    moved = torch.einsum("oij,maj->moai", rotations, sites.to(torch.float64)) + translations[:, None]
+    tensors = torch.einsum(
+        "oij,majk,olk->moail", rotations, u_star.to(torch.float64)[..., _FULL].unflatten(-1, (3, 3)), rotations
+    )
+    mates = (
+        moved.reshape(n_models, -1, 3),
+        u_iso.repeat(1, n_ops),
+        tensors.flatten(-2)[..., _PACKED].reshape(n_models, -1, 6).to(atoms.dtype),
+        weights.repeat(1, n_ops),
+        fp.repeat(1, n_ops),
+    )
+    keep = None if torch.compiler.is_compiling() else (cell, atoms.form_factors)
+    shared = atoms.use_u_aniso.repeat(n_ops), atoms.type_index.repeat(n_ops)
+    try:
+        rho = density_of(*mates, *shared, cell.handle, atoms.form_factors.handle, grid, keep)
+    except PointAtom as error:
+        i = error.atom % atoms.n_atoms
         raise ValueError(
             f"The density of atom {i} ({atoms.labels[i] or atoms.scattering_types[i]}) is a point: its displacement parameters "
             "leave a term of its form factor without width. Give it a larger B, a table without constants (n_gaussian), or a d_min."
-        )
+        ) from None
+    return rho.reshape(*batch, *grid)  # type: ignore[no-any-return]
