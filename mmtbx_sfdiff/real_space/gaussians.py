@@ -70,7 +70,7 @@ def setting_of(
     p, q = (axis for axis in range(3) if axis != last)
     axes = (p, q, last)
     dims = (grid[p], grid[q], grid[last])
-    table = TermTable.from_form_factors(form_factors, _S_SQ)
+    table: Any = TermTable.from_form_factors(form_factors, _S_SQ)  # frozen, which no Protocol can say
     widest = 2 * math.pi**2 * (u_star[..., :3].amax((0, 1)).cpu().numpy() + float(u_iso.max()) * np.diag(metric))
     widest = widest + table.widest / _S_SQ * np.diag(metric)
     half = np.sqrt(REACH * np.maximum(widest, 0)) * np.array(grid) / math.pi
@@ -80,7 +80,7 @@ def setting_of(
             "Displacement parameters spread an atom over more than 8 unit cells: lower them, or give a d_min."
         )
     none = torch.zeros(0, dtype=torch.int64)
-    place = GridPlan(axes, dims, none, none, none, none, none, none)
+    place: Any = GridPlan(axes, dims, none, none, none, none, none, none)
     cuts = (np.full((2, 2), REACH), 0.0, 1.0, 0.0, 1.0)
     empty = torch.zeros(0, dtype=dtype)
     return DensitySetting(
@@ -110,11 +110,16 @@ def _jobs(
     _check_widths(cell, table, u_iso, u_star, weights, fp, type_index)
     setting = setting_of(cell, table, grid, u_iso, u_star, weights.dtype)
     machine = engines.engine(weights.device)
-    size = max(1, machine.largest // setting.grid.n_points)
-    for first in range(0, len(sites), size) if machine.batched else range(len(sites)):
-        part = slice(first, first + size) if machine.batched else first
-        rows = (x[part] for x in (sites, u_iso, u_star, weights, fp))
-        yield part, DensityJob(setting, *rows, use_aniso, type_index, False, gradient)
+    size = max(1, machine.largest // setting.grid.n_points) if machine.batched else 1
+    for first in range(0, len(sites), size):
+        part: int | slice = slice(first, first + size) if machine.batched else first
+        yield (
+            part,
+            DensityJob(
+                setting, sites[part], u_iso[part], u_star[part], weights[part], fp[part], use_aniso, type_index,
+                False, gradient,
+            ),
+        )  # fmt: skip
 
 
 def _check_widths(
@@ -293,6 +298,7 @@ def plain_density(
     a = torch.cat([form_factors.a[types], (form_factors.c[types] + fp)[:, None]], 1)
     b = torch.cat([form_factors.b, torch.zeros_like(form_factors.b[:, :1])], 1)[types]
     sizes = torch.tensor(tuple(grid), device=sites.device)
+    whole = sizes.to(torch.float64)
     reach = (2 * REACH * (torch.linalg.eigvalsh(u.detach())[:, -1] + b.amax(1) / (8 * math.pi**2))).sqrt()
     box = (reach[:, None] * crystal.fractionalization.norm(dim=1) * sizes).ceil().to(torch.int64)
     portion = max(1, _PORTION // int((2 * box.amax(0) + 1).prod()))
@@ -303,7 +309,7 @@ def plain_density(
         nearest = (sites.detach()[rows] * sizes).round().to(torch.int64)[:, None] + offsets
         i, j, k = (nearest % sizes).unbind(-1)
         places = (i * grid[1] + j) * grid[2] + k + (model[rows] * n_points)[:, None]
-        arguments = (nearest / sizes, metric, sites[rows], u[rows], a[rows], b[rows], weights[rows])
+        arguments = (nearest / whole, metric, sites[rows], u[rows], a[rows], b[rows], weights[rows])
         values = checkpoint(_gaussians, *arguments, use_reentrant=False, preserve_rng_state=False)
         total = total.index_add(0, places.reshape(-1), values.reshape(-1))
     return total.reshape(n_models, *grid).to(parameters[0].dtype)

@@ -82,7 +82,8 @@ def _sum_of_gaussians(atoms: Atoms, grid: Grid) -> torch.Tensor:
     names = {"sites_frac": 1, "u_iso": 0, "u_star": 1, "occupancies": 0, "fp": 0}
 
     def flat(name: str) -> torch.Tensor:
-        value, tail = getattr(atoms, name), 1 + names[name]
+        value: torch.Tensor = getattr(atoms, name)
+        tail = 1 + names[name]
         own = value.shape[value.ndim - tail :]
         return value.expand(*batch, *own).reshape(n_models, *own)
 
@@ -115,4 +116,5 @@ def _sum_of_gaussians(atoms: Atoms, grid: Grid) -> torch.Tensor:
             f"The density of atom {i} ({atoms.labels[i] or atoms.scattering_types[i]}) is a point: its displacement parameters "
             "leave a term of its form factor without width. Give it a larger B, a table without constants (n_gaussian), or a d_min."
         ) from None
-    return rho.reshape(*batch, *grid)  # type: ignore[no-any-return]
+    result: torch.Tensor = rho.reshape(*batch, *grid)
+    return result

@@ -186,6 +186,21 @@ def test_a_model_written_and_read_again_is_the_same(sfc, tmp_path):
     assert again.cra_name == sfc.cra_name and again.spacegroup.hm == sfc.space_group.hm
 
 
+def test_atoms_keep_the_order_of_the_file(tmp_path):
+    """A chain that comes in two parts, as waters after the other chains do."""
+    line = "HETATM{:5d}  O   HOH {}{:4d}    {:8.3f}{:8.3f}{:8.3f}  1.00 20.00           O"
+    atoms = [(1, "A", 1, 1.0), (2, "B", 1, 4.0), (3, "A", 101, 7.0), (4, "B", 102, 10.0)]
+    text = "CRYST1   30.000   34.000   40.000  90.00  90.00  90.00 P 21 21 21\n"
+    text += "\n".join(line.format(n, chain, number, x, x, x) for n, chain, number, x in atoms) + "\nEND\n"
+    (tmp_path / "model.pdb").write_text(text)
+    parser = PDBParser(str(tmp_path / "model.pdb"))
+    assert parser.atom_pos[:, 0].tolist() == [x for *_, x in atoms]
+    assert [name[0] for name in parser.cra_name] == ["A", "B", "A", "B"] and parser.res_id == [1, 1, 101, 102]
+    parser.savePDB(tmp_path / "again.pdb")
+    again = PDBParser(str(tmp_path / "again.pdb"))
+    assert again.cra_name == parser.cra_name and np.allclose(again.atom_pos, parser.atom_pos)
+
+
 def test_reciprocal_space_in_p1_is_that_of_the_operators():
     cell, group = gemmi.UnitCell(40, 50, 62, 90, 104, 90), gemmi.SpaceGroup("C 1 2 1")
     crystal = sfdiff.Crystal(tuple(cell.parameters), "C 1 2 1")

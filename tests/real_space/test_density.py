@@ -1,8 +1,10 @@
 """Density of a model: its transform, cctbx's map, gradients, errors."""
 
+import dataclasses
+
 import mmtbx_sfdiff as sfdiff
 import torch
-from mmtbx_sfdiff.real_space import fourier_map, fourier_transform
+from mmtbx_sfdiff.real_space import fourier_map, fourier_transform, gaussians
 
 import pytest
 from cctbx import maptbx
@@ -107,6 +109,50 @@ def test_maps_and_structure_factors_are_inverse():
     f = f[:, ~centric]
     rho = fourier_map(crystal, indices[~centric], f, crystal.grid(0.7))
     torch.testing.assert_close(fourier_transform(crystal, rho, indices[~centric]), f)
+
+
+@pytest.mark.parametrize("symbol, anisotropic", [("C 1 2 1", True), ("P 21 21 21", False), ("P -1", True)])
+def test_the_kernels_sum_is_the_formula_s(symbol, anisotropic):
+    atoms, _ = model(symbol, anisotropic, n=1)
+    grid = (27, 30, 35)  # any numbers, whatever the symmetry would like
+    n, cell = atoms.n_atoms, atoms.crystal
+    asymmetric = dataclasses.replace(atoms, site_weights=torch.ones(n, dtype=torch.float64))
+    rho = 0.0
+    operators = [(r, t + c) for r, t in zip(cell.rotations, cell.translations) for c in cell.centring]
+    for r, t in operators:
+        r = r.to(torch.float64)
+        u = r @ asymmetric.u_star[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(n, 3, 3) @ r.T
+        packed = u.flatten(1)[:, [0, 4, 8, 1, 2, 5]]
+        moved = (asymmetric.sites_frac @ r.T + t)[None]
+        u_iso = torch.where(atoms.use_u_iso, atoms.u_iso, 0.0)[None]
+        packed = torch.where(atoms.use_u_aniso[:, None], packed, 0.0)[None]
+        weights = (atoms.occupancies * atoms.site_weights)[None]
+        parameters = (moved, u_iso, packed, weights, atoms.fp[None])
+        rho = rho + gaussians.plain_density(parameters, atoms.type_index, cell, atoms.form_factors, grid)[0]
+    found = sfdiff.density(atoms, cell, grid)
+    # Kernels go on to the end of a row of eight points where the formula ends: 1e-7 of each term's height.
+    torch.testing.assert_close(found, rho, rtol=0, atol=5e-7 * float(rho.max()))
+
+
+def test_second_derivatives_and_maps_of_torch_func():
+    atoms, _ = model("P 21 21 21", n=1)
+    atoms = dataclasses.replace(atoms, site_weights=torch.ones(atoms.n_atoms, dtype=torch.float64))
+    crystal, grid = atoms.crystal, (12, 12, 15)
+    weight = torch.randn(grid, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def value(sites):
+        return (weight * sfdiff.density(atoms.replace(sites_cart=sites), crystal, grid)).sum()
+
+    x = atoms.sites_cart.clone().requires_grad_()
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(value(x), x, create_graph=True)
+    (product,) = torch.autograd.grad((gradient * direction).sum(), x)
+    step = 1e-4 * direction
+    pair = [torch.autograd.grad(value(y), y)[0] for y in ((x + s).detach().requires_grad_() for s in (step, -step))]
+    torch.testing.assert_close(product, (pair[0] - pair[1]) / 2e-4, rtol=1e-4, atol=1e-4 * float(product.abs().max()))
+    several = torch.stack([atoms.sites_cart, atoms.sites_cart + 0.2])
+    mapped = torch.func.vmap(torch.func.grad(value))(several)
+    torch.testing.assert_close(mapped[0], gradient.detach())
 
 
 def test_errors():
