@@ -96,7 +96,7 @@ class Comparison:
     pairs: dict = dataclasses.field(default_factory=dict)
 
 
-def measure(entry, settings=Settings(), report=None):
+def measure(entry, settings=Settings(), report=None, compiling=None):
     """Compare this package with mmtbx on one entry.
 
     Parameters
@@ -106,6 +106,8 @@ def measure(entry, settings=Settings(), report=None):
     settings : Settings
     report : callable, optional
         Called with (what is being done, fraction of it that is done or None).
+    compiling : mmtbx_sfdiff.kernels.compilation.Compilation, optional
+        Of the kernels, begun: it is waited for where they are needed, and ends before anything is timed.
 
     Returns
     -------
@@ -117,7 +119,7 @@ def measure(entry, settings=Settings(), report=None):
         When the model cannot be used, mmtbx cannot scale it to the data, or the device has too little memory.
     """
     try:
-        return _Measurement(entry, settings, report or (lambda step, fraction=None: None)).run()
+        return _Measurement(entry, settings, report or (lambda step, fraction=None: None), compiling).run()
     except torch.cuda.OutOfMemoryError:
         raise Sorry(
             f"The device {settings.device} has too little free memory for {entry.name}: use device=cpu."
@@ -125,10 +127,13 @@ def measure(entry, settings=Settings(), report=None):
 
 
 class _Measurement:
-    """One entry's arrays, ours and mmtbx's, and the parts of the report."""
+    """One entry's arrays, ours and mmtbx's, and the parts of the report.
 
-    def __init__(self, entry, settings, report):
-        self.entry, self.settings, self.report = entry, settings, report
+    First everything is computed once, kernels being compiled meanwhile; then, when nothing else is going on, what is timed.
+    """
+
+    def __init__(self, entry, settings, report, compiling=None):
+        self.entry, self.settings, self.report, self.compiling = entry, settings, report, compiling
         self.structure, self.f_obs = entry.model.xray_structure, entry.data.f_obs
         self.dtype = getattr(torch, settings.dtype)
         with self._explained():
@@ -137,16 +142,24 @@ class _Measurement:
         self.indices = as_miller_tensor(self.f_obs, device=settings.device)
         self.d_spacings = self.f_obs.d_spacings().data().as_numpy_array()
         self.low = self.d_spacings >= F_MASK_D_MIN
-        self.timing = {}
+        #: What is going to be timed: (name, functions, how long each took when it was called first, preparations).
+        self.to_time = []
 
     def run(self):
         result = self._header()
-        result["f_protein"] = self._f_protein()
+        self._reference_mask()
+        self._f_protein()
+        result["f_protein"] = None
         result["f_mask"], result["mask_map"], section = self._masks()
+        untimed = {name: self._scale(*self._pairs()[name])[0] for name in ("sfdiff", "density_cutoff")}
         result["gradients"] = self._gradients()
-        result["r_factors"] = self._r_factors()
+        self._ready()
+        result["f_protein"], direct_time = self._against_direct()
+        result["r_factors"], scaling = self._r_factors(untimed)
         result["messages"] += self._disagreement(result["r_factors"])
-        result["timing_s"] = self.timing | {"conditions": self._conditions()}
+        times = {name: self._time(name, *rest) for name, *rest in self.to_time}
+        times["f_protein"]["mmtbx_direct"] = direct_time
+        result["timing_s"] = times | {"scaling": scaling, "conditions": self._conditions()}
         return Comparison(
             result, section, {"sfdiff": (self.f_protein, self.f_mask), "mmtbx": (self.f_fft, self.f_mask_mmtbx)}
         )
@@ -205,9 +218,22 @@ class _Measurement:
 
         return call
 
-    def _time(self, name, ours, mmtbx, first):
+    def _ready(self, *groups):
+        """Wait for kernels: of these groups, or for all."""
+        if self.compiling:
+            step = "compiling kernels (the first time)"
+            told = lambda done, n: self.report(step, done / n)  # noqa: E731
+            self.compiling.wait(told, groups) if groups else self.compiling.wait(told)
+
+    def _first(self, function):
+        """(its result, seconds); 0 where others were at work meanwhile: it is not the time of a slow one, then."""
+        quiet = self.compiling is None or self.compiling.finished
+        result, seconds = timed(function)
+        return result, seconds if quiet else 0.0
+
+    def _time(self, name, ours, mmtbx, first, prepare=None):
         self.report(f"timing of {name.replace('_', ' ')}", None)
-        return side_by_side({"sfdiff": ours, "mmtbx": mmtbx}, first, self.settings.n_timing)
+        return side_by_side({"sfdiff": ours, "mmtbx": mmtbx}, first, self.settings.n_timing, prepare)
 
     def _random_part(self, max_terms):
         """(n,) bool: the reflections on which direct summation has at most so many terms; all of them for None."""
@@ -234,15 +260,20 @@ class _Measurement:
         ours = self._synchronised(lambda: self._sf(self.atoms, self.indices))
         mmtbx = lambda: reference.f_calc_fft(self.structure, self.f_obs)  # noqa: E731
         first = {}
+        self._ready("structure_factors", "double", "direct")
         self.report("structure factors", None)
-        f, first["sfdiff"] = timed(ours)
+        f, first["sfdiff"] = self._first(ours)
         self.f_protein = _numpy(f)
         self.report("structure factors (cctbx, FFT)", None)
-        self.f_fft, first["mmtbx"] = timed(mmtbx)
+        self.f_fft, first["mmtbx"] = self._first(mmtbx)
+        self.to_time.append(("f_protein", ours, mmtbx, first))
+
+    def _against_direct(self):
+        """(errors of F_protein, seconds of cctbx's direct summation)."""
         step = "structure factors (cctbx, direct summation)"
         self.report(step, 0.0)
         part = self._random_part(self.settings.direct_terms)
-        f_direct, direct_time = timed(
+        f_direct, seconds = timed(
             lambda: reference.f_calc_direct(
                 self.structure,
                 self.f_obs.select(_flex_bool(part)),
@@ -250,9 +281,6 @@ class _Measurement:
             )
         )
         self.f_direct = f_direct if part.all() else None
-        self.timing["f_protein"] = self._time("f_protein", ours, mmtbx, first) | {
-            "mmtbx_direct": direct_time * part.size / part.sum()
-        }
         exact = agreement(self.d_spacings[part], self.f_protein[part], f_direct)
         fft = agreement(self.d_spacings[part], self.f_fft[part], f_direct)
         return {
@@ -264,7 +292,7 @@ class _Measurement:
             "cc": exact["cc"],
             "shells": exact["shells"],
             "mmtbx_fft": {"cc": fft["cc"], "shells": fft["shells"]},
-        }
+        }, seconds * part.size / part.sum()
 
     # mask
 
@@ -276,16 +304,23 @@ class _Measurement:
             )
         return mask, mask_structure_factors(mask, self.crystal, self.low_indices.to(mask.device))
 
-    def _masks(self):
-        low_set = _with_missing(self.f_obs.select(_flex_bool(self.low)), F_MASK_D_MIN)
-        self.low_indices = as_miller_tensor(low_set)
-        n_measured = int(self.low.sum())
+    def _reference_mask(self):
+        """mmtbx's on a fine grid: what masks are compared with."""
+        self.low_set = _with_missing(self.f_obs.select(_flex_bool(self.low)), F_MASK_D_MIN)
+        self.low_indices = as_miller_tensor(self.low_set)
         step = reference.affordable_mask_step(self.f_obs.crystal_symmetry(), self.settings.reference_step)
+        self.report(f"solvent mask (mmtbx, {step:g} Å grid)", None)
+        self.f_reference, self.reference_step = reference.f_mask(self.structure, self.low_set, step), step
+
+    def _masks(self):
+        low_set, f_reference, step = self.low_set, self.f_reference, self.reference_step
+        n_measured = int(self.low.sum())
         ours = self._synchronised(lambda: self._mask(self.settings.mask))
         mmtbx = lambda: reference.f_mask(self.structure, low_set, MMTBX_GRID_STEP)  # noqa: E731
         first = {}
+        self._ready("masks")
         self.report("solvent mask", None)
-        (mask, f_mask), first["sfdiff"] = timed(ours)
+        (mask, f_mask), first["sfdiff"] = self._first(ours)
         f_mask = _numpy(f_mask)
         # As in the paper, its map is made of the data's own resolution (as far as the grid can hold it), and it encloses
         # the solvent fraction of a probe-shrink mask.
@@ -298,10 +333,8 @@ class _Measurement:
         if self.settings.mask == "probe_shrink":
             exact_radii = _numpy(self._mask("probe_shrink", softness=0, **MMTBX_RADII)[1])
         self.report("solvent mask (mmtbx)", None)
-        f_mmtbx, first["mmtbx"] = timed(mmtbx)
-        self.report(f"solvent mask (mmtbx, {step:g} Å grid)", None)
-        f_reference = reference.f_mask(self.structure, low_set, step)
-        self.timing["f_mask"] = self._time("f_mask", ours, mmtbx, first)
+        f_mmtbx, first["mmtbx"] = self._first(mmtbx)
+        self.to_time.append(("f_mask", ours, mmtbx, first))
         self.f_mask, self.f_mask_mmtbx, self.f_mask_cutoff = (
             self._all_reflections(values[:n_measured]) for values in (f_mask, f_mmtbx, f_cutoff)
         )
@@ -345,6 +378,7 @@ class _Measurement:
     def _gradients(self):
         """Of a least-squares target with respect to the sites; checked on a random part of the data."""
         d_target = self._d_target_d_f_calc()
+        self._ready("gradients", "double", "direct")
         self.report("gradients", None)
         part = self._random_part(self.settings.gradient_terms)
         part_set = self.f_obs.select(_flex_bool(part))
@@ -352,7 +386,7 @@ class _Measurement:
         self.report("gradients (cctbx)", None)
         exact = reference.site_gradients(self.structure, part_set, d_target[part], "direct")
         fft = reference.site_gradients(self.structure, part_set, d_target[part], "fft")
-        self.timing["gradients"] = self._time_gradients(d_target)
+        self._time_gradients(d_target)
         return {
             "parameters": "sites",
             "n_reflections": int(part.sum()),
@@ -374,31 +408,31 @@ class _Measurement:
         return sites, f, torch.as_tensor(d_target, dtype=f.dtype, device=f.device)
 
     def _time_gradients(self, d_target):
-        """Ours is the backward pass alone: mmtbx's gradients do not include F_calc either."""
+        """To be timed. Ours is the backward pass alone: mmtbx's gradients do not include F_calc either."""
         graph = self._synchronised(lambda: self._graph(self.indices, d_target))
-        functions = {
-            "sfdiff": self._synchronised(_backward),
-            "mmtbx": lambda: reference.site_gradients(self.structure, self.f_obs, d_target),
-        }
+        ours = self._synchronised(_backward)
+        mmtbx = lambda: reference.site_gradients(self.structure, self.f_obs, d_target)  # noqa: E731
         ready = graph()
-        first = {"sfdiff": timed(lambda: functions["sfdiff"](ready))[1], "mmtbx": timed(functions["mmtbx"])[1]}
-        self.report("timing of gradients", None)
-        return side_by_side(functions, first, self.settings.n_timing, prepare={"sfdiff": graph})
+        first = {"sfdiff": self._first(lambda: ours(ready))[1], "mmtbx": self._first(mmtbx)[1]}
+        self.to_time.append(("gradients", ours, mmtbx, first, {"sfdiff": graph}))
 
     # R factors
 
-    def _r_factors(self):
-        """R factors through mmtbx's scaling, what differs being F_calc and F_mask only, and through ours."""
-        pairs = {
+    def _pairs(self):
+        """F_calc and F_mask that are scaled, by name; those by direct summation come last."""
+        return {
             "sfdiff": (self.f_protein, self.f_mask),
             "mmtbx": (self.f_fft, self.f_mask_mmtbx),
-            "mmtbx_direct": (self.f_direct, self.f_mask_mmtbx),
+            "mmtbx_direct": (getattr(self, "f_direct", None), self.f_mask_mmtbx),
             "density_cutoff": (self.f_protein, self.f_mask_cutoff),
         }
-        result, seconds = {"scaling": "mmtbx"}, {}
+
+    def _r_factors(self, known):
+        """R factors through mmtbx's scaling, what differs being F_calc and F_mask only, and through ours; and both times."""
+        pairs, result, seconds = self._pairs(), {"scaling": "mmtbx"}, {}
         for name, (f_calc, f_mask) in pairs.items():
-            if f_calc is None:
-                result[name] = None
+            if f_calc is None or name in known:
+                result[name] = known.get(name)
                 continue
             self.report(f"scaling ({name.replace('_', ' ')})", None)
             result[name], seconds[name] = self._scale(f_calc, f_mask)
@@ -406,11 +440,11 @@ class _Measurement:
         ours = {name: self._own_scale(*pairs[name]) for name in ("sfdiff", "mmtbx")}
         result["sfdiff_scaling"] = {name: part for name, (part, _) in ours.items()}
         # Of the same F_calc and F_mask, by both; the first call of a function pays for what the later ones find made.
-        self.timing["scaling"] = {"sfdiff": ours["mmtbx"][1], "mmtbx": seconds["mmtbx"]}
+        times = {"sfdiff": ours["mmtbx"][1], "mmtbx": seconds["mmtbx"]}
         # What the header says was measured, so it has no bearing on simulated data.
         header = None if self.entry.data.simulated else self.entry.model
         result["deposited"] = {"r_work": header and header.r_work, "r_free": header and header.r_free}
-        return result
+        return result, times
 
     def _disagreement(self, r_factors):
         """Why R is absurd, where it is."""

@@ -11,7 +11,23 @@ NaN or infinity, and a number from outside can be either.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 
-jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
-jit_sums = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+
+def _policy(fastmath: set[str]) -> Callable[[Callable[..., Any]], Any]:
+    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # neither the package's folder nor the user's cache can be written: for this process only
+            return numba.njit(**options)(function)
+
+    return decorate
+
+
+jit = _policy({"contract", "nsz", "arcp"})
+jit_sums = _policy({"contract", "nsz", "reassoc"})

@@ -10,6 +10,7 @@ from pathlib import Path
 from libtbx.utils import Sorry
 
 from ..comparison import Settings, measure, output, table
+from ..kernels import compilation
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, EntryProgram
 
 _PHIL = f"""
@@ -108,12 +109,16 @@ The exit code is 0 only if everything was computed and written.
                 )
             }
         )
+        # Before there is a progress bar, which is a thread: only a process without others can share this work.
+        compiling = compilation.start(_kernels_for(settings))
         with tempfile.TemporaryDirectory() as folder, self.progress() as report:
+            if params.demo:  # whose data are made with a mask of ours
+                step = "compiling kernels (the first time)"
+                compiling.wait(lambda done, n: report(step, done / n), groups=("masks",))
             model, data = self.find_files(folder, report)
-            report("compiling kernels (the first time)", None)
-            compile_kernels(settings)
             report("reading", None)
-            comparison = measure(self.load(model, data, params.d_min, params.d_max), settings, report)
+            entry = self.load(model, data, params.d_min, params.d_max)
+            comparison = measure(entry, settings, report, compiling)
             report("figure and page", None)
             contents = self._contents(comparison)
             written = {self._paths[kind]: content for kind, content in contents.items()}
@@ -145,30 +150,8 @@ The exit code is 0 only if everything was computed and written.
         return contents
 
 
-def compile_kernels(settings):
-    """Put a tiny crystal through what is going to be timed, so that no time contains a compilation.
-
-    Compiled kernels are kept on disk; where they are there already this takes some milliseconds.
-    """
-    import torch
-
-    from .. import Atoms, Crystal, mask_structure_factors, solvent_mask, structure_factors
-
-    crystal = Crystal((12.0, 13.0, 14.0, 90, 90, 90), "P 21 21 21")
-    dtype, device = getattr(torch, settings.dtype), settings.device
-    sites = torch.tensor([[2.0, 3.0, 4.0], [3.0, 4.0, 5.0]], dtype=dtype, device=device)
-    indices = crystal.build_miller_indices(d_min=3.0)
-    for u_cart in (None, [[0.2, 0.2, 0.2, 0.0, 0.0, 0.0]] * 2):
-        atoms = Atoms.from_arrays(
-            crystal,
-            ["C", "O"],
-            sites,
-            b_iso=None if u_cart else [20.0, 20.0],
-            u_cart=u_cart,
-            dtype=dtype,
-            device=device,
-        )
-        moved = atoms.replace(sites_cart=atoms.sites_cart.clone().requires_grad_())
-        for method in ("fft", "direct"):
-            structure_factors(moved, crystal, indices, method=method, accuracy=settings.accuracy).abs().sum().backward()
-    mask_structure_factors(solvent_mask(atoms, crystal, grid_step=settings.grid_step), crystal, indices)
+def _kernels_for(settings):
+    """What is going to be timed; the masks first, with which the demonstration begins."""
+    method = {"direct": ("direct",), "fft": ("structure_factors", "gradients")}
+    wanted = ("masks", *method.get(settings.method, method["fft"]))
+    return wanted if settings.accuracy >= 1e-6 else (*wanted, "double")

@@ -55,7 +55,8 @@ class _Arrays:
         self.use_aniso = job.use_aniso.numpy()
         self.packing, self.geometry = _geometry(setting.cell, grid.axes, grid.dims, setting.s_sq)
         if self.use_aniso.any():
-            self.ustar = _numpy(job.u_star)[:, self.packing] * (2 * math.pi**2)
+            # take(): indexing would give another order in memory, and every kernel would be compiled for it once more.
+            self.ustar = _numpy(job.u_star).take(self.packing, axis=1) * (2 * math.pi**2)
         else:
             self.ustar = np.zeros((1, 6))
         self.weights, self.fp = _numpy(job.weights), _numpy(job.fp)
