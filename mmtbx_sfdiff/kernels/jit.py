@@ -18,7 +18,7 @@ import numba
 
 
 def _policy(fastmath: set[str]) -> Callable[[Callable[..., Any]], Any]:
-    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:

@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 import mmtbx_sfdiff
 from mmtbx_sfdiff import kernels
 from mmtbx_sfdiff.kernels import compilation
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
