@@ -43,7 +43,7 @@ class _Map:
         def some(first: int, after: int) -> list[float]:
             return [float(x.sum(dtype=torch.float64)) for x in function(first, after, *self.part(first, after))]
 
-        found = side_by_side(self.z.device, len(self.z), some)
+        found = side_by_side(self.z.device, len(self.z), some, self.z[0].numel())
         return [math.fsum(column) for column in zip(*found)]
 
 
@@ -56,11 +56,11 @@ def _normalized(
     n = z.numel()
     whole = _Map(z, 1.0, steepness)
     mean = whole.sums(lambda first, after, z, s: (z,))[0] / n
-    side_by_side(z.device, len(z), lambda first, after: z[first:after].sub_(mean))
+    side_by_side(z.device, len(z), lambda first, after: z[first:after].sub_(mean), z[0].numel())
     sigma = math.sqrt(whole.sums(lambda first, after, z, s: (z.square(),))[0] / n)
     if sigma == 0:
         return None
-    side_by_side(z.device, len(z), lambda first, after: z[first:after].div_(sigma))
+    side_by_side(z.device, len(z), lambda first, after: z[first:after].div_(sigma), z[0].numel())
     if not voxel_average:
         return _Map(z, sigma, steepness)
     of_voxel = torch.empty_like(z)
@@ -71,7 +71,7 @@ def _normalized(
             variance = variance + _change(z, first, after, axis).square() / 12
         torch.mul(torch.rsqrt(3 * variance), math.pi, out=of_voxel[first:after])
 
-    side_by_side(z.device, len(z), some)
+    side_by_side(z.device, len(z), some, z[0].numel())
     return _Map(z, sigma, of_voxel)
 
 
@@ -157,7 +157,7 @@ def cutoff_mask(
             def some(first: int, after: int) -> None:
                 masks[i, first:after] = _mask(*found.part(first, after), level)
 
-            side_by_side(values.device, len(found.z), some)
+            side_by_side(values.device, len(found.z), some, found.z[0].numel())
 
     each_model(len(values), one, values.device)
     return masks, levels
@@ -226,7 +226,7 @@ def _by_values(found: _Map, by_mask: torch.Tensor, level: float, surface_width: 
             # s = pi / sqrt(3 variance), so that ds/d(variance) = -3 s^3 / (2 pi^2).
             by_variance[first:after] = weight * (level - part) * s**3 * (-1.5 / math.pi**2)
 
-    side_by_side(device, len(z), values)
+    side_by_side(device, len(z), values, z[0].numel())
     if by_variance is not None:
         _add_changes(z, by_variance, by_z)
     else:
@@ -237,7 +237,7 @@ def _by_values(found: _Map, by_mask: torch.Tensor, level: float, surface_width: 
     def back(first: int, after: int) -> None:
         by_z[first:after].sub_(mean).sub_(z[first:after], alpha=along).div_(found.sigma)
 
-    side_by_side(device, len(z), back)
+    side_by_side(device, len(z), back, z[0].numel())
     return density_transposed(by_z, plan)
 
 
@@ -252,8 +252,8 @@ def _add_changes(z: torch.Tensor, by_variance: torch.Tensor, by_z: torch.Tensor)
         def add(first: int, after: int, axis: int = axis) -> None:
             by_z[first:after] -= _change(moved, first, after, axis)
 
-        side_by_side(z.device, len(z), product)
-        side_by_side(z.device, len(z), add)
+        side_by_side(z.device, len(z), product, z[0].numel())
+        side_by_side(z.device, len(z), add, z[0].numel())
 
 
 def _add_surface(z: torch.Tensor, level: float, width: float, by_level: float, by_z: torch.Tensor) -> None:

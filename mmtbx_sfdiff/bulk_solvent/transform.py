@@ -28,6 +28,7 @@ from ..plans import Plan, plan_of
 F_MASK_D_MIN = 3.0
 # Grid points.
 _PORTION = 2**16
+_FEW, _MANY = 2**16, 2**20
 R = TypeVar("R")
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -280,8 +281,8 @@ def low_frequencies(mask: torch.Tensor, limits: tuple[int, int, int]) -> torch.T
         spectrum[h + 1 :, first:after] = found[n1 - h :]
 
     size = _portion(mask.device, n1, n2 * n3)
-    side_by_side(mask.device, n1, within)
-    side_by_side(mask.device, columns.shape[1], across)
+    side_by_side(mask.device, n1, within, n2 * n3)
+    side_by_side(mask.device, columns.shape[1], across, n1)
     return result
 
 
@@ -309,8 +310,8 @@ def from_low_frequencies(low: torch.Tensor, limits: tuple[int, int, int], out: t
             target.copy_(torch.fft.irfft(torch.fft.ifft(padded, dim=-2, norm="forward"), n=n3, norm="forward"))
 
     size = _portion(low.device, n1, n2 * n3)
-    side_by_side(low.device, columns.shape[1], across)
-    side_by_side(low.device, n1, within)
+    side_by_side(low.device, columns.shape[1], across, n1)
+    side_by_side(low.device, n1, within, n2 * n3)
 
 
 def _portion(device: torch.device, planes: int, points: int) -> int:
@@ -318,10 +319,13 @@ def _portion(device: torch.device, planes: int, points: int) -> int:
     return max(1, planes if device.type != "cpu" else _PORTION // max(1, points))
 
 
-def side_by_side(device: torch.device, n: int, function: Callable[[int, int], R]) -> list[R]:
-    """What the function gives on ranges that cover 0..n, in this package's own threads: torch's would spin afterwards."""
-    if device.type == "cpu":
-        return over(n, function)
+def side_by_side(device: torch.device, n: int, function: Callable[[int, int], R], points: int = 1) -> list[R]:
+    """What the function gives on ranges that cover 0..n, in this package's own threads: torch's would spin afterwards.
+
+    ``points`` is how many numbers there are in each of the n; few are done at once, sooner than others wake.
+    """
+    if device.type == "cpu" and n * points > _FEW:
+        return over(n, function, per_thread=1 if n * points < _MANY else 4)
     return [function(0, n)]
 
 

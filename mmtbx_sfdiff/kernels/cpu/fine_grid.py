@@ -7,6 +7,8 @@ crystal: it knows which images of the atoms reach into it.
 from __future__ import annotations
 
 import functools
+import threading
+from collections import OrderedDict
 
 import torch
 
@@ -83,9 +85,10 @@ class FineGrid:
 
     def box(self, planes, sites, reach):
         """The :class:`Box` of some planes for atoms (n, 3) with spheres of ``reach`` (n,) Å."""
-        return Box(
-            self.unit, self.fine, _frame(self.job.grid, *planes, self.fine, tuple(self.margin.tolist())), sites, reach
-        )
+        frame = self.job.grid, *planes, self.fine, tuple(self.margin.tolist())
+        # The gradient asks for the box of the values again.
+        key = *frame, sites.tobytes(), reach.tobytes()
+        return _BOXES.get(key, lambda: Box(self.unit, self.fine, _frame(*frame), sites, reach))
 
     def to_cell(self, values, out=None):
         """Values at representatives at all points of the cell, (n1, n2, n3), or into ``out``."""
@@ -107,6 +110,31 @@ class FineGrid:
             return out
 
         return torch.from_numpy(sum(over(len(values), part, 1)).astype(values.dtype))
+
+
+class _Boxes:
+    """The last boxes that were made, by all that they depend on, as long as they are not too large."""
+
+    def __init__(self, most=2**26):
+        self.most, self.size, self.kept, self.lock = most, 0, OrderedDict(), threading.Lock()
+
+    def get(self, key, make):
+        with self.lock:
+            box = self.kept.get(key)
+            if box is not None:
+                self.kept.move_to_end(key)
+                return box
+        box = make()
+        with self.lock:
+            if key not in self.kept:
+                self.kept[key] = box
+                self.size += box.nbytes
+                while self.size > self.most and len(self.kept) > 1:
+                    self.size -= self.kept.popitem(last=False)[1].nbytes
+        return box
+
+
+_BOXES = _Boxes()
 
 
 class Box:
@@ -152,6 +180,11 @@ class Box:
         gram = basis.T @ basis
         self.gram = np.array([gram[0, 0], gram[1, 1], gram[2, 2], 2 * gram[0, 1], gram[0, 2], gram[1, 2]])
         self.steps = steps
+
+    @property
+    def nbytes(self):
+        """With what finds it again."""
+        return 2 * sum(x.nbytes for x in (self.positions, self.atoms, self.operators))
 
     def to_atoms(self, by_position, n_atoms, *others):
         """Sum gradients of the images into those of the atoms' fractional sites, and of other things."""

@@ -26,8 +26,8 @@ _DTYPES = {
 }
 
 
-# Planes and columns that are multiplied at once: as many whatever the number of threads, and so the sums the same.
-_PLANES, _COLUMNS = 4, 256
+# Points that are multiplied at once: as many whatever the number of threads, and so the sums the same.
+_POINTS = 2**15
 
 
 def _over_blocks(n, size, function):
@@ -37,7 +37,10 @@ def _over_blocks(n, size, function):
         for block in range(first, after):
             function(block * size, min(n, (block + 1) * size))
 
-    over(-(-n // size), some)
+    if n <= size:
+        function(0, n)
+    else:
+        over(-(-n // size), some, per_thread=2)
 
 
 class UnitTransform:
@@ -105,13 +108,13 @@ class UnitTransform:
             rows = torch.view_as_complex(rows.view(after - first, b1, l + 1, 2))
             product(self.wave_b, rows, out=planes[first:after])
 
-        _over_blocks(b0, _PLANES, within)
+        _over_blocks(b0, max(1, _POINTS // (b1 * b2)), within)
         columns, spectrum = planes.view(b0, -1), torch.empty((2 * h + 1, planes[0].numel()), dtype=planes.dtype)
 
         def across(first, after):
             spectrum[:, first:after] = product(self.wave_a, columns[:, first:after])
 
-        _over_blocks(columns.shape[1], _COLUMNS, across)
+        _over_blocks(columns.shape[1], max(64, _POINTS // b0), across)
         flat = spectrum.view(-1).numpy()
         over(
             len(result),
@@ -149,7 +152,7 @@ class UnitTransform:
         def across(first, after):
             columns[:, first:after] = product(self.wave_a.mH, spectrum[:, first:after])
 
-        _over_blocks(columns.shape[1], _COLUMNS, across)
+        _over_blocks(columns.shape[1], max(64, _POINTS // b0), across)
         starts = np.searchsorted(unit.places[:, 0], np.arange(b0 + 1))
         result = np.empty(len(unit.places), dtype=self.dtype)
 
@@ -166,7 +169,7 @@ class UnitTransform:
                 result,
             )
 
-        _over_blocks(b0, _PLANES, within)
+        _over_blocks(b0, max(1, _POINTS // (b1 * b2)), within)
         return result
 
 

@@ -342,20 +342,20 @@ def _any(marks, first, n):
 
 
 @jit
-def _weigh(row, total, fine):
-    """Multiply points with 0 < E < 1 by total[parity, k], others by 0."""
+def _weigh(given, row, total, fine):
+    """Points with 0 < E < 1 times total[parity, k], others 0."""
     zero, one = row.dtype.type(0), row.dtype.type(1)
     if fine == 2:
         # The numbers are written out for the compiler to see.
         even, odd = total[0], total[1]
         for k in range(len(row) // 2):
-            x, y = row[2 * k], row[2 * k + 1]
+            x, y = given[2 * k], given[2 * k + 1]
             row[2 * k] = x * even[k] if (x > zero) & (x < one) else zero
             row[2 * k + 1] = y * odd[k] if (y > zero) & (y < one) else zero
         return
     for k in range(len(row) // fine):
         for parity in range(fine):
-            e = row[k * fine + parity]
+            e = given[k * fine + parity]
             row[k * fine + parity] = e * total[parity, k] if (e > zero) & (e < one) else zero
 
 
@@ -370,7 +370,7 @@ def _spread(
     m2 = field.shape[2]
     total = np.empty((fine, m2 // fine + _BEYOND), dtype=field.dtype)
     marks = np.empty(m2 // LANES, dtype=np.uint8)
-    flat = out.reshape(-1)
+    flat = field.reshape(-1)
     for a in range(first_plane, after_plane):
         u = a + low[0]
         for b in range(field.shape[1]):
@@ -378,12 +378,10 @@ def _spread(
             w0, w1 = windows[0, a, b], windows[1, a, b]
             if w0 >= w1:
                 continue
-            for k in range(w0, w1):
-                row[k] = given[k]
-            # E is complete within the window only.
-            row[:w0] = 0
-            row[w1:] = 0
             mark_blocks(flat, (a * field.shape[1] + b) * m2, len(marks), marks)
+            # E is complete within the window only.
+            marks[: w0 // LANES] = 0
+            marks[(w1 + LANES - 1) // LANES :] = 0
             active[0, a, b], active[1, a, b] = NEVER, 0
             v = b + low[1]
             index = (
@@ -413,7 +411,11 @@ def _spread(
                         starts[group + parity],
                         starts[group + parity + 1],
                     )
-                _weigh(row[begin * LANES : block * LANES], total, fine)
+                _weigh(given[begin * LANES : block * LANES], row[begin * LANES : block * LANES], total, fine)
+            if active[0, a, b] < w0:
+                row[active[0, a, b] : w0] = 0
+            if active[1, a, b] > w1:
+                row[w1 : active[1, a, b]] = 0
 
 
 @jit
