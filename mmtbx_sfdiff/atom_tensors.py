@@ -143,9 +143,9 @@ class AtomTensors:
         torch.Tensor
             (n_atoms,).
         """
-        return torch.tensor([function(t) for t in self.form_factors.types], dtype=dtype, device=self.device)[
-            self.type_index
-        ]
+        of_type = torch.tensor([function(t) for t in self.form_factors.types], dtype=dtype, device=self.device)
+        # Not by indexing: from 3,000 atoms on torch wakes its threads for that, which then spin beside ours.
+        return of_type.index_select(0, self.type_index)
 
     def vdw_radii(self, rows=None):
         """Van der Waals radii in Å, float64, from cctbx's table, as mmtbx's mask uses them.

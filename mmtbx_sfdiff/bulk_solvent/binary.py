@@ -21,14 +21,14 @@ import torch
 from ..atoms import Atoms
 from ..crystal import Crystal
 from ..kernels import checks, opaque
-from ..kernels.threads import own_threads
 from ..plans import Plan
 from ..plans.grid_symmetry import symmetrise
 from .ensemble import combined
 from .mask_atoms import mask_atoms, spheres
 from .mask_values import MASK_MEMORY
+from .operations import each_model, operation
 from .options import Ensemble, length, number
-from .transform import each_model, mask_structure_factors
+from .transform import mask_structure_factors
 
 R_PROBE = 1.1
 R_SHRINK = 0.9
@@ -118,7 +118,7 @@ def _fake(
     return atoms[0].new_empty((len(atoms[0]), *n_real))
 
 
-@opaque.operation("binary_mask", fake=_fake)
+@operation("binary_mask", fake=_fake)
 def binary_mask(
     atoms: Sequence[torch.Tensor],
     lengths: Sequence[float],
@@ -136,9 +136,8 @@ def binary_mask(
     models = spheres(sites_cart, rounding, occupancies, radii, candidates, there, include_zero_occupancy)
 
     def one(i: int) -> None:
-        with own_threads(out.device):
-            mask = mask_of_spheres(models[i].sites, models[i].radii, there, tuple(n_real), r_probe, r_shrink, memory)
-            out[i].copy_(mask)
+        mask = mask_of_spheres(models[i].sites, models[i].radii, there, tuple(n_real), r_probe, r_shrink, memory)
+        out[i].copy_(mask)
 
     each_model(len(models), one, out.device)
     return out

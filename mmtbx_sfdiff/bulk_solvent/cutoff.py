@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from ..kernels import opaque
-from ..kernels.threads import own_threads
 from ..plans import Plan
 from .density_map import density_map, density_transposed
-from .transform import each_model, side_by_side
+from .operations import DifferentiableOnce, LastDerivative, each_model, operation
+from .transform import side_by_side
 
 _NEWTON_STEPS = 5
 
@@ -128,7 +128,7 @@ def _fake(values: torch.Tensor, fraction: torch.Tensor, there: int, grid: Sequen
     return values.new_empty((len(values), *grid), dtype=values.real.dtype), torch.empty_like(fraction)
 
 
-@opaque.operation("cutoff_mask", fake=_fake)
+@operation("cutoff_mask", fake=_fake)
 def cutoff_mask(
     values: torch.Tensor,
     fraction: torch.Tensor,
@@ -144,20 +144,19 @@ def cutoff_mask(
     masks, levels = _fake(values, fraction, there, grid)
 
     def one(i: int) -> None:
-        with own_threads(values.device):
-            found = _normalized(values[i], plan, grid, steepness, voxel_average)
-            if found is None:
-                masks[i], levels[i] = 1, 0
-                return
-            level = percentile(found.z, float(fraction[i]))
-            if voxel_average:
-                level = _enclosing_level(found, float(fraction[i]), level)
-            levels[i] = level
+        found = _normalized(values[i], plan, grid, steepness, voxel_average)
+        if found is None:
+            masks[i], levels[i] = 1, 0
+            return
+        level = percentile(found.z, float(fraction[i]))
+        if voxel_average:
+            level = _enclosing_level(found, float(fraction[i]), level)
+        levels[i] = level
 
-            def some(first: int, after: int) -> None:
-                masks[i, first:after] = _mask(*found.part(first, after), level)
+        def some(first: int, after: int) -> None:
+            masks[i, first:after] = _mask(*found.part(first, after), level)
 
-            side_by_side(values.device, len(found.z), some, found.z[0].numel())
+        side_by_side(values.device, len(found.z), some, found.z[0].numel())
 
     each_model(len(values), one, values.device)
     return masks, levels
@@ -181,7 +180,7 @@ def _fake_gradient(gradient: torch.Tensor, values: torch.Tensor, *others: Any) -
     return torch.empty_like(values)
 
 
-@opaque.operation("cutoff_mask_gradient", fake=_fake_gradient)
+@operation("cutoff_mask_gradient", fake=_fake_gradient)
 def cutoff_mask_gradient(
     gradient: torch.Tensor,
     values: torch.Tensor,
@@ -195,9 +194,8 @@ def cutoff_mask_gradient(
     plan, result = opaque.held(there), torch.empty_like(values, memory_format=torch.contiguous_format)
 
     def one(i: int) -> None:
-        with own_threads(values.device):
-            found = _normalized(values[i], plan, gradient.shape[1:], steepness, voxel_average)
-            result[i] = 0 if found is None else _by_values(found, gradient[i], float(levels[i]), surface_width, plan)
+        found = _normalized(values[i], plan, gradient.shape[1:], steepness, voxel_average)
+        result[i] = 0 if found is None else _by_values(found, gradient[i], float(levels[i]), surface_width, plan)
 
     each_model(len(values), one, values.device)
     return result
@@ -263,7 +261,7 @@ def _add_surface(z: torch.Tensor, level: float, width: float, by_level: float, b
     by_z.add_(weights, alpha=by_level)
 
 
-class Cutoff(opaque.Function):
+class Cutoff(DifferentiableOnce):
     """F, fraction, plan, grid, steepness, surface_width, voxel_average -> mask, cutoff."""
 
     @staticmethod
@@ -289,12 +287,8 @@ class Cutoff(opaque.Function):
         values, levels = ctx.saved_tensors
         return apply_cutoff_gradient(gradient, values, levels, ctx.there, *ctx.how), None, None, None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        opaque.refused("the solvent mask in forward mode")
 
-
-class CutoffGradient(opaque.Function):
+class CutoffGradient(LastDerivative):
     """The gradient of :class:`Cutoff`."""
 
     @staticmethod
@@ -308,18 +302,6 @@ class CutoffGradient(opaque.Function):
         voxel_average: bool,
     ) -> torch.Tensor:
         return cutoff_mask_gradient(gradient, values, levels, there, steepness, surface_width, voxel_average)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        opaque.refused("the solvent mask")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        opaque.refused("the solvent mask")
 
 
 apply_cutoff = opaque.caller(Cutoff)

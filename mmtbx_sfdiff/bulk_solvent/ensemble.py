@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from ..kernels import opaque
-from ..kernels.threads import own_threads
+from .operations import DifferentiableOnce, LastDerivative, operation
 from .transform import side_by_side
 
 # Bytes of working storage of a portion of points.
@@ -112,25 +112,24 @@ def _portion(masks: torch.Tensor) -> int:
     return max(1, _PORTION // (8 * max(1, masks.shape[1])))
 
 
-@opaque.operation("combined_mask", fake=lambda masks, weights, full: masks.new_empty((masks.shape[0], masks.shape[2])))
+@operation("combined_mask", fake=lambda masks, weights, full: masks.new_empty((masks.shape[0], masks.shape[2])))
 def combined_mask(masks: torch.Tensor, weights: torch.Tensor, full: float) -> torch.Tensor:
     """See :func:`combined`."""
     check_weights(weights)
     out = masks.new_empty((masks.shape[0], masks.shape[2]))
     occupancies, size = weights.to(torch.float64), _portion(masks)
-    with own_threads(masks.device):
-        for i, (values, w) in enumerate(zip(masks, occupancies)):
+    for i, (values, w) in enumerate(zip(masks, occupancies)):
 
-            def part(first: int, after: int, i: int = i, values: torch.Tensor = values, w: torch.Tensor = w) -> None:
-                for start in range(first, after, size):
-                    some = slice(start, min(start + size, after))
-                    out[i, some] = _value(values[:, some], w, full)
+        def part(first: int, after: int, i: int = i, values: torch.Tensor = values, w: torch.Tensor = w) -> None:
+            for start in range(first, after, size):
+                some = slice(start, min(start + size, after))
+                out[i, some] = _value(values[:, some], w, full)
 
-            side_by_side(masks.device, out.shape[1], part)
+        side_by_side(masks.device, out.shape[1], part)
     return out
 
 
-@opaque.operation(
+@operation(
     "combined_mask_gradient",
     fake=lambda gradient, masks, weights, full: (
         masks.new_empty(masks.shape),
@@ -143,23 +142,22 @@ def combined_mask_gradient(
     """Gradients by masks and weights."""
     by_masks, by_weights = masks.new_empty(masks.shape), weights.new_empty(weights.shape)
     occupancies, size = weights.to(torch.float64), _portion(masks)
-    with own_threads(masks.device):
-        for i, (values, w) in enumerate(zip(masks, occupancies)):
-            sums = []
+    for i, (values, w) in enumerate(zip(masks, occupancies)):
+        sums = []
 
-            def part(first: int, after: int, i: int = i, values: torch.Tensor = values, w: torch.Tensor = w) -> None:
-                for start in range(first, after, size):
-                    some = slice(start, min(start + size, after))
-                    by_masks[i][:, some], by_weight = _gradients(gradient[i, some], values[:, some], w, full)
-                    sums.append((start, by_weight))
+        def part(first: int, after: int, i: int = i, values: torch.Tensor = values, w: torch.Tensor = w) -> None:
+            for start in range(first, after, size):
+                some = slice(start, min(start + size, after))
+                by_masks[i][:, some], by_weight = _gradients(gradient[i, some], values[:, some], w, full)
+                sums.append((start, by_weight))
 
-            side_by_side(masks.device, masks.shape[2], part)
-            # In one order, so that the sum is the same each time.
-            by_weights[i] = sum((s for _, s in sorted(sums, key=lambda pair: pair[0])), torch.zeros_like(w))
+        side_by_side(masks.device, masks.shape[2], part)
+        # In one order, so that the sum is the same each time.
+        by_weights[i] = sum((s for _, s in sorted(sums, key=lambda pair: pair[0])), torch.zeros_like(w))
     return by_masks, by_weights
 
 
-class Combined(opaque.Function):
+class Combined(DifferentiableOnce):
     """masks, weights, full_occupancy -> the mask of each ensemble."""
 
     @staticmethod
@@ -175,12 +173,8 @@ class Combined(opaque.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         return *apply_combined_gradient(gradient, *ctx.saved_tensors, ctx.full), None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        opaque.refused("the solvent mask in forward mode")
 
-
-class CombinedGradient(opaque.Function):
+class CombinedGradient(LastDerivative):
     """The gradient of :class:`Combined`."""
 
     @staticmethod
@@ -188,18 +182,6 @@ class CombinedGradient(opaque.Function):
         gradient: torch.Tensor, masks: torch.Tensor, weights: torch.Tensor, full: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return combined_mask_gradient(gradient, masks, weights, full)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        opaque.refused("the solvent mask")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        opaque.refused("the solvent mask")
 
 
 apply_combined = opaque.caller(Combined)

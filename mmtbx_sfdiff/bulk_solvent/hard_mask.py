@@ -17,11 +17,10 @@ import torch
 from ..crystal import Crystal
 from ..kernels import opaque
 from ..kernels.engines import HardMask
-from ..kernels.threads import own_threads
 from .ball import fineness
 from .mask_atoms import LARGEST_LENGTH, Spheres, spheres
 from .mask_values import Recipe, n_points
-from .transform import each_model
+from .operations import DifferentiableOnce, LastDerivative, each_model, operation
 
 #: Steps of the fine grid, Å.
 HARD_STEP = 0.151
@@ -71,7 +70,7 @@ def _fake(
     return values, torch.empty_like(values), torch.empty_like(values, dtype=torch.int64)
 
 
-@opaque.operation("hard_mask", fake=_fake)
+@operation("hard_mask", fake=_fake)
 def hard_mask(
     atoms: Sequence[torch.Tensor], lengths: torch.Tensor, candidates: torch.Tensor, crystal: int, recipe: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -85,10 +84,9 @@ def hard_mask(
 
     def one(i: int) -> None:
         model = models[i]
-        with own_threads(values.device):
-            psi[i], source[i] = model.mask.psi(model.spheres.sites, model.radii, model.low, _TOP)
-            t = ((psi[i] + model.r_shrink) / model.step + 0.5).clamp_(0, 1)
-            values[i] = t * t * (3 - 2 * t)
+        psi[i], source[i] = model.mask.psi(model.spheres.sites, model.radii, model.low, _TOP)
+        t = ((psi[i] + model.r_shrink) / model.step + 0.5).clamp_(0, 1)
+        values[i] = t * t * (3 - 2 * t)
 
     each_model(len(models), one, values.device)
     return values, psi, source
@@ -100,7 +98,7 @@ def _fake_gradient(
     return atoms[0].new_empty(atoms[0].shape), torch.empty_like(atoms[3]), torch.empty_like(lengths)
 
 
-@opaque.operation("hard_mask_gradient", fake=_fake_gradient)
+@operation("hard_mask_gradient", fake=_fake_gradient)
 def hard_mask_gradient(
     gradient: torch.Tensor,
     atoms: Sequence[torch.Tensor],
@@ -119,19 +117,18 @@ def hard_mask_gradient(
 
     def one(i: int) -> None:
         model, n = models[i], atoms[0].shape[1]
-        with own_threads(gradient.device):
-            t = ((psi[i] + model.r_shrink) / model.step + 0.5).clamp_(0, 1)
-            by_psi = gradient[i] * (6 / model.step) * t * (1 - t)
-            sites, radii = model.mask.pull_back(by_psi, source[i], model.spheres.sites, model.radii, _TOP)
-            by_sites[i] = model.spheres.among_all(sites @ there.fractionalization, n)
-            by_radii[i] = model.spheres.among_all(radii, n)
-            by_lengths[i, 0], by_lengths[i, 1] = radii.sum(), by_psi.sum()
+        t = ((psi[i] + model.r_shrink) / model.step + 0.5).clamp_(0, 1)
+        by_psi = gradient[i] * (6 / model.step) * t * (1 - t)
+        sites, radii = model.mask.pull_back(by_psi, source[i], model.spheres.sites, model.radii, _TOP)
+        by_sites[i] = model.spheres.among_all(sites @ there.fractionalization, n)
+        by_radii[i] = model.spheres.among_all(radii, n)
+        by_lengths[i, 0], by_lengths[i, 1] = radii.sum(), by_psi.sum()
 
     each_model(len(models), one, gradient.device)
     return by_sites, by_radii, by_lengths
 
 
-class HardValues(opaque.Function):
+class HardValues(DifferentiableOnce):
     """sites_cart, rounding, occupancies, radii, lengths, candidates, crystal, recipe -> mask, psi, source."""
 
     SHARED = (5,)
@@ -167,12 +164,8 @@ class HardValues(opaque.Function):
         )
         return by_sites, None, None, by_radii, by_lengths, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        opaque.refused("the solvent mask in forward mode")
 
-
-class HardGradient(opaque.Function):
+class HardGradient(LastDerivative):
     """The gradient of :class:`HardValues`."""
 
     SHARED = (8,)
@@ -193,18 +186,6 @@ class HardGradient(opaque.Function):
     ) -> tuple[torch.Tensor, ...]:
         atoms = [sites_cart, rounding, occupancies, radii]
         return hard_mask_gradient(gradient, atoms, lengths, psi, source, candidates, crystal, recipe)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        opaque.refused("the solvent mask")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        opaque.refused("the solvent mask")
 
 
 apply_hard_values = opaque.caller(HardValues)

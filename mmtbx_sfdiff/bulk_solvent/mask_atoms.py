@@ -133,7 +133,9 @@ def broadcast(*shapes: torch.Size) -> tuple[int, ...]:
 @opaque.operation("vdw_radii", fake=lambda type_index, types: torch.empty_like(type_index, dtype=torch.float64))
 def vdw_radii(type_index: torch.Tensor, types: str) -> torch.Tensor:
     """Van der Waals radii (n_atoms,) of scattering types, one a line; NaN where there is none."""
-    return torch.tensor(_radii_of_types(types), dtype=torch.float64, device=type_index.device)[type_index]
+    of_type = torch.tensor(_radii_of_types(types), dtype=torch.float64, device=type_index.device)
+    # See Atoms.from_types.
+    return of_type.index_select(0, type_index)
 
 
 def _radii_of_types(types: str) -> list[float]:

@@ -17,11 +17,11 @@ from ..kernels import opaque
 from ..kernels.engines import Engine
 from ..kernels.engines import engine as engine_of
 from ..kernels.jobs import MaskJob
-from ..kernels.threads import own_threads
 from ..plans import Plan
 from ..plans.cell import mask_grid
 from ..plans.miller import make_miller_plan
-from .transform import each_model, inside_limit, mask_plan
+from .operations import each_model, operation
+from .transform import inside_limit, mask_plan
 
 #: Bytes.
 MASK_MEMORY = 256 * 2**20
@@ -103,7 +103,7 @@ def _fake_cell(values: torch.Tensor, crystal: int, recipe: str) -> torch.Tensor:
     return values.new_empty((len(values), *Recipe.unpacked(recipe).n_real))
 
 
-@opaque.operation("mask_on_cell", fake=_fake_cell)
+@operation("mask_on_cell", fake=_fake_cell)
 def on_cell(values: torch.Tensor, crystal: int, recipe: str) -> torch.Tensor:
     """(n_models, n1, n2, n3) from (n_models, n_points)."""
     how, out = Recipe.unpacked(recipe), _fake_cell(values, crystal, recipe)
@@ -117,7 +117,7 @@ def _fake_points(cell: torch.Tensor, crystal: int, recipe: str) -> torch.Tensor:
     return cell.new_empty((len(cell), n_points(crystal, recipe)))
 
 
-@opaque.operation("mask_from_cell", fake=_fake_points)
+@operation("mask_from_cell", fake=_fake_points)
 def from_cell(cell: torch.Tensor, crystal: int, recipe: str) -> torch.Tensor:
     """The transpose of :func:`on_cell`."""
     how, out = Recipe.unpacked(recipe), _fake_points(cell, crystal, recipe)
@@ -182,7 +182,7 @@ def _fake_factors(values: torch.Tensor, dtype: torch.dtype, plan: int, recipe: s
     return values.new_empty((len(values), len(opaque.held(plan))), dtype=_COMPLEX[dtype])
 
 
-@opaque.operation("mask_unit_factors", fake=_fake_factors)
+@operation("mask_unit_factors", fake=_fake_factors)
 def unit_factors(values: torch.Tensor, dtype: torch.dtype, plan: int, recipe: str, d_min: float) -> torch.Tensor:
     """F (n_models, n), in the complex of ``dtype``, of values (n_models, n_points)."""
     there, how = opaque.held(plan), Recipe.unpacked(recipe)
@@ -190,12 +190,11 @@ def unit_factors(values: torch.Tensor, dtype: torch.dtype, plan: int, recipe: st
     out = _fake_factors(values, dtype, plan, recipe, d_min)
 
     def one(i: int) -> None:
-        with own_threads(values.device):
-            f = torch.from_numpy(transform.forward(values[i].contiguous().numpy()))
-            if kept is None:
-                out[i].copy_(f)
-            else:
-                out[i].zero_().index_copy_(0, kept, f.to(out.dtype))
+        f = torch.from_numpy(transform.forward(values[i].contiguous().numpy()))
+        if kept is None:
+            out[i].copy_(f)
+        else:
+            out[i].zero_().index_copy_(0, kept, f.to(out.dtype))
 
     each_model(len(values), one, values.device)
     return out
@@ -206,7 +205,7 @@ def _fake_values(f: torch.Tensor, dtype: torch.dtype, plan: int, recipe: str, d_
     return f.new_empty((len(f), points), dtype=dtype)
 
 
-@opaque.operation("mask_unit_factors_transposed", fake=_fake_values)
+@operation("mask_unit_factors_transposed", fake=_fake_values)
 def unit_factors_transposed(f: torch.Tensor, dtype: torch.dtype, plan: int, recipe: str, d_min: float) -> torch.Tensor:
     """dT/d(values) (n_models, n_points), in ``dtype``, from dT/dF (n_models, n)."""
     there, how = opaque.held(plan), Recipe.unpacked(recipe)
@@ -214,9 +213,8 @@ def unit_factors_transposed(f: torch.Tensor, dtype: torch.dtype, plan: int, reci
     out = _fake_values(f, dtype, plan, recipe, d_min)
 
     def one(i: int) -> None:
-        with own_threads(f.device):
-            given = f[i] if kept is None else f[i].index_select(0, kept)
-            out[i].copy_(torch.from_numpy(transform.backward(given.resolve_conj().numpy())))
+        given = f[i] if kept is None else f[i].index_select(0, kept)
+        out[i].copy_(torch.from_numpy(transform.backward(given.resolve_conj().numpy())))
 
     each_model(len(f), one, f.device)
     return out

@@ -22,11 +22,12 @@ import torch
 from ..crystal import Crystal
 from ..kernels import opaque
 from ..kernels.engines import SoftMask
-from ..kernels.threads import own_threads
+from ..kernels.scratch import scratch_like
 from .ball import Ball, fineness
 from .mask_atoms import LARGEST_LENGTH, Spheres, spheres
 from .mask_values import Recipe, n_points
-from .transform import each_model, side_by_side
+from .operations import DifferentiableOnce, LastDerivative, each_model, operation
+from .transform import side_by_side
 
 #: v^(1/3) and b, in units of the softness.
 VOLUME_RATIO = 0.75
@@ -37,6 +38,8 @@ FINE_STEP = 0.31
 SMALLEST_SOFTNESS = 1e-3
 #: Å; spheres below count for nothing.
 SMALLEST_RADIUS = 1e-3
+# Of an exponential, beside a Fourier transform's.
+_WORK = 0.25
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,7 +183,7 @@ def _fake(
     )
 
 
-@opaque.operation("soft_mask", fake=_fake)
+@operation("soft_mask", fake=_fake)
 def soft_mask(
     atoms: Sequence[torch.Tensor],
     lengths: torch.Tensor,
@@ -197,25 +200,30 @@ def soft_mask(
     """
     there, how = opaque.held(crystal), Recipe.unpacked(recipe)
     groups = _groups(tuple(atoms), lengths, candidates, there, how)
-    values, volumes, field = _fake(atoms, lengths, candidates, crystal, recipe, dtype, keep)
-    sizes = {group.field_size for group in groups}
-    if keep and len(sizes) == 1:
-        field = field.new_empty((len(values), *sizes))
+    n_models, points, own = len(atoms[0]), n_points(crystal, recipe), how.kernel_dtype(atoms[0].dtype)
+    sizes = {group.field_size for group in groups} if keep else set()
+    values, volumes, field = (
+        scratch_like(atoms[0], (n_models, size), kind)
+        for size, kind in (
+            (points, dtype),
+            (points if keep else 0, own),
+            (sizes.pop() if len(sizes) == 1 else 0, own),
+        )
+    )
 
     def one(number: int) -> None:
         group = groups[number]
-        with own_threads(values.device):
-            into = group.rows(field) if field.shape[1] else None
-            (found,) = group.mask.forward(*group.atoms, [group.weights], into)
-            if keep:
-                group.rows(volumes).copy_(found)
-            out = group.rows(values)
+        into = group.rows(field) if field.shape[1] else None
+        (found,) = group.mask.forward(*group.atoms, [group.weights], into)
+        if keep:
+            group.rows(volumes).copy_(found)
+        out = group.rows(values)
 
-            def part(first: int, after: int) -> None:
-                exponents = torch.div(found[first:after].to(dtype), -group.volume)
-                torch.expm1(exponents, out=out[first:after]).div_(-group.most)
+        def part(first: int, after: int) -> None:
+            exponents = torch.div(found[first:after].to(dtype), -group.volume)
+            torch.expm1(exponents, out=out[first:after]).div_(-group.most)
 
-            side_by_side(values.device, len(out), part)
+        side_by_side(values.device, len(out), part, _WORK)
 
     each_model(len(groups), one, values.device)
     return values, volumes, field
@@ -229,7 +237,7 @@ def _fake_gradient(
     return sites, torch.empty_like(occupancies), torch.empty_like(radii), torch.empty_like(lengths)
 
 
-@opaque.operation("soft_mask_gradient", fake=_fake_gradient)
+@operation("soft_mask_gradient", fake=_fake_gradient)
 def soft_mask_gradient(
     gradient: torch.Tensor,
     atoms: Sequence[torch.Tensor],
@@ -251,23 +259,22 @@ def soft_mask_gradient(
 
     def one(number: int) -> None:
         group, device = groups[number], gradient.device
-        with own_threads(device):
-            known = group.rows(field) if field.shape[1] else None
-            if volumes.shape[1]:
-                volume = group.rows(volumes)
-            else:
-                (volume,) = group.mask.forward(*group.atoms, [group.weights])
-            by_mask = group.rows(gradient)
-            by_volume = torch.empty_like(volume)
+        known = group.rows(field) if field.shape[1] else None
+        if volumes.shape[1]:
+            volume = group.rows(volumes)
+        else:
+            (volume,) = group.mask.forward(*group.atoms, [group.weights])
+        by_mask = group.rows(gradient)
+        by_volume = scratch_like(volume, volume.shape)
 
-            def part(first: int, after: int) -> None:
-                slope = torch.div(volume[first:after].to(by_mask.dtype), -group.volume).exp_()
-                by_volume[first:after] = slope.div_(group.volume * group.most).mul_(by_mask[first:after])
+        def part(first: int, after: int) -> None:
+            slope = torch.div(volume[first:after].to(by_mask.dtype), -group.volume).exp_()
+            by_volume[first:after] = slope.div_(group.volume * group.most).mul_(by_mask[first:after])
 
-            side_by_side(device, len(volume), part)
-            found = group.mask.backward(by_volume, *group.atoms, group.weights, sites_only, known)
-            by_length = _by_lengths(group, by_mask, volume, by_volume, float(found[3])) if how.lengths_vary else None
-            _hand_over(group, found, by_length, there, results)
+        side_by_side(device, len(volume), part, _WORK)
+        found = group.mask.backward(by_volume, *group.atoms, group.weights, sites_only, known)
+        by_length = _by_lengths(group, by_mask, volume, by_volume, float(found[3])) if how.lengths_vary else None
+        _hand_over(group, found, by_length, there, results)
 
     each_model(len(groups), one, gradient.device)
     sites, occupancies, radii, by_lengths = results
@@ -321,7 +328,7 @@ def _hand_over(
             by_lengths[model, 1:] = by_length[number]
 
 
-class SoftValues(opaque.Function):
+class SoftValues(DifferentiableOnce):
     """sites_cart, rounding, occupancies, radii, lengths, candidates, crystal, recipe, dtype, keep -> mask, V, E."""
 
     SHARED = (5,)
@@ -362,12 +369,8 @@ class SoftValues(opaque.Function):
         by_sites, by_occupancies, by_radii, by_lengths = found
         return by_sites, None, by_occupancies, by_radii, by_lengths, None, None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        opaque.refused("the solvent mask in forward mode")
 
-
-class SoftGradient(opaque.Function):
+class SoftGradient(LastDerivative):
     """The gradient of :class:`SoftValues`."""
 
     SHARED = (8,)
@@ -389,18 +392,6 @@ class SoftGradient(opaque.Function):
     ) -> tuple[torch.Tensor, ...]:
         atoms = [sites_cart, rounding, occupancies, radii]
         return soft_mask_gradient(gradient, atoms, lengths, volumes, field, candidates, crystal, recipe, sites_only)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        opaque.refused("the solvent mask")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        opaque.refused("the solvent mask")
 
 
 apply_soft_values = opaque.caller(SoftValues)

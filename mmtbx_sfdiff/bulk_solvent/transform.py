@@ -12,7 +12,6 @@ Reference: ``mmtbx.masks.manager.compute_f_mask``.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -21,8 +20,9 @@ import torch
 
 from ..crystal import Crystal
 from ..kernels import opaque
-from ..kernels.threads import over, own_threads, share_models
+from ..kernels.threads import over
 from ..plans import Plan, plan_of
+from .operations import each_model, operation
 
 #: mmtbx's Fmask_res_high, Å.
 F_MASK_D_MIN = 3.0
@@ -198,7 +198,7 @@ def _fake_factors(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
     return mask.new_empty((len(mask), len(opaque.held(plan))), dtype=_COMPLEX[mask.dtype])
 
 
-@opaque.operation("mask_factors", fake=_fake_factors)
+@operation("mask_factors", fake=_fake_factors)
 def mask_factors(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
     """F (n_models, n) of masks (n_models, n1, n2, n3)."""
     grid = mask.shape[1:]
@@ -206,17 +206,16 @@ def mask_factors(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
     out = _fake_factors(mask, plan, d_min)
 
     def one(i: int) -> None:
-        with own_threads(mask.device):
-            low = low_frequencies(mask[i], where.limits)
-            if not bool(low.reshape(-1)[0].isfinite()):
-                _not_finite(mask)
-            f = torch.view_as_real(low.reshape(-1).index_select(0, where.rows)) * where.scale.to(mask.dtype)
-            f = torch.view_as_complex(f)
-            if where.kept is None:
-                out[i] = f
-            else:
-                out[i] = 0
-                out[i].index_copy_(0, where.kept, f)
+        low = low_frequencies(mask[i], where.limits)
+        if not bool(low.reshape(-1)[0].isfinite()):
+            _not_finite(mask)
+        f = torch.view_as_real(low.reshape(-1).index_select(0, where.rows)) * where.scale.to(mask.dtype)
+        f = torch.view_as_complex(f)
+        if where.kept is None:
+            out[i] = f
+        else:
+            out[i] = 0
+            out[i].index_copy_(0, where.kept, f)
 
     each_model(len(mask), one, mask.device)
     return out
@@ -237,7 +236,7 @@ def _fake_map(f: torch.Tensor, grid: Sequence[int], plan: int, d_min: float) -> 
     return f.new_empty((len(f), *grid), dtype=f.real.dtype)
 
 
-@opaque.operation("mask_factors_transposed", fake=_fake_map)
+@operation("mask_factors_transposed", fake=_fake_map)
 def mask_factors_transposed(f: torch.Tensor, grid: Sequence[int], plan: int, d_min: float) -> torch.Tensor:
     """dT/d(mask) (n_models, n1, n2, n3) from dT/dF (n_models, n)."""
     where = mask_plan(opaque.held(plan), grid, d_min)
@@ -245,20 +244,14 @@ def mask_factors_transposed(f: torch.Tensor, grid: Sequence[int], plan: int, d_m
     h, k, l = where.limits
 
     def one(i: int) -> None:
-        with own_threads(f.device):
-            given = f[i] if where.kept is None else f[i].index_select(0, where.kept)
-            parts = torch.view_as_real(given.resolve_conj()) * where.scale.to(out.dtype)
-            low = f.new_zeros((2 * h + 1) * (2 * k + 1) * (l + 1))
-            low.index_add_(0, where.rows, torch.view_as_complex(parts))
-            from_low_frequencies(low.view(2 * h + 1, 2 * k + 1, l + 1), where.limits, out[i])
+        given = f[i] if where.kept is None else f[i].index_select(0, where.kept)
+        parts = torch.view_as_real(given.resolve_conj()) * where.scale.to(out.dtype)
+        low = f.new_zeros((2 * h + 1) * (2 * k + 1) * (l + 1))
+        low.index_add_(0, where.rows, torch.view_as_complex(parts))
+        from_low_frequencies(low.view(2 * h + 1, 2 * k + 1, l + 1), where.limits, out[i])
 
     each_model(len(f), one, f.device)
     return out
-
-
-def each_model(n_models: int, one: Callable[[int], Any], device: torch.device) -> list[Any]:
-    """one(i) for each model; on a CPU, where there are enough of them, whole models to threads."""
-    return share_models([functools.partial(one, i) for i in range(n_models)], device)
 
 
 def low_frequencies(mask: torch.Tensor, limits: tuple[int, int, int]) -> torch.Tensor:
@@ -319,13 +312,14 @@ def _portion(device: torch.device, planes: int, points: int) -> int:
     return max(1, planes if device.type != "cpu" else _PORTION // max(1, points))
 
 
-def side_by_side(device: torch.device, n: int, function: Callable[[int, int], R], points: int = 1) -> list[R]:
+def side_by_side(device: torch.device, n: int, function: Callable[[int, int], R], points: float = 1) -> list[R]:
     """What the function gives on ranges that cover 0..n, in this package's own threads: torch's would spin afterwards.
 
-    ``points`` is how many numbers there are in each of the n; few are done at once, sooner than others wake.
+    ``points`` is how many numbers there are in each of the n, times the work for each, 1 for a Fourier transform; little
+    is done at once, sooner than others wake.
     """
     if device.type == "cpu" and n * points > _FEW:
-        return over(n, function, per_thread=1 if n * points < _MANY else 4)
+        return over(n, function, per_thread=2 if n * points < _MANY else 4)
     return [function(0, n)]
 
 

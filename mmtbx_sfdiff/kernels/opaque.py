@@ -200,6 +200,9 @@ class Function(torch.autograd.Function):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         cls.vmap = staticmethod(functools.partial(_more_models, cls))  # type: ignore[method-assign]
+        if "forward" in vars(cls):
+            # torch asks for it in every call.
+            cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
 
 
 def caller(cls: type[Function]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ _DTYPES = {
 
 
 # Points that are multiplied at once: as many whatever the number of threads, and so the sums the same.
-_POINTS = 2**15
+_POINTS = 2**14
 
 
 def _over_blocks(n, size, function):
@@ -40,7 +40,7 @@ def _over_blocks(n, size, function):
     if n <= size:
         function(0, n)
     else:
-        over(-(-n // size), some, per_thread=2)
+        over(-(-n // size), some, per_thread=4)
 
 
 class UnitTransform:

@@ -16,9 +16,11 @@ import numpy as np
 
 from ..jit import jit
 from ..jobs import MaskJob
+from ..scratch import scratch
 from ..threads import over
 from .asymmetric_unit import NEVER
 from .fine_grid import Box, FineGrid
+from .mask_rows import blocks_of, chords, sphere
 from .mask_vectors import (
     LANES,
     SUMS,
@@ -33,7 +35,6 @@ from .mask_vectors import (
 _ARRAYS = 3
 # Elements behind the last row that whole blocks may read.
 _BEYOND = LANES * TOGETHER
-_SHIFT = LANES.bit_length() - 1
 _NUMPY = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
@@ -76,7 +77,7 @@ class SoftMask:
 
     def _field(self, planes, sites, radii, cover, width, values=None, known=False):
         box = self.grid.box(planes, sites, np.sqrt(radii * (radii + width)))
-        values = np.empty(int(np.prod(box.shape)), dtype=self.dtype) if values is None else values.numpy()
+        values = scratch(int(np.prod(box.shape)), self.dtype) if values is None else values.numpy()
         field = _Field(
             box,
             radii[box.atoms].astype(self.dtype),
@@ -97,7 +98,7 @@ class SoftMask:
 
     def _split(self, field):
         m0, m1, m2 = field.shape
-        flat = np.empty(field.size + _BEYOND, dtype=self.dtype)
+        flat = scratch(field.size + _BEYOND, self.dtype)
         flat[field.size :] = 0
         split = flat[: field.size].reshape(m0, m1, self.fine, m2 // self.fine)
         over(m0, lambda first, after: _split(field, split, first, after))
@@ -107,7 +108,7 @@ class SoftMask:
         """Weighted sums of E around each representative, (n_orbits,) for each array of weights; E into ``field``."""
         given = field
         sites, radii, cover = (values.detach().numpy() for values in (sites, radii, cover))
-        out = [np.empty(len(self.unit.places), dtype=self.dtype) for _ in weights]
+        out = [scratch(len(self.unit.places), self.dtype) for _ in weights]
         unit, fine = self.unit, self.fine
         starts = np.searchsorted(unit.places[:, 0], np.arange(unit.shape[0] + 1))
         for planes in self._slabs():
@@ -147,7 +148,9 @@ class SoftMask:
         for planes in self._slabs():
             field = self._field(planes, sites, radii, cover, width, given, known=given is not None)
             # E is overwritten where it is ours.
-            by_field = field.values if given is None else np.empty_like(field.values)
+            by_field = (
+                field.values if given is None else scratch(field.values.size, self.dtype).reshape(field.values.shape)
+            )
             windows = self._by_field(field, by_field, planes, gradient, weights.numpy())
 
             def attribute(first, after):
@@ -169,7 +172,8 @@ class SoftMask:
         pad = 2 * -(-self.grid.margin // fine) + 1
         shape = unit.shape + 2 * pad
         shape[0] += planes[1] - planes[0] - unit.shape[0]
-        dense = np.zeros(int(np.prod(shape)) + _BEYOND, dtype=self.dtype)
+        dense = scratch(int(np.prod(shape)) + _BEYOND, self.dtype)
+        dense[:] = 0
         part = slice(*np.searchsorted(unit.places[:, 0], planes))
         strides = np.array([shape[1] * shape[2], shape[2], 1])
         origin = pad - np.array([planes[0], 0, 0])
@@ -213,56 +217,6 @@ class SoftMask:
 
 
 @jit
-def _blocks(n):
-    """Blocks of LANES points that hold n."""
-    return (n + LANES - 1) >> _SHIFT
-
-
-@jit
-def _sphere(position, radius, width, extent, gram, first_plane, after_plane, m1):
-    """The planes and rows that a sphere of influence may touch, and t = offset + scale d^2, as (..., gram[2] scale)."""
-    real = gram.dtype.type
-    half = real(0.5)
-    reach = np.sqrt(radius * (radius + width))
-    low = max(first_plane, int(np.ceil(position[0] - reach * extent[0])))
-    high = min(after_plane, int(np.floor(position[0] + reach * extent[0])) + 1)
-    j_low = max(0, int(np.ceil(position[1] - reach * extent[1])))
-    j_high = min(m1, int(np.floor(position[1] + reach * extent[1])) + 1)
-    scale = half / (radius * width)
-    return low, high, j_low, j_high, scale, half - half * radius / width, gram[2] * scale
-
-
-@jit
-def _chords(
-    position, radius, width, scale, offset, plane, j_low, j_high, gram, windows, first, after, constant, linear
-):
-    """For the rows of a plane, the points [first, after) within the sphere and the row's window, and t as
-    constant + linear d + gram[2] scale d^2 along the row; d in steps from the centre.
-    """
-    real, integer = gram.dtype.type, np.int32
-    # A conversion cuts off towards zero, where floor would be a call: up from below zero, so that it is cut from above.
-    up, down = real(4096), integer(4095)
-    outer_sq = radius * (radius + width)
-    per_c = real(1) / gram[2]
-    cell = integer(np.floor(position[2]))
-    origin = real(position[2] - np.floor(position[2])) + up
-    d0, start = real(plane - position[0]), real(j_low - position[1])
-    begins, ends = windows[0, plane, j_low:j_high], windows[1, plane, j_low:j_high]
-    for n in range(j_high - j_low):
-        d1 = start + real(n)
-        along = gram[4] * d0 + gram[5] * d1
-        square = (gram[0] * d0 + gram[3] * d1) * d0 + gram[1] * d1 * d1
-        shift = along * per_c
-        left = (outer_sq - (square - along * shift)) * per_c
-        # A sphere that is not reached ends before it begins.
-        length = np.sqrt(max(left, real(0))) if left > real(0) else real(-1)
-        first[n] = max(begins[n], cell + integer(origin - shift - length) - down)
-        after[n] = min(ends[n], cell + integer(origin - shift + length) - down)
-        constant[n] = square * scale + offset
-        linear[n] = (scale + scale) * along
-
-
-@jit
 def _accessibility(field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent):
     """Multiply the field by 1 - cover (1 - S(t)) of every image, t = 1/2 + (d^2 - R^2) / (2 R width)."""
     m1, m2 = field.shape[1], field.shape[2]
@@ -274,11 +228,11 @@ def _accessibility(field, windows, first_plane, after_plane, positions, radii, c
         position, radius, share = positions[image], radii[image], cover[image]
         if radius <= 0:
             continue
-        low, high, j_low, j_high, scale, offset, a2 = _sphere(
+        low, high, j_low, j_high, scale, offset, a2 = sphere(
             position, radius, width, extent, gram, first_plane, after_plane, m1
         )
         for i in range(low, high):
-            _chords(
+            chords(
                 position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear
             )
             for n in range(j_high - j_low):
@@ -287,7 +241,7 @@ def _accessibility(field, windows, first_plane, after_plane, positions, radii, c
                     multiply_blocks(
                         flat,
                         (i * m1 + j_low + n) * m2 + begin,
-                        _blocks(after[n] - begin),
+                        blocks_of(after[n] - begin),
                         constant[n],
                         linear[n],
                         a2,
@@ -318,7 +272,7 @@ def _gather(split, m1, m2, windows, first_plane, after_plane, fine, low, offsets
             if begin >= end:
                 continue
             index = ((i * fine - low[0]) * m1 + j * fine - low[1]) * m2 + begin - low[2] // fine
-            weighted_sums(acc, split, index, _blocks(end - begin), offsets, weights, 0, len(offsets))
+            weighted_sums(acc, split, index, blocks_of(end - begin), offsets, weights, 0, len(offsets))
             while number < starts[i + 1] and places[number, 1] == j:
                 out[number] = acc[places[number, 2] - begin]
                 number += 1
@@ -434,13 +388,13 @@ def _attribute(
         position, radius, share = positions[image], radii[image], cover[image]
         if radius <= 0:
             continue
-        low, high, j_low, j_high, scale, offset, a2 = _sphere(
+        low, high, j_low, j_high, scale, offset, a2 = sphere(
             position, radius, width, extent, gram, first_plane, after_plane, m1
         )
         lanes[:] = 0
         for i in range(low, high):
             d0 = real(i - position[0])
-            _chords(
+            chords(
                 position, radius, width, scale, offset, i, j_low, j_high, gram, windows, first, after, constant, linear
             )
             for n in range(j_high - j_low):
@@ -449,7 +403,7 @@ def _attribute(
                     attribute_blocks(
                         flat,
                         (i * m1 + j_low + n) * m2 + begin,
-                        _blocks(after[n] - begin),
+                        blocks_of(after[n] - begin),
                         constant[n],
                         linear[n],
                         a2,
