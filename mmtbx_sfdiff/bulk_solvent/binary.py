@@ -14,6 +14,7 @@ Reference: ``mmtbx.masks.asu_mask``; Jiang & Brünger (1994) J. Mol. Biol. 243, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -97,7 +98,7 @@ class Binary:
         if ensemble is None:
             return masks.reshape(*there.batch, *n_real)
         weights, batch = ensemble.of(there.batch, atoms.device)
-        masks = combined(masks.reshape(*weights.shape, -1), weights, options.full_occupancy)
+        masks = combined(masks.reshape(*weights.shape, math.prod(n_real)), weights, options.full_occupancy)
         return masks.reshape(*batch, *n_real)
 
     def structure_factors(

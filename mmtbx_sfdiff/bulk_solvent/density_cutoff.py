@@ -134,7 +134,7 @@ class DensityCutoff:
         )[0]
         if ensemble is not None:
             weights, batch = ensemble.of(batch, atoms.device)
-            masks = combined(masks.reshape(*weights.shape, -1), weights, options.full_occupancy)
+            masks = combined(masks.reshape(*weights.shape, math.prod(n_real)), weights, options.full_occupancy)
         return masks.reshape(*batch, *n_real)
 
     def structure_factors(

@@ -42,13 +42,16 @@ class Ensemble:
         Raises
         ------
         ValueError
-            No dimension of conformers, or not as many as there are weights.
+            No dimension of conformers, none of them, or not as many as there are weights.
         """
         shape = tuple(self.weights.shape)
-        if not batch or not shape or shape[-1] != batch[-1]:
+        fits = len(shape) <= len(batch) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(batch)))
+        if not batch or not shape or shape[-1] != batch[-1] or not fits:
             raise ValueError(
                 f"ensemble must be the occupancies of the conformers, (..., n_conformers): it has the shape {shape}, the "
                 f"atoms are models of the shape {batch}."
             )
-        weights = self.weights.to(device).expand(batch).reshape(-1, batch[-1])
+        if not batch[-1]:
+            raise ValueError("ensemble is of no conformers: there is no mask of nothing.")
+        weights = self.weights.to(device).expand(batch).reshape(math.prod(batch[:-1]), batch[-1])
         return weights, batch[:-1]

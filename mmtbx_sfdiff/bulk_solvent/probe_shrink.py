@@ -200,7 +200,7 @@ def _values(
     if ensemble is None:
         return values, there.batch
     weights, batch = ensemble.of(there.batch, atoms.device)
-    return combined(values.reshape(*weights.shape, -1), weights, options.full_occupancy), batch
+    return combined(values.reshape(*weights.shape, values.shape[-1]), weights, options.full_occupancy), batch
 
 
 @constant_result

@@ -12,6 +12,7 @@ import math
 import os
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -21,7 +22,11 @@ import numpy as np
 MOST = 2**27
 # Bytes; smaller arrays are not worth it.
 _LEAST = 2**16
-_NUMPY = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64), torch.int64: np.dtype(np.int64)}
+_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.int64: np.dtype(np.int64),
+}
 
 
 class _Pool:
