@@ -16,8 +16,9 @@ from libtbx.utils import Sorry
 
 from ..atoms import Atoms
 from ..files import check_writable, write_all
-from ..files.disagreement import disagreement_messages
+from ..files.disagreement import ABSURD, disagreement_messages
 from ..files.new_flags import new_flags
+from ..files.twinning import twin_messages
 from ..fmodel import FModel
 from ..latent.generator.requirements import require
 from ..refinement import History, Settings, refine, state
@@ -279,7 +280,9 @@ everything was computed and written.
             fmodel.update_scales(remove_outliers=self._settings.remove_outliers)
         except (ValueError, IndexError):
             return []  # the refinement says why
-        messages = disagreement_messages(fmodel)
+        # Models that are to be refined may be this bad; only an absurd R is worth the seconds that other readings of the files take.
+        absurd = float(fmodel.scales.r_work) > ABSURD
+        messages = disagreement_messages(fmodel) if absurd else twin_messages(fmodel)
         for message in messages:
             print(message, file=self.logger)
         return messages
