@@ -8,6 +8,7 @@ from mmtbx_sfdiff import Atoms, FModel, structure_factors
 from mmtbx_sfdiff.refinement import History, Settings, refine, state
 from mmtbx_sfdiff.refinement.curvature import Curvature
 from mmtbx_sfdiff.refinement.minimise import Evaluation, minimise
+from mmtbx_sfdiff.refinement.restraint import LibraryRestraint
 from mmtbx_sfdiff.refinement.run import next_target, resolution_schedule
 from mmtbx_sfdiff.refinement.variables import Variables
 
@@ -204,6 +205,20 @@ def test_free_reflections_feed_no_gradient(target, made_up):
         results.append((value.detach(), *torch.autograd.grad(value, sites), model.r_free()))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert results[0][2] != results[1][2]
+
+
+@pytest.mark.parametrize("r_free", [None, 0.0, 0.9, float("nan")])
+def test_r_free_decides_no_stop_and_no_weight(r_free):
+    """Whatever it is said to have been, the next target and the weight of the geometry are the same."""
+    history = History()
+    for number, decrease in enumerate((3.0, 0.5, 0.008), 1):
+        cycle = {"target": "maximum_likelihood", "decrease": decrease, "r_free": r_free, "r_free_start": r_free}
+        history.cycles.append(cycle | {"cycle": number, "next_weight": 0.17})
+        ends = next_target(history, Settings()) is None
+        assert ends == (number == 3)
+    restraint = LibraryRestraint(None, target=0.008)
+    restraint.resume(history.cycles)
+    assert restraint.weight == 0.17
 
 
 def test_mask_that_follows(made_up):

@@ -1,0 +1,142 @@
+"""``mmtbx_sfdiff.refine``: every fault is one sentence, or a default that is said."""
+
+import json
+
+from mmtbx_sfdiff.command_line.refine import run
+
+import gemmi
+import numpy as np
+import pytest
+
+from tests.support.monomers import library_or_skip
+
+FEW = ["cycles=1", "steps=3", "mask=binary", "figure=False", "report=False"]
+
+
+@pytest.fixture(scope="module")
+def files(pdb_dir):
+    library_or_skip()
+    return [str(pdb_dir / "1yjp" / name) for name in ("1yjp.pdb.gz", "1yjp-sf.cif.gz")]
+
+
+@pytest.fixture(scope="module")
+def data(files, tmp_path_factory):
+    """A function (share of free reflections, what to do with the amplitudes) -> an MTZ file of simulated amplitudes."""
+    folder = tmp_path_factory.mktemp("data")
+    structure = gemmi.read_structure(files[0])
+    calculator = gemmi.DensityCalculatorX()
+    calculator.d_min = 2.0
+    calculator.set_refmac_compatible_blur(structure[0])
+    calculator.grid.setup_from(structure)
+    calculator.put_model_density_on_grid(structure[0])
+    grid = gemmi.transform_map_to_f_phi(calculator.grid)
+    found = grid.prepare_asu_data(dmin=2.0, mott_bethe=False)
+    indices, f = found.miller_array, np.abs(found.value_array)
+
+    def make(name, free=None, change=lambda f: f):
+        mtz = gemmi.Mtz(with_base=True)
+        mtz.spacegroup, mtz.cell = structure.find_spacegroup(), structure.cell
+        mtz.add_dataset("x")
+        mtz.add_column("F", "F")
+        mtz.add_column("SIGF", "Q")
+        columns = [*indices.T, change(f.astype(float).copy()), 0.03 * f + 0.1]
+        if free is not None:
+            mtz.add_column("FREE", "I")
+            columns.append((np.arange(len(f)) % 20 >= round(20 * free)).astype(float))
+        mtz.set_data(np.column_stack(columns))
+        mtz.write_to_file(str(folder / name))
+        return str(folder / name)
+
+    return make
+
+
+def result_of(arguments, folder):
+    assert run([*arguments, *FEW, f"directory={folder}"]) == 0
+    return json.loads(next(folder.glob("*_refined.json")).read_text())
+
+
+def failure(arguments, folder, capsys):
+    assert run([*arguments, *FEW, f"directory={folder}"]) != 0
+    said = "".join(capsys.readouterr())
+    assert "Traceback" not in said and not list(folder.glob("*_refined*"))
+    return said
+
+
+def test_an_unknown_ligand_is_named_and_held(files, tmp_path):
+    structure = gemmi.read_structure(files[0])
+    residue = gemmi.Residue()
+    residue.name, residue.seqid, residue.het_flag = "ZZ9", gemmi.SeqId(900, " "), "H"
+    for name, element, place in (
+        ("C1", "C", (2.0, 2.4, 8.0)),
+        ("O1", "O", (2.0, 2.4, 9.3)),
+        ("C2", "C", (2.0, 3.8, 7.5)),
+    ):
+        atom = gemmi.Atom()
+        atom.name, atom.element, atom.pos, atom.b_iso = name, gemmi.Element(element), gemmi.Position(*place), 20
+        residue.add_atom(atom)
+    chain = gemmi.Chain("L")
+    chain.add_residue(residue)
+    structure[0].add_chain(chain)
+    path = tmp_path / "1yjp.pdb"
+    structure.write_pdb(str(path))
+    result = result_of([str(path), files[1]], tmp_path)
+    assert any("no monomer library knows ZZ9" in m and "ligands=" in m for m in result["messages"])
+
+
+def test_without_free_reflections_nothing_is_called_r_free(files, data, tmp_path, capsys):
+    result = result_of([files[0], data("none.mtz")], tmp_path)
+    assert result["final"]["r_free"] is None and result["n_free"] is None
+    assert "R-free 0" not in capsys.readouterr().out
+
+
+def test_nineteen_of_twenty_free_is_said_or_refused(files, data, tmp_path, capsys):
+    """Flags that mark more than a test set are asked about, never refined against the rest in silence."""
+    said = failure([files[0], data("many.mtz", free=0.95), "test_flag_value=0"], tmp_path, capsys)
+    assert "free" in said.lower() or "test set" in said.lower()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
+def test_amplitudes_that_are_no_numbers(value, files, data, tmp_path, capsys):
+    """They are left out and counted, or refused in a sentence; no number comes out that is none."""
+
+    def spoil(f):
+        f[:5] = value
+        return f
+
+    code = run([files[0], data("spoilt.mtz", free=0.05, change=spoil), *FEW, f"directory={tmp_path}"])
+    said = "".join(capsys.readouterr())
+    assert "Traceback" not in said
+    if code == 0:
+        result = json.loads((tmp_path / "1yjp_refined.json").read_text())
+        assert 0 < result["final"]["r_work"] < 0.6 and result["n_reflections"] > 0
+    else:
+        assert not list(tmp_path.glob("*_refined*"))
+
+
+def test_a_coordinate_that_is_no_number(files, tmp_path, capsys):
+    text = gemmi.read_structure(files[0]).make_pdb_string().splitlines()
+    row = next(i for i, line in enumerate(text) if line.startswith("ATOM"))
+    text[row] = text[row][:30] + "     nan" + text[row][38:]
+    path = tmp_path / "1yjp.pdb"
+    path.write_text("\n".join(text) + "\n")
+    failure([str(path), files[1]], tmp_path, capsys)
+
+
+def test_atoms_on_one_another_on_a_special_position(files, tmp_path):
+    """Two waters on the screw axis's neighborhood and on one another: finite, and both are written."""
+    structure = gemmi.read_structure(files[0])
+    chain = gemmi.Chain("W")
+    for number in (1, 2):
+        residue = gemmi.Residue()
+        residue.name, residue.seqid, residue.het_flag = "HOH", gemmi.SeqId(number, " "), "H"
+        atom = gemmi.Atom()
+        atom.name, atom.element, atom.pos, atom.b_iso = "O", gemmi.Element("O"), gemmi.Position(0, 2.4, 0), 20
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    structure[0].add_chain(chain)
+    path = tmp_path / "1yjp.pdb"
+    structure.write_pdb(str(path))
+    result = result_of([str(path), files[1]], tmp_path)
+    made = gemmi.read_structure(str(tmp_path / "1yjp_refined.pdb"))
+    assert made[0].count_atom_sites() == structure[0].count_atom_sites()
+    assert all(np.isfinite(c.atom.pos.tolist()).all() for c in made[0].all()) and result["final"]["r_work"] < 0.6
