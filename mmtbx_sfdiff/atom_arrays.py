@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -159,7 +159,7 @@ def arrays_of_gemmi(structure: gemmi.Structure, crystal: Crystal) -> dict[str, A
     """
     cell = structure.cell
     frame, said = frame_of(_scale(cell), tuple(cell.parameters))
-    for message in said:
+    for message in said + _unapplied(structure):
         warnings.warn(f"{structure.name}: {message}.", stacklevel=4)
     keys = ("elements", "charges", "labels", "sites", "b_iso", "u_cart", "occupancies")
     found: dict[str, list[Any]] = {key: [] for key in keys}
@@ -193,6 +193,27 @@ def arrays_of_gemmi(structure: gemmi.Structure, crystal: Crystal) -> dict[str, A
         arrays["u_cart"] = np.stack([turned[:, i, j] for i, j in PACKED], -1)
     arrays["sites_frac"] = fractional(crystal, sites)
     return arrays
+
+
+def _unapplied(structure: gemmi.Structure) -> list[str]:
+    """What a structure says of itself that its atoms do not hold."""
+    said = []
+    copies = sum(not operator.given for operator in structure.ncs)
+    if copies:
+        said.append(f"{copies} NCS operators make further copies, which are not there: structure.expand_ncs(...) first")
+    if any("RESIDUAL B FACTORS ONLY" in line.upper() for line in structure.raw_remarks):
+        said.append(
+            "the B factors are the residual of a TLS refinement, and the TLS part is not in them: read the file with "
+            "FModel.from_files, which adds it"
+        )
+    negative = sum(atom.b_iso < 0 for model in structure for atom in _all_atoms(model))
+    if negative:
+        said.append(f"atoms with a negative B factor: {negative}")
+    return said
+
+
+def _all_atoms(model: gemmi.Model) -> Iterator[gemmi.Atom]:
+    return (atom for chain in model for residue in chain for atom in residue)
 
 
 def _scale(cell: gemmi.UnitCell) -> tuple[np.ndarray, np.ndarray] | None:

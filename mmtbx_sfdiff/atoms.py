@@ -10,6 +10,7 @@ Reference: ``cctbx.xray.structure``, ``cctbx.xray.scatterer``.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from .crystal import Crystal
 from .displacements import packed, u_cart_as_u_star
 from .form_factors import FormFactors
 from .numerics.tensors import tensor_of
+from .rules import radiation_messages
 from .symmetry.sites import MIN_DISTANCE
 
 
@@ -207,6 +209,9 @@ class Atoms(AtomTensors):
         check_dtype(dtype)
         crystal = Crystal.from_gemmi(structure, device=device) if crystal is None else crystal
         found = arrays_of_gemmi(structure, crystal)
+        method = dict(structure.info).get("_exptl.method", "")
+        for message in radiation_messages([word.strip().upper() for word in method.split(";")], table):
+            warnings.warn(f"{structure.name}: {message.replace('scattering_table', 'table')}.", stacklevel=2)
         for name in ("sites_frac", "b_iso", "occupancies"):
             check_finite(name, found[name], found["labels"])
         types = types_of(found["elements"], found["charges"], table, d_min)

@@ -78,6 +78,8 @@ class FModelIO:
         from .files import load_entry  # reads with cctbx, which this package does not need to be imported
 
         entry = load_entry(model, data, scattering_table=scattering_table, **(read or {}))
+        for message in entry.messages:
+            warnings.warn(message, stacklevel=2)
         return cls(  # type: ignore[call-arg]
             Atoms.from_cctbx(entry.model.xray_structure, dtype=dtype, device=device),
             Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device),

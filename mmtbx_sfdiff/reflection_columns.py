@@ -48,10 +48,13 @@ def columns_of_gemmi(data: gemmi.Mtz | gemmi.ReflnBlock) -> tuple[np.ndarray, li
     """(n, 3) int64 indices, and the other columns."""
     if isinstance(data, gemmi.Mtz):
         rows = np.array(data, dtype=np.float64)
-        types = [column.type for column in data.columns]
-        places = [i for i, kind in enumerate(types) if kind == "H"][:3]
-        if len(places) != 3 or not len(rows):
-            raise ValueError("The gemmi.Mtz has no reflections with three index columns (type H): fill it first.")
+        places = rules.index_places([c.label for c in data.columns], [c.type for c in data.columns])
+        if places is None or not len(rows):
+            raise ValueError(
+                "The gemmi.Mtz has no reflections with columns H, K and L: fill it, or correct their names."
+            )
+        if np.isnan(rows[:, places]).any():
+            raise ValueError("The gemmi.Mtz has rows whose indices are no numbers: leave them out first.")
         columns = [
             rules.Column(c.label, rows[:, i], c.type, data.dataset(c.dataset_id).dataset_name)
             for i, c in enumerate(data.columns)

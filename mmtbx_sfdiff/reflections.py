@@ -17,6 +17,7 @@ from ._cctbx_loading import require_cctbx
 from .crystal import Crystal, as_flex_miller_index, as_miller_tensor
 from .numerics.tensors import tensor_of
 from .reflection_columns import Observed, columns_of_dataset, columns_of_gemmi, observed
+from .rules import free_of_equivalents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -197,17 +198,27 @@ class Reflections:
         absent = _absent(crystal, tensor_of(found.indices, device=device)).cpu().numpy()
         left_out = found.left_out | ({"systematically absent": int(absent.sum())} if absent.any() else {})
         keep = ~absent
+        free, messages = found.free, found.messages
+        if free is not None:  # the mate of a free reflection tells of it
+            group = torch.unique(_mate_keys(crystal, tensor_of(found.indices, device=device)), return_inverse=True)[1]
+            together, n_mixed = free_of_equivalents(group.cpu().numpy(), free)
+            free = together[group.cpu().numpy()]
+            if n_mixed:
+                messages = (
+                    *messages,
+                    f"reflections whose Friedel mates have unlike R-free flags, taken as free: {n_mixed}",
+                )
         data = cls.from_arrays(
             crystal,
             found.indices[keep],
             found.values[keep],
             None if found.sigmas is None else found.sigmas[keep],
-            None if found.free is None else found.free[keep],
+            None if free is None else free[keep],
             dtype,
             device,
         )
         return dataclasses.replace(
-            data, anomalous=data.anomalous or found.anomalous, left_out=left_out, messages=found.messages
+            data, anomalous=data.anomalous or found.anomalous, left_out=left_out, messages=messages
         )
 
     @classmethod
@@ -344,13 +355,19 @@ def _keys(indices: torch.Tensor) -> torch.Tensor:
     return ((h + 2**19) << 40) + ((k + 2**19) << 20) + (l + 2**19)
 
 
+def _mate_keys(crystal: Crystal, indices: torch.Tensor) -> torch.Tensor:
+    """(n,) the same number for equivalents and Friedel mates."""
+    equivalent = crystal.equivalent_indices(indices)[0]
+    return torch.maximum(_keys(equivalent).amax(0), _keys(-equivalent).amax(0))
+
+
 def _has_mates(crystal: Crystal, indices: torch.Tensor) -> bool:
     """Whether Friedel mates stand apart; refuses reflections that are there twice."""
     if not len(indices):
         return False
     equivalent = crystal.equivalent_indices(indices)[0]
     own = _keys(equivalent).amax(0)
-    mates = torch.maximum(own, _keys(-equivalent).amax(0))
+    mates = _mate_keys(crystal, indices)
     unique, counts = torch.unique(own, return_counts=True)
     if len(unique) != len(indices):
         first = unique[counts > 1][0]

@@ -11,6 +11,8 @@ import bz2
 import gzip
 import lzma
 import re
+import shutil
+import subprocess
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from pathlib import Path
 from .errors import Sorry
 
 MAX_BYTES = 2**33
+_COMPRESS = b"\x1f\x9d"  # Unix compress, .Z
 _PACKED = {
     b"\x1f\x8b": ("gzip", gzip.open),
     b"BZh": ("bzip2", bz2.open),
@@ -65,7 +68,7 @@ def split_word(path):
 
 
 def read_content(path, what):
-    """Read a file, plain or compressed (gzip, bzip2, xz, by content), and find out what it is.
+    """Read a file, plain or compressed (gzip, bzip2, xz, compress, by content), and find out what it is.
 
     Parameters
     ----------
@@ -89,6 +92,8 @@ def read_content(path, what):
         packed = next((how for magic, how in _PACKED.items() if start.startswith(magic)), None)
         if packed is not None:
             raw = _unpack(path, *packed)
+        elif start.startswith(_COMPRESS):
+            raw = _uncompress(path)
         else:
             with open(path, "rb") as file:
                 raw = file.read(MAX_BYTES)
@@ -122,11 +127,25 @@ def _unpack(path, name, opener):
     return raw
 
 
+def _uncompress(path):
+    """What compress packed: Python has no decompressor for it, gzip has."""
+    program = shutil.which("gzip")
+    if program is None:
+        raise Sorry(
+            f"{path} is compressed with compress (.Z), which needs the program gzip: install it, or unpack the file."
+        )
+    with open(path, "rb") as file:
+        done = subprocess.run([program, "-dc"], stdin=file, capture_output=True)
+    if done.returncode:
+        raise Sorry(f"{path} is cut short or damaged (it is no whole file of compress): {_AGAIN}.")
+    if len(done.stdout) > MAX_BYTES:
+        raise Sorry(f"{path} unpacks to more than {MAX_BYTES} bytes: unpack it by hand if that is right.")
+    return done.stdout
+
+
 def _kind(raw, path, what):
     if raw[:4] == b"MTZ ":
         return "mtz"
-    if raw[:2] == b"\x1f\x9d":
-        raise Sorry(f"{path} is compressed with compress (.Z), which is not read here: unpack it with gunzip first.")
     head = _decoded(raw[:65536]).encode()
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype", b"<html", b"<head")):

@@ -21,20 +21,18 @@ from cctbx.eltbx import xray_scattering
 from libtbx.utils import Sorry as CctbxSorry
 from libtbx.utils import null_out
 
+from ..rules import radiation_messages
 from ..symmetry.frame import frame_of, scale_of_block, scale_of_pdb
 from .cif_symmetry import symmetry_of_block
 from .content import read_content
 from .entry_id import entry_id_in_model
 from .errors import Sorry
-from .model_header import method_messages, methods, tls_messages
-from .model_text import normalized
+from .model_header import methods
+from .model_text import MAX_B, MAX_COORDINATE, MAX_OCCUPANCY, normalized
 from .reflection_table import one_line
 
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
 
-# X-PLOR and CNS write 9999.000 for an atom whose position is unknown; no unit cell is a micrometre long.
-MAX_COORDINATE = 9990.0  # Å
-MAX_B = 1.0e4  # Å²; the PDB format itself ends at 999.99
 _DUMMY_CELL_VOLUME = 10.0  # Å³; electron microscopy and NMR files carry a cell of 1 x 1 x 1 Å
 
 
@@ -154,8 +152,7 @@ def read_model(
     messages += asked
     scale = scale_of_pdb(text) if block is None else scale_of_block(block)
     frame, more = frame_of(scale, symmetry.unit_cell().parameters())
-    messages += [*more, *_messages(hierarchy), *method_messages(methods(text, block), scattering_table)]
-    messages += tls_messages(text, block)
+    messages += [*more, *_messages(hierarchy), *radiation_messages(methods(text, block), scattering_table)]
     messages += _repeated(atoms)
     try:
         manager = _manager(pdb_input, symmetry, messages)
@@ -290,7 +287,7 @@ def _check_atoms(atoms, path):
             f"or remove it (0 to {MAX_B:g} is accepted)."
         )
     occupancies = atoms.extract_occ()
-    for i in _unusable(occupancies, -1e3, 1e3):
+    for i in _unusable(occupancies, -MAX_OCCUPANCY, MAX_OCCUPANCY):
         raise Sorry(
             f"{path}: atom {_label(atoms[i])} has the impossible occupancy {atoms[i].occ:g}: correct or remove it."
         )

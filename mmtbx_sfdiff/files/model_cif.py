@@ -10,17 +10,19 @@ Reference: the ``atom_site`` and ``atom_site_anisotrop`` categories of the PDBx/
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 import gemmi
 
+from ..atom_arrays import EIGHT_PI_SQ
+from .atom_site import MISSING, AtomSite
 from .errors import Sorry
+from .model_header import is_tls_residual, tls_added, tls_missing
 from .reflection_file import read_cif_document
+from .tls import Incomplete, whole_cif
 
-_MISSING = ("?", ".", "")
-_EIGHT_PI_SQ = 8 * math.pi**2
+_LONGEST = 8  # characters of a name, which is what cctbx holds
 _PAIRS = tuple((f"auth_{name}", f"label_{name}") for name in ("asym_id", "seq_id", "comp_id", "atom_id"))
 _NUMBERS = ("Cartn_x", "Cartn_y", "Cartn_z", "occupancy", "B_iso_or_equiv")
 _TENSOR = ("[1][1]", "[2][2]", "[3][3]", "[1][2]", "[1][3]", "[2][3]")
@@ -57,41 +59,6 @@ _TWO_LETTERS = (
 )
 
 
-class _Atoms:
-    """The atom_site loop as columns of texts."""
-
-    def __init__(self, loop: Any) -> None:
-        width, values = loop.width(), loop.values
-        self.columns: dict[str, list[str]] = {
-            tag.split(".", 1)[1]: list(values[number::width]) for number, tag in enumerate(loop.tags)
-        }
-        self.n = loop.length()
-        self.changed = False
-
-    def get(self, name: str) -> list[str] | None:
-        return self.columns.get(name)
-
-    def set(self, name: str, values: list[str]) -> None:
-        self.columns[name] = values
-        self.changed = True
-
-    def name(self, i: int) -> str:
-        """Which atom, for people."""
-        parts = []
-        for names in (
-            ("auth_asym_id", "label_asym_id"),
-            ("auth_comp_id", "label_comp_id"),
-            ("auth_seq_id", "label_seq_id"),
-            ("auth_atom_id", "label_atom_id"),
-            ("label_alt_id",),
-        ):
-            texts = [
-                column[i] for name in names if (column := self.get(name)) is not None and column[i] not in _MISSING
-            ]
-            parts += texts[:1]
-        return " ".join(gemmi.cif.as_string(part) for part in parts) or f"number {i + 1}"
-
-
 def normalized_cif(text: str, path: object) -> tuple[str, Any, list[str]]:
     """The text with one block, the block, and what was filled in.
 
@@ -115,11 +82,18 @@ def normalized_cif(text: str, path: object) -> tuple[str, Any, list[str]]:
     loop = _loop(block, "_atom_site.")
     if loop.length() == 0:
         raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
-    atoms = _Atoms(loop)
+    atoms = AtomSite(loop)
     messages = _fill(atoms, path)
     tensors, more = _tensors(atoms, _loop(block, "_atom_site_anisotrop."), path)
     messages += more
     messages += _displacements(atoms, tensors, path)
+    if is_tls_residual(text, block):
+        try:
+            tensors, n = whole_cif(block, atoms, tensors)
+            more = [*more, tls_added(n)]
+            messages.append(tls_added(n))
+        except Incomplete as error:
+            messages.append(tls_missing(error))
     messages += _identity(block)
     changed = bool(messages) or atoms.changed or len(document) > 1 or _has_empty_loops(block)
     if not changed:
@@ -154,7 +128,7 @@ def _refuse_small_molecules(document: Any, path: object) -> None:
             raise Sorry(f"{path} lists its atoms without a loop: write _atom_site as a loop.")
 
 
-def _fill(atoms: _Atoms, path: object) -> list[str]:
+def _fill(atoms: AtomSite, path: object) -> list[str]:
     """Defaults and stand-ins."""
     messages = []
     for name in ("Cartn_x", "Cartn_y", "Cartn_z"):
@@ -163,10 +137,18 @@ def _fill(atoms: _Atoms, path: object) -> list[str]:
     _strip_uncertainties(atoms)
     for name in ("Cartn_x", "Cartn_y", "Cartn_z"):
         for i, text in enumerate(atoms.columns[name]):
-            if text in _MISSING:
+            if text in MISSING:
                 raise Sorry(
                     f"{path}: atom {atoms.name(i)} has no coordinate (_atom_site.{name} is {text}): give or remove it."
                 )
+    for name in (*(name for pair in _PAIRS for name in pair), "type_symbol", "label_alt_id"):
+        long = next(
+            (i for i, text in enumerate(atoms.get(name) or ()) if len(gemmi.cif.as_string(text)) > _LONGEST), None
+        )
+        if long is not None:
+            raise Sorry(
+                f"{path}: atom number {long + 1} has an impossible _atom_site.{name} of {len(atoms.columns[name][long])} characters: correct it."
+            )
     for auth, label in _PAIRS:
         for one, other in ((auth, label), (label, auth)):
             texts, stand_in = atoms.get(one), atoms.get(other)
@@ -180,14 +162,14 @@ def _fill(atoms: _Atoms, path: object) -> list[str]:
     if occupancy is None:
         atoms.set("occupancy", ["1.00"] * atoms.n)
         messages.append("_atom_site.occupancy is missing: 1 for all atoms")
-    elif any(text in _MISSING for text in occupancy):
-        n = sum(text in _MISSING for text in occupancy)
-        atoms.set("occupancy", ["1.00" if text in _MISSING else text for text in occupancy])
+    elif any(text in MISSING for text in occupancy):
+        n = sum(text in MISSING for text in occupancy)
+        atoms.set("occupancy", ["1.00" if text in MISSING else text for text in occupancy])
         messages.append(f"atoms without an occupancy, taken as 1: {n}")
     for name, default in (("pdbx_PDB_model_num", "1"), ("group_PDB", "ATOM")):
         texts = atoms.get(name)
-        if texts is None or any(text in _MISSING for text in texts):
-            atoms.set(name, [default if text in _MISSING else text for text in texts or ["?"] * atoms.n])
+        if texts is None or any(text in MISSING for text in texts):
+            atoms.set(name, [default if text in MISSING else text for text in texts or ["?"] * atoms.n])
     for name, default in (("label_alt_id", "."), ("pdbx_PDB_ins_code", "?"), ("label_entity_id", "?")):
         if atoms.get(name) is None:
             atoms.set(name, [default] * atoms.n)
@@ -197,9 +179,9 @@ def _fill(atoms: _Atoms, path: object) -> list[str]:
     return messages
 
 
-def _numbered(atoms: _Atoms, label: list[str]) -> list[str]:
+def _numbered(atoms: AtomSite, label: list[str]) -> list[str]:
     """Residue numbers from label_seq_id, which waters and ligands lack: they follow the last one of their chain."""
-    if not any(text in _MISSING for text in label):
+    if not any(text in MISSING for text in label):
         return list(label)
     chains = atoms.get("label_asym_id") or atoms.get("auth_asym_id") or ["A"] * atoms.n
     residues = atoms.get("label_comp_id") or ["?"] * atoms.n
@@ -211,7 +193,7 @@ def _numbered(atoms: _Atoms, label: list[str]) -> list[str]:
     result = []
     before: tuple[str, str, set[str]] = ("", "", set())
     for chain, residue, name, text in zip(chains, residues, names, label):
-        if text not in _MISSING:
+        if text not in MISSING:
             result.append(text)
             continue
         if (chain, residue) != before[:2] or name in before[2]:
@@ -222,7 +204,7 @@ def _numbered(atoms: _Atoms, label: list[str]) -> list[str]:
     return result
 
 
-def _strip_uncertainties(atoms: _Atoms) -> None:
+def _strip_uncertainties(atoms: AtomSite) -> None:
     for name in _NUMBERS + ("U_iso_or_equiv",):
         texts = atoms.get(name)
         if texts is not None and any("(" in text for text in texts):
@@ -231,7 +213,7 @@ def _strip_uncertainties(atoms: _Atoms) -> None:
             )
 
 
-def _elements(atoms: _Atoms, path: object) -> list[str]:
+def _elements(atoms: AtomSite, path: object) -> list[str]:
     symbols = atoms.get("type_symbol")
     charged = [_CHARGED.fullmatch(text) for text in symbols or []]
     if symbols is not None and any(charged):
@@ -241,15 +223,15 @@ def _elements(atoms: _Atoms, path: object) -> list[str]:
             if match:
                 symbols[i] = match.group(1)
                 size = match.group(2) or match.group(4) or "1"
-                if charges[i] in _MISSING:
+                if charges[i] in MISSING:
                     charges[i] = size if "+" in match.group(0) else f"-{size}"
         atoms.set("type_symbol", symbols)
         atoms.set("pdbx_formal_charge", charges)
-    if symbols is not None and not any(text in _MISSING for text in symbols):
+    if symbols is not None and not any(text in MISSING for text in symbols):
         return []
     result = list(symbols or ["?"] * atoms.n)
     names, residues = atoms.columns["label_atom_id"], atoms.columns["label_comp_id"]
-    missing = [i for i, text in enumerate(result) if text in _MISSING]
+    missing = [i for i, text in enumerate(result) if text in MISSING]
     for i in missing:
         result[i] = element_from_name(gemmi.cif.as_string(names[i]), gemmi.cif.as_string(residues[i]))
         if not result[i]:
@@ -275,7 +257,7 @@ def element_from_name(name: str, residue: str) -> str:
 Tensors = dict[int, list[str]]
 
 
-def _tensors(atoms: _Atoms, loop: Any, path: object) -> tuple[Tensors | None, list[str]]:
+def _tensors(atoms: AtomSite, loop: Any, path: object) -> tuple[Tensors | None, list[str]]:
     """U of each atom that has a whole tensor, by row of atom_site, and what had to be changed to get them."""
     own = [atoms.get(f"aniso_U{ij}") for ij in _TENSOR]
     if loop is None or loop.length() == 0:
@@ -283,12 +265,12 @@ def _tensors(atoms: _Atoms, loop: Any, path: object) -> tuple[Tensors | None, li
             if any(column is None for column in own):
                 raise Sorry(f"{path} lacks one of the six items _atom_site.aniso_U[i][j]: give or remove them all.")
             rows = list(zip(*(column for column in own if column is not None)))
-            tensors = {i: list(row) for i, row in enumerate(rows) if not any(text in _MISSING for text in row)}
+            tensors = {i: list(row) for i, row in enumerate(rows) if not any(text in MISSING for text in row)}
             return tensors, [f"displacement tensors were taken from _atom_site.aniso_U: {len(tensors)}"]
         own_b = [atoms.get(f"aniso_B{ij}") for ij in _TENSOR]
         if all(column is not None for column in own_b):
             rows = list(zip(*(column for column in own_b if column is not None)))
-            tensors = {i: _as_u(row, path) for i, row in enumerate(rows) if not any(text in _MISSING for text in row)}
+            tensors = {i: _as_u(row, path) for i, row in enumerate(rows) if not any(text in MISSING for text in row)}
             return tensors, [f"displacement tensors were taken from _atom_site.aniso_B: {len(tensors)}"]
         return None, []
     width, values = loop.width(), loop.values
@@ -303,7 +285,7 @@ def _tensors(atoms: _Atoms, loop: Any, path: object) -> tuple[Tensors | None, li
     tensors = {}
     incomplete = 0
     for identifier, *row in zip(columns["id"], *(columns[f"{kind}{ij}"] for ij in _TENSOR)):
-        if any(text in _MISSING for text in row):
+        if any(text in MISSING for text in row):
             incomplete += 1
         elif identifier in place:
             tensors[place[identifier]] = list(row) if kind == "U" else _as_u(row, path)
@@ -317,28 +299,28 @@ def _tensors(atoms: _Atoms, loop: Any, path: object) -> tuple[Tensors | None, li
 
 def _as_u(row: Any, path: object) -> list[str]:
     try:
-        return [f"{float(str(text).split('(')[0]) / _EIGHT_PI_SQ:.8f}" for text in row]
+        return [f"{float(str(text).split('(')[0]) / EIGHT_PI_SQ:.8f}" for text in row]
     except ValueError:
         raise Sorry(f"{path} has a displacement tensor that is no number ({' '.join(row)}): correct it.") from None
 
 
-def _displacements(atoms: _Atoms, tensors: Tensors | None, path: object) -> list[str]:
+def _displacements(atoms: AtomSite, tensors: Tensors | None, path: object) -> list[str]:
     """Isotropic B of all atoms."""
     given, u = atoms.get("B_iso_or_equiv"), atoms.get("U_iso_or_equiv")
     messages = []
     texts = list(given) if given is not None else ["?"] * atoms.n
-    if any(text in _MISSING for text in texts) and u is not None:
+    if any(text in MISSING for text in texts) and u is not None:
         count = 0
         for i, text in enumerate(texts):
-            if text in _MISSING and u[i] not in _MISSING:
+            if text in MISSING and u[i] not in MISSING:
                 texts[i] = _as_b(u[i], path, atoms.name(i))
                 count += 1
         messages.append(f"atoms whose B is taken from _atom_site.U_iso_or_equiv (B = 8 pi^2 U): {count}")
     for i, text in enumerate(texts):
-        if text in _MISSING and tensors is not None and i in tensors:
+        if text in MISSING and tensors is not None and i in tensors:
             trace = sum(float(x.split("(")[0]) for x in tensors[i][:3])
-            texts[i] = f"{_EIGHT_PI_SQ * trace / 3:.4f}"
-    missing = [i for i, text in enumerate(texts) if text in _MISSING]
+            texts[i] = f"{EIGHT_PI_SQ * trace / 3:.4f}"
+    missing = [i for i, text in enumerate(texts) if text in MISSING]
     if given is None and len(missing) == atoms.n:
         raise Sorry(f"{path} lacks the item _atom_site.B_iso_or_equiv (or U_iso_or_equiv): give the B factors.")
     if missing:
@@ -353,7 +335,7 @@ def _displacements(atoms: _Atoms, tensors: Tensors | None, path: object) -> list
 
 def _as_b(text: str, path: object, atom: str) -> str:
     try:
-        return f"{_EIGHT_PI_SQ * float(text):.6f}"
+        return f"{EIGHT_PI_SQ * float(text):.6f}"
     except ValueError:
         raise Sorry(f"{path}: atom {atom} has the impossible U {text}: correct it.") from None
 
@@ -413,7 +395,7 @@ def _write(block: Any, category: str, columns: dict[str, list[str]]) -> None:
     loop.set_all_values(list(columns.values()))
 
 
-def _write_tensors(block: Any, atoms: _Atoms, tensors: Tensors) -> None:
+def _write_tensors(block: Any, atoms: AtomSite, tensors: Tensors) -> None:
     old = _loop(block, "_atom_site_anisotrop.")
     if old is not None:
         block.find_mmcif_category("_atom_site_anisotrop.").erase()

@@ -21,37 +21,28 @@ def methods(text: str, block: Any = None) -> list[str]:
     return [method.strip().upper() for method in " ".join(lines).split(";") if method.strip()]
 
 
-def method_messages(found: list[str], table: str) -> list[str]:
-    """Whether the scattering table fits the radiation."""
-    electron = any("ELECTRON" in method and "MICROSCOPY" not in method for method in found)
-    neutron = any("NEUTRON" in method for method in found)
-    xray = any("X-RAY" in method for method in found)
-    if neutron and table != "neutron" and not xray:
-        return [f"the header says neutron diffraction, but the scattering table is {table}: scattering_table=neutron"]
-    if electron and table != "electron" and not xray:
-        return [
-            f"the header says electron diffraction, but the scattering table is {table}: scattering_table=electron gives "
-            "electrons' form factors"
-        ]
-    if found and xray and not electron and not neutron and table in ("electron", "neutron"):
-        return [f"the header says X-ray diffraction, but the scattering table is {table}"]
-    return []
-
-
-def tls_messages(text: str, block: Any = None) -> list[str]:
-    """Whether the B factors are what TLS refinement left over."""
+def is_tls_residual(text: str, block: Any = None) -> bool:
+    """Whether the B factors are what TLS refinement left over, by the header."""
     if block is not None:
         flag = value(block, "_refine.pdbx_TLS_residual_ADP_flag") or ""
-        residual = "RESIDUAL" in flag.upper() or bool(_RESIDUAL.search(_details(block)))
-    else:
-        header = text.split("\nATOM  ", 1)[0]
-        residual = bool(_RESIDUAL.search(header))
-    if not residual:
-        return []
-    return [
-        "the B factors are the residual of a TLS refinement, by the header: the TLS part is not in them and not added, so "
-        "R is higher than that of the whole; add it with a program that does, such as phenix.tls or tlsanl"
-    ]
+        return "RESIDUAL" in flag.upper() or bool(_RESIDUAL.search(_details(block)))
+    return bool(_RESIDUAL.search(text.split("\nATOM  ", 1)[0]))
+
+
+def tls_added(n: int) -> str:
+    """What is said where the TLS part was added."""
+    return (
+        "the B factors are the residual of a TLS refinement, by the header: the TLS part of the header's groups was added to "
+        f"{n} atoms"
+    )
+
+
+def tls_missing(why: object) -> str:
+    """What is said where it could not be."""
+    return (
+        f"the B factors are the residual of a TLS refinement, by the header, and the TLS part is not added ({why}), so R is higher "
+        "than that of the whole: add it with a program that does, such as phenix.tls or tlsanl"
+    )
 
 
 def _details(block: Any) -> str:

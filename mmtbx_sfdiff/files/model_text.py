@@ -6,11 +6,18 @@ from typing import Any
 
 import gemmi
 
+from .cif_symmetry import symmetry_of_block
 from .content import read_content
 from .errors import Sorry
 from .model_cif import normalized_cif
+from .model_header import is_tls_residual, tls_added, tls_missing
 from .reflection_table import one_line
+from .tls import Incomplete, whole_pdb
 
+# X-PLOR and CNS write 9999.000 for an atom whose position is unknown; no unit cell is a micrometre long.
+MAX_COORDINATE = 9990.0  # Å
+MAX_B = 1.0e4  # Å²; the PDB format itself ends at 999.99
+MAX_OCCUPANCY = 1.0e3
 _NUMBERS = ((30, 38), (38, 46), (46, 54), (54, 60), (60, 66))  # columns of an ATOM record: x, y, z, occupancy, B
 
 
@@ -27,8 +34,15 @@ def normalized(text: str, kind: str, path: object) -> tuple[str, Any, list[str]]
                         f"{path}: the record {line[:27].strip()!r} has a blank inside the number in columns {start + 1}-{end}: "
                         "correct it."
                     )
-    text, messages = with_identity(text)
-    return text, None, messages
+    messages = []
+    if is_tls_residual(text):
+        try:
+            text, n = whole_pdb(text)
+            messages.append(tls_added(n))
+        except Incomplete as error:
+            messages.append(tls_missing(error))
+    text, more = with_identity(text)
+    return text, None, messages + more
 
 
 def with_identity(text: str) -> tuple[str, list[str]]:
@@ -57,6 +71,29 @@ def with_identity(text: str) -> tuple[str, list[str]]:
         new.append(f"MTRIX{n} {0:3d}{a:10.6f}{b:10.6f}{c:10.6f}     {shift:10.5f}    1")
     text = "\n".join(lines[:first] + new + lines[first:]) + "\n"
     return text, ["the NCS operators lack the identity: the copy in the file was kept beside those they make"]
+
+
+def _check(structure: gemmi.Structure, path: object) -> None:
+    """Refuse what makes every structure factor meaningless, as the reader with cctbx does."""
+    occupied = False
+    for model in structure:
+        for chain in model:
+            for residue in chain:
+                for atom in residue:
+                    who = f"{path}: atom {atom.name} {residue.name} {chain.name} {residue.seqid}"
+                    if not all(abs(x) <= MAX_COORDINATE for x in atom.pos.tolist()):
+                        place = ", ".join(f"{x:g}" for x in atom.pos.tolist())
+                        raise Sorry(f"{who} has the impossible coordinates ({place}) Å: correct or remove it.")
+                    if not 0 <= atom.b_iso <= MAX_B:
+                        raise Sorry(
+                            f"{who} has the impossible B factor {atom.b_iso:g} Å²: correct or remove it (0 to {MAX_B:g} is "
+                            "accepted)."
+                        )
+                    if not abs(atom.occ) <= MAX_OCCUPANCY:
+                        raise Sorry(f"{who} has the impossible occupancy {atom.occ:g}: correct or remove it.")
+                    occupied |= atom.occ != 0
+    if not occupied:
+        raise Sorry(f"{path}: all atoms have occupancy 0, so nothing scatters: set the occupancies.")
 
 
 def read_structure(path: Any) -> tuple[gemmi.Structure, list[str]]:
@@ -91,6 +128,10 @@ def read_structure(path: Any) -> tuple[gemmi.Structure, list[str]]:
         raise Sorry(f"{path} is not a readable model ({one_line(error)}): correct or replace it.") from None
     if not any(model.count_atom_sites() for model in structure):
         raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
+    _check(structure, path)
+    if block is not None and structure.find_spacegroup() is None:
+        group = symmetry_of_block(block).tabulated
+        structure.spacegroup_hm = group.xhm() if group is not None else ""
     if any(not operator.given for operator in structure.ncs):
         structure.expand_ncs(gemmi.HowToNameCopiedChain.Dup)
     return structure, messages

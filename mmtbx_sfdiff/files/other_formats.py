@@ -63,7 +63,7 @@ def _opened(content: Content, folder: str) -> Any:
     from iotbx.reflection_file_reader import any_reflection_file
 
     name = content.path.name
-    while Path(name).suffix.lower() in (".gz", ".bz2", ".xz"):
+    while Path(name).suffix.lower() in (".gz", ".bz2", ".xz", ".z"):
         name = Path(name).stem
     file_name = os.path.join(folder, name)
     Path(file_name).write_text(content.text)

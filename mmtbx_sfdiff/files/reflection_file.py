@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import gemmi
 import numpy as np
 import numpy.typing as npt
 
-from ..rules import Column
+from ..rules import Column, index_places
 from .cif_symmetry import symmetry_of_block, value
 from .content import Content
 from .entry_id import entry_id_in_data
@@ -104,7 +103,7 @@ def _mtz_tables(mtz: Any, raw: bytes, path: Path) -> ReflectionFile:
     if not np.isnan(mtz.valm):
         array[array == np.float32(mtz.valm)] = np.nan
     data = array.astype(np.float64)
-    places = _index_columns(mtz.columns)
+    places = index_places([c.label for c in mtz.columns], [c.type for c in mtz.columns])
     if places is None:
         listing = ", ".join(f"{column.label} ({column.type})" for column in mtz.columns)
         raise Sorry(f"{path} has no columns H, K and L (it has {listing}): correct their names or types.")
@@ -153,16 +152,6 @@ def _operators(raw: bytes) -> gemmi.GroupOps | None:
 
 def _possible(indices: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return np.asarray((np.isfinite(indices) & (np.abs(indices) < 1e5)).all(axis=1), dtype=bool)
-
-
-def _index_columns(columns: Iterable[Any]) -> list[int] | None:
-    """The first three of type H; else those named H, K, L."""
-    columns = list(columns)
-    typed = [number for number, column in enumerate(columns) if column.type == "H"][:3]
-    if len(typed) == 3:
-        return typed
-    names = [column.label.lower() for column in columns]
-    return [names.index(name) for name in _INDEX_NAMES] if all(name in names for name in _INDEX_NAMES) else None
 
 
 # CIF

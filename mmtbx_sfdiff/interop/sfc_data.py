@@ -13,7 +13,7 @@ import numpy as np
 from ..files.merging import to_asu
 from ..files.symmetry import Symmetry
 from ..reflection_columns import columns_of_dataset, columns_of_gemmi
-from ..rules import Column
+from ..rules import Column, excluded, free_of_equivalents
 
 #: The label that is looked for where none is given; only this one may be missing.
 DEFAULT_FLAG = "FreeR_flag"
@@ -90,10 +90,30 @@ def _read_mtz(path: str) -> gemmi.Mtz:
             blocks = gemmi.as_refln_blocks(gemmi.cif.read(path))
             if not blocks:
                 raise ValueError("no reflections")
+            if len(blocks) > 1:
+                warnings.warn(f"{path} holds {len(blocks)} blocks of reflections: the first is taken.", stacklevel=7)
+            _leave_out_rejected(blocks[0], path)
             return gemmi.CifToMtz().convert_block_to_mtz(blocks[0])
         return gemmi.read_mtz_file(path)
     except (RuntimeError, ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as MTZ or SF-CIF: {error}.") from error
+
+
+def _leave_out_rejected(block: gemmi.ReflnBlock, path: str) -> None:
+    """Take out of a loop the rows that its status rejects; changes the block."""
+    loop = block.default_loop
+    tag = next((tag for tag in loop.tags if tag.lower() == "_refln.status"), None)
+    if tag is None:
+        return
+    width, values = loop.width(), list(loop.values)
+    place = loop.tags.index(tag)
+    status = Column(tag, np.array([gemmi.cif.as_string(word) for word in values[place::width]]))
+    out, reasons = excluded(status, len(status.values))
+    if out.any():
+        listing = ", ".join(f"{reason}: {n}" for reason, n in reasons.items())
+        warnings.warn(f"{path}: rejected by the file's status column, left out: {listing}.", stacklevel=8)
+        kept = np.flatnonzero(~out)
+        loop.set_all_values([[values[row * width + i] for row in kept] for i in range(width)])
 
 
 def _from_mtz(mtz: gemmi.Mtz, name: str) -> Table:
@@ -177,4 +197,17 @@ def free_flags(table: Table, label: str | None, test_value: float) -> np.ndarray
             f"is no test set; the column has {seen}{', ...' if len(found) > 6 else ''}: give the test set's value, or "
             "freeflag=None for no test set."
         )
-    return free
+    return _free_together(table, free)
+
+
+def _free_together(table: Table, free: np.ndarray) -> np.ndarray:
+    """Equivalents and Friedel mates of a free reflection are free, too: they tell of it."""
+    symmetry = Symmetry.from_gemmi(table.cell, table.spacegroup)
+    group = np.unique(to_asu(table.indices.astype(np.int64), symmetry)[0], axis=0, return_inverse=True)[1].reshape(-1)
+    together, n_mixed = free_of_equivalents(group.astype(np.int64), free)
+    if n_mixed:
+        warnings.warn(
+            f"{table.name}: reflections whose equivalents or Friedel mates have unlike flags, taken as free: {n_mixed}.",
+            stacklevel=6,
+        )
+    return together[group]

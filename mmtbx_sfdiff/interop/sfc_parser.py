@@ -14,6 +14,8 @@ from typing import Any
 import gemmi
 import numpy as np
 
+from ..files.model_text import read_structure
+
 _Path = str | os.PathLike[str]
 
 
@@ -74,6 +76,10 @@ class PDBParser:
         model = next((m for m in structure if m.count_atom_sites() > 0), None)
         if model is None:
             raise ValueError(f"{name} contains no atoms.")
+        if len(structure) > 1:
+            warnings.warn(
+                f"{name} holds {len(structure)} models: the first is taken, as SFcalculator does.", stacklevel=4
+            )
         # A residue without its atoms, and one atom, for each atom: enough to write the model again in any order.
         self._records = []
         names, count = [], 0
@@ -255,10 +261,8 @@ def _matrix(cell: gemmi.UnitCell, name: str, transform: str) -> np.ndarray:
 
 
 def _read(path: str) -> gemmi.Structure:
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: there is no such file.")
-    try:
-        # Chains that come in parts, waters after other chains, stay where the file has them.
-        return gemmi.read_structure(path, merge_chain_parts=False)
-    except (RuntimeError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a PDB or mmCIF model: {error}.") from error
+    # Chains that come in parts, waters after other chains, stay where the file has them.
+    structure, messages = read_structure(path)
+    for message in messages:
+        warnings.warn(f"{path}: {message}.", stacklevel=4)
+    return structure

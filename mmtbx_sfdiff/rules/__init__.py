@@ -8,6 +8,8 @@ or needs cctbx or gemmi.
     observations, their sigmas and Bijvoet mates
 :mod:`.free_flags`
     R-free flags and the value that marks the test set
+:mod:`.radiation`
+    form factors and the radiation of the header
 :mod:`.rows`
     rows that are left out, and why; flags of merged reflections; whose cell
 """
@@ -18,6 +20,7 @@ from .columns import (
     Column,
     Observation,
     choose_observation,
+    index_places,
     is_calculated,
     is_constant,
     kind_of,
@@ -27,6 +30,7 @@ from .columns import (
     sigma_of,
 )
 from .free_flags import Flags, UnusableFlags, choose_flags, find_test_value, is_flag_column, is_status, read_flags
+from .radiation import radiation_messages
 from .rows import LeftOut, excluded, free_of_equivalents, usable, which_cell
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "excluded",
     "find_test_value",
     "free_of_equivalents",
+    "index_places",
     "is_calculated",
     "is_constant",
     "is_flag_column",
@@ -50,6 +55,7 @@ __all__ = [
     "label_string",
     "named",
     "observations",
+    "radiation_messages",
     "read_flags",
     "sigma_of",
     "usable",

@@ -269,6 +269,21 @@ def _mate(column: Column, columns: Sequence[Column]) -> Column | None:
     return next((other for other in same if other.short.lower() == wanted and other is not column), None)
 
 
+def index_places(names: Sequence[str], types: Sequence[str]) -> list[int] | None:
+    """Where H, K and L stand: the first three columns of type H, else those of these names; None where there are none.
+
+    Examples
+    --------
+    >>> index_places(["F", "h", "k", "l"], ["F", "R", "R", "R"])
+    [1, 2, 3]
+    """
+    typed = [number for number, kind in enumerate(types) if kind == "H"][:3]
+    if len(typed) == 3:
+        return typed
+    lower = [name.lower() for name in names]
+    return [lower.index(name) for name in "hkl"] if all(name in lower for name in "hkl") else None
+
+
 def named(columns: Sequence[Column], labels: str | Sequence[str], where: str, what: str) -> list[Column]:
     """The columns that a user's labels mean, in the order of the labels.
 
