@@ -76,8 +76,10 @@ def mask_structure_factors(
     """
     if not isinstance(mask, torch.Tensor) or mask.dtype not in _COMPLEX:
         raise TypeError("mask must be a tensor of real floating-point numbers; convert it with .to(torch.float64).")
-    if mask.ndim < 3:
-        raise ValueError(f"mask must have the shape (..., n1, n2, n3), not {tuple(mask.shape)}.")
+    if mask.ndim < 3 or not all(mask.shape[-3:]):
+        raise ValueError(
+            f"mask must have the shape (..., n1, n2, n3) with points along each axis, not {tuple(mask.shape)}."
+        )
     plan = the_plan(crystal, miller_indices).to(mask.device)
     batch = mask.shape[:-3]
     flat = mask.reshape(math.prod(batch), *mask.shape[-3:])

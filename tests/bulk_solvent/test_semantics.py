@@ -284,10 +284,14 @@ def test_torch_s_own_threads_are_left_asleep():
     seen = []
 
     class Watch(TorchDispatchMode):
+        def __init__(self, most=2**15, name=""):
+            super().__init__()
+            self.most, self.name = most, name
+
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
             sizes = [x.numel() for x in (*args, result) if isinstance(x, torch.Tensor)]
-            if max(sizes, default=0) > 2**15 and torch.get_num_threads() > 1:
+            if max(sizes, default=0) > self.most and self.name in str(function) and torch.get_num_threads() > 1:
                 seen.append(str(function))
             return result
 
@@ -305,5 +309,14 @@ def test_torch_s_own_threads_are_left_asleep():
         with Watch():
             transform.mask_factors_transposed.plain(f, list(masks.shape[1:]), plan.handle, 3.0)
         assert len([name for name in seen if "empty" not in name]) <= 2, seen
+        # Indexing wakes them from 3,000 numbers on.
+        many = atoms.select(torch.zeros(4000, dtype=torch.int64))
+        moved = many.sites_cart + 40 * torch.rand(many.sites_cart.shape, dtype=torch.float64)
+        many = many.replace(sites_cart=moved.requires_grad_())
+        seen.clear()
+        with Watch(3000, "index.Tensor"), torch.no_grad():
+            sfdiff.solvent_structure_factors(many, plan)
+            sfdiff.structure_factors(many, plan, method="fft")
+        assert not seen
     finally:
         torch.set_num_threads(before)
