@@ -9,6 +9,7 @@ elements, B factors and occupancies.  Coordinates of all members belong to one c
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,6 +24,7 @@ from ..crystal import Crystal
 from ..ensemble import ensemble_f_mask, weighted_sum
 from ..files.errors import Sorry
 from ..files.observations import read_observations
+from ..geometry import GeometryRestraints
 from ..likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
 from ..likelihood.gain import llg, sigma_a
 from ..likelihood.targets import least_squares, maximum_likelihood
@@ -60,8 +62,14 @@ class StructureFactorReward:
     missing : {"refuse", "absent"}
         What is done with an atom whose coordinates are NaN: an error that names it, or it does not scatter and has no
         gradient.
+    geometry : "library" or GeometryRestraints, optional
+        The members' geometry as a further term: by the monomer library, made in :meth:`prepare` of a gemmi.Structure, or as
+        given, for the atoms in their order.
+    geometry_weight : float
+        Times the mean over members of half the energy, divided by the work reflections in use: at 1, with "llg", the
+        reward is minus the logarithm of a posterior, in nats for each reflection.
     terms : iterable of (weight, callable)
-        Further terms: weight times f(coordinates), such as a geometry's energy.
+        Further terms: weight times f(coordinates).
     accuracy : float
         Of structure factors.
 
@@ -95,6 +103,8 @@ class StructureFactorReward:
         refresh_scales: int = 10,
         hydrogens: str = "absent",
         missing: str = "refuse",
+        geometry: str | GeometryRestraints | None = None,
+        geometry_weight: float = 1.0,
         terms: Iterable[Term] = (),
         accuracy: float = 1e-4,
     ) -> None:
@@ -106,6 +116,10 @@ class StructureFactorReward:
         ):
             if not callable(value) and value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}.")
+        if not (geometry is None or geometry == "library" or isinstance(geometry, GeometryRestraints)):
+            raise ValueError(f"geometry is 'library', a GeometryRestraints or None, not {geometry!r}.")
+        if not 0 <= geometry_weight < math.inf:
+            raise ValueError(f"geometry_weight is a number from 0 on, not {geometry_weight!r}.")
         if refresh_scales < 0:
             raise ValueError(f"refresh_scales is a number of calls, or 0, not {refresh_scales}.")
         given = data if isinstance(data, Reflections) else _read(data, labels, free, test_value)
@@ -115,6 +129,8 @@ class StructureFactorReward:
                 raise ValueError(f"There is no reflection to d_min = {d_min} Å.")
         self._given, self.target, self.solvent, self.accuracy = given, target, solvent, accuracy
         self.refresh_scales, self.hydrogens, self.missing, self.terms = refresh_scales, hydrogens, missing, tuple(terms)
+        self._restraints, self.geometry_weight = geometry, geometry_weight
+        self.geometry: GeometryRestraints | None = None
         self._atoms: Atoms | None = None
         self.scales: Scales | None = None
 
@@ -152,9 +168,25 @@ class StructureFactorReward:
                 "prepare() takes a gemmi.Structure, a biotite AtomArray, or an object with to_atom_array(), not "
                 f"{type(inputs).__name__}."
             )
+        self.geometry = self._geometry_of(inputs, atoms)
         self._atoms, self.scales, self._calls = atoms, None, 0
         self._sigma_a: torch.Tensor | None = None
         self._alpha_beta: AlphaBeta | None = None
+
+    def _geometry_of(self, inputs: Any, atoms: Atoms) -> GeometryRestraints | None:
+        restraints = self._restraints
+        if restraints is None:
+            return None
+        if isinstance(restraints, str):
+            if not isinstance(inputs, gemmi.Structure):
+                raise ValueError(
+                    "geometry='library' needs a gemmi.Structure in prepare(): of other inputs give a GeometryRestraints, "
+                    "or None."
+                )
+            restraints = GeometryRestraints.from_gemmi(inputs)
+        if restraints.n_atoms != atoms.n_atoms:
+            raise ValueError(f"geometry is of {restraints.n_atoms} atoms, and prepare() was given {atoms.n_atoms}.")
+        return restraints.to(device=atoms.device, dtype=atoms.dtype)
 
     def __call__(
         self,
@@ -187,13 +219,17 @@ class StructureFactorReward:
         ValueError
             Another number of atoms; coordinates that are not finite, by atom.
         """
-        f_calc, f_mask = self.structure_factors(coordinates, b_factors, occupancies)
+        atoms = self._placed(coordinates, b_factors, occupancies)
+        f_calc, f_mask = self._structure_factors(atoms)
         due = self.scales is None or (self.refresh_scales and self._calls % self.refresh_scales == 0)
         if due:
             self._refresh(f_calc.detach(), f_mask.detach())
         self._calls += 1
         assert self.scales is not None
         value = self._value(self.scales.f_model(f_calc, f_mask))
+        if self.geometry is not None:
+            n_work = int((self.scales.selection & self._given.work).sum())
+            value = value + self.geometry_weight * self.geometry(atoms.sites_cart).mean() / (2 * n_work)
         for weight, term in self.terms:
             value = value + weight * term(coordinates).sum()
         return value.to(coordinates.dtype)
@@ -205,9 +241,9 @@ class StructureFactorReward:
         occupancies: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """F of the ensemble's atoms and of its solvent, (n_reflections,) complex, unscaled; arguments as of the call."""
-        if self._atoms is None:
-            raise RuntimeError("The reward does not know its atoms yet: call prepare() first.")
-        atoms = self._placed(coordinates, b_factors, occupancies)
+        return self._structure_factors(self._placed(coordinates, b_factors, occupancies))
+
+    def _structure_factors(self, atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
         weights = atoms.sites_cart.new_full((len(atoms.sites_cart),), 1 / len(atoms.sites_cart))
         crystal, indices = self._given.crystal, self._given.miller_indices
         f = weighted_sum(structure_factors(atoms, crystal, indices, accuracy=self.accuracy), weights)
@@ -219,7 +255,8 @@ class StructureFactorReward:
         self, coordinates: torch.Tensor, b_factors: torch.Tensor | None, occupancies: torch.Tensor | None
     ) -> Atoms:
         atoms = self._atoms
-        assert atoms is not None
+        if atoms is None:
+            raise RuntimeError("The reward does not know its atoms yet: call prepare() first.")
         sites = coordinates if coordinates.ndim == 3 else coordinates.unsqueeze(0)
         if sites.ndim != 3 or tuple(sites.shape[1:]) != (atoms.n_atoms, 3):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import mmtbx_sfdiff as sfdiff
 import torch
+from mmtbx_sfdiff.geometry import find_library
 from mmtbx_sfdiff.interop.rewards import StructureFactorReward
 from mmtbx_sfdiff.likelihood import targets
 
@@ -114,6 +115,56 @@ def test_further_terms_add_up(files, model):
     )
     x = members(plain, 2)
     torch.testing.assert_close(more(x), plain(x) + 2 * x.square().sum(), rtol=1e-9, atol=0)
+
+
+def test_geometry_by_the_library_adds_half_its_mean_energy_per_reflection(files, model):
+    find_library_or_skip()
+    options = {"target": "least_squares", "refresh_scales": 0}
+    plain = prepared(files, model, **options)
+    more = prepared(files, model, geometry="library", geometry_weight=3.0, **options)
+    x = members(plain, 2)
+    n_work = int((plain_scales(plain, x).selection & plain.data.work).sum())
+    energy = sfdiff.GeometryRestraints.from_gemmi(model)(x)
+    torch.testing.assert_close(more(x), plain(x) + 3 * energy.mean() / (2 * n_work), rtol=1e-9, atol=0)
+    given = prepared(files, model, geometry=sfdiff.GeometryRestraints.from_gemmi(model), geometry_weight=3.0, **options)
+    torch.testing.assert_close(given(x), more(x))
+    # Its gradient, and an atom that is not there.
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(more(leaf) - plain(leaf), leaf)
+    (alone,) = torch.autograd.grad(sfdiff.GeometryRestraints.from_gemmi(model)(leaf).mean() * 3 / (2 * n_work), leaf)
+    torch.testing.assert_close(gradient, alone, rtol=1e-6, atol=1e-9 * float(alone.abs().max()))
+    absent = prepared(files, model, geometry="library", missing="absent", **options)
+    leaf = x.clone()
+    leaf[0, 5] = torch.nan
+    (gradient,) = torch.autograd.grad(absent(leaf.requires_grad_()), leaf)
+    assert bool(gradient.isfinite().all()) and not gradient[0, 5].any()
+
+
+def test_geometry_that_does_not_fit_is_said(files, model):
+    find_library_or_skip()
+    other = gemmi.read_structure(str(files[0]))
+    del other[0][-1]
+    restraints = sfdiff.GeometryRestraints.from_gemmi(other)
+    with pytest.raises(ValueError, match="geometry is of .* atoms, and prepare"):
+        prepared(files, model, geometry=restraints)
+    for options, said in (
+        ({"geometry": "amber"}, "geometry is 'library'"),
+        ({"geometry_weight": -1.0}, "geometry_weight is a number from 0 on"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            StructureFactorReward(files[1], **options)
+
+
+def plain_scales(reward, x):
+    reward(x)
+    return reward.scales
+
+
+def find_library_or_skip():
+    try:
+        find_library(None)
+    except ValueError as error:
+        pytest.skip(str(error))
 
 
 def test_atoms_of_biotite(files, model):

@@ -68,8 +68,8 @@ COLUMNS = [
 ]
 
 
-def write_plain(entry, folder: Path):
-    """model.pdb and data.mtz of an entry; the flags with 0 for the test set, drawn by chance where it has none."""
+def write_plain(entry, folder: Path, d_min: float | None = None):
+    """model.pdb and data.mtz of an entry, to a resolution; the flags with 0 for the test set, drawn by chance where it has none."""
     (folder / "model.pdb").write_text(entry.model.manager.model_as_pdb())
     f_obs, flags = entry.data.f_obs, entry.data.r_free_flags
     mtz = gemmi.Mtz(with_base=True)
@@ -84,7 +84,8 @@ def write_plain(entry, folder: Path):
         free = (np.random.default_rng(0).random(len(indices)) >= 0.05).astype(float)
     else:
         free = 1.0 - flags.data().as_numpy_array()
-    mtz.set_data(np.column_stack([indices, f_obs.data().as_numpy_array(), sigmas, free]).astype(np.float32))
+    rows = np.column_stack([indices, f_obs.data().as_numpy_array(), sigmas, free]).astype(np.float32)
+    mtz.set_data(rows if d_min is None else rows[f_obs.d_spacings().data().as_numpy_array() >= d_min])
     mtz.write_to_file(str(folder / "data.mtz"))
 
 
@@ -134,11 +135,11 @@ def _as_text(value) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, dict)) else "" if value is None else str(value)
 
 
-def compare(name: str, python: str, folder: Path, speed: bool) -> dict:
+def compare(name: str, python: str, folder: Path, speed: bool, d_min: float | None = None) -> dict:
     """One row of the table."""
     files = find_entry(name)
     entry = load_entry(files.model, files.data)
-    write_plain(entry, folder)
+    write_plain(entry, folder, d_min)
     ours, why_ours = run(sys.executable, "ours", folder, speed)
     theirs, why_theirs = run(python, "published", folder, speed)
     if ours is None or theirs is None:
@@ -182,6 +183,7 @@ def main(arguments=None):
     parser.add_argument("--python", required=True, help="interpreter of an environment with SFcalculator-torch 0.3.3")
     parser.add_argument("--entries", nargs="+", help="by default all of the folder")
     parser.add_argument("--speed", action="store_true", help="time a step and its memory, too")
+    parser.add_argument("--d-min", type=float, help="resolution of the data, Å")
     parser.add_argument("--csv", type=Path)
     parser.add_argument(
         "--work", type=Path, help="keep the files here; entries that are there already are not run again"
@@ -197,7 +199,7 @@ def main(arguments=None):
                 row = json.loads(known.read_text())
             else:
                 try:
-                    row = compare(name, options.python, folder, options.speed)
+                    row = compare(name, options.python, folder, options.speed, options.d_min)
                 except Exception as error:
                     row = {"entry": name, "failed": f"{type(error).__name__}: {error}"}
                 if "failed" not in row:
