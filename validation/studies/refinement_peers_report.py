@@ -109,6 +109,8 @@ def draw(rows, names):
         values = []
         for number, name in enumerate(names[1:]):
             both = pairs(rows, kind, name, names[0])
+            if not both:
+                continue
             x, y = [b["r_free"] for _, b in both], [a["r_free"] for a, _ in both]
             errors = [sampling_error(b) for _, b in both]
             axis.errorbar(x, y, xerr=errors, fmt=_MARKERS[number], color=_COLORS[number], markersize=4, elinewidth=0.6,
