@@ -141,7 +141,13 @@ def _fill(atoms: AtomSite, path: object) -> list[str]:
                 raise Sorry(
                     f"{path}: atom {atoms.name(i)} has no coordinate (_atom_site.{name} is {text}): give or remove it."
                 )
-    for name in (*(name for pair in _PAIRS for name in pair), "type_symbol", "label_alt_id"):
+    for name in (
+        *(name for pair in _PAIRS for name in pair),
+        "type_symbol",
+        "label_alt_id",
+        "pdbx_PDB_ins_code",
+        "pdbx_PDB_model_num",
+    ):
         long = next(
             (i for i, text in enumerate(atoms.get(name) or ()) if len(gemmi.cif.as_string(text)) > _LONGEST), None
         )

@@ -352,3 +352,15 @@ def test_text_under_the_name_of_an_mtz_is_said(tmp_path):
     (tmp_path / "notes.mtz").write_text("notes on the crystal\nfrozen in oil\n")
     with pytest.raises(Sorry, match="notes.mtz is no MTZ file"):
         load_entry(tmp_path / "m.pdb", tmp_path / "notes.mtz")
+
+
+@pytest.mark.parametrize(
+    "name", ["auth_atom_id", "label_alt_id", "type_symbol", "pdbx_PDB_model_num", "pdbx_PDB_ins_code"]
+)
+def test_names_that_no_library_holds_are_refused_by_the_atom(name, tmp_path):
+    columns = make.cif_columns()
+    columns[name][11] = "x" * 90
+    path = tmp_path / "long.cif"
+    path.write_text(make.cif_text(columns))
+    with pytest.raises(Sorry, match=rf"atom number 12 has an impossible _atom_site.{name} of 90 characters"):
+        read_model(path)

@@ -243,11 +243,20 @@ def test_good_entry_keeps_the_contracts(records):
     record = records[GOOD]
     verdicts = {verdict.name: verdict for verdict in audit.judge({GOOD: record}, audit.read_thresholds(), [GOOD])}
     wrong = {name: verdict.sentence for name, verdict in verdicts.items() if not verdict.passed}
-    # One small peptide is no median of the mask and has no free flags.
-    assert set(wrong) <= {"hard_mask", "hard_mask_shells", "r_work", "r_free", "own_r_work", "own_r_free"}, wrong
+    # One small peptide is no measure of the mask's shells, and has no free flags.
+    assert set(wrong) <= {"hard_mask_shells", "own_r_free"}, wrong
     assert verdicts["direct_float64"].figure < 1e-12 and verdicts["fft_accuracy"].figure < 1
     assert record["contracts"]["mask_gradient"]["steps"] == [0.001, 0.005, 0.02]
     assert record["result"]["settings"]["method"] == "fft" and record["cpu_s"] > 1 and record["peak_bytes"] > 2**28
+
+
+@pytest.mark.parametrize("n, word", [(4, "not judged"), (19, "not judged"), (20, "FAIL"), (60, "FAIL")])
+def test_medians_of_a_handful_are_told_and_not_judged(n, word, records):
+    """A median above its limit fails from the number of entries that stands beside it."""
+    rule = audit.read_thresholds()["checks"]["r_work"] | {"most": -1.0}
+    verdict = audit._judge("r_work", rule, {f"{i}abc": records[GOOD] for i in range(n)})
+    assert verdict.word == word and verdict.passed == (n < 20) and verdict.judged_from == 20
+    assert ("the median of a handful, which is judged from 20 entries on" in verdict.sentence) == (n < 20)
 
 
 def test_nothing_is_downloaded_or_computed_twice(suite, capsys):

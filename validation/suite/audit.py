@@ -28,7 +28,7 @@ from .measures import MEASURES, values
 from .records import Run
 
 THRESHOLDS = Path(__file__).with_name("thresholds.toml")
-_KEYS = {"measure", "statistic", "most", "least", "contract", "expected", "excused"}
+_KEYS = {"measure", "statistic", "most", "least", "contract", "expected", "excused", "judged_from"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Verdict:
         {entry: (number, reason)} of those that miss it as foretold.
     mended : list of str
         Entries that were expected to miss it and do not.
+    judged_from : int
+        Entries from which a median says something; of fewer it is told, and not judged.
     """
 
     name: str
@@ -61,12 +63,27 @@ class Verdict:
     failed: dict = dataclasses.field(default_factory=dict)
     expected: dict = dataclasses.field(default_factory=dict)
     mended: list = dataclasses.field(default_factory=list)
+    judged_from: int = 1
+
+    @property
+    def of_a_handful(self):
+        """Whether there are too few entries to judge their median."""
+        return 0 < self.n < self.judged_from
+
+    @property
+    def word(self):
+        """The verdict in a word or two."""
+        if self.of_a_handful:
+            return "not judged"
+        return "FAIL" if not self.passed else "pass, known misses" if self.expected else "pass"
 
     @property
     def sentence(self):
         """The verdict in words."""
         figure = "nothing to judge" if self.figure is None else f"{self.figure:.3g} ({self.limit}; {self.n} entries)"
         parts = [figure]
+        if self.of_a_handful:
+            parts.append(f"the median of a handful, which is judged from {self.judged_from} entries on")
         if self.failed:
             parts.append(f"{len(self.failed)} fail: " + _listed(self.failed))
         if self.expected:
@@ -128,6 +145,9 @@ def _fault(check):
         or ("most" in excused) == ("least" in excused)
     ):
         return "has an 'excused' that needs a measure, most or least, and a reason, with the statistic 'every'"
+    judged_from = check.get("judged_from", 1)
+    if not isinstance(judged_from, int) or judged_from < 1 or (judged_from > 1 and check["statistic"] != "median"):
+        return "has a 'judged_from' that is no number of entries of a median"
     if any(set(item) != {"entry", "reason", "limit"} for item in check.get("expected", ())):
         return "has an expected entry without entry, reason and limit"
     return None if check.get("contract") else "needs a 'contract'"
@@ -214,11 +234,14 @@ def _judge(name, check, records):
         "n": len(found),
         "limit": f"{check['statistic']} at {'most' if highest else 'least'} {limit:g}",
     }
+    judged_from = check.get("judged_from", 1)
+    few = len(found) < judged_from and len(records) < judged_from
     if not found:
-        return Verdict(passed=False, **common)
+        return Verdict(passed=few, judged_from=judged_from, **common)
     if check["statistic"] == "median":
         figure = statistics.median(found.values())
-        return Verdict(passed=not misses(figure, limit), figure=figure, **common)
+        passed = len(found) < judged_from or not misses(figure, limit)
+        return Verdict(passed=passed, figure=figure, judged_from=judged_from, **common)
     known = {item["entry"]: item for item in check.get("expected", ())}
     failed, expected, mended = {}, {}, []
     for entry, value in sorted(found.items(), key=lambda item: item[1], reverse=highest):
@@ -315,9 +338,8 @@ def as_csv(verdicts):
     writer.writerow(["check", "verdict", "figure", "limit", "entries", "misses"])
     for verdict in verdicts:
         misses = _listed(verdict.failed | {entry: value for entry, (value, _) in verdict.expected.items()})
-        word = "FAIL" if not verdict.passed else "pass, known misses" if verdict.expected else "pass"
         figure = "" if verdict.figure is None else f"{verdict.figure:.3g}"
-        writer.writerow([verdict.name, word, figure, verdict.limit, verdict.n, misses])
+        writer.writerow([verdict.name, verdict.word, figure, verdict.limit, verdict.n, misses])
     return text.getvalue()
 
 
@@ -384,7 +406,7 @@ def run(options):
         }
     )
     for verdict in verdicts:
-        word = "pass" if verdict.passed else "FAIL"
+        word = "FAIL" if not verdict.passed else "few " if verdict.of_a_handful else "pass"
         print(f"{word}  {verdict.name}: {verdict.sentence}")
     failed = [verdict.name for verdict in verdicts if not verdict.passed]
     for entry, what, before, after in moved:
