@@ -115,7 +115,9 @@ def observed(
     out, left_out = rules.excluded(status, len(indices))
     found = None
     if free is not False:
-        found, said = rules.choose_flags(columns, free or None, test_value, where, strict=False)
+        found, said = rules.choose_flags(
+            columns, None if free is True else free or None, test_value, where, strict=False
+        )
         messages += said if found is not None or free else []
     parts = []
     pairs = [(chosen.value, chosen.sigma, 1)]

@@ -8,8 +8,7 @@ import torch
 
 from libtbx.utils import Sorry
 
-from ..structure_factors import METHODS
-from ..structure_factors.direct import DEFAULT_MEMORY
+from ..structure_factors import DEFAULT_MEMORY, METHODS
 
 #: Parameters of the scope ``extra.sfdiff`` of mmtbx's structure-factor parameters.
 STRUCTURE_FACTOR_PHIL = """\

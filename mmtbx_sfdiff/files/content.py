@@ -10,18 +10,21 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import re
 import shutil
 import subprocess
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import Sorry
 
 MAX_BYTES = 2**33
 _COMPRESS = b"\x1f\x9d"  # Unix compress, .Z
-_PACKED = {
+_PACKED: dict[bytes, tuple[str, Callable[..., Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.open),
     b"BZh": ("bzip2", bz2.open),
     b"\xfd7zXZ": ("xz", lzma.open),
@@ -47,7 +50,7 @@ class Content:
     kind: str
 
     @property
-    def text(self):
+    def text(self) -> str:
         """The content as text, with line ends of Unix and without a byte-order mark.
 
         Characters outside UTF-8 are replaced (they occur in author names only).
@@ -55,19 +58,19 @@ class Content:
         return _decoded(self.raw)
 
 
-def _decoded(raw):
+def _decoded(raw: bytes) -> str:
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return raw.decode(encoding, errors="replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def split_word(path):
+def split_word(path: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], str | None]:
     """(path, word): a SHELX file's name may end in ``=hklf4`` or ``=hklf3``, as in cctbx; the word is None otherwise."""
     text = str(path)
     match = _WORD.search(text)
     return (text[: match.start()], match.group(1).lower()) if match and not Path(text).exists() else (path, None)
 
 
-def read_content(path, what):
+def read_content(path: str | os.PathLike[str], what: str) -> Content:
     """Read a file, plain or compressed (gzip, bzip2, xz, compress, by content), and find out what it is.
 
     Parameters
@@ -114,10 +117,10 @@ def read_content(path, what):
     return Content(path, raw, _kind(raw, path, what))
 
 
-def _unpack(path, name, opener):
+def _unpack(path: Path, name: str, opener: Callable[..., Any]) -> bytes:
     try:
         with opener(path, "rb") as unpacked:
-            raw = unpacked.read(MAX_BYTES)
+            raw: bytes = unpacked.read(MAX_BYTES)
             if unpacked.read(1):
                 raise Sorry(f"{path} unpacks to more than {MAX_BYTES} bytes: unpack it by hand if that is right.")
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, ValueError, OSError) as error:
@@ -127,7 +130,7 @@ def _unpack(path, name, opener):
     return raw
 
 
-def _uncompress(path):
+def _uncompress(path: Path) -> bytes:
     """What compress packed: Python has no decompressor for it, gzip has."""
     program = shutil.which("gzip")
     if program is None:
@@ -143,7 +146,7 @@ def _uncompress(path):
     return done.stdout
 
 
-def _kind(raw, path, what):
+def _kind(raw: bytes, path: Path, what: str) -> str:
     if raw[:4] == b"MTZ ":
         return "mtz"
     head = _decoded(raw[:65536]).encode()

@@ -25,7 +25,7 @@ from .writing import DISK_FULL, DiskFull
 try:
     import fcntl
 except ImportError:  # Windows: the atomic rename alone keeps files whole there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 MAX_BYTES = 2**30  # no deposited entry comes near this; a server that sends more is broken
 MAX_UNPACKED_BYTES = 2**33

@@ -30,7 +30,7 @@ class Entry:
 
     model: Model
     data: Data
-    entry_id: str = None
+    entry_id: str | None = None
     messages: tuple = field(default_factory=tuple)
     options: dict = field(default_factory=dict, repr=False)
 

@@ -5,6 +5,8 @@ characters (``pdb_00001abc``), of which those that begin with four zeros are the
 that passes :func:`normalise_entry_id` ever becomes part of a path or a URL.
 """
 
+from __future__ import annotations
+
 import re
 
 from .errors import Sorry
@@ -13,7 +15,7 @@ _CLASSIC = re.compile(r"[1-9][a-z0-9]{3}")
 _EXTENDED = re.compile(r"pdb_[0-9a-z]{8}")
 
 
-def _normalised(text):
+def _normalised(text: object) -> str | None:
     if not isinstance(text, str):
         return None
     name = text.strip().lower()
@@ -27,7 +29,7 @@ def _normalised(text):
     return None
 
 
-def is_entry_id(text):
+def is_entry_id(text: object) -> bool:
     """Whether ``text`` is the identifier of a PDB entry, in either form and in any case.
 
     Parameters
@@ -41,7 +43,7 @@ def is_entry_id(text):
     return _normalised(text) is not None
 
 
-def normalise_entry_id(text):
+def normalise_entry_id(text: object) -> str:
     """The identifier in lower case; four characters where the entry has a four-character name.
 
     Parameters
@@ -67,7 +69,7 @@ def normalise_entry_id(text):
     return name
 
 
-def entry_id_in_model(text):
+def entry_id_in_model(text: str) -> str | None:
     """The entry that a coordinate file (PDB or mmCIF) says it is, or None.
 
     Parameters
@@ -93,7 +95,7 @@ def entry_id_in_model(text):
     return _normalised(match.group(1)) if match else None
 
 
-def entry_id_in_data(text):
+def entry_id_in_data(text: str) -> str | None:
     """The entry that a structure-factor CIF says it belongs to, or None.
 
     The wwPDB names the first data block ``r1abcsf`` and newer files also carry ``_entry.id``; further blocks

@@ -65,10 +65,10 @@ class Model:
     manager: object
     xray_structure: object
     crystal_symmetry: object
-    entry_id: str = None
-    r_work: float = None
-    r_free: float = None
-    d_min: float = None
+    entry_id: str | None = None
+    r_work: float | None = None
+    r_free: float | None = None
+    d_min: float | None = None
     scattering_table: str = "n_gaussian"
     frame: object = None
     messages: tuple = field(default_factory=tuple)

@@ -29,7 +29,8 @@ from .content import read_content, split_word
 from .errors import Sorry
 from .french_wilson import french_wilson
 from .merging import Indices, Reals, group_rows, mean_of_equivalents, to_asu
-from .reflection_file import ReflectionFile, Table, read_reflection_file
+from .reflection_file import read_reflection_file
+from .reflection_table import ReflectionFile, Table
 from .symmetry import Agreement, Symmetry, reconcile
 from .test_set import find_flags, mark_test_set
 

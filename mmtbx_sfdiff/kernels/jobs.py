@@ -87,14 +87,29 @@ class PackedTransform(Protocol):
 class TransformGrid(Protocol):
     """A grid and where reflections are in its transform; see ``plans.grid.GridPlan``."""
 
-    axes: tuple[int, int, int]
-    dims: tuple[int, int, int]
-    targets: torch.Tensor
-    mirror: torch.Tensor
-    rows: torch.Tensor
-    conjugate: torch.Tensor
-    starts: torch.Tensor
-    sources: torch.Tensor
+    @property
+    def axes(self) -> tuple[int, int, int]: ...
+
+    @property
+    def dims(self) -> tuple[int, int, int]: ...
+
+    @property
+    def targets(self) -> torch.Tensor: ...
+
+    @property
+    def mirror(self) -> torch.Tensor: ...
+
+    @property
+    def rows(self) -> torch.Tensor: ...
+
+    @property
+    def conjugate(self) -> torch.Tensor: ...
+
+    @property
+    def starts(self) -> torch.Tensor: ...
+
+    @property
+    def sources(self) -> torch.Tensor: ...
 
     @property
     def n_points(self) -> int: ...
@@ -109,9 +124,14 @@ class TransformGrid(Protocol):
 class Terms(Protocol):
     """Form factors as Gaussian terms: (n_types, n_terms), (n_types, n_terms) and (n_types,) numpy."""
 
-    alphas: np.ndarray
-    exponents: np.ndarray
-    constants: np.ndarray
+    @property
+    def alphas(self) -> np.ndarray: ...
+
+    @property
+    def exponents(self) -> np.ndarray: ...
+
+    @property
+    def constants(self) -> np.ndarray: ...
 
     @property
     def typical_factor(self) -> float: ...

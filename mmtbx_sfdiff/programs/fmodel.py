@@ -127,8 +127,8 @@ class _Parts:
     k_mask: torch.Tensor
     f_model: torch.Tensor
     # Of scales from data only:
-    fmodel: FModel = None
-    selection: torch.Tensor = None
+    fmodel: FModel | None = None
+    selection: torch.Tensor | None = None
 
 
 class Program(EntryProgram):

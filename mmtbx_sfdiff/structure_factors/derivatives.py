@@ -68,7 +68,7 @@ def gradients(
         def block(
             first: int, after: int, part: str = part, of_factor: torch.Tensor = of_factor, seed: torch.Tensor = seed
         ) -> list[tuple[int, slice, tuple[torch.Tensor, ...]]]:
-            found = []
+            found: list[tuple[int, slice, tuple[torch.Tensor, ...]]] = []
             for model in range(s.n_models):
                 for b in _blocks(s, miller, part, model, directions, first, after, memory):
                     moved = seed[model, b.reflections] * b.psi
@@ -133,7 +133,8 @@ class _Block:
         if part == "fp":
             table = s.form_factors(miller.d_star_sq[reflections])
             a = a + table[s.type_index[atoms]]
-        n00, n10, n01, n11 = torch.ones((), dtype=torch.complex128, device=h.device), 0.0, 0.0, 0.0
+        n00 = torch.ones((), dtype=torch.complex128, device=h.device)
+        n10 = n01 = n11 = torch.zeros_like(n00)
         for direction in directions:
             by_sites, by_u_iso, by_u_star, by_weight, by_fp, by_fdp = (x[model, atoms] for x in direction)
             by_u = by_u_star + by_u_iso[:, None] * metric

@@ -63,7 +63,8 @@ def values(scatterers: Scatterers, plan: Plan, accuracy: float, memory: int) -> 
 
 def _values(scatterers: Scatterers, miller: MillerPlan, memory: int) -> torch.Tensor:
     compute = engine(scatterers.device)
-    real, imaginary = [], []
+    real: list[torch.Tensor] = []
+    imaginary: list[torch.Tensor] = []
     for part in _sums(scatterers, miller, memory, (False,) * 6):
         (imaginary if part.factor == "fdp" else real).append(compute.direct_sum(part.job))
     result = sum_over_operators(miller, functools.reduce(torch.add, real))
@@ -95,9 +96,11 @@ def _gradients(
     grad_imaginary = None
     metric = packed_metric(s.crystal, s.u_iso)
     for part in _sums(s, miller, memory, wanted):
-        if part.factor == "fdp" and grad_imaginary is None:
-            grad_imaginary = operators_transposed(miller, -1j * grad)
-        seed = grad_imaginary if part.factor == "fdp" else grad_e
+        seed = grad_e
+        if part.factor == "fdp":
+            if grad_imaginary is None:
+                grad_imaginary = operators_transposed(miller, -1j * grad)
+            seed = grad_imaginary
         number = {"fp": 0, "fdp": 1}.get(part.factor or "")
         of_factor = dispersion[number] if number is not None else None
         # The Debye-Waller factor of an atom that uses both is that of their sum.
@@ -108,7 +111,7 @@ def _gradients(
         )
         by_sites, by_u, by_weights = compute.direct_sum_gradients(part.job, seed, asked)
         rows = part.rows
-        if sites is not None:
+        if sites is not None and by_sites is not None:
             sites[:, rows] += by_sites
         if by_u is not None and part.separable and u_iso is not None:
             u_iso[:, rows] += by_u[..., 0]
@@ -117,10 +120,10 @@ def _gradients(
                 u_star[:, rows] += by_u
             if u_iso is not None:
                 u_iso[:, rows] += (by_u * metric).sum(-1)
-        if weights is not None:
+        if weights is not None and by_weights is not None:
             factor = 1 if part.factor is None else getattr(s, part.factor)[:, rows]
             weights[:, rows] += by_weights * factor
-        if of_factor is not None:
+        if of_factor is not None and by_weights is not None:
             of_factor[:, rows] += by_weights * s.weights[:, rows]
     return found
 

@@ -41,7 +41,7 @@ class Frame:
 
     def to_standard(self, sites: Matrix) -> Matrix:
         """(n, 3) coordinates of the file in the standard frame."""
-        return sites @ self.rotation.T + self.shift
+        return np.asarray(sites @ self.rotation.T + self.shift)
 
     def to_file(self, sites: Matrix) -> Matrix:
         """(n, 3) coordinates of the standard frame in the file's."""
@@ -50,7 +50,7 @@ class Frame:
     def turned(self, u: Matrix, back: bool = False) -> Matrix:
         """(n, 3, 3) displacement tensors likewise."""
         r = self.rotation.T if back else self.rotation
-        return np.einsum("ij,njk,lk->nil", r, u, r)
+        return np.asarray(np.einsum("ij,njk,lk->nil", r, u, r))
 
 
 def frame_of(scale: tuple[Matrix, Matrix] | None, cell: tuple[float, ...]) -> tuple[Frame | None, list[str]]:

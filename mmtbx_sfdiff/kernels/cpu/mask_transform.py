@@ -9,6 +9,8 @@ the other, as matrix products, take less time than the fast Fourier transform of
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import numpy as np
@@ -20,7 +22,7 @@ from ..threads import over
 from .asymmetric_unit import Unit
 from .spectrum import read_reflections
 
-_DTYPES = {
+_DTYPES: dict[torch.dtype, tuple[np.dtype[Any], np.dtype[Any]]] = {
     torch.float32: (np.dtype(np.float32), np.dtype(np.complex64)),
     torch.float64: (np.dtype(np.float64), np.dtype(np.complex128)),
 }
