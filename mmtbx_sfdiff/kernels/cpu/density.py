@@ -21,6 +21,7 @@ from ..threads import n_workers, run, shares
 from . import gaussian as gaussian_cpu
 from . import spectrum as spectrum_cpu
 from .gather import gather as gather_atoms
+from .pair import scratch_size
 from .splat import splat as splat_atoms
 
 _STAR = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
@@ -117,7 +118,7 @@ def _splat_share(job, arrays, first, last):
             setting.tolerance,
             setting.cuts,
             setting.box,
-            np.empty(gaussian_cpu.scratch_size(setting.box), slab.dtype),
+            np.empty(scratch_size(setting.box), slab.dtype),
             work,
         )
     )
@@ -297,7 +298,7 @@ class _Gathered:
                 self.factor,
                 setting.cuts,
                 setting.box,
-                np.empty(gaussian_cpu.scratch_size(setting.box), self.grid.dtype),
+                np.empty(scratch_size(setting.box), self.grid.dtype),
                 np.empty(32),
                 self.sites,
                 self.e,

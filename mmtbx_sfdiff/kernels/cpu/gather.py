@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from ..jit import jit
-from .density_vectors import (
-    add_moments,
-    add_moments_oblique,
-    finish_moments,
-    multiply,
-    store_gaussian,
-    store_plane,
-)
-from .gaussian import (
+from ..jit import jit_in_place
+from .density_vectors import add_moments, add_moments_oblique, finish_moments, multiply
+from .gaussian import PI_SQ, gaussian, outline, pair_terms
+from .gaussian import cut as cut_of
+from .pair import (
     LARGEST_EXPONENT,
     MOMENTS,
-    PI_SQ,
-    gaussian,
+    crossed,
+    fill_row,
+    fill_tables,
+    layout,
     next_plane,
-    oblique_tables,
-    outline,
-    pair_terms,
-    row_range,
+    place_pair,
+    rows_of_plane,
     wrap,
 )
-from .gaussian import cut as cut_of
-from .gaussian import shape as shape_of
 
 
-@jit
+@jit_in_place
 def gather(
     grid,
     dims,
@@ -73,18 +64,11 @@ def gather(
     zero = grid.dtype.type(0)
     limit = LARGEST_EXPONENT[0] if grid.itemsize == 4 else LARGEST_EXPONENT[1]
     bx, by, bz = box
-    x_table, y_table, cy_table = 0, 2 * bx, 2 * bx + 2 * by
-    xy_tables = cy_table + 2 * by
-    z_table = xy_tables + 4 * by
-    cz_table = z_table + 2 * bz
-    tables = xy_tables, xy_tables + 2 * by, cz_table, cz_table + 2 * bz
-    ones_table = cz_table + 4 * bz
-    yz_table = ones_table + bz
-    box_moments = yz_table + 2 * by * bz
+    places = layout(box)
+    x_table, y_table, y_plane, xy_tables, xy_ratios, z_table, z_plane, z_ratios, ones_table, yz_table, moments = places
     for l in range(bz):
         scratch[ones_table + l] = one
     n_all = n_terms + (1 if has_constant else 0)
-    minv = np.zeros(6)
     for position in range(first_atom, last_atom):
         a = order[position]
         weight = weights[a]
@@ -123,80 +107,32 @@ def gather(
                     continue
                 outline(work, k, cut, geometry, use_aniso[a], e)
                 work[24 + k], work[26 + k] = cut, norm
-            if work[24] <= 0 and work[25] <= 0:
-                continue
-            for k in range(2):
-                if work[24 + k] <= 0:
-                    for i in range(12):
-                        work[12 * k + i] = work[12 * (1 - k) + i]
-                    work[24 + k] = work[25 - k]
-            # Isotropic Gaussians are concentric and of one shape: the wider one has the outline of both.
-            wide = 0 if work[9] >= work[21] else 1
-            hx, hy, hz = max(work[9], work[21]), max(work[10], work[22]), max(work[11], work[23])
-            # Also what is not a number is no longer one here.
-            if not (hx < bx and hy < by and hz < bz):
+            state, wide, shape, i0, i1, j0, k0, n_x, n_y, n_z, used = place_pair(work, (sx, sy, sz), box, limit)
+            if state < 0:
                 return -1
-            i0, i1 = int(math.ceil(sx - hx)), int(math.floor(sx + hx))
-            j0, k0 = int(math.ceil(sy - hy)), int(math.ceil(sz - hz))
-            n_y = (int(math.floor(sy + hy)) - j0 + 8) // 8
-            n_z = (int(math.floor(sz + hz)) - k0 + 8) // 8
-            if i1 < i0 or n_y < 1 or n_z < 1:
+            if state == 0:
                 continue
-            n_x = (i1 - i0 + 8) // 8
-            if 8 * n_x > bx or 8 * n_y > by or 8 * n_z > bz:
-                return -1
-            # What the blocks of eight have to spare goes to both ends.
-            j0 -= (8 * n_y - (int(math.floor(sy + hy)) - j0 + 1)) // 2
-            k0 -= (8 * n_z - (int(math.floor(sz + hz)) - k0 + 1)) // 2
+            oblique = crossed(work, shape)
             v0, w0 = j0 - sy, k0 - sz
-            shape = shape_of(work, hx, hy, hz, limit)
-            crossed = work[3] != 0 or work[15] != 0 or shape > 0
-            for k in range(2):
-                o = 12 * k
-                if shape < 2:
-                    store_gaussian(scratch, x_table + k * bx, n_x, zero, zero, one * work[o], one * (i0 - sx))
-                    store_gaussian(scratch, y_table + k * by, n_y, zero, zero, one * work[o + 1], one * v0)
-                if shape == 0:
-                    store_gaussian(scratch, z_table + k * bz, n_z, zero, zero, one * work[o + 2], one * w0)
-                elif shape == 1:
-                    store_plane(
-                        scratch,
-                        yz_table + k * by * bz,
-                        n_z,
-                        int(math.floor(sy + hy)) - j0 + 1,
-                        bz,
-                        one * (2 * work[o + 5]),
-                        one * work[o + 2],
-                        one * v0,
-                        one * w0,
-                    )
+            fill_tables(work, scratch, places, box, shape, (n_x, n_y, n_z), used, (i0 - sx, v0, w0))
             for l in range(n_z * MOMENTS):
-                scratch[box_moments + l] = zero
-            if crossed and shape < 2:
-                oblique_tables(work, scratch, shape, tables, box, n_y, n_z, i0 - sx, v0, w0)
-            y_used = cy_table if crossed else y_table
+                scratch[moments + l] = zero
+            y_used = y_plane if oblique else y_table
             kz = wrap(k0, nz)
             for i in range(i0, i1 + 1):
-                if crossed and shape < 2 and i > i0:
-                    next_plane(scratch, shape, tables, box, n_y, n_z)
+                if oblique and shape < 2 and i > i0:
+                    next_plane(scratch, shape, (xy_tables, xy_ratios, z_plane, z_ratios), box, n_y, n_z)
                 ix = wrap(i, nx)
                 u = i - sx
-                low0, high0 = row_range(work, wide, work[24 + wide], u)
-                low1, high1 = low0, high0
-                if use_aniso[a]:
-                    low1, high1 = row_range(work, 1 - wide, work[25 - wide], u)
-                j_first = int(math.ceil(sy + min(low0, low1))) - j0
-                j_last = int(math.floor(sy + max(high0, high1))) - j0
-                j_first, j_last = max(j_first, 0), min(j_last, 8 * n_y - 1)
-                n_rows = j_last - j_first + 1
+                j_first, n_rows = rows_of_plane(work, wide, use_aniso[a], u, sy, j0, n_y)
                 if n_rows < 1:
                     continue
                 x0, x1 = one, one
                 if shape < 2:
                     x0, x1 = scratch[x_table + i - i0], scratch[x_table + bx + i - i0]
-                    if crossed:
+                    if oblique:
                         for k in range(2):
-                            multiply(scratch, cy_table + k * by, y_table + k * by, xy_tables + k * by, n_y)
+                            multiply(scratch, y_plane + k * by, y_table + k * by, xy_tables + k * by, n_y)
                 done = 0
                 while done < n_rows:
                     jy = wrap(j0 + j_first + done, ny)
@@ -207,20 +143,10 @@ def gather(
                     start = (ix * ny + jy) * row + kz
                     if shape == 2:
                         v = v0 + j
-                        for k in range(2):
-                            o = 12 * k
-                            store_gaussian(
-                                scratch,
-                                cz_table + k * bz,
-                                n_z,
-                                one * (work[o] * u * u + work[o + 1] * v * v + 2 * work[o + 3] * u * v),
-                                one * (2 * (work[o + 4] * u + work[o + 5] * v)),
-                                one * work[o + 2],
-                                one * w0,
-                            )
+                        fill_row(work, scratch, z_plane, bz, n_z, u, v, w0)
                     for block in range(n_z):
                         at = start + 8 * block
-                        out = box_moments + block * MOMENTS
+                        out = moments + block * MOMENTS
                         if shape == 0:
                             add_moments(
                                 grid,
@@ -249,8 +175,8 @@ def gather(
                                 yz_table + j * bz + 8 * block,
                                 yz_table + (by + j) * bz + 8 * block,
                                 bz,
-                                cz_table + 8 * block,
-                                cz_table + bz + 8 * block,
+                                z_plane + 8 * block,
+                                z_plane + bz + 8 * block,
                                 x0,
                                 x1,
                                 one * u,
@@ -266,8 +192,8 @@ def gather(
                                 ones_table,
                                 ones_table,
                                 one * v,
-                                cz_table + 8 * block,
-                                cz_table + bz + 8 * block,
+                                z_plane + 8 * block,
+                                z_plane + bz + 8 * block,
                                 bz,
                                 ones_table,
                                 ones_table,
@@ -283,7 +209,7 @@ def gather(
                 o = 12 * k
                 m = finish_moments(
                     scratch,
-                    box_moments + 48 * k,
+                    moments + 48 * k,
                     MOMENTS,
                     n_z,
                     z_table + k * bz if shape == 0 else ones_table,
@@ -311,8 +237,6 @@ def gather(
                     grad_e[a] += scale * (second - 1.5 * m[0]) / e
                     continue
                 # d/dM of pi^(3/2) det(M)^(-1/2) exp(-pi^2 r M^-1 r): -M^-1/2 + pi^2 M^-1 r r M^-1, r = u / N.
-                for i in range(6):
-                    minv[i] = work[o + i] / (PI_SQ * geometry[14 + i])
                 n00, n11, n22, n01, n02, n12 = (
                     geometry[14],
                     geometry[15],
@@ -323,7 +247,8 @@ def gather(
                 )
                 r00, r11, r22 = m[4] * n00, m[5] * n11, m[6] * n22
                 r01, r02, r12 = m[7] * n01, m[8] * n02, m[9] * n12
-                i00, i11, i22, i01, i02, i12 = minv[0], minv[1], minv[2], minv[3], minv[4], minv[5]
+                i00, i11, i22 = q00 / (PI_SQ * n00), q11 / (PI_SQ * n11), q22 / (PI_SQ * n22)
+                i01, i02, i12 = q01 / (PI_SQ * n01), q02 / (PI_SQ * n02), q12 / (PI_SQ * n12)
                 # T = R M^-1, then M^-1 T.
                 t00, t01, t02 = (
                     r00 * i00 + r01 * i01 + r02 * i02,

@@ -1,6 +1,6 @@
 """One Gaussian as the compiled CPU kernels see it: its form, its outline on the grid, and where it ends.
 
-Shared by :mod:`~mmtbx_sfdiff.kernels.cpu.splat` and :mod:`~mmtbx_sfdiff.kernels.cpu.gather`; the formulae are in the former.
+The formulae are in :mod:`~mmtbx_sfdiff.kernels.cpu.splat`; :mod:`~mmtbx_sfdiff.kernels.cpu.pair` puts two of them on the grid.
 """
 
 from __future__ import annotations
@@ -9,20 +9,9 @@ import math
 
 import numpy as np
 
-from ..jit import jit
-from .density_vectors import multiply, store_gaussian
+from ..jit import jit, jit_in_place
 
 PI_SQ = math.pi**2
-# Exponents that separate tables can hold, in single and in double precision.
-LARGEST_EXPONENT = 80.0, 600.0
-# Moments of one block of eight points: six a term.
-MOMENTS = 6 * 2 * 8
-
-
-def scratch_size(box):
-    """Elements of scratch for boxes of at most ``box`` points along each axis (multiples of eight)."""
-    nx, ny, nz = box
-    return 2 * nx + 8 * ny + 7 * nz + 2 * ny * nz + (nz // 8 + 1) * MOMENTS + 64
 
 
 @jit
@@ -56,7 +45,7 @@ def place_atoms(sites, axes, dims, sites_grid, order):
     return 0
 
 
-@jit
+@jit_in_place
 def cut(cuts, width, level):
     """Exponent at which a Gaussian of this width may end: bilinear in log(width) and log(tolerance /
     amplitude)."""
@@ -74,7 +63,7 @@ def cut(cuts, width, level):
     ) * x
 
 
-@jit
+@jit_in_place
 def gaussian(e, ustar, aniso, geometry, work, k):
     """Fill work[12 k ...] with Q (6) and return (normalisation of unit amplitude, effective width); width <=
     0: bad.
@@ -119,7 +108,7 @@ def gaussian(e, ustar, aniso, geometry, work, k):
     return math.pi**1.5 / math.sqrt(det) / geometry[20], 3 * s_sq / trace
 
 
-@jit
+@jit_in_place
 def outline(work, k, cut, geometry, aniso, e):
     """What the ellipsoid u Q u <= cut needs: work[12 k + 6 ...] = w0, s11, s01, h_x, h_y, h_z."""
     o = 12 * k
@@ -145,7 +134,7 @@ def outline_of(q):
     return work[6:]
 
 
-@jit
+@jit_in_place
 def pair_terms(a, k, weight, factors, e_iso, type_index, alphas, exponents, n_terms, has_constant, fp):
     """(amplitude without weight, e) of term k of an atom; the constant term, if any, is the last."""
     t = type_index[a]
@@ -154,67 +143,3 @@ def pair_terms(a, k, weight, factors, e_iso, type_index, alphas, exponents, n_te
     if has_constant and k == n_terms:
         return factors[t] + fp[a], e_iso
     return 0.0, 1.0
-
-
-@jit
-def row_range(work, k, cut, u):
-    rem = cut - work[12 * k + 6] * u * u
-    if rem <= 0:
-        return 1e30, -1e30
-    s11 = work[12 * k + 7]
-    centre, half = -work[12 * k + 8] * u / s11, math.sqrt(rem / s11)
-    return centre - half, centre + half
-
-
-@jit
-def wrap(i, n):
-    """i modulo n, where i is seldom outside the first period."""
-    if 0 <= i < n:
-        return i
-    return i % n
-
-
-@jit
-def shape(work, hx, hy, hz, limit):
-    """0: the contiguous axis separates; 1: two-axis tables; 2: an exponential a point.
-
-    hx, hy, hz is half the box; limit the largest exponent that the tables can hold.
-    """
-    shape = 0
-    for k in range(2):
-        o = 12 * k
-        steep = 2 * (abs(work[o + 4]) * (hx + 1) + abs(work[o + 5]) * (hy + 5)) * (hz + 5)
-        if steep > 1e-9:
-            shape = max(shape, 1)
-        if max(steep, 2 * abs(work[o + 3]) * (hx + 1) * (hy + 5)) > limit:
-            shape = 2
-    return shape
-
-
-@jit
-def oblique_tables(work, scratch, shape, tables, box, n_y, n_z, u, v0, w0):
-    """What makes tables for the plane at u out of those for one axis each: factors of (x, y) and of (x, z),
-    and what they are multiplied by from plane to plane.
-
-    tables: (running xy, ratio of xy, running xz, ratio of xz), two terms each.
-    """
-    one, zero = scratch.dtype.type(1), scratch.dtype.type(0)
-    _, by, bz = box
-    for k in range(2):
-        cross = 2 * work[12 * k + 3]
-        store_gaussian(scratch, tables[0] + k * by, n_y, zero, one * (cross * u), zero, one * v0)
-        store_gaussian(scratch, tables[1] + k * by, n_y, zero, one * cross, zero, one * v0)
-        if shape == 1:
-            cross = 2 * work[12 * k + 4]
-            store_gaussian(scratch, tables[2] + k * bz, n_z, zero, one * (cross * u), zero, one * w0)
-            store_gaussian(scratch, tables[3] + k * bz, n_z, zero, one * cross, zero, one * w0)
-
-
-@jit
-def next_plane(scratch, shape, tables, box, n_y, n_z):
-    """From the tables of one plane to those of the next."""
-    _, by, bz = box
-    for k in range(2):
-        multiply(scratch, tables[0] + k * by, tables[0] + k * by, tables[1] + k * by, n_y)
-        if shape == 1:
-            multiply(scratch, tables[2] + k * bz, tables[2] + k * bz, tables[3] + k * bz, n_z)

@@ -6,10 +6,10 @@ axis one after another; they are the rows of a ``(n_columns, n_x)`` array.
 
 from __future__ import annotations
 
-from ..jit import jit
+from ..jit import jit_in_place
 
 
-@jit
+@jit_in_place
 def merge(slab, first_plane, used, n_planes, first, planes):
     """Add what a slab has of the planes first, first + 1, ... of a grid of n_planes.
 
@@ -30,7 +30,7 @@ def merge(slab, first_plane, used, n_planes, first, planes):
                     to[k] += row[start + k]
 
 
-@jit
+@jit_in_place
 def unfold(slab, nz):
     """Repeat the points of each row beyond nz."""
     for i in range(slab.shape[0]):
@@ -41,7 +41,7 @@ def unfold(slab, nz):
                     row[start + k] = row[k]
 
 
-@jit
+@jit_in_place
 def pack(planes, columns, first_plane, packed):
     """packed[c, first_plane + i] = planes[i, columns[c]]."""
     for start in range(0, planes.shape[0], 8):
@@ -51,7 +51,7 @@ def pack(planes, columns, first_plane, packed):
                 packed[c, first_plane + i] = planes[i, columns[c]]
 
 
-@jit
+@jit_in_place
 def unpack(packed, columns, first_plane, planes):
     """planes[i, columns[c]] = packed[c, first_plane + i]."""
     for start in range(0, planes.shape[0], 8):
@@ -61,7 +61,7 @@ def unpack(packed, columns, first_plane, planes):
                 planes[i, columns[c]] = packed[c, first_plane + i]
 
 
-@jit
+@jit_in_place
 def turn_back(half, spectrum):
     """spectrum[i, q, s] = half[i, s, q] for those s that half has, and zero for the others."""
     n_s = half.shape[1]
@@ -76,7 +76,7 @@ def turn_back(half, spectrum):
                     spectrum[i, q, s] = half[i, s, q]
 
 
-@jit
+@jit_in_place
 def read_reflections(transform, rows, conjugate, phase, factor, first, last, result):
     """result[h] = factor[h] sum_G phase[G, h] (transform or its conjugate)[rows[G, h]] for h in [first,
     last)."""
@@ -90,7 +90,7 @@ def read_reflections(transform, rows, conjugate, phase, factor, first, last, res
         result[h] = total * factor[h]
 
 
-@jit
+@jit_in_place
 def write_reflections(transform, targets, kinds, starts, readers, reflections, phase, factor, grad, first, last):
     """The transpose of :func:`read_reflections`: targets[first:last] of a half spectrum whose real transform
     is dT/d(grid).
