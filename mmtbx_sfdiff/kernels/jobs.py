@@ -134,6 +134,8 @@ class Terms(Protocol):
     def constants(self) -> np.ndarray: ...
 
     @property
+    def has_constants(self) -> bool: ...
+    @property
     def typical_factor(self) -> float: ...
 
 
@@ -222,7 +224,9 @@ class DensityJob:
     @property
     def has_constant(self) -> bool:
         """Whether there is a constant term beside the Gaussian ones."""
-        return bool(self.dispersion or self.gradient or self.setting.table.constants.any() or (self.fp != 0).any())
+        if self.dispersion or self.gradient or self.setting.table.has_constants:
+            return True
+        return bool(self.fp.numpy().any() if self.fp.device.type == "cpu" else (self.fp != 0).any())
 
 
 class Columns(Protocol):

@@ -58,6 +58,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.library
+from torch.autograd import forward_ad
 
 NAMESPACE = "mmtbx_sfdiff"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -221,9 +222,20 @@ def caller(cls: type[Function]) -> Callable[..., Any]:
                 return traced.apply(*args)  # type: ignore[no-untyped-call]
             # The compiler takes a forward() with *args for one with a context where no gradient is wanted.
             return cls.forward(*args)
-        return cls.apply(*args)  # type: ignore[no-untyped-call]
+        if followed(args):
+            return cls.apply(*args)  # type: ignore[no-untyped-call]
+        return cls.forward(*args)
 
     return call
+
+
+def followed(args: Sequence[Any]) -> bool:
+    """Whether anything would differentiate or transform what is made of these arguments; else a graph is no use."""
+    return (
+        (torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args))
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 def _more_models(cls: type[Function], info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:

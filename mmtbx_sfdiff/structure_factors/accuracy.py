@@ -29,7 +29,7 @@ import torch
 
 import numpy as np
 
-from ..kernels.cpu.histogram import sharpest
+from ..kernels.cpu.histogram import mean_squares, sharpest
 from ..plans.cache import Kept
 
 # Tabulated exponents E = B s_max^2 / 4 of the atoms: E_i = E_FIRST + E_SCALE (E_GROWTH^i - 1).
@@ -224,7 +224,8 @@ class ErrorModel:
             (3,) mean squares of the structure's contributions.
         """
         own = histogram if contributions is None else contributions
-        norms = np.einsum("mte,te->m", self.norms[:, :-1], own[:-1])
+        norms = np.empty(3)
+        mean_squares(self.norms, own, norms)
         bound = _ALIAS_SHARE * (_AIM * accuracy) ** 2
         wanted = tuple(order in orders for order in range(3))
         return sharpest(self.aliases, self.noises, histogram, norms, wanted, rounding, bound), norms

@@ -39,7 +39,7 @@ def values(
     s = scatterers
     setting = choose_setting(s, plan, accuracy, _of_one(memory, s), found=found)
     compute = engines.engine(s.device)
-    dispersion = bool((s.fdp != 0).any())
+    dispersion = s.has_fdp
     result = torch.empty((s.n_models, len(plan)), dtype=s.complex_dtype, device=s.device)
 
     def fill(part: int | slice) -> None:
@@ -64,7 +64,7 @@ def gradients(
     compute = engines.engine(s.device)
     parameters = (s.sites, s.u_iso, s.u_star, s.weights, s.fp, s.fdp)
     result = [torch.zeros_like(x) if want else None for x, want in zip(parameters, wanted)]
-    maps = [False, True] if wanted[5] or bool((s.fdp != 0).any()) else [False]
+    maps = [False, True] if wanted[5] or s.has_fdp else [False]
 
     def fill(part: int | slice) -> None:
         for dispersion in maps:

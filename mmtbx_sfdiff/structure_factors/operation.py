@@ -176,7 +176,7 @@ def _check_result(s: Scatterers, results: Sequence[torch.Tensor], seed: torch.Te
 def _finite(x: torch.Tensor) -> bool:
     """Whether all are; one pass where they are."""
     flat = (torch.view_as_real(x) if x.is_complex() else x).reshape(-1)
-    return bool(torch.isfinite(torch.dot(flat, flat))) or bool(torch.isfinite(flat).all())
+    return math.isfinite(float(torch.dot(flat, flat))) or bool(torch.isfinite(flat).all())
 
 
 def _chosen(gradients: Gradients, wanted: Sequence[bool]) -> list[torch.Tensor]:

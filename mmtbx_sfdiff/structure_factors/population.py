@@ -57,14 +57,14 @@ def population(scatterers: Scatterers, tables: Tables, wanted: tuple[bool, ...] 
     s = scatterers
     # The gradient of a term that may be zero: as if it were as large as a form factor.
     least = tables.terms.typical_factor if wanted and (wanted[4] or wanted[5]) else 0.0
-    extras = [value for i, value in enumerate((s.fp, s.fdp)) if (wanted and wanted[4 + i]) or bool((value != 0).any())]
+    extras = [value for i, value in enumerate((s.fp, s.fdp)) if (wanted and wanted[4 + i]) or (s.has_fp, s.has_fdp)[i]]
     found = (_compiled if s.device.type == "cpu" else _torch)(s, extras, least, tables)
     if not found.n_atoms:
         found.histogram[0, error_model.N_E // 2] = 1.0
     extra = max((float(value.abs().max()) for value in extras), default=0.0)
     contributions = None
     parts: list[Population] = []
-    if wanted and found.n_atoms and bool(s.use_u_aniso.any()):
+    if wanted and found.n_atoms and s.has_u_aniso:
         contributions = _with_mean_u(s, tables)
         for chosen, want in ((~s.use_u_aniso, wanted[1]), (s.use_u_aniso, wanted[2])):
             if want and 0 < int(chosen.sum()) < s.n_atoms:
@@ -86,14 +86,14 @@ def _with_mean_u(s: Scatterers, tables: Tables) -> np.ndarray:
 
 def _compiled(s: Scatterers, extras: list[torch.Tensor], least: float, tables: Tables) -> Population:
     def array(value: torch.Tensor) -> np.ndarray:
-        return value.numpy().astype(np.float64)
+        return value.numpy().astype(np.float64, copy=False)
 
     histogram = np.zeros((len(tables.terms.constants) + 1, error_model.N_E))
     use_aniso, types = s.use_u_aniso.numpy(), s.type_index.numpy()
     orthogonalization = s.crystal.orthogonalization.numpy()
     u_iso, weights = array(s.u_iso), array(s.weights)
-    u_star = array(s.u_star) if use_aniso.any() else np.zeros((len(u_iso), 1, 6))
-    extra = np.stack([array(x) for x in extras]) if extras else np.zeros((0, *u_iso.shape))
+    u_star = array(s.u_star) if s.has_u_aniso else np.zeros((len(u_iso), 1, 6))
+    extra = np.stack([array(x) for x in extras]) if extras else np.zeros((0, len(u_iso), 1))
     n_atoms, heaviest = 0, 0.0
     largest, smallest = (0.0, (0, 0)), (0.0, (0, 0))
     for i in range(len(u_iso)):
@@ -122,7 +122,7 @@ def _torch(s: Scatterers, extras: list[torch.Tensor], least: float, tables: Tabl
     n_types, n_e = len(tables.terms.constants), error_model.N_E
     u = s.u_iso.to(torch.float64)
     widest = u
-    if bool(s.use_u_aniso.any()):
+    if s.has_u_aniso:
         widest = u + _cart_trace(s)
         u = u + least_u(s)
     scale = 2 * math.pi**2 * tables.s_sq

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -80,8 +81,8 @@ class Scatterers:
         return cls(
             crystal=crystal,
             sites=_product(sites_cart.to(torch.float64), crystal.fractionalization.T) + residual,
-            u_iso=torch.where(use_u_iso, u_iso, 0.0),
-            u_star=torch.where(use_u_aniso[:, None], u_star, 0.0),
+            u_iso=_where(use_u_iso, u_iso, 0),
+            u_star=_where(use_u_aniso, u_star, 1),
             weights=occupancies * site_weights.to(dtype),
             fp=fp,
             fdp=fdp,
@@ -99,6 +100,21 @@ class Scatterers:
         shared = atoms.use_u_iso, atoms.use_u_aniso, atoms.site_weights, atoms.type_index
         parameters = [getattr(atoms, name).detach()[None] for name in PARAMETERS]
         return cls.make(parameters, atoms._frac_residual[None], shared, atoms.crystal, atoms.form_factors)
+
+    @functools.cached_property
+    def has_u_aniso(self) -> bool:
+        """Whether any atom is anisotropic."""
+        return _any(self.use_u_aniso)
+
+    @functools.cached_property
+    def has_fp(self) -> bool:
+        """Whether any f' is not zero."""
+        return _any(self.fp)
+
+    @functools.cached_property
+    def has_fdp(self) -> bool:
+        """Whether any f'' is not zero."""
+        return _any(self.fdp)
 
     @property
     def n_models(self) -> int:
@@ -157,7 +173,7 @@ def least_u(scatterers: Scatterers) -> torch.Tensor:
     s = scatterers
     result = torch.zeros(s.weights.shape, dtype=torch.float64, device=s.device)
     chosen = s.use_u_aniso
-    if not bool(chosen.any()):
+    if not s.has_u_aniso:
         return result
     packed = s.u_star[:, chosen].to(torch.float64)
     cart = s.crystal.orthogonalization @ packed[..., [0, 3, 4, 3, 1, 5, 4, 5, 2]].unflatten(-1, (3, 3))
@@ -170,6 +186,24 @@ def least_u(scatterers: Scatterers) -> torch.Tensor:
     angle = torch.acos(half_det.clamp(-1, 1)) / 3
     result[:, chosen] = mean + 2 * size * torch.cos(angle + 2 * math.pi / 3)
     return result
+
+
+def _any(values: torch.Tensor) -> bool:
+    """Whether any is not zero."""
+    if values.device.type == "cpu":
+        return bool(values.numpy().any())  # a third of the time of torch's
+    return bool((values != 0).any())
+
+
+def _where(chosen: torch.Tensor, values: torch.Tensor, tail: int) -> torch.Tensor:
+    """Values of the chosen atoms, (n_models, n_atoms) and as many dimensions more as ``tail``, and zero for others."""
+    if chosen.device.type == "cpu":
+        flags = chosen.numpy()
+        if flags.all():
+            return values
+        if not flags.any():
+            return values.new_zeros(()).expand(values.shape)
+    return torch.where(chosen[:, None] if tail else chosen, values, 0.0)
 
 
 def _product(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

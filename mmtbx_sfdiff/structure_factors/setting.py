@@ -14,6 +14,7 @@ import torch
 import numpy as np
 
 from ..kernels import engines
+from ..kernels.cpu.histogram import summary
 from ..kernels.jobs import DensitySetting, FFTUnsuitable, NotPositiveDefinite
 from ..plans import Plan
 from ..plans.grid import grid_dims
@@ -98,11 +99,11 @@ def choose_setting(
             "raise memory, or use method='direct'."
         )
     terms = tables.terms
-    n_terms = terms.alphas.shape[1] + (1 if terms.constants.any() else 0)
+    n_terms = terms.alphas.shape[1] + (1 if terms.has_constants else 0)
     sharpening = float(error_model.SHARPENINGS[index])
     slack = engines.engine(scatterers.device).slack
     tolerance = model.tolerance(norms, n_atoms, accuracy, max(n_terms, 1)) * slack
-    typical = math.sqrt(histogram[:-1].sum() / n_atoms)
+    typical = math.sqrt(summary(histogram, error_model.exponent_grid(), 0.0)[0] / n_atoms)
     cuts = model.cut_table(index, norms, orders)
     size = max(terms.largest + found.extra, terms.typical_factor)
     lowest = math.log(tolerance / (size * max(found.heaviest, typical)))
@@ -173,8 +174,7 @@ def _box(
     column = int(min(max((lowest - level_first) / level_step, 0), table.shape[1] - 1))
     radius = math.sqrt(width * max(float(table[:, column].max()), 0.5) / tables.s_sq) / math.pi
     # Half the box is radius times the length of the reciprocal axis, in grid units.
-    lengths = np.linalg.norm(tables.basis, axis=1)
-    a, b, c = (8 * (int(2 * radius * lengths[axis] * n + 1) // 8 + 2) for axis, n in zip(tables.plan.axes, dims))
+    a, b, c = (8 * (int(2 * radius * tables.lengths[axis] * n + 1) // 8 + 2) for axis, n in zip(tables.plan.axes, dims))
     return a, b, c
 
 
@@ -190,10 +190,8 @@ def choose_grid(
     """
     histogram, n_atoms = found.histogram, found.n_atoms / n_models
     bins = error_model.exponent_grid()
-    share = histogram[:-1].sum(0)
-    mean = float((share * bins).sum() / share.sum())
-    low = float(bins[min(np.searchsorted(np.cumsum(share), 0.05 * share.sum()), len(bins) - 1)])
-    constant = bool(histogram[-1].any())
+    _, mean, place, constant = summary(histogram, bins, 0.05)
+    low = float(bins[place])
     # The choice is a function of these coarse numbers only, so that it does not change from step to step.
     mean_step, low_step = round(3 * math.log2(max(mean, 0.1))), round(4 * low)
     key = (round(2 * math.log2(n_atoms)), mean_step, low_step, constant, accuracy, memory, orders)

@@ -36,6 +36,11 @@ class TermTable:
         return cls(np.ascontiguousarray(a), np.ascontiguousarray(b * s_sq / 4), c)
 
     @functools.cached_property
+    def has_constants(self) -> bool:
+        """Whether any constant term is not zero."""
+        return bool(self.constants.any())
+
+    @functools.cached_property
     def largest(self) -> float:
         """Largest |alpha| or constant."""
         return max(float(np.abs(x).max(initial=0.0)) for x in (self.alphas, self.constants))
@@ -70,6 +75,8 @@ class Tables:
     terms : TermTable
     basis : numpy.ndarray
         (3, 3), rows a*, b*, c* in Å^-1.
+    lengths : list of float
+        Of these.
     cell : Cell
     choices : Kept
         (grid, dtype, cost) by what :func:`~.setting.choose_grid` looks at.
@@ -82,6 +89,7 @@ class Tables:
         self.s_sq = float(self.d_star_sq.max())
         self.terms = TermTable.from_form_factors(form_factors, self.s_sq)
         self.basis = crystal.fractionalization.cpu().numpy()
+        self.lengths: list[float] = np.linalg.norm(self.basis, axis=1).tolist()
         self.cell = cell_of(crystal)
         self.choices = Kept(64)
         self._models, self._grids, self._factors, self._phases = Kept(16), Kept(16), Kept(16), Kept(2)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from ..jit import jit
+from ..jit import jit_in_place
 
 
-@jit
+@jit_in_place
+def _cart(u, o, p, q):
+    """An element of O U O^T, U packed."""
+    return (
+        u[0] * o[p, 0] * o[q, 0]
+        + u[1] * o[p, 1] * o[q, 1]
+        + u[2] * o[p, 2] * o[q, 2]
+        + u[3] * (o[p, 0] * o[q, 1] + o[p, 1] * o[q, 0])
+        + u[4] * (o[p, 0] * o[q, 2] + o[p, 2] * o[q, 0])
+        + u[5] * (o[p, 1] * o[q, 2] + o[p, 2] * o[q, 1])
+    )
+
+
+@jit_in_place
 def population(
     u_iso,
     u_star,
@@ -35,32 +46,19 @@ def population(
     n_bins = result.shape[1]
     n_atoms, largest, heaviest, least, widest_atom, least_atom = 0, 0.0, 0.0, 0.0, 0, 0
     o = orthogonalization
-    cart = np.zeros(6)
     for a in range(len(weights)):
         e = u_iso[a] * scale
         widest = e
         if use_aniso[a]:
             u = u_star[a]
-            for i in range(6):
-                p, q = (i, i) if i < 3 else ((0, 1) if i == 3 else ((0, 2) if i == 4 else (1, 2)))
-                cart[i] = (
-                    u[0] * o[p, 0] * o[q, 0]
-                    + u[1] * o[p, 1] * o[q, 1]
-                    + u[2] * o[p, 2] * o[q, 2]
-                    + u[3] * (o[p, 0] * o[q, 1] + o[p, 1] * o[q, 0])
-                    + u[4] * (o[p, 0] * o[q, 2] + o[p, 2] * o[q, 0])
-                    + u[5] * (o[p, 1] * o[q, 2] + o[p, 2] * o[q, 1])
-                )
+            xx, yy, zz = _cart(u, o, 0, 0), _cart(u, o, 1, 1), _cart(u, o, 2, 2)
+            xy, xz, yz = _cart(u, o, 0, 1), _cart(u, o, 0, 2), _cart(u, o, 1, 2)
             # Eigenvalues of a symmetric 3 x 3 matrix in closed form.
-            mean = (cart[0] + cart[1] + cart[2]) / 3
-            x, y, z = cart[0] - mean, cart[1] - mean, cart[2] - mean
-            off = cart[3] ** 2 + cart[4] ** 2 + cart[5] ** 2
+            mean = (xx + yy + zz) / 3
+            x, y, z = xx - mean, yy - mean, zz - mean
+            off = xy**2 + xz**2 + yz**2
             size = max(math.sqrt((x * x + y * y + z * z + 2 * off) / 6), 1e-30)
-            det = (
-                x * (y * z - cart[5] ** 2)
-                - cart[3] * (cart[3] * z - cart[5] * cart[4])
-                + cart[4] * (cart[3] * cart[5] - y * cart[4])
-            ) / (2 * size**3)
+            det = (x * (y * z - yz**2) - xy * (xy * z - yz * xz) + xz * (xy * yz - y * xz)) / (2 * size**3)
             angle = math.acos(min(max(det, -1.0), 1.0)) / 3
             e += scale * (mean + 2 * size * math.cos(angle + 2 * math.pi / 3))
             widest += scale * (mean + 2 * size * math.cos(angle))
@@ -85,7 +83,7 @@ def population(
     return n_atoms, largest, math.sqrt(heaviest), least, widest_atom, least_atom
 
 
-@jit
+@jit_in_place
 def sharpest(aliases, noises, histogram, norms, wanted, rounding, bound):
     """:meth:`ErrorModel.sharpening`: the largest number of the ladder with errors within the bound, or -1."""
     for p in range(aliases.shape[0] - 1, -1, -1):
@@ -106,3 +104,34 @@ def sharpest(aliases, noises, histogram, norms, wanted, rounding, bound):
         if worst + rounding * rounding * noise / norms[0] <= bound:
             return p
     return -1
+
+
+@jit_in_place
+def mean_squares(norms, histogram, result):
+    """result[m] = sum of norms[m] times the histogram, without its last row."""
+    for m in range(norms.shape[0]):
+        total = 0.0
+        for t in range(histogram.shape[0] - 1):
+            for e in range(histogram.shape[1]):
+                total += norms[m, t, e] * histogram[t, e]
+        result[m] = total
+
+
+@jit_in_place
+def summary(histogram, bins, part):
+    """(sum, mean exponent, place that ``part`` of it lies up to, whether the last row has anything), of all types."""
+    n_types, n_bins = histogram.shape[0] - 1, histogram.shape[1]
+    total, moment, extra = 0.0, 0.0, False
+    for e in range(n_bins):
+        for t in range(n_types):
+            total += histogram[t, e]
+            moment += histogram[t, e] * bins[e]
+        extra = extra or histogram[n_types, e] != 0
+    below, place = 0.0, n_bins - 1
+    for e in range(n_bins):
+        for t in range(n_types):
+            below += histogram[t, e]
+        if below >= part * total:
+            place = e
+            break
+    return total, moment / total, place, extra
