@@ -141,7 +141,9 @@ def _call(
         tail = getattr(atoms, name).shape[-1 - PARAMETERS[name] :]
         if array.shape[array.ndim - len(tail) :] != tuple(tail):
             raise ValueError(f"{name} must have the shape (..., {', '.join(map(str, tail))}), not {array.shape}.")
-    return _function(make, atoms, crystal, miller_indices, names, options)(*(a.astype(dtype) for a in arrays))
+    function = _function(make, atoms, crystal, miller_indices, names, options)
+    found: jax.Array = function(*(a.astype(dtype) for a in arrays))
+    return found
 
 
 def _function(
