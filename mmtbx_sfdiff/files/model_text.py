@@ -26,6 +26,9 @@ def normalized(text: str, kind: str, path: object) -> tuple[str, Any, list[str]]
     if kind == "cif":
         return normalized_cif(text, path)
     text = text.encode("ascii", errors="replace").decode()  # the format's columns are bytes
+    last = text[text.rfind("\n") + 1 :]
+    if last.startswith(("ATOM  ", "HETATM")) and len(last) < _NUMBERS[-1][1]:
+        raise Sorry(f"{path} is cut short (its last record ends in column {len(last)}): download or copy it again.")
     for line in text.splitlines():
         if line.startswith(("ATOM  ", "HETATM")):
             for start, end in _NUMBERS:

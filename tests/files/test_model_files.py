@@ -364,3 +364,14 @@ def test_names_that_no_library_holds_are_refused_by_the_atom(name, tmp_path):
     path.write_text(make.cif_text(columns))
     with pytest.raises(Sorry, match=rf"atom number 12 has an impossible _atom_site.{name} of 90 characters"):
         read_model(path)
+
+
+def test_a_last_record_cut_within_its_numbers_is_refused(tmp_path):
+    text = make.pdb_text()
+    end = text.index("\n", text.index("ATOM     23"))
+    path = tmp_path / "cut.pdb"
+    path.write_text(text[: end - 18])  # within B: 1 for 11.24 would be read
+    with pytest.raises(Sorry, match=r"is cut short \(its last record ends in column 6[0-5]\)"):
+        read_model(path)
+    path.write_text(text[:end])  # whole, but for the end of the line
+    assert read_model(path).xray_structure.scatterers().size() == 23
