@@ -22,6 +22,7 @@ from .bulk_solvent import solvent_structure_factors
 from .ensemble import checked_weights, ensemble_f_mask, weighted_sum
 from .fmodel_io import FModelIO
 from .fmodel_targets import TARGETS, FModelTargets
+from .fmodel_twin import FModelTwin
 from .kernels import checks
 from .likelihood.alpha_beta import AlphaBeta
 from .numerics.precision import full_precision
@@ -34,7 +35,7 @@ from .structure_factors import structure_factors
 __all__ = ["TARGETS", "FModel"]
 
 
-class FModel(FModelTargets, FModelIO, AtomsModule):
+class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
     """Scaled structure factors of a model, and how well they agree with the data.
 
     Make one with :meth:`from_files`, :meth:`from_cctbx`, or from an ``Atoms`` and a ``Reflections``.
@@ -67,6 +68,10 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
     follow_scales : bool
         Solve for the overall scale and k_mask of each resolution bin again in every call, on the graph: they follow F_calc and
         F_mask from where :meth:`update_scales` left them (:mod:`mmtbx_sfdiff.scaling.refit`), rather than stay constant.
+    twin_law : str, optional
+        Indices of the twin mate, such as ``h,-k,-l``; "auto": that of the lattice by which the data look twinned, if there is one.
+    twin_fraction : float, optional
+        Of the second domain; by default :meth:`update_scales` determines it (``scales.twin_fraction``).
 
     Attributes
     ----------
@@ -114,6 +119,8 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
         f_partial: torch.Tensor | None = None,
         refresh_scales: int | None = None,
         follow_scales: bool = False,
+        twin_law: str | None = None,
+        twin_fraction: float | None = None,
     ) -> None:
         refine = (refine,) if isinstance(refine, str) else tuple(refine)
         super().__init__(atoms, [name for name in refine if name != "weights"])
@@ -139,6 +146,7 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
         # Of the structure factors that the scales were determined from; what follows, follows from there.
         self._solved: Solved | None = None
         self._reflections, self._reflections_for = _unscaled(reflections)
+        self._set_twin(twin_law, twin_fraction)
         self._alpha_beta: AlphaBeta | None = None
 
     def with_(self, atoms: Atoms | None = None, reflections: Reflections | None = None, **options: Any) -> FModel:
@@ -173,6 +181,8 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             "f_partial": self.f_partial,
             "refresh_scales": self.refresh_scales,
             "follow_scales": self.follow_scales,
+            "twin_law": "auto" if self._twin_auto else self.twin_law,
+            "twin_fraction": self.twin_fraction,
         }
 
     @property
@@ -205,24 +215,26 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
     # Structure factors
 
     @full_precision
-    def f_calc(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor:
-        """F of the atoms, (..., n) complex, unscaled."""
+    def f_calc(self, sites_cart: torch.Tensor | None = None, mates: bool = False) -> torch.Tensor:
+        """F of the atoms, (..., n) complex, unscaled; with ``mates`` followed by those of twin mates that were not measured."""
         atoms, weights = self._atoms(sites_cart), self.ensemble
-        f = self._structure_factors(atoms)
+        f = self._structure_factors(atoms, self._indices(mates))
         f = f if weights is None else weighted_sum(f, weights)
         return f if self.f_partial is None else f + self.f_partial
 
     @full_precision
-    def f_mask(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor:
-        """F of the solvent mask, (..., n) complex, unscaled."""
+    def f_mask(self, sites_cart: torch.Tensor | None = None, mates: bool = False) -> torch.Tensor:
+        """F of the solvent mask, (..., n) complex, unscaled; with ``mates`` as :meth:`f_calc`."""
         atoms, weights = self._atoms(sites_cart), self.ensemble
-        crystal, indices = self.reflections.crystal, self.reflections.miller_indices
+        crystal, indices = self.reflections.crystal, self._indices(mates)
         if weights is not None:
             return ensemble_f_mask(atoms, crystal, indices, weights, self.solvent, self.mask_options)
         return solvent_structure_factors(atoms, crystal, indices, **self.mask_options)
 
     @full_precision
-    def f_model(self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def f_model(
+        self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None, twinned: bool = True
+    ) -> torch.Tensor:
         """Scaled structure factors of all reflections.
 
         Parameters
@@ -231,7 +243,9 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             (..., n_atoms, 3) Å; by default the atoms' own.  Of lower precision than the atoms (such as bfloat16) it is
             converted, and its gradient comes back in its own.
         f_mask : torch.Tensor, optional
-            (n,) to use instead of the mask of these sites, e.g. to keep it for some steps.
+            (n,) to use instead of the mask of these sites, e.g. to keep it for some steps; of a twin ``f_mask(mates=True)``.
+        twinned : bool
+            Of a twin: its amplitudes, with the phases of the first domain; False: the first domain alone.
 
         Returns
         -------
@@ -244,14 +258,16 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             Before :meth:`update_scales`.
         """
         scales = self.known_scales()
-        f_calc = self.f_calc(sites_cart)
-        f_mask = self.f_mask(sites_cart) if f_mask is None else f_mask
+        f_calc = self.f_calc(sites_cart, mates=True)
+        f_mask = self.f_mask(sites_cart, mates=True) if f_mask is None else self._checked_mask(f_mask)
         if self.refresh_scales is not None:
             self._calls += 1
             if self._calls % self.refresh_scales == 0:
                 scales = self._determine_scales(f_calc.detach(), f_mask.detach(), {})
         if self.follow_scales:
             return refit(scales, self.reflections, f_calc, f_mask, reference=self._solved)
+        if self.twin_law is not None:
+            return self._twinned(scales, f_calc, f_mask, twinned)
         model: torch.Tensor = scales.f_model(f_calc, f_mask)
         return model
 
@@ -266,14 +282,10 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
         moved: Atoms = atoms.replace(sites_cart=sites_cart)
         return moved
 
-    def _structure_factors(self, atoms: Atoms) -> torch.Tensor:
-        return structure_factors(
-            atoms,
-            self.reflections.crystal,
-            self.reflections.miller_indices,
-            method=self.method,
-            accuracy=self.accuracy,
-        )
+    def _structure_factors(self, atoms: Atoms, indices: torch.Tensor | None = None) -> torch.Tensor:
+        reflections = self.reflections
+        indices = reflections.miller_indices if indices is None else indices
+        return structure_factors(atoms, reflections.crystal, indices, method=self.method, accuracy=self.accuracy)
 
     def check(self) -> None:
         """Wait for the device, and raise for what a call found wrong there since this was last asked.
@@ -308,8 +320,12 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             Of :func:`~mmtbx_sfdiff.scaling.update_all_scales`: ``remove_outliers``, ``model``, ...
         """
         with torch.no_grad():
-            f_calc, f_mask = self.f_calc(), self.f_mask()
-        self._scaling = options
+            f_calc, f_mask = self.f_calc(mates=True), self.f_mask(mates=True)
+            self._scaling = options
+            if self._twin_auto:
+                self._determine_scales(f_calc, f_mask, options)
+                self._recognise_twin()
+                f_calc, f_mask = self.f_calc(mates=True), self.f_mask(mates=True)
         return self._determine_scales(f_calc, f_mask, options)
 
     def _determine_scales(self, f_calc: torch.Tensor, f_mask: torch.Tensor, options: dict[str, Any]) -> Scales:
@@ -320,10 +336,11 @@ class FModel(FModelTargets, FModelIO, AtomsModule):
             )
         self.check()
         options = getattr(self, "_scaling", {}) | options
-        if options.get("model", "mmtbx") == "mmtbx":
+        if options.get("model", "mmtbx") == "mmtbx" and self.twin_law is None:
             options = self.riding_hydrogens() | options
         with torch.no_grad():
-            scales: Scales = update_all_scales(self.reflections, f_calc, f_mask, **options)
+            determine = update_all_scales if self.twin_law is None else self._twin_scales
+            scales: Scales = determine(self.reflections, f_calc, f_mask, **options)
         self.scales = scales
         self._solved = solve(scales, self.reflections, f_calc, f_mask) if self.follow_scales else None
         self._alpha_beta = None

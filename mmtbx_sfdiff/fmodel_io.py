@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import warnings
 from pathlib import Path
@@ -26,6 +27,7 @@ class FModelIO:
     reflections: Reflections
     scales: Scales | None
     source: Any
+    twin_law: str | None
 
     if TYPE_CHECKING:
 
@@ -33,7 +35,7 @@ class FModelIO:
         def selection(self) -> torch.Tensor: ...
         def known_scales(self) -> Scales: ...
         def f_model(
-            self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None
+            self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None, twinned: bool = True
         ) -> torch.Tensor: ...
         def f_calc(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor: ...
         def f_mask(self, sites_cart: torch.Tensor | None = None) -> torch.Tensor: ...
@@ -162,6 +164,8 @@ class FModelIO:
     def map_coefficients(self) -> dict[str, torch.Tensor]:
         """Coefficients of 2mFo-DFc and mFo-DFc of the reflections in use, see :func:`mmtbx_sfdiff.real_space.map_coefficients`.
 
+        Of a twin: with data detwinned in proportion to the model's domains (mmtbx's ``detwin.mode=proportional``).
+
         Raises
         ------
         RuntimeError
@@ -169,8 +173,16 @@ class FModelIO:
         """
         scales = self.known_scales()
         used = scales.selection
+        data = scales.selected(self.reflections)
         with torch.no_grad():
-            return map_coefficients(scales.selected(self.reflections), self.f_model()[used], scales.k_total[used])
+            f_model = self.f_model()[used]
+            if self.twin_law is not None:  # the share of the first domain in what was measured, as the model has it
+                domain = self.f_model(twinned=False)[used]
+                size = f_model.abs()
+                share = torch.where(size > 0, domain.abs() / torch.where(size > 0, size, 1.0), 0.0)
+                sigmas = None if data.sigmas is None else share * data.sigmas
+                data, f_model = dataclasses.replace(data, f_obs=share * data.f_obs, sigmas=sigmas), domain
+            return map_coefficients(data, f_model, scales.k_total[used])
 
     def write_model(self, path: str | Path) -> None:
         """Write the model with its present coordinates as PDB or mmCIF (``.cif``).

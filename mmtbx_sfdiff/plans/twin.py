@@ -126,9 +126,7 @@ def parse_law(law: str) -> npt.NDArray[np.float64]:
     except (RuntimeError, ValueError, TypeError):
         matrix = np.zeros((3, 3))
     if abs(abs(np.linalg.det(matrix)) - 1) > 1e-6:
-        raise ValueError(
-            f"{law!r} is no twin law: give the indices of the mate, such as h,-k,-l or k,h,-l (or auto)."
-        )
+        raise ValueError(f"{law!r} is no twin law: give the indices of the mate, such as h,-k,-l or k,h,-l (or auto).")
     return matrix
 
 

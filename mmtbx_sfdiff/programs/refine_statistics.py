@@ -38,7 +38,7 @@ def shells(fmodel: Any) -> list[dict[str, Any]]:
     """
     reflections, scales = fmodel.reflections, fmodel.scales
     with torch.no_grad():
-        model = fmodel.amplitudes() if hasattr(fmodel, "amplitudes") else fmodel.f_model().abs()
+        model = fmodel.f_model().abs()
     f_obs = reflections.f_obs / scales.f_obs_scale
     used, work = scales.selection, reflections.work
     model = model * scale(f_obs[used & work], model[used & work])  # one scale for all shells
@@ -67,7 +67,7 @@ def overall(fmodel: Any) -> dict[str, Any]:
     """The same of all reflections in use: counts, completeness, R of all."""
     reflections, scales = fmodel.reflections, fmodel.scales
     with torch.no_grad():
-        model = fmodel.amplitudes() if hasattr(fmodel, "amplitudes") else fmodel.f_model().abs()
+        model = fmodel.f_model().abs()
     used, work = scales.selection, reflections.work
     d = reflections.d_spacings[used]
     every = _complete(reflections)
@@ -102,7 +102,7 @@ def residues(fmodel: Any, hierarchy: Any, radius: float = 1.5) -> list[dict[str,
     crystal, indices = reflections.crystal, reflections.miller_indices[used]
     with torch.no_grad():
         k = scales.k_total[used]
-        model = fmodel.f_model()[used] / torch.where(k != 0, k, 1.0)
+        model = fmodel.f_model(twinned=False)[used] / torch.where(k != 0, k, 1.0)
         grid = crystal.grid(float(reflections.d_spacings[used].min()) / 3)
         maps = [fourier_map(crystal, indices, f, grid) for f in (fmodel.map_coefficients()["2mFo-DFc"], model)]
         groups, labels = _residues(hierarchy)

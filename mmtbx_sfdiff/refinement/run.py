@@ -266,7 +266,7 @@ class _Cycle:
         if self.target == "maximum_likelihood":
             self._estimate()
         with torch.no_grad():
-            self.f_mask = None if self.mask_follows else fmodel.f_mask()
+            self.f_mask = None if self.mask_follows else fmodel.f_mask(mates=True)
             # alpha and beta belong to the model as it is now.
             curvature = self._curvature()
         adp = settings.adp and (self.number >= settings.adp_from_cycle or not settings.sites)

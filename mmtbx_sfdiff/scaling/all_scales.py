@@ -66,6 +66,8 @@ class Scales:
         Steps with R-work, R-free and the number of reflections after each.
     exponential : dict or None
         k_total, k_sol, b_sol, u_star and b_cart of equation 2, when that model was asked for.
+    twin_fraction : float or None
+        Of the second domain (:mod:`.twin`).
     """
 
     k_isotropic_exp: torch.Tensor
@@ -82,6 +84,7 @@ class Scales:
     hydrogens: tuple | None
     log: tuple
     exponential: dict | None = None
+    twin_fraction: float | None = None
 
     @property
     def k_total(self):
@@ -163,7 +166,7 @@ def update_all_scales(
     model : {"mmtbx", "exponential"}
         The scales of :mod:`.scaler`, or equation 2 (:mod:`.exponential`).
     twin_law : optional
-        Anything but None is refused: the scales of twinned data are not determined here.
+        Anything but None is refused: see :func:`~mmtbx_sfdiff.scaling.twin.update_twin_scales`.
 
     Returns
     -------
@@ -178,21 +181,22 @@ def update_all_scales(
     """
     if twin_law is not None:
         raise ValueError(
-            f"Scales of twinned data (twin law {twin_law}) are not supported; use mmtbx's update_all_scales, "
-            "or detwinned data."
+            f"Scales of twinned data (twin law {twin_law}) need the structure factors of the mates: use FModel(twin_law=...), "
+            "or scaling.twin.update_twin_scales."
         )
     if model not in ("mmtbx", "exponential"):
         raise ValueError(f"model must be 'mmtbx' or 'exponential', not {model!r}.")
     if model == "exponential" and f_hydrogen is not None:
         raise ValueError("Riding hydrogens are fitted with model='mmtbx' only; leave out f_hydrogen.")
-    _check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model)
+    check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model)
     with torch.no_grad(), one_cpu_thread(reflections.f_obs.device):
-        return _Run(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model, scale_f_obs).run(
+        return Run(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model, scale_f_obs).run(
             model, remove_outliers, bulk_solvent, anisotropic_scaling
         )
 
 
-def _check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
+def check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
+    """Refuse structure factors that cannot be scaled."""
     n = len(reflections)
     if n < 2:
         raise ValueError(f"At least two reflections are needed to determine scales, not {n}.")
@@ -221,7 +225,7 @@ def _check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
         raise ValueError("No f_obs of the work set is positive: there are no data to scale to.")
 
 
-class _Run:
+class Run:
     """The state of one call: everything by resolution, and what has been rejected so far."""
 
     def __init__(self, reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model, scale_f_obs):

@@ -70,6 +70,8 @@ class Scaler:
         (n,) complex128 in the set's order.
     bulk_solvent, anisotropic_scaling : bool
         Whether to determine these scales.
+    mates : tuple, optional
+        F_calc and F_mask of the twin mates, and the fraction of the second domain.
 
     Attributes
     ----------
@@ -81,11 +83,14 @@ class Scaler:
         What was done, and R after it.
     """
 
-    def __init__(self, data, f_calc, f_mask, bulk_solvent=True, anisotropic_scaling=True):
+    def __init__(self, data, f_calc, f_mask, bulk_solvent=True, anisotropic_scaling=True, mates=None):
         self.data = data
-        self.square = f_calc.real.square() + f_calc.imag.square()
-        self.product = 2 * (f_calc.real * f_mask.real + f_calc.imag * f_mask.imag)
-        self.mask_square = f_mask.real.square() + f_mask.imag.square()
+        self.square, self.product, self.mask_square = _products(f_calc, f_mask)
+        if mates is not None:
+            second = _products(*mates[:2])
+            own = (self.square, self.product, self.mask_square)
+            both = ((1 - mates[2]) * a + mates[2] * b for a, b in zip(own, second, strict=True))
+            self.square, self.product, self.mask_square = both
         self.bulk_solvent = bulk_solvent and bool((self.mask_square[: data.n_used] != 0).any())
         self.try_anisotropic = anisotropic_scaling
         self.try_minimized = False
@@ -341,3 +346,12 @@ class Scaler:
             if r < r_best:
                 r_best, self.k_anisotropic = r, k
         return r_best
+
+
+def _products(f_calc, f_mask):
+    """|F_calc|^2, 2 Re(F_calc F_mask*) and |F_mask|^2."""
+    return (
+        f_calc.real.square() + f_calc.imag.square(),
+        2 * (f_calc.real * f_mask.real + f_calc.imag * f_mask.imag),
+        f_mask.real.square() + f_mask.imag.square(),
+    )
