@@ -98,10 +98,15 @@ class FModelIO:
         Raises
         ------
         ValueError
-            A manager of twinned data, or without an xray_structure.
+            A manager without an xray_structure.
+
+        Notes
+        -----
+        Of mmtbx's twin model the law is taken; the fraction is determined with the scales.
         """
         if manager.twin_law is not None:
-            raise ValueError(f"The manager is of twinned data (twin law {manager.twin_law}), which are not supported.")
+            law = manager.twin_law if isinstance(manager.twin_law, str) else manager.twin_law.r().as_hkl()
+            options = {"twin_law": law} | options
         if manager.xray_structure is None:
             raise ValueError("The manager has no xray_structure: make an FModel from Atoms and Reflections instead.")
         return cls(  # type: ignore[call-arg]

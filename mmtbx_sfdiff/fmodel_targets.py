@@ -11,7 +11,7 @@ from .likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
 from .reflections import Reflections
 from .scaling import Scales
 
-TARGETS = ("least_squares", "maximum_likelihood")
+TARGETS = ("least_squares", "maximum_likelihood", "intensity_least_squares")
 
 
 class FModelTargets:
@@ -103,7 +103,7 @@ class FModelTargets:
 
         Parameters
         ----------
-        name : {"maximum_likelihood", "least_squares"}
+        name : {"maximum_likelihood", "least_squares", "intensity_least_squares"}
         sites_cart, f_mask
             See :meth:`f_model`.
         f_model : torch.Tensor, optional
@@ -125,8 +125,9 @@ class FModelTargets:
             raise ValueError(f"Unknown target {name!r}: choose from {', '.join(TARGETS)}.")
         if f_model is None:
             f_model = self.f_model(sites_cart, f_mask)
-        if name == "least_squares":
-            return targets.least_squares(self.reflections, f_model, **self.in_use())
+        if name != "maximum_likelihood":
+            function = targets.least_squares if name == "least_squares" else targets.intensity_least_squares
+            return function(self.reflections, f_model, **self.in_use())
         return targets.maximum_likelihood(self.reflections, f_model, self.alpha_beta(), **self.in_use())
 
     def alpha_beta(self) -> AlphaBeta:

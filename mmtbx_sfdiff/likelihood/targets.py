@@ -85,6 +85,49 @@ def least_squares(
 
 
 @full_precision
+def intensity_least_squares(
+    reflections: Reflections | Any,
+    f_model: torch.Tensor,
+    selection: torch.Tensor | None = None,
+    f_obs_scale: float | None = None,
+) -> torch.Tensor:
+    """``T = sum over work reflections of ((Fo^2 - |Fm|^2) / sigma_I)^2``, ``sigma_I = 2 Fo sigma + sigma^2``.
+
+    Near the data it is :func:`least_squares`; weak reflections, and the sums of intensities of a twin, are treated as they were measured.
+
+    Parameters
+    ----------
+    reflections, f_model, selection, f_obs_scale
+        See :func:`least_squares`.
+
+    Returns
+    -------
+    torch.Tensor
+        (...,)
+
+    Raises
+    ------
+    ValueError
+        When the reflections have no sigmas.
+
+    Examples
+    --------
+    >>> fmodel.target("intensity_least_squares")             # doctest: +SKIP
+    """
+    reflections, selection, k = _in_use(reflections, selection, f_obs_scale, f_model)
+    if reflections.sigmas is None:
+        raise ValueError(
+            "Least squares of intensities needs the standard deviations of f_obs, and there are none; use the "
+            "maximum-likelihood target."
+        )
+    f_obs, sigmas = reflections.f_obs / k, reflections.sigmas / k
+    chosen = selection & reflections.work & (sigmas > 0)
+    sigma_i = torch.where(chosen, 2 * f_obs * sigmas + sigmas.square(), math.inf)
+    square = f_model.real.square() + f_model.imag.square() if f_model.is_complex() else f_model.square()
+    return ((f_obs.square() - square) / sigma_i).square().sum(-1)
+
+
+@full_precision
 def normalized_least_squares(
     reflections: Reflections | Any,
     f_model: torch.Tensor,

@@ -233,7 +233,7 @@ everything was computed and written.
                 f"{model} does not fit into the PDB format (too many atoms, or long names): set "
                 "output.model_format=mmcif."
             )
-        least_squares = params.target == "least_squares" or params.least_squares_cycles
+        least_squares = params.target != "maximum_likelihood" or params.least_squares_cycles
         if least_squares and reflections.sigmas is None:
             raise Sorry(
                 f"{data} has no standard deviations of the amplitudes, which least squares needs: set "

@@ -16,7 +16,11 @@ from . import refine_statistics as statistics
 _SETTINGS = (
     "method", "accuracy", "mask", "grid_step", "device", "dtype", "scattering_table", "shake", "random_seed",
 )  # fmt: skip
-_TARGETS = {"maximum_likelihood": "maximum likelihood", "least_squares": "least squares"}
+_TARGETS = {
+    "maximum_likelihood": "maximum likelihood",
+    "least_squares": "least squares",
+    "intensity_least_squares": "least squares of intensities",
+}
 _MASKS = {
     "probe_shrink": "mask accessible to a probe, differentiable",
     "density_cutoff": "mask by a cutoff of the density, differentiable",

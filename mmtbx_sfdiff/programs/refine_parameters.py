@@ -16,10 +16,11 @@ refine {{
   {LIMITS}
   {PHIL}
   {MODEL_PHIL}
-  target = *maximum_likelihood least_squares
+  target = *maximum_likelihood least_squares intensity_least_squares
     .type = choice
     .short_caption = Target
-    .help = "What is minimised over the work set: -log likelihood of the amplitudes, or ((F_obs - |F_model|) / sigma)^2."
+    .help = "What is minimised over the work set: -log likelihood of the amplitudes, or ((F_obs - |F_model|) / sigma)^2, \
+            or the same of intensities."
   minimiser = {choices(MINIMISERS, _DEFAULTS.minimiser)}
     .type = choice
     .short_caption = Minimiser

@@ -58,7 +58,11 @@ def draw_r_factors(axes, result, legend=True):
 
 def _draw_target(axes, result):
     steps = result["steps"]
-    names = {"maximum_likelihood": "-log likelihood\nof a reflection", "least_squares": "sum of squares"}
+    names = {
+        "maximum_likelihood": "-log likelihood\nof a reflection",
+        "least_squares": "sum of squares",
+        "intensity_least_squares": "sum of squares\nof intensities",
+    }
     kinds = list(dict.fromkeys(s["function"] for s in steps))
     for number, kind in enumerate(kinds):
         where = axes if number == 0 else axes.twinx()

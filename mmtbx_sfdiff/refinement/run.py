@@ -43,7 +43,7 @@ class Settings:
 
     Attributes
     ----------
-    target : {"maximum_likelihood", "least_squares"}
+    target : {"maximum_likelihood", "least_squares", "intensity_least_squares"}
     minimiser : {"lbfgs", "adam"}
     sites, adp : bool
         What is refined.
@@ -221,7 +221,7 @@ def next_target(history, settings):
     lowers its target by less than the tolerance; the least-squares cycles asked for follow.
     """
     done, final = history.cycles, settings.least_squares_cycles
-    if settings.target == "least_squares":
+    if settings.target != "maximum_likelihood":
         final = 0
     n_final = sum(cycle["target"] != settings.target for cycle in done)
     if n_final == 0 and len(done) < settings.cycles - final and not _converged(done, settings):
@@ -301,8 +301,8 @@ class _Cycle:
 
     def _target(self, f_model):
         reflections, used = self.fmodel.reflections, self.fmodel.in_use()
-        if self.target == "least_squares":
-            return targets.least_squares(reflections, f_model, **used)
+        if self.target != "maximum_likelihood":
+            return self.fmodel.target(self.target, f_model=f_model)
         return targets.maximum_likelihood(reflections, f_model, self.alpha_beta, **used)
 
     def _scaled(self):
@@ -334,7 +334,7 @@ class _Cycle:
         return tuple(None if c is None else self._nats * c for c in self.restraint.curvature(self.fmodel.atoms))
 
     def _tolerance(self, value):
-        return self.settings.tolerance * (abs(value) if self.target == "least_squares" else 1.0)
+        return self.settings.tolerance * (abs(value) if self.target != "maximum_likelihood" else 1.0)
 
     def _evaluate(self, variables, vector, unit):
         fmodel = self.fmodel
@@ -365,7 +365,7 @@ class _Cycle:
         fmodel, work = self.fmodel, self.work
         reflections, scales = fmodel.reflections, fmodel.scales
         k = scales.k_total[work].to(torch.float64)
-        if self.target == "least_squares":
+        if self.target != "maximum_likelihood":
             if reflections.sigmas is None:
                 raise ValueError(
                     "The least-squares target needs the standard deviations of f_obs, and there are "
@@ -393,7 +393,7 @@ class _Cycle:
         reflections = self.fmodel.reflections
         before = first.info["target"]
         decrease = before - last
-        if self.target == "least_squares":
+        if self.target != "maximum_likelihood":
             decrease /= abs(before) or 1.0
         parameters = ["sites"] * self.settings.sites + ["adp"] * adp
         parameters += ["occupancies"] * bool(self.parameters.alternatives or self.parameters.alone)
