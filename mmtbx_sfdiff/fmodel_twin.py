@@ -25,17 +25,20 @@ _SCALING = ("bulk_solvent", "anisotropic_scaling", "scale_f_obs")
 
 @dataclasses.dataclass(frozen=True)
 class TwinCandidate:
-    """A twin law, the fraction that explains the data best under the scales of a single crystal, and R-work without and with it."""
+    """A twin law, the fraction that explains the data best under the scales of a single crystal, and R-work without it, with it, and
+    of the data indexed by the law."""
 
     law: str
     fraction: float
     r: float
     r_twinned: float
+    r_reindexed: float
 
     @property
     def suspected(self) -> bool:
-        """Whether the data look twinned by it."""
-        return self.fraction >= LEAST_FRACTION and self.r_twinned <= (1 - LEAST_GAIN) * self.r
+        """Whether the data look twinned by it, and not indexed by it."""
+        gain = self.r_twinned <= (1 - LEAST_GAIN) * self.r
+        return self.fraction >= LEAST_FRACTION and gain and self.r_twinned <= self.r_reindexed
 
 
 class FModelTwin:
@@ -53,6 +56,7 @@ class FModelTwin:
         self._twin_auto = isinstance(law, str) and law.strip().lower() == "auto"
         self.twin_law, self.twin_fraction = (None if self._twin_auto else law), fraction
         self._known_mates: tuple[Any, TwinMates] | None = None
+        self.recognised_twin: TwinCandidate | None = None
         if law is None:
             if fraction is not None:
                 raise ValueError("twin_fraction goes with twin_law: give the law, such as h,-k,-l, or auto.")
@@ -150,7 +154,7 @@ class FModelTwin:
                     fraction = fit_fraction(f_obs, own, mate, k)
                     r = [
                         float(targets.residual.r_factor(f_obs, k * mixed_amplitude(own, mate, a)))
-                        for a in (0.0, fraction)
+                        for a in (0.0, fraction, 1.0)
                     ]
                 found.append(TwinCandidate(law, fraction, *r))
         finally:
@@ -162,4 +166,5 @@ class FModelTwin:
         self._twin_auto = False
         suspected = [one for one in self.find_twin_laws() if one.suspected]
         if suspected:
-            self.twin_law = min(suspected, key=lambda one: one.r_twinned).law
+            self.recognised_twin = min(suspected, key=lambda one: one.r_twinned)
+            self.twin_law = self.recognised_twin.law

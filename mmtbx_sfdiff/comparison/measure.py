@@ -22,6 +22,7 @@ from ..atoms import Atoms
 from ..bulk_solvent import DEFAULT_MASK, mask_structure_factors, solvent_mask
 from ..crystal import Crystal, as_miller_tensor
 from ..files.disagreement import HIGH, disagreement_messages
+from ..files.twinning import twin_sentence
 from ..fmodel import FModel
 from ..reflections import Reflections
 from ..scaling import update_all_scales
@@ -32,6 +33,7 @@ from .schema import SCHEMA_VERSION
 from .section import mask_section
 from .statistics import agreement, correlation, relative_l2
 from .timing import side_by_side, timed
+from .twin import twin_section
 
 # mmtbx takes F_mask to be zero beyond this resolution, Å (``Fmask_res_high``).
 F_MASK_D_MIN = 3.0
@@ -57,6 +59,8 @@ class Settings:
         Calls of which a time is the median.
     memory : int
         Bound on the working storage of structure factors, bytes.
+    twin_law : str or None
+        "auto", None for a single crystal, or indices of the mate.
     direct_terms : float or None
         cctbx's direct summation takes 36 ns a term (atom x reflection x operator).  Where the entry has more terms than
         this, the reference is taken on a random part of the reflections.  None: always on all.
@@ -73,6 +77,7 @@ class Settings:
     dtype: str = "float64"
     n_timing: int = 3
     memory: int = DEFAULT_MEMORY
+    twin_law: str | None = "auto"
     direct_terms: float | None = 1e9
     gradient_terms: float | None = 3e8
 
@@ -444,16 +449,26 @@ class _Measurement:
         # What the header says was measured, so it has no bearing on simulated data.
         header = None if self.entry.data.simulated else self.entry.model
         result["deposited"] = {"r_work": header and header.r_work, "r_free": header and header.r_free}
+        self.report("twinning", None)
+        with self._explained():
+            fmodel = self._fmodel(twin_law=self.settings.twin_law)
+            result["twin"] = twin_section(fmodel, self.structure)
+        self.twin_messages = [twin_sentence(fmodel)] if result["twin"] else []
         return result, times
+
+    def _fmodel(self, **options):
+        given = {"dtype": self.dtype, "device": self.settings.device}
+        reflections = Reflections.from_cctbx(self.f_obs, self.entry.data.r_free_flags, **given)
+        mask = {"method": self.settings.mask, "grid_step": self.settings.grid_step}
+        given = {"accuracy": self.settings.accuracy, "mask": mask, "source": self.entry} | options
+        return FModel(self.atoms, reflections, **given)
 
     def _disagreement(self, r_factors):
         """Why R is absurd, where it is."""
-        if r_factors["sfdiff_scaling"]["sfdiff"]["r_work"] <= HIGH:
-            return []
+        if r_factors["twin"] is not None or r_factors["sfdiff_scaling"]["sfdiff"]["r_work"] <= HIGH:
+            return self.twin_messages
         self.report("why R is so high", None)
-        reflections = Reflections.from_cctbx(self.f_obs, self.entry.data.r_free_flags, device=self.settings.device)
-        mask = {"method": self.settings.mask, "grid_step": self.settings.grid_step}
-        fmodel = FModel(self.atoms, reflections, accuracy=self.settings.accuracy, mask=mask, source=self.entry)
+        fmodel = self._fmodel()
         with self._explained():
             fmodel.update_scales()
         return disagreement_messages(fmodel)

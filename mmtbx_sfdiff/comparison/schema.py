@@ -133,6 +133,13 @@ SCHEMA = {
 )
 
 
+_TWIN_PART = _object({"fraction": _FRACTION, "r_work": _OPTIONAL_FRACTION, "r_free": _OPTIONAL_FRACTION})
+# Not required: older files are without.
+SCHEMA["properties"]["r_factors"]["properties"]["twin"] = _object(
+    {"law": _TEXT, "sfdiff": _TWIN_PART, "mmtbx": _TWIN_PART | {"type": ["object", "null"]}}
+) | {"type": ["object", "null"]}
+
+
 def errors(result):
     """What is wrong with a result, one sentence for each fault with its place; empty when it conforms."""
     return [

@@ -93,7 +93,14 @@ def rows_of_r_factors(result):
         )
         for key, label in names[:2]
     ]
-    return rows[:-1] + own + rows[-1:]
+    twin = part.get("twin")
+    twins = []
+    if twin:
+        for key, label in names[:2]:
+            if twin[key] is not None:
+                fraction = f"{label}, twin by {twin['law']}, fraction {twin[key]['fraction']:.2f}"
+                twins.append((fraction, _r(twin[key]["r_work"]), _r(twin[key]["r_free"])))
+    return rows[:-1] + own + twins + rows[-1:]
 
 
 def scaled_by(result):

@@ -14,7 +14,7 @@ from .mtz import MTZ, miller_array
 from .writing import write_all
 
 # Root of the MTZ labels of each map, as phenix.refine writes them and Coot opens them by itself.
-_MAPS = (("2mFo-DFc", "2FOFCWT"), ("mFo-DFc", "FOFCWT"))
+MAPS = (("2mFo-DFc", "2FOFCWT"), ("mFo-DFc", "FOFCWT"))
 
 
 def as_manager(atoms, reflections, scales, f_calc, f_mask):
@@ -54,7 +54,7 @@ def as_manager(atoms, reflections, scales, f_calc, f_mask):
 def map_coefficients(manager):
     """(label, miller array) of 2mFo-DFc and mFo-DFc of a manager."""
     maps = manager.electron_density_map()
-    return [(label, maps.map_coefficients(map_type=kind, fill_missing=False)) for kind, label in _MAPS]
+    return [(label, maps.map_coefficients(map_type=kind, fill_missing=False)) for kind, label in MAPS]
 
 
 def map_file(manager, has_flags):

@@ -46,9 +46,20 @@ class Twin:
     def __str__(self):
         return (
             f"The data look twinned: with a fraction of {self.fraction:.2f} by the law {self.law}, R falls from {self.r:.3f} "
-            f"to {self.r_twinned:.3f}. There is no twin model here, so R factors, scales and what is refined are those of a "
-            "single crystal: use a program with a twin model, such as mmtbx's."
+            f"to {self.r_twinned:.3f}. R factors, scales and what is refined here are those of a single crystal: "
+            f"twin_law={self.law} (or auto) takes the twin into account."
         )
+
+
+def twin_sentence(fmodel):
+    """What to say of an FModel of a twin with scales."""
+    known = fmodel.recognised_twin
+    how = "The data look twinned" if known else "The data are taken as those of a twin"
+    single = f" ({known.r:.3f} as a single crystal)" if known else ""
+    return (
+        f"{how}: by the law {fmodel.twin_law}, with a fraction of {fmodel.scales.twin_fraction:.2f}, R-work is "
+        f"{fmodel.scales.r_work:.3f}{single}. Scales, R factors, what is refined and maps (of detwinned data) are those of the twin."
+    )
 
 
 def twin_messages(fmodel):

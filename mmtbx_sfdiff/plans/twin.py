@@ -58,11 +58,23 @@ def twin_laws(crystal: Crystal, obliquity: float = OBLIQUITY) -> list[str]:
     --------
     >>> import mmtbx_sfdiff as sfdiff
     >>> twin_laws(sfdiff.Crystal((50, 50, 70, 90, 90, 90), "P 43")), twin_laws(sfdiff.Crystal((50, 60, 70, 90, 90, 90), "P 2 2 2"))
-    (['-h,k,-l'], [])
+    (['h,-k,-l'], [])
     """
     cell, group = crystal.to_gemmi()
     matrices = [_matrix(op) for op in gemmi.find_twin_laws(cell, group, obliquity, False)]
-    return [_text(matrix) for matrix in matrices if (matrix == np.round(matrix)).all()]
+    return [_plainest(crystal, matrix) for matrix in matrices if (matrix == np.round(matrix)).all()]
+
+
+def _plainest(crystal: Crystal, matrix: npt.NDArray[np.float64]) -> str:
+    """Of a law and those that differ from it by a symmetry: each index alone, then few terms, few minus signs, h positive."""
+    rows = torch.from_numpy(matrix.astype(np.int64)).to(crystal.device)
+    every = crystal.equivalent_indices(rows)[0].cpu().numpy().astype(np.float64)
+
+    def effort(one: npt.NDArray[np.float64]) -> tuple[bool, int, int, list[float]]:
+        diagonal = bool((np.abs(one) == np.eye(3)).all())
+        return not diagonal, int((one != 0).sum()), int((one < 0).sum()), (-one.T.ravel()).tolist()
+
+    return _text(min(every, key=effort))
 
 
 def twin_mates(crystal: Crystal, miller_indices: torch.Tensor, law: str, anomalous: bool = False) -> TwinMates:

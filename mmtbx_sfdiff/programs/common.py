@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from libtbx import Auto
 from libtbx.program_template import ProgramTemplate
 from libtbx.utils import Sorry
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from ..bulk_solvent import DEFAULT_MASK, MASKS
 from ..files import SCATTERING_TABLES, SERVERS, find_entry, load_entry
 from ..files.demo import demo_entry
+from ..plans.twin import parse_law
 from ..structure_factors import METHODS
 from ..versions import __version__
 
@@ -123,6 +125,22 @@ LIMITS = """
     .short_caption = Low resolution limit
     .help = "Reflections with larger d-spacings (Å) are left out."
 """
+TWIN_LAW = """
+  twin_law = Auto
+    .type = str
+    .short_caption = Twin law
+    .help = "Indices of the twin mate, such as h,-k,-l. Auto: a law of the lattice by which the data look twinned, if there is one. \
+            none: a single crystal."
+"""
+TWINS = (
+    TWIN_LAW
+    + """
+  twin_fraction = None
+    .type = float
+    .short_caption = Twin fraction
+    .help = "Of the second domain; determined with the scales by default."
+"""
+)
 DOWNLOAD = f"""
   download = True
     .type = bool
@@ -240,6 +258,30 @@ class EntryProgram(ProgramTemplate):
             if value is None or not (low <= value <= high) or (low == 0 and value == 0):
                 remedy = "a positive number" if low == 0 and math.isinf(high) else f"{low:g} to {high:g}"
                 raise Sorry(f"{name}={value} is not possible: give {remedy}.")
+
+    def check_twins(self):
+        """Twin law and fraction, as far as they can be checked before there is a crystal."""
+        params = self.inputs
+        try:
+            law = self.twin_options().get("twin_law")
+            if law not in (None, "auto"):
+                parse_law(law)
+        except ValueError as error:
+            raise Sorry(f"twin_law: {error}") from None
+        if not hasattr(params, "twin_fraction"):
+            return
+        self.check_numbers({"twin_fraction": (-1e-300, 1, True)})
+        if params.twin_fraction is not None and law is None:
+            raise Sorry("twin_fraction goes with twin_law: give a law, such as h,-k,-l, or auto.")
+
+    def twin_options(self):
+        """What FModel takes of twin_law and twin_fraction."""
+        law = self.inputs.twin_law
+        word = "auto" if law is Auto else "none" if law is None else str(law).strip()
+        if word.lower() == "none":
+            return {}
+        law = "auto" if word.lower() == "auto" else word.strip("\"'")
+        return {"twin_law": law, "twin_fraction": getattr(self.inputs, "twin_fraction", None)}
 
     def check_computing(self):
         """Accuracy, mask grid and device."""

@@ -11,12 +11,13 @@ from libtbx.utils import Sorry
 
 from ..comparison import Settings, measure, output, table
 from ..kernels import compilation
-from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, EntryProgram
+from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, TWIN_LAW, EntryProgram
 
 _PHIL = f"""
 compare {{
   {INPUTS}
   {LIMITS}
+  {TWIN_LAW}
   {COMPUTING}
   reference_step = 0.15
     .type = float
@@ -86,6 +87,7 @@ The exit code is 0 only if everything was computed and written.
                 f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: d_min is the smaller."
             )
         self.check_computing()
+        self.check_twins()
         out = self.params.output
         kinds = ["json"] + ["png", "pdf"] * bool(out.figure) + ["html"] * bool(out.html)
         self._paths = output.paths(out.directory or ".", self.prefix(), kinds)
@@ -107,7 +109,8 @@ The exit code is 0 only if everything was computed and written.
                     "n_timing",
                     "direct_terms",
                 )
-            }
+            },
+            twin_law=self.twin_options().get("twin_law"),
         )
         # Before there is a progress bar, which is a thread: only a process without others can share this work.
         compiling = compilation.start(_kernels_for(settings))

@@ -19,7 +19,7 @@ from ..atoms import Atoms
 from ..bulk_solvent import solvent_structure_factors
 from ..files import check_writable, read_model, write_all
 from ..files.disagreement import disagreement_messages
-from ..files.managers import map_coefficients
+from ..files.managers import MAPS, map_coefficients
 from ..files.mtz import MTZ, miller_array
 from ..fmodel import FModel
 from ..likelihood.targets import r_factors
@@ -27,7 +27,7 @@ from ..reflections import Reflections, resolution_shells
 from ..scaling.given import given_scales
 from ..structure_factors import structure_factors
 from ..versions import versions
-from .common import COMPUTING, DOWNLOAD, INPUTS, EntryProgram
+from .common import COMPUTING, DOWNLOAD, INPUTS, TWINS, EntryProgram
 from .fmodel_table import render
 
 _PHIL = f"""
@@ -88,6 +88,7 @@ fmodel {{
     .type = int
     .short_caption = Random seed
     .help = "Of random errors and new free flags."
+  {TWINS}
   {COMPUTING}
   {DOWNLOAD}
 }}
@@ -193,6 +194,7 @@ The exit code is 0 only if everything was computed and written.
         if not label or len(label) > 26 or not label.replace("-", "").replace("_", "").isalnum():
             raise Sorry(f"output.label={label} is not possible: give up to 26 letters, digits, - and _.")
         self.check_computing()
+        self.check_twins()
         self._path = Path(out.directory or ".").expanduser() / f"{self.prefix()}_fmodel.mtz"
         check_writable([self._path], overwrite=out.overwrite)
 
@@ -284,20 +286,22 @@ The exit code is 0 only if everything was computed and written.
         params = self.inputs
         if self._entry is None or params.scales == "given":
             return self._compute_given()
-        fmodel = FModel(
-            self._atoms,
-            self._reflections,
-            method=params.method,
-            accuracy=params.accuracy,
-            mask={"method": params.mask, "grid_step": params.grid_step},
-            source=self._entry,
-        )
         model = "exponential" if params.scales == "exponential" else "mmtbx"
         try:
+            fmodel = FModel(
+                self._atoms,
+                self._reflections,
+                method=params.method,
+                accuracy=params.accuracy,
+                mask={"method": params.mask, "grid_step": params.grid_step},
+                source=self._entry,
+                **({} if params.scales == "exponential" else self.twin_options()),
+            )
             with torch.no_grad():
                 scales = fmodel.update_scales(model=model, remove_outliers=params.remove_outliers)
                 f_calc, f_mask = fmodel.f_calc(), fmodel.f_mask()
-                f_model = scales.f_model(f_calc, f_mask) * scales.f_obs_scale
+                f_model = scales.f_model(f_calc, f_mask) if fmodel.twin_law is None else fmodel.f_model()
+                f_model = f_model * scales.f_obs_scale
                 self._messages += disagreement_messages(fmodel)
         except (ValueError, IndexError) as error:
             raise Sorry(
@@ -360,11 +364,20 @@ The exit code is 0 only if everything was computed and written.
             for label, values in (("KMASK", parts.k_mask), ("KTOTAL", parts.k_total)):
                 mtz.add(miller_array(miller_set, values), label, column_types="R")
         if out.maps and parts.fmodel is not None:
-            manager = parts.fmodel.to_cctbx(parts.f_calc, parts.f_mask)
-            for label, coefficients in map_coefficients(manager):
+            for label, coefficients in self._maps(parts):
                 scaled = coefficients.data() * parts.fmodel.scales.f_obs_scale
                 mtz.add(coefficients.customized_copy(data=scaled), label, is_map=True)
         return mtz.as_bytes()
+
+    @staticmethod
+    def _maps(parts):
+        """(label, miller array) of each map; of a twin by this package, of detwinned data."""
+        fmodel = parts.fmodel
+        if fmodel.twin_law is None:
+            return map_coefficients(fmodel.to_cctbx(parts.f_calc, parts.f_mask))
+        used = fmodel.reflections.select(parts.selection).miller_set()
+        found = fmodel.map_coefficients()
+        return [(label, miller_array(used, found[kind])) for kind, label in MAPS]
 
     def _add_f_model(self, mtz, miller_set, f_model):
         params, out = self.inputs, self.params.output
@@ -411,6 +424,9 @@ The exit code is 0 only if everything was computed and written.
             "n_used": len(reflections) if parts.selection is None else int(parts.selection.sum()),
             "r_work": r_work,
             "r_free": r_free,
+            "twin": None
+            if parts.fmodel is None or parts.fmodel.twin_law is None
+            else {"law": parts.fmodel.twin_law, "fraction": scales.twin_fraction},
             "scales": "given" if scales is None else "mmtbx" if scales.exponential is None else "exponential",
             "exponential": exponential
             and {name: exponential[name] for name in ("k_total", "k_sol", "b_sol", "b_cart")},

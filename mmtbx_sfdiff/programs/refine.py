@@ -103,6 +103,7 @@ everything was computed and written.
         except ValueError as error:
             raise Sorry(str(error)) from None
         self.check_computing()
+        self.check_twins()
         folder, prefix = Path(out.directory or ".").expanduser(), self.prefix()
         suffixes = [self._model_suffix(), ".mtz", ".json"] + [".html"] * bool(out.report) + [".png"] * bool(out.figure)
         self._paths = {suffix: folder / f"{prefix}_refined{suffix}" for suffix in suffixes}
@@ -219,14 +220,18 @@ everything was computed and written.
             reflections = Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, **options)
         except ValueError as error:
             raise Sorry(f"{model}: {error}") from None
-        fmodel = FModel(
-            atoms,
-            reflections,
-            method=params.method,
-            accuracy=params.accuracy,
-            mask={"method": params.mask, "grid_step": params.grid_step},
-            source=entry,
-        )
+        try:
+            fmodel = FModel(
+                atoms,
+                reflections,
+                method=params.method,
+                accuracy=params.accuracy,
+                mask={"method": params.mask, "grid_step": params.grid_step},
+                source=entry,
+                **self.twin_options(),
+            )
+        except ValueError as error:
+            raise Sorry(str(error)) from None
         suffix = self._model_suffix()
         if suffix == ".pdb" and not entry.model.manager.can_be_output_as_pdb():
             raise Sorry(
@@ -365,6 +370,7 @@ everything was computed and written.
             self._settings
         )
         decisive |= {name: "Auto" for name, value in decisive.items() if value is Auto}
+        decisive |= {name: str(getattr(params, name)) for name in ("twin_law", "twin_fraction")}
         decisive["library"] = str(params.library)
         decisive["new_flags"] = [
             params.r_free_flags.generate,

@@ -77,6 +77,7 @@ def describe(
         "start": r_factors(first),
         "final": r_factors(refined),
         "geometry": {"start": held.rms(first.atoms), "final": held.rms(refined.atoms)},
+        "twin": twin(refined),
         "ramachandran": {"start": statistics.ramachandran(before), "final": statistics.ramachandran(after)},
         "in_use": statistics.overall(refined),
         "shells": statistics.shells(refined),
@@ -92,6 +93,13 @@ def describe(
         "files": {"model": entry.model.path.name, "data": entry.data.path.name, "labels": entry.data.labels},
         "versions": versions(),
     }
+
+
+def twin(fmodel: Any) -> dict[str, Any] | None:
+    """Law and fraction, or None for a single crystal."""
+    if fmodel.twin_law is None:
+        return None
+    return {"law": fmodel.twin_law, "fraction": fmodel.scales.twin_fraction}
 
 
 def record(result: dict[str, Any], free_selection: str | None) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def record(result: dict[str, Any], free_selection: str | None) -> dict[str, Any]
         "free_selection": free_selection,
         "shells": result["shells"],
         "restraint_types": result["restraint_types"],
-        "twin": result.get("twin"),
+        "twin": result["twin"],
         "tls": result.get("tls") or [],
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..refinement import Settings
 from ..refinement.minimise import MINIMISERS
 from ..refinement.run import ANISOTROPIC, MASK_UPDATES
-from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, choices
+from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, TWINS, choices
 from .refine_model import MODEL_PHIL
 from .refine_restraints import PHIL
 
@@ -14,6 +14,7 @@ MASTER_PHIL = f"""
 refine {{
   {INPUTS}
   {LIMITS}
+  {TWINS}
   {PHIL}
   {MODEL_PHIL}
   target = *maximum_likelihood least_squares intensity_least_squares
