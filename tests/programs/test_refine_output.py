@@ -277,3 +277,32 @@ def test_ctrl_c_while_files_are_made_leaves_none(files, tmp_path, monkeypatch, c
     assert run(words) == 0 and (tmp_path / "x_refined.mtz").exists()
     assert "Going on after macro-cycle 1" in capsys.readouterr().out
     assert torch.is_grad_enabled()
+
+
+# Twins
+
+
+def test_a_twin_is_recognised_refined_and_deposited(pdb_dir, tmp_path, capsys):
+    """1l2h, deposited as a twin: R-free below the single crystal's, law and fraction in every file."""
+    files = [str(pdb_dir / "1l2h" / name) for name in ("1l2h.cif.gz", "1l2h.mtz")]
+    assert run([*files, *FEW, "d_min=2.2", f"directory={tmp_path}"]) == 0
+    assert "look twinned" in capsys.readouterr().out
+    result = json.loads((tmp_path / "1l2h_refined.json").read_text())
+    assert result["twin"]["law"] == "h,-k,-l" and result["twin"]["fraction"] == pytest.approx(0.37, abs=0.03)
+    assert result["final"]["r_work"] < result["start"]["r_work"] < 0.17
+    block = gemmi.cif.read(str(tmp_path / "1l2h_refined.cif"))[0]
+    row = block.find("_pdbx_reflns_twin.", ["operator", "fraction"])[1]
+    assert gemmi.cif.as_string(row[0]) == "h,-k,-l" and float(row[1]) == pytest.approx(
+        result["twin"]["fraction"], abs=1e-3
+    )
+    assert np.mean([r["cc"] for r in result["residues"] if r["kind"] == "polymer"]) > 0.85
+
+
+@pytest.mark.parametrize("words, needle", [
+    (["twin_law=x"], "twin law"), (["twin_law=none", "twin_fraction=0.2"], "twin_fraction"), (["twin_fraction=2"], "twin_fraction"),
+    (["twin_law=h,k,l"], "symmetry"),
+])  # fmt: skip
+def test_impossible_twins_are_one_sentence(words, needle, files, tmp_path, capsys):
+    assert run([str(files.model), str(files.data), *FEW, *words, f"directory={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Sorry: ") and needle in error and not list(tmp_path.iterdir())
