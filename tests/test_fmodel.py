@@ -315,7 +315,7 @@ def test_riding_hydrogens_are_found():
     assert fmodel.update_scales(model="exponential").hydrogens is None
 
 
-def test_twinned_data_are_refused():
+def test_the_law_of_a_manager_of_twinned_data_is_taken():
     reference = manager("P 3", n_atoms=8, d_min=3.0)
     twinned = mmtbx.f_model.manager(
         f_obs=reference.f_obs(),
@@ -323,8 +323,7 @@ def test_twinned_data_are_refused():
         xray_structure=reference.xray_structure,
         twin_law="h,-h-k,-l",
     )
-    with pytest.raises(ValueError, match="twin"):
-        FModel.from_cctbx(twinned)
+    assert FModel.from_cctbx(twinned).twin_law == "h,-h-k,-l"
 
 
 def test_errors(fmodel):
