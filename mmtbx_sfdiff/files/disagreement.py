@@ -219,8 +219,7 @@ def _lattice_operators(screen: Screen) -> list[tuple[str, str]]:
 
 def _missed(screen: Screen, law: str) -> str:
     """By how much the cell changes with an operator: nothing where it is within rounding."""
-    change = np.linalg.inv(matrix_of(law)).T  # of the axes
-    axes = change @ screen.crystal.orthogonalization.numpy().T
+    axes = matrix_of(law) @ screen.crystal.orthogonalization.numpy().T  # which change as the indices do
     cell, own = _parameters(axes), screen.crystal.unit_cell
     lengths = max(abs(a / b - 1) for a, b in zip(cell[:3], own[:3]))
     angles = max(abs(a - b) for a, b in zip(cell[3:], own[3:]))

@@ -1,10 +1,11 @@
 """Where R is absurd the sentence names what is wrong and what to give, and giving it makes R small."""
 
 import shlex
+import types
 
 import mmtbx_sfdiff as sfdiff
 from mmtbx_sfdiff.files import load_entry
-from mmtbx_sfdiff.files.disagreement import HIGH, disagreement_messages
+from mmtbx_sfdiff.files.disagreement import HIGH, _missed, disagreement_messages
 from mmtbx_sfdiff.files.screening import Screen
 from mmtbx_sfdiff.programs import compare, fmodel
 from mmtbx_sfdiff.programs.runner import main
@@ -224,3 +225,14 @@ def test_amplitudes_of_other_groups_are_those_of_cctbx(group):
         exact = exact.data().as_numpy_array() / len(screen.crystal.centring)
         found = screen.amplitudes(parts, screen.h, one, shift)
         assert np.abs(found - exact).max() < 2e-3 * exact.max()
+
+
+@pytest.mark.parametrize("cell, law, missed", [
+    ((105.248, 35.747, 86.989, 90, 126.37, 90), "h,-k,-h-l", (0.02, 2.0)),
+    ((45.65, 47.56, 77.61, 90, 90, 90), "k,h,-l", (0.05, 0.1)),
+    ((50, 50, 80, 90, 90, 90), "k,h,-l", (0, 0)),
+])  # fmt: skip
+def test_by_how_much_a_lattice_misses_an_operator(cell, law, missed):
+    said = _missed(types.SimpleNamespace(crystal=sfdiff.Crystal(cell, "P 1")), law)
+    numbers = [float(word.rstrip("%°")) for word in said.split() if word[0].isdigit()] or [0, 0]
+    assert numbers[0] <= 100 * missed[0] and numbers[1] <= missed[1]
