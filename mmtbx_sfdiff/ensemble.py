@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .atoms import Atoms
 from .bulk_solvent import solvent_structure_factors
-from .crystal import Crystal
 from .numerics.tensors import tensor_of
+from .plans import Plan
 
 SOLVENTS = ("combined", "per_conformer")
 
@@ -55,8 +55,7 @@ def weighted_sum(f: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 def ensemble_f_mask(
     atoms: Atoms,
-    crystal: Crystal,
-    miller_indices: torch.Tensor,
+    plan: Plan,
     weights: torch.Tensor,
     solvent: str,
     options: dict[str, Any],
@@ -74,13 +73,9 @@ def ensemble_f_mask(
         Of :func:`~mmtbx_sfdiff.solvent_structure_factors`.
     """
     if solvent == "combined":
-        return _recomputed(
-            lambda all_: solvent_structure_factors(all_, crystal, miller_indices, ensemble=weights, **options), atoms
-        )
+        return _recomputed(lambda all_: solvent_structure_factors(all_, plan, ensemble=weights, **options), atoms)
     one_by_one = [
-        _recomputed(
-            lambda one: solvent_structure_factors(one, crystal, miller_indices, **options), _conformer(atoms, k)
-        )
+        _recomputed(lambda one: solvent_structure_factors(one, plan, **options), _conformer(atoms, k))
         for k in range(len(weights))
     ]
     return weighted_sum(torch.stack(one_by_one, -2), weights)

@@ -26,6 +26,7 @@ from .fmodel_twin import FModelTwin
 from .kernels import checks
 from .likelihood.alpha_beta import AlphaBeta
 from .numerics.precision import full_precision
+from .plans import plan_of
 from .reflections import Reflections
 from .scaling import Scales, refit, update_all_scales
 from .scaling.mask_lengths import OptimizedMask, optimize_mask
@@ -145,7 +146,7 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
         self.scales: Scales | None = None
         # Of the structure factors that the scales were determined from; what follows, follows from there.
         self._solved: Solved | None = None
-        self._reflections, self._reflections_for = _unscaled(reflections)
+        self.reflections = reflections
         self._set_twin(twin_law, twin_fraction)
         self._alpha_beta: AlphaBeta | None = None
 
@@ -210,7 +211,9 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
 
     @reflections.setter
     def reflections(self, reflections: Reflections) -> None:
-        self._reflections, self._reflections_for = _unscaled(reflections)
+        self._reflections: Reflections = dataclasses.replace(reflections, _in_use=None)
+        self._reflections_for: Scales | None = None
+        self._plan = plan_of(reflections.crystal, reflections.miller_indices)
 
     # Structure factors
 
@@ -226,10 +229,10 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
     def f_mask(self, sites_cart: torch.Tensor | None = None, mates: bool = False) -> torch.Tensor:
         """F of the solvent mask, (..., n) complex, unscaled; with ``mates`` as :meth:`f_calc`."""
         atoms, weights = self._atoms(sites_cart), self.ensemble
-        crystal, indices = self.reflections.crystal, self._indices(mates)
+        place = self._place(self._indices(mates)) if mates else self._plan
         if weights is not None:
-            return ensemble_f_mask(atoms, crystal, indices, weights, self.solvent, self.mask_options)
-        return solvent_structure_factors(atoms, crystal, indices, **self.mask_options)
+            return ensemble_f_mask(atoms, place, weights, self.solvent, self.mask_options)
+        return solvent_structure_factors(atoms, place, **self.mask_options)
 
     @full_precision
     def f_model(
@@ -283,9 +286,14 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
         return moved
 
     def _structure_factors(self, atoms: Atoms, indices: torch.Tensor | None = None) -> torch.Tensor:
-        reflections = self.reflections
-        indices = reflections.miller_indices if indices is None else indices
-        return structure_factors(atoms, reflections.crystal, indices, method=self.method, accuracy=self.accuracy)
+        return structure_factors(atoms, self._place(indices), method=self.method, accuracy=self.accuracy)
+
+    def _place(self, indices: torch.Tensor | None) -> Plan:
+        """The plan of these reflections, or of other indices."""
+        reflections = self._reflections
+        if indices is None or indices is reflections.miller_indices:
+            return self._plan
+        return plan_of(reflections.crystal, indices)
 
     def check(self) -> None:
         """Wait for the device, and raise for what a call found wrong there since this was last asked.
@@ -429,11 +437,6 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
     def extra_repr(self) -> str:
         state = "no scales" if self.scales is None else f"R {self.scales.r_work:.4f}/{self.scales.r_free:.4f}"
         return f"{self.atoms.n_atoms} atoms, {len(self.reflections)} reflections, {state}"
-
-
-def _unscaled(reflections: Reflections) -> tuple[Reflections, Scales | None]:
-    """Reflections that know of no scales, and those scales."""
-    return dataclasses.replace(reflections, _in_use=None), None
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ..geometry import GeometryRestraints
 from ..likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
 from ..likelihood.gain import llg, sigma_a
 from ..likelihood.targets import least_squares, maximum_likelihood
+from ..plans import plan_of
 from ..reflections import Reflections
 from ..scaling import Scales, update_all_scales
 from ..structure_factors import structure_factors
@@ -249,7 +250,7 @@ class StructureFactorReward:
         f = weighted_sum(structure_factors(atoms, crystal, indices, accuracy=self.accuracy), weights)
         if self.solvent == "off":
             return f, torch.zeros_like(f)
-        return f, ensemble_f_mask(atoms, crystal, indices, weights, self.solvent, {})
+        return f, ensemble_f_mask(atoms, plan_of(crystal, indices), weights, self.solvent, {})
 
     def _placed(
         self, coordinates: torch.Tensor, b_factors: torch.Tensor | None, occupancies: torch.Tensor | None

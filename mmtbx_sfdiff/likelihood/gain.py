@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 
+from ..numerics.amplitudes import amplitudes
 from ..numerics.precision import full_precision
 from ..reflections import Reflections
 from .alpha_beta import AlphaBeta
@@ -165,7 +166,7 @@ def intensity_likelihood(
     square = f_obs_scale**2
     variance = torch.where(work, alpha_beta.epsilons * alpha_beta.beta, 1.0)
     values = log_likelihood_of_intensities(
-        data.i_obs / square, data.sigmas / square, alpha_beta.alpha * f_model.abs(), variance, alpha_beta.centric
+        data.i_obs / square, data.sigmas / square, alpha_beta.alpha * amplitudes(f_model), variance, alpha_beta.centric
     )
     return -torch.where(work, values, 0.0).sum(-1) / work.sum().clamp(min=1)
 
@@ -232,7 +233,7 @@ def _amplitudes(data: Reflections | Intensities, f_model: torch.Tensor) -> torch
         raise ValueError(
             f"f_model must have one value for each of the {n} reflections, not shape {tuple(f_model.shape)}."
         )
-    return f_model.abs()
+    return amplitudes(f_model)
 
 
 _e_values, _sigma_a = e_values, sigma_a

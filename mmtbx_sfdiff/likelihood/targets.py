@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..numerics import residual
+from ..numerics.amplitudes import amplitudes
 from ..numerics.precision import full_precision
 from .distributions import log_likelihood
 
@@ -81,7 +82,7 @@ def least_squares(
             "normalized_least_squares with weights='unit', or the maximum-likelihood target."
         )
     w = _sigma_weights(reflections, selection & reflections.work, k)
-    return (w * (reflections.f_obs / k - f_model.abs()).square()).sum(-1)
+    return (w * (reflections.f_obs / k - amplitudes(f_model)).square()).sum(-1)
 
 
 @full_precision
@@ -165,7 +166,7 @@ def normalized_least_squares(
     if weights == "sigma" and reflections.sigmas is None:
         raise ValueError("Weights from standard deviations need sigmas, and there are none; use weights='unit'.")
     work = selection & reflections.work
-    f_obs, model = reflections.f_obs / overall, f_model.abs()
+    f_obs, model = reflections.f_obs / overall, amplitudes(f_model)
     w = _sigma_weights(reflections, work, overall) if weights == "sigma" else work.to(f_obs.dtype)
     if scale == "k1":
         # k stays on the graph: it does not change the gradient, but the curvature is not that of a constant k.
@@ -213,7 +214,7 @@ def maximum_likelihood(
     f_obs = torch.where(counted, reflections.f_obs / k, 1.0)
     alpha = torch.where(counted, alpha_beta.alpha, 1.0)
     variance = torch.where(counted, alpha_beta.epsilons * alpha_beta.beta, 1.0)
-    model = f_model.abs()
+    model = amplitudes(f_model)
     values = log_likelihood(f_obs, alpha * model, variance, alpha_beta.centric)
     return -torch.where(counted & (model != 0), values, 0.0).sum(-1) / work.sum().clamp(min=1)
 
@@ -240,7 +241,7 @@ def r_factors(
     reflections, selection, k = _in_use(reflections, selection, f_obs_scale, None)
     work, free = selection & reflections.work, selection & ~reflections.work
     free = torch.where(free.any(), free, work)
-    f_obs, model = reflections.f_obs / k, f_model.abs()
+    f_obs, model = reflections.f_obs / k, amplitudes(f_model)
     r_work, r_free = (residual.r_factor(f_obs, model, weights=s.to(f_obs.dtype)) for s in (work, free))
     return r_work, r_free
 

@@ -23,6 +23,7 @@ import dataclasses
 
 import torch
 
+from ..numerics.amplitudes import amplitudes
 from ..reflections import Reflections
 from .all_scales import Scales
 from .bulk import analytical_roots
@@ -106,7 +107,7 @@ def _used(scales: Scales, reflections: Reflections) -> torch.Tensor:
 def _overall(scales: Scales, reflections: Reflections, total: torch.Tensor) -> torch.Tensor:
     """(n_bins,) the least-squares scale of k_total |total| to F_obs."""
     used, f_obs = _used(scales, reflections), reflections.f_obs / scales.f_obs_scale
-    model: torch.Tensor = scales.k_total * total.abs()
+    model: torch.Tensor = scales.k_total * amplitudes(total)
     product, square = (_sum(scales.bin_index, torch.where(used, x, 0.0)) for x in (f_obs * model, model.square()))
     return product / square.clamp(min=torch.finfo(model.dtype).tiny)
 
