@@ -60,6 +60,8 @@ import torch
 import torch.library
 from torch.autograd import forward_ad
 
+from .interrupts import interruption
+
 NAMESPACE = "mmtbx_sfdiff"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 _numbers = itertools.count(1)
@@ -145,7 +147,10 @@ def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., An
                 torch._C.DisableTorchFunction(),
                 torch.no_grad(),
             ):
-                return function(*args, **keywords)
+                try:
+                    return function(*args, **keywords)
+                except SystemError as error:
+                    raise (interruption(error) or error) from None
 
         # Not torch.library.custom_op: its first call imports the compiler, two seconds.
         schema = torch.library.infer_schema(_resolved(function), mutates_args=())

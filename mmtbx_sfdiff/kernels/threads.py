@@ -29,6 +29,7 @@ import torch
 import numpy as np
 
 from .flags import make_flags, reached, set_flag
+from .interrupts import interruption
 
 T = TypeVar("T")
 _FAILED = 1 << 30
@@ -88,6 +89,7 @@ class _Call:
             self.context[i].run(self.member, i)
 
     def stop(self, error: BaseException) -> None:
+        error = interruption(error) or error
         if self.error is None and not isinstance(error, _GivenUp):
             self.error = error
 

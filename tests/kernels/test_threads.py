@@ -16,7 +16,7 @@ from mmtbx_sfdiff.kernels import threads
 
 import pytest
 
-from tests.support.processes import heed_interrupts
+from tests.support.processes import heed_interrupts, interrupted
 
 
 @pytest.fixture
@@ -237,25 +237,6 @@ def test_ctrl_c_while_waiting_leaves_no_helper_in_the_old_calculation():
     assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-2000:]
 
 
-def interrupted(body, seconds):
-    """Run a script that prints "ready" before what is interrupted; time from the signal to its end, and its last line."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", body], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"}, preexec_fn=heed_interrupts,
-    )  # fmt: skip
-    try:
-        assert process.stdout.readline().strip() == "ready", process.stderr.read()[-2000:]
-        time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
-        begin = time.monotonic()
-        line = process.stdout.readline().strip()
-        took = time.monotonic() - begin
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return took, line, err
-
-
 LONG = """
 import threading, time
 import mmtbx_sfdiff as sfdiff
@@ -331,3 +312,25 @@ print("passed")
 def test_a_forked_child_makes_threads_of_its_own():
     done = child(FORK)
     assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-2000:]
+
+
+def test_ctrl_c_inside_a_dispatcher_is_ctrl_c():
+    from mmtbx_sfdiff.kernels import opaque
+    from mmtbx_sfdiff.kernels.interrupts import interruption
+
+    def within():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            # What CPython makes of a C function that gives a result with an exception set.
+            raise SystemError("returned a result with an exception set") from error
+
+    @opaque.operation("test_interrupted", fake=lambda x: torch.empty_like(x))
+    def operation(x: torch.Tensor) -> torch.Tensor:
+        return within()
+
+    for call in (lambda: operation(torch.ones(2)), lambda: threads.run([within, within])):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    assert interruption(SystemError("of its own")) is None
+    assert threads.run([int, int]) == [0, 0]
