@@ -264,6 +264,8 @@ def _add_surface(z: torch.Tensor, level: float, width: float, by_level: float, b
 class Cutoff(DifferentiableOnce):
     """F, fraction, plan, grid, steepness, surface_width, voxel_average -> mask, cutoff."""
 
+    HANDLES = (2,)
+
     @staticmethod
     def forward(
         values: torch.Tensor,

@@ -131,6 +131,7 @@ def hard_mask_gradient(
 class HardValues(DifferentiableOnce):
     """sites_cart, rounding, occupancies, radii, lengths, candidates, crystal, recipe -> mask, psi, source."""
 
+    HANDLES = (6,)
     SHARED = (5,)
 
     @staticmethod

@@ -130,6 +130,8 @@ def from_cell(cell: torch.Tensor, crystal: int, recipe: str) -> torch.Tensor:
 class OnCell(opaque.Function):
     """Values at the engine's points on the whole cell."""
 
+    HANDLES = (1,)
+
     @staticmethod
     def forward(values, crystal, recipe):
         return on_cell(values, crystal, recipe)
@@ -149,6 +151,8 @@ class OnCell(opaque.Function):
 
 class FromCell(opaque.Function):
     """The transpose of :class:`OnCell`."""
+
+    HANDLES = (1,)
 
     @staticmethod
     def forward(cell, crystal, recipe):
@@ -223,6 +227,8 @@ def unit_factors_transposed(f: torch.Tensor, dtype: torch.dtype, plan: int, reci
 class UnitFactors(opaque.Function):
     """F of values at the engine's points: values, dtype of F's parts, plan, recipe, d_min."""
 
+    HANDLES = (2,)
+
     @staticmethod
     def forward(values, dtype, plan, recipe, d_min):
         return unit_factors(values, dtype, plan, recipe, d_min)
@@ -243,6 +249,8 @@ class UnitFactors(opaque.Function):
 
 class UnitFactorsTransposed(opaque.Function):
     """The transpose of :class:`UnitFactors`: dT/dF, dtype of the values, plan, recipe, d_min."""
+
+    HANDLES = (2,)
 
     @staticmethod
     def forward(f, dtype, plan, recipe, d_min):

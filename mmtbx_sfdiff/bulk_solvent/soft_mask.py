@@ -331,6 +331,7 @@ def _hand_over(
 class SoftValues(DifferentiableOnce):
     """sites_cart, rounding, occupancies, radii, lengths, candidates, crystal, recipe, dtype, keep -> mask, V, E."""
 
+    HANDLES = (6,)
     SHARED = (5,)
 
     @staticmethod

@@ -199,16 +199,29 @@ class Function(torch.autograd.Function):
     ----------
     SHARED : tuple of int
         Which arguments are tensors without a dimension of models: what all models have in common.
+    HANDLES : tuple of int
+        Which arguments are numbers of :class:`Held` objects that nothing else among the arguments keeps until the backward
+        pass.
     """
 
     SHARED: Sequence[int] = ()
+    HANDLES: Sequence[int] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        if "HANDLES" in vars(cls):
+            cls.setup_context = staticmethod(functools.partial(_keeping, cls.HANDLES, cls.setup_context))  # type: ignore[method-assign]
         cls.vmap = staticmethod(functools.partial(_more_models, cls))  # type: ignore[method-assign]
         if "forward" in vars(cls):
             # torch asks for it in every call.
             cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+
+
+def _keeping(handles: Sequence[int], setup_context: Callable[..., None], ctx: Any, inputs: Any, output: Any) -> None:
+    """A ``setup_context`` that keeps what the backward pass looks up; compiled functions leave that to whoever calls them."""
+    setup_context(ctx, inputs, output)
+    if not torch.compiler.is_compiling():
+        ctx.held = tuple(held(inputs[i]) for i in handles)
 
 
 def caller(cls: type[Function]) -> Callable[..., Any]:

@@ -3,7 +3,6 @@
 import contextvars
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
