@@ -209,19 +209,16 @@ class Function(torch.autograd.Function):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "HANDLES" in vars(cls):
-            cls.setup_context = staticmethod(functools.partial(_keeping, cls.HANDLES, cls.setup_context))  # type: ignore[method-assign]
         cls.vmap = staticmethod(functools.partial(_more_models, cls))  # type: ignore[method-assign]
         if "forward" in vars(cls):
             # torch asks for it in every call.
             cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
 
 
-def _keeping(handles: Sequence[int], setup_context: Callable[..., None], ctx: Any, inputs: Any, output: Any) -> None:
-    """A ``setup_context`` that keeps what the backward pass looks up; compiled functions leave that to whoever calls them."""
-    setup_context(ctx, inputs, output)
-    if not torch.compiler.is_compiling():
-        ctx.held = tuple(held(inputs[i]) for i in handles)
+def _keeping(cls: type[Function], ctx: Any, inputs: Any, output: Any) -> None:
+    """A ``setup_context`` that keeps what the backward pass looks up."""
+    cls.setup_context(ctx, inputs, output)
+    ctx.held = tuple(held(inputs[i]) for i in cls.HANDLES)
 
 
 def caller(cls: type[Function]) -> Callable[..., Any]:
@@ -230,7 +227,11 @@ def caller(cls: type[Function]) -> Callable[..., Any]:
     The compiler traces the backward pass as well, and what that calls: there, where ``torch.compiler.is_compiling()``, call
     ``forward`` of the next Function instead if its own backward pass goes on to others without end.
     """
-    traced = cls
+    traced = eager = cls
+    if cls.HANDLES:
+        # Compiled functions leave it to whoever calls them to keep things.
+        own = {"setup_context": staticmethod(functools.partial(_keeping, cls)), "__module__": cls.__module__}
+        eager = type(cls.__name__, (cls,), own)
     if cls.jvp is not torch.autograd.Function.jvp:
         traced = type(cls.__name__, (cls,), {"jvp": torch.autograd.Function.jvp, "__module__": cls.__module__})
 
@@ -241,7 +242,7 @@ def caller(cls: type[Function]) -> Callable[..., Any]:
             # The compiler takes a forward() with *args for one with a context where no gradient is wanted.
             return cls.forward(*args)
         if followed(args):
-            return cls.apply(*args)  # type: ignore[no-untyped-call]
+            return eager.apply(*args)  # type: ignore[no-untyped-call]
         return cls.forward(*args)
 
     return call
