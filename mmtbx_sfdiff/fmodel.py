@@ -26,7 +26,7 @@ from .fmodel_twin import FModelTwin
 from .kernels import checks
 from .likelihood.alpha_beta import AlphaBeta
 from .numerics.precision import full_precision
-from .plans import plan_of
+from .plans import Plan, plan_of
 from .reflections import Reflections
 from .scaling import Scales, refit, update_all_scales
 from .scaling.mask_lengths import OptimizedMask, optimize_mask
@@ -105,6 +105,10 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
     >>> fmodel.target("maximum_likelihood").backward()                        # doctest: +SKIP
     >>> optimizer.step()                                                      # doctest: +SKIP
     """
+
+    _reflections: Reflections
+    _reflections_for: Scales | None
+    _plan: Plan
 
     def __init__(
         self,
@@ -211,8 +215,8 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
 
     @reflections.setter
     def reflections(self, reflections: Reflections) -> None:
-        self._reflections: Reflections = dataclasses.replace(reflections, _in_use=None)
-        self._reflections_for: Scales | None = None
+        self._reflections = dataclasses.replace(reflections, _in_use=None)
+        self._reflections_for = None
         self._plan = plan_of(reflections.crystal, reflections.miller_indices)
 
     # Structure factors
