@@ -33,7 +33,7 @@ from .content import read_content
 from .errors import Sorry
 from .reflection_file import read_cif_document
 from .screening import Complex, Group, Reals, Screen
-from .twinning import twin_messages, twin_sentence, twins
+from .twinning import twin_messages, twins
 
 #: Above the first R-work an explanation is looked for, and named if R falls by this share of itself; above the second it is looked
 #: for, too, and named if R falls to the third share of itself: a flexible scaling hides much.
@@ -87,7 +87,7 @@ def disagreement_messages(fmodel: Any) -> list[str]:
     fmodel : FModel
     """
     if fmodel.twin_law is not None:
-        return [twin_sentence(fmodel)]
+        return twin_messages(fmodel)
     r = float(fmodel.scales.r_work)
     one_model = fmodel.source is not None and fmodel.ensemble is None and fmodel.f_partial is None
     if not (r > HIGH and one_model):

@@ -64,6 +64,8 @@ def twin_sentence(fmodel):
 
 def twin_messages(fmodel):
     """What to tell the user of an FModel with scales: one sentence or two about the likeliest twin, or nothing."""
+    if fmodel.twin_law is not None:
+        return [twin_sentence(fmodel)]
     every = twins(fmodel)
     other = min(every, key=lambda twin: twin.r_reindexed, default=None)
     share = 1 - LEAST_REINDEXED if other is not None and other.r > ABSURD else CLEARLY
