@@ -7,32 +7,32 @@ content), flushed to disk and only then renamed, so no reader ever sees part of 
 import contextlib
 import errno
 import gzip
-import http.client
 import os
-import socket
 import sys
 import tempfile
 import time
-import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
+import urllib3
+
 from .errors import Sorry
 from .writing import DISK_FULL, DiskFull
-
-try:
-    import fcntl
-except ImportError:  # Windows: the atomic rename alone keeps files whole there
-    fcntl = None  # type: ignore[assignment]
 
 MAX_BYTES = 2**30  # no deposited entry comes near this; a server that sends more is broken
 MAX_UNPACKED_BYTES = 2**33
 _CHUNK = 2**16
 _RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _NOT_THERE = (404, 410)
-_USER_AGENT = "mmtbx_sfdiff (https://github.com/cctbx)"
+_HEADERS = {"User-Agent": "mmtbx_sfdiff (https://github.com/cctbx)", "Accept-Encoding": "identity"}
+# What fails is tried again by :func:`download`, because it may be the content.
+_REDIRECTS_ONLY = urllib3.Retry(
+    total=None, connect=0, read=0, status=0, other=0, redirect=10, respect_retry_after_header=False
+)
 
 
 @dataclass(frozen=True)
@@ -114,31 +114,24 @@ def lock(path, timeout=900.0, busy=None):
     libtbx.utils.Sorry
         If the lock is not obtained within ``timeout`` seconds, or the file cannot be created.
     """
+    held = filelock.FileLock(path, timeout=timeout)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        held.acquire()
+    except filelock.Timeout:
+        raise Sorry(
+            busy
+            or f"Another run has been downloading to {Path(path).parent} for more than "
+            f"{timeout:.0f} s: wait for it, end it, or set MMTBX_SFDIFF_CACHE_DIR."
+        ) from None
+    except NotImplementedError:
+        pass  # a file system without locks: the rename still keeps files whole
     except OSError as error:
-        raise _sorry_for_disk(error, path) from None
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise _sorry_for_disk(error, path) from None
     try:
-        deadline = time.monotonic() + timeout
-        while fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-                    break  # a file system without locks: the rename still keeps files whole
-                if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
-                    raise _sorry_for_disk(error, path) from None
-            if time.monotonic() > deadline:
-                raise Sorry(
-                    busy
-                    or f"Another run has been downloading to {Path(path).parent} for more than "
-                    f"{timeout:.0f} s: wait for it, end it, or set MMTBX_SFDIFF_CACHE_DIR."
-                )
-            time.sleep(0.05)
         yield
     finally:
-        os.close(handle)
+        held.release()
 
 
 def download(url, destination, check, timeouts=None, progress=None):
@@ -211,59 +204,96 @@ def _attempt(url, destination, check, wait, deadline, progress):
 
 
 def _receive(url, out, destination, wait, deadline, progress):
-    request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"})
+    """The bytes that the server sends, into an open file."""
     try:
-        with urllib.request.urlopen(request, timeout=wait) as response:
-            expected = response.headers.get("Content-Length")
-            expected = int(expected) if expected and expected.isdigit() else None
-            if expected is not None and expected > MAX_BYTES:
-                raise Failed(f"offered {expected} bytes, more than any entry has")
-            received = 0
-            while True:
-                block = response.read1(_CHUNK)
-                if not block:
-                    break
-                received += len(block)
-                if received > MAX_BYTES:
-                    raise Failed(f"sent more than {MAX_BYTES} bytes")
-                if time.monotonic() > deadline:
-                    raise Failed("sent data too slowly")
-                try:
-                    out.write(block)
-                except OSError as error:
-                    raise _sorry_for_disk(error, destination) from None
-                if progress:
-                    progress(received, expected)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in _NOT_THERE:
-            raise NotThere(f"answered {error.code}") from None
-        if error.code in _RETRY_STATUS:
-            raise _Again(f"answered {error.code}") from None
-        raise Failed(f"answered {error.code}") from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, (TimeoutError, socket.timeout)):
-            raise _Again("did not answer in time") from None
-        if isinstance(error.reason, socket.gaierror):
-            raise Failed("name not found (no network?)") from None
-        if isinstance(error.reason, ConnectionResetError):
-            raise _Again("broke the connection") from None
-        raise Failed(f"no connection ({_short(error.reason)})") from None
-    except TimeoutError:
-        raise _Again("stopped answering") from None
-    except (http.client.HTTPException, OSError):  # errors of the disk are a Sorry already
-        raise _Again("broke the connection") from None
-    except Sorry:  # of the disk; a ValueError too
-        raise
-    except ValueError:
-        raise Failed(f"has the unusable address {url}") from None
+        with _connections(url) as pool:
+            with pool.request(
+                "GET",
+                url,
+                headers=_HEADERS,
+                timeout=urllib3.Timeout(connect=wait, read=wait),
+                retries=_REDIRECTS_ONLY,
+                preload_content=False,
+                decode_content=False,
+            ) as response:
+                _accepted(response.status)
+                _copy(response, out, destination, deadline, progress)
+    except urllib3.exceptions.MaxRetryError as error:
+        raise _reason(error.reason or error, url) from None
+    except urllib3.exceptions.HTTPError as error:
+        raise _reason(error, url) from None
+
+
+def _connections(url):
+    """Connections by the proxy that ``http_proxy``, ``https_proxy``, ``no_proxy`` or the system name, if any."""
+    parts = urllib3.util.parse_url(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.netloc or ""):
+        return urllib3.PoolManager()
+    proxy = urllib3.util.parse_url(proxy if "://" in proxy else "http://" + proxy)
+    headers = urllib3.make_headers(proxy_basic_auth=urllib.parse.unquote(proxy.auth)) if proxy.auth else None
+    return urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=headers)
+
+
+def _accepted(status):
+    if status in _NOT_THERE:
+        raise NotThere(f"answered {status}")
+    if status in _RETRY_STATUS:
+        raise _Again(f"answered {status}")
+    if status != 200:
+        raise Failed(f"answered {status}")
+
+
+def _copy(response, out, destination, deadline, progress):
+    expected = response.headers.get("Content-Length")
+    expected = int(expected) if expected and expected.isdigit() else None
+    if expected is not None and expected > MAX_BYTES:
+        raise Failed(f"offered {expected} bytes, more than any entry has")
+    received = 0
+    while block := response.read1(_CHUNK):  # the announced length is checked by urllib3
+        received += len(block)
+        if received > MAX_BYTES:
+            raise Failed(f"sent more than {MAX_BYTES} bytes")
+        if time.monotonic() > deadline:
+            raise Failed("sent data too slowly")
+        try:
+            out.write(block)
+        except OSError as error:
+            raise _sorry_for_disk(error, destination) from None
+        if progress:
+            progress(received, expected)
     if received == 0:
         raise _Again("sent an empty file")
-    if expected is not None and received != expected:
-        raise _Again(f"sent {received} of {expected} bytes")
+
+
+def _reason(error, url):
+    """What happened, in a few words, as an exception that says whether to try again."""
+    exceptions = urllib3.exceptions
+    if isinstance(error, exceptions.ProxyError):
+        return Failed(f"no connection by the proxy ({_short(error.original_error)})")
+    if isinstance(error, exceptions.NameResolutionError):
+        return Failed("name not found (no network?)")
+    if isinstance(error, exceptions.NewConnectionError):
+        return Failed(f"no connection ({_short(error.__cause__ or error)})")
+    if isinstance(error, exceptions.ConnectTimeoutError):
+        return _Again("did not answer in time")
+    if isinstance(error, exceptions.TimeoutError):
+        return _Again("stopped answering")
+    if isinstance(error, exceptions.SSLError):
+        return Failed(f"no connection ({_short(error.__cause__ or error)})")
+    if isinstance(error, exceptions.ResponseError):
+        return Failed(str(error))  # of redirections without end
+    if isinstance(error, (exceptions.LocationValueError, exceptions.ProxySchemeUnknown)):
+        return Failed(f"has the unusable address {url} ({error})")
+    cut = error.args[-1] if error.args else None
+    if isinstance(cut, exceptions.IncompleteRead):
+        return _Again(f"sent {cut.partial} of {cut.partial + cut.expected} bytes")
+    return _Again("broke the connection")
 
 
 def _short(reason):
+    while reason.__cause__ is not None:
+        reason = reason.__cause__
     return reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
 
 

@@ -8,10 +8,11 @@ Order: ``MMTBX_SFDIFF_PDB_DIR``; Phenix's mirror variables ``PDB_MIRROR_MMCIF``,
 
 import contextlib
 import os
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+
+import platformdirs
 
 from .download import (
     Failed,
@@ -119,17 +120,7 @@ def cache_folder(cache_dir=None):
     pathlib.Path
     """
     chosen = cache_dir or os.environ.get("MMTBX_SFDIFF_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "darwin":
-        base = Path("~/Library/Caches")
-    elif os.name == "nt" and os.environ.get("LOCALAPPDATA"):
-        base = Path(os.environ["LOCALAPPDATA"])
-    else:
-        base = Path("~/.cache")
-    return (base / "mmtbx_sfdiff").expanduser()
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("mmtbx_sfdiff", appauthor=False)
 
 
 def find_entry(

@@ -1,5 +1,6 @@
 """Finding and downloading entries, against a server of the test's own on the loopback interface."""
 
+import base64
 import gzip
 import os
 import resource
@@ -254,6 +255,48 @@ def test_other_kinds_of_address_are_refused(monkeypatch, site, url):
     monkeypatch.setenv("MMTBX_SFDIFF_RCSB_URL", url)
     with pytest.raises(Sorry, match="not an http or https address"):
         find_entry("9abc", timeouts=QUICK)
+
+
+def test_a_proxy_is_asked_with_its_password(site, monkeypatch):
+    heard = []
+
+    def asked(handler, n):
+        heard.append(handler.headers["Proxy-Authorization"])
+        return GOOD["/download/9abc.cif.gz"]
+
+    far = "http://no-such-host.invalid"
+    site.answers = {far + "/download/9abc.cif.gz": asked, far + "/download/9abc-sf.cif.gz": DATA}
+    monkeypatch.setenv("MMTBX_SFDIFF_RCSB_URL", far)
+    monkeypatch.setenv("http_proxy", site.url.replace("http://", "http://me:a%20word@"))
+    assert find_entry("9abc", timeouts=QUICK).source == "rcsb"
+    assert heard == ["Basic " + base64.b64encode(b"me:a word").decode()]
+
+
+def test_no_proxy_where_none_is_wanted(site, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://no-such-host.invalid:3128")
+    with pytest.raises(Sorry, match="rcsb no connection by the proxy"):
+        find_entry("9abc", timeouts=QUICK)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert find_entry("9abc", timeouts=QUICK).source == "rcsb"
+
+
+def test_redirections_are_followed_and_end(site):
+    def elsewhere(path):
+        def answer(handler, n):
+            handler.send_response(302)
+            handler.send_header("Location", path)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+
+        return answer
+
+    site.answers["/moved"] = site.answers["/download/9abc.cif.gz"]
+    site.answers["/download/9abc.cif.gz"] = elsewhere("/moved")
+    assert find_entry("9abc", timeouts=QUICK).source == "rcsb"
+    for target, said in (("/download/9abd.cif.gz", "too many redirects"), ("file:///etc/passwd", "unusable address")):
+        site.answers["/download/9abd.cif.gz"] = elsewhere(target)
+        with pytest.raises(Sorry, match=said):
+            find_entry("9abd", timeouts=QUICK)
 
 
 def test_download_off(site):
