@@ -8,97 +8,24 @@ sites, and R factors (equation 3) after mmtbx's scaling and after this package's
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import datetime
-
 import torch
 
 import numpy as np
 from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
-from ..atoms import Atoms
-from ..bulk_solvent import DEFAULT_MASK, mask_structure_factors, solvent_mask
-from ..crystal import Crystal, as_miller_tensor
-from ..files.disagreement import HIGH, disagreement_messages
-from ..files.twinning import twin_sentence
-from ..fmodel import FModel
-from ..reflections import Reflections
-from ..scaling import update_all_scales
-from ..structure_factors import DEFAULT_MEMORY, structure_factors
-from ..versions import versions
+from ..bulk_solvent import mask_structure_factors, solvent_mask
+from ..crystal import as_miller_tensor
 from . import mmtbx_numbers as reference
-from .schema import SCHEMA_VERSION
+from .bench import F_MASK_D_MIN, flex_bool
+from .scaled import ScaledBench
 from .section import mask_section
+from .settings import Comparison, Settings
 from .statistics import agreement, correlation, relative_l2
-from .timing import side_by_side, timed
-from .twin import twin_section
+from .timing import timed
 
-# mmtbx takes F_mask to be zero beyond this resolution, Å (``Fmask_res_high``).
-F_MASK_D_MIN = 3.0
 MMTBX_GRID_STEP = 0.6
 MMTBX_RADII = {"r_probe": 1.1, "r_shrink": 0.9}
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What to compute, and how.
-
-    Attributes
-    ----------
-    method, accuracy
-        Of :func:`mmtbx_sfdiff.structure_factors`.
-    mask, grid_step
-        Method and grid step (Å) of :func:`mmtbx_sfdiff.solvent_mask`.
-    reference_step : float
-        Grid step of the mmtbx mask that masks are compared with, Å; coarser where a cell is too large for it.
-    device, dtype : str
-        Where, and in which precision ("float32", "float64"), this package computes.
-    n_timing : int
-        Calls of which a time is the median.
-    memory : int
-        Bound on the working storage of structure factors, bytes.
-    twin_law : str or None
-        "auto", None for a single crystal, or indices of the mate.
-    direct_terms : float or None
-        cctbx's direct summation takes 36 ns a term (atom x reflection x operator).  Where the entry has more terms than
-        this, the reference is taken on a random part of the reflections.  None: always on all.
-    gradient_terms : float or None
-        The same for the check of the gradients, which takes twice as long a term and is timed apart.
-    """
-
-    method: str = "auto"
-    accuracy: float = 1e-4
-    mask: str = DEFAULT_MASK
-    grid_step: float = 0.6
-    reference_step: float = 0.15
-    device: str = "cpu"
-    dtype: str = "float64"
-    n_timing: int = 3
-    memory: int = DEFAULT_MEMORY
-    twin_law: str | None = "auto"
-    direct_terms: float | None = 1e9
-    gradient_terms: float | None = 3e8
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """What was measured.
-
-    Attributes
-    ----------
-    result : dict
-        As :data:`.schema.SCHEMA` says; what is written as JSON.
-    section : MaskSection
-        A section through both masks, for the figure.
-    pairs : dict of str to tuple of numpy.ndarray
-        F_protein and F_mask, (n,) complex, that were scaled: of "sfdiff" and of "mmtbx".
-    """
-
-    result: dict
-    section: object
-    pairs: dict = dataclasses.field(default_factory=dict)
 
 
 def measure(entry, settings=Settings(), report=None, compiling=None):
@@ -131,24 +58,11 @@ def measure(entry, settings=Settings(), report=None, compiling=None):
         ) from None
 
 
-class _Measurement:
-    """One entry's arrays, ours and mmtbx's, and the parts of the report.
+class _Measurement(ScaledBench):
+    """The parts of the report.
 
     First everything is computed once, kernels being compiled meanwhile; then, when nothing else is going on, what is timed.
     """
-
-    def __init__(self, entry, settings, report, compiling=None):
-        self.entry, self.settings, self.report, self.compiling = entry, settings, report, compiling
-        self.structure, self.f_obs = entry.model.xray_structure, entry.data.f_obs
-        self.dtype = getattr(torch, settings.dtype)
-        with self._explained():
-            self.atoms = Atoms.from_cctbx(self.structure, dtype=self.dtype, device=settings.device)
-        self.crystal = Crystal.from_cctbx(self.structure, device=settings.device)
-        self.indices = as_miller_tensor(self.f_obs, device=settings.device)
-        self.d_spacings = self.f_obs.d_spacings().data().as_numpy_array()
-        self.low = self.d_spacings >= F_MASK_D_MIN
-        #: What is going to be timed: (name, functions, how long each took when it was called first, preparations).
-        self.to_time = []
 
     def run(self):
         result = self._header()
@@ -169,97 +83,7 @@ class _Measurement:
             result, section, {"sfdiff": (self.f_protein, self.f_mask), "mmtbx": (self.f_fft, self.f_mask_mmtbx)}
         )
 
-    def _header(self):
-        entry, symmetry = self.entry, self.f_obs.crystal_symmetry()
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "entry": entry.name + (" SIMULATED" if entry.data.simulated else ""),
-            "simulated": bool(entry.data.simulated),
-            "space_group": str(symmetry.space_group_info()),
-            "unit_cell": list(symmetry.unit_cell().parameters()),
-            "d_max": float(self.d_spacings.max()),
-            "d_min": float(self.d_spacings.min()),
-            "n_atoms": self.structure.scatterers().size(),
-            "n_reflections": len(self.d_spacings),
-            "n_free": None if entry.data.r_free_flags is None else entry.data.r_free_flags.data().count(True),
-            "reflections": entry.data.reflections,
-            "files": {"model": entry.model.path.name, "data": entry.data.path.name, "labels": entry.data.labels},
-            "scattering_table": entry.model.scattering_table,
-            "messages": list(entry.messages),
-            "settings": dataclasses.asdict(self.settings),
-            "versions": versions(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        }
-
-    def _conditions(self):
-        device = self.settings.device
-        name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "CPU"
-        return {
-            "device": device,
-            "device_name": name,
-            "threads_sfdiff": torch.get_num_threads(),
-            "threads_mmtbx": 1,
-            "repeats": self.settings.n_timing,
-            "statistic": "median of calls taken in turns; one call if slow",
-        }
-
-    @contextlib.contextmanager
-    def _explained(self):
-        """What this package says about a model that it cannot use, with the name of the file."""
-        try:
-            yield
-        except ValueError as error:
-            raise Sorry(f"{self.entry.model.path}: {error}") from None
-
-    def _synchronised(self, function):
-        """The function, waiting for the device to finish, so that its time is all of its time."""
-        if torch.device(self.settings.device).type != "cuda":
-            return function
-
-        def call(*arguments):
-            result = function(*arguments)
-            torch.cuda.synchronize(self.settings.device)
-            return result
-
-        return call
-
-    def _ready(self, *groups):
-        """Wait for kernels: of these groups, or for all."""
-        if self.compiling:
-            step = "compiling kernels (the first time)"
-            told = lambda done, n: self.report(step, done / n)  # noqa: E731
-            self.compiling.wait(told, groups) if groups else self.compiling.wait(told)
-
-    def _first(self, function):
-        """(its result, seconds); 0 where others were at work meanwhile: it is not the time of a slow one, then."""
-        quiet = self.compiling is None or self.compiling.finished
-        result, seconds = timed(function)
-        return result, seconds if quiet else 0.0
-
-    def _time(self, name, ours, mmtbx, first, prepare=None):
-        self.report(f"timing of {name.replace('_', ' ')}", None)
-        return side_by_side({"sfdiff": ours, "mmtbx": mmtbx}, first, self.settings.n_timing, prepare)
-
-    def _random_part(self, max_terms):
-        """(n,) bool: the reflections on which direct summation has at most so many terms; all of them for None."""
-        n = len(self.d_spacings)
-        terms = self.structure.scatterers().size() * self.crystal.order_z
-        chosen = n if max_terms is None else min(n, max(1, int(max_terms / terms)))
-        part = np.zeros(n, dtype=bool)
-        part[np.random.default_rng(0).permutation(n)[:chosen]] = True
-        return part
-
     # structure factors
-
-    def _sf(self, atoms, indices):
-        return structure_factors(
-            atoms,
-            self.crystal,
-            indices,
-            method=self.settings.method,
-            accuracy=self.settings.accuracy,
-            memory=self.settings.memory,
-        )
 
     def _f_protein(self):
         ours = self._synchronised(lambda: self._sf(self.atoms, self.indices))
@@ -281,7 +105,7 @@ class _Measurement:
         f_direct, seconds = timed(
             lambda: reference.f_calc_direct(
                 self.structure,
-                self.f_obs.select(_flex_bool(part)),
+                self.f_obs.select(flex_bool(part)),
                 progress=lambda fraction: self.report(step, fraction),
             )
         )
@@ -311,7 +135,7 @@ class _Measurement:
 
     def _reference_mask(self):
         """mmtbx's on a fine grid: what masks are compared with."""
-        self.low_set = _with_missing(self.f_obs.select(_flex_bool(self.low)), F_MASK_D_MIN)
+        self.low_set = _with_missing(self.f_obs.select(flex_bool(self.low)), F_MASK_D_MIN)
         self.low_indices = as_miller_tensor(self.low_set)
         step = reference.affordable_mask_step(self.f_obs.crystal_symmetry(), self.settings.reference_step)
         self.report(f"solvent mask (mmtbx, {step:g} Å grid)", None)
@@ -386,7 +210,7 @@ class _Measurement:
         self._ready("gradients", "double", "direct")
         self.report("gradients", None)
         part = self._random_part(self.settings.gradient_terms)
-        part_set = self.f_obs.select(_flex_bool(part))
+        part_set = self.f_obs.select(flex_bool(part))
         ours = _backward(self._graph(as_miller_tensor(part_set, device=self.settings.device), d_target[part]))
         self.report("gradients (cctbx)", None)
         exact = reference.site_gradients(self.structure, part_set, d_target[part], "direct")
@@ -421,95 +245,6 @@ class _Measurement:
         first = {"sfdiff": self._first(lambda: ours(ready))[1], "mmtbx": self._first(mmtbx)[1]}
         self.to_time.append(("gradients", ours, mmtbx, first, {"sfdiff": graph}))
 
-    # R factors
-
-    def _pairs(self):
-        """F_calc and F_mask that are scaled, by name; those by direct summation come last."""
-        return {
-            "sfdiff": (self.f_protein, self.f_mask),
-            "mmtbx": (self.f_fft, self.f_mask_mmtbx),
-            "mmtbx_direct": (getattr(self, "f_direct", None), self.f_mask_mmtbx),
-            "density_cutoff": (self.f_protein, self.f_mask_cutoff),
-        }
-
-    def _r_factors(self, known):
-        """R factors through mmtbx's scaling, what differs being F_calc and F_mask only, and through ours; and both times."""
-        pairs, result, seconds = self._pairs(), {"scaling": "mmtbx"}, {}
-        for name, (f_calc, f_mask) in pairs.items():
-            if f_calc is None or name in known:
-                result[name] = known.get(name)
-                continue
-            self.report(f"scaling ({name.replace('_', ' ')})", None)
-            result[name], seconds[name] = self._scale(f_calc, f_mask)
-        self.report("scaling (mmtbx_sfdiff)", None)
-        ours = {name: self._own_scale(*pairs[name]) for name in ("sfdiff", "mmtbx")}
-        result["sfdiff_scaling"] = {name: part for name, (part, _) in ours.items()}
-        # Of the same F_calc and F_mask, by both; the first call of a function pays for what the later ones find made.
-        times = {"sfdiff": ours["mmtbx"][1], "mmtbx": seconds["mmtbx"]}
-        # What the header says was measured, so it has no bearing on simulated data.
-        header = None if self.entry.data.simulated else self.entry.model
-        result["deposited"] = {"r_work": header and header.r_work, "r_free": header and header.r_free}
-        self.report("twinning", None)
-        with self._explained():
-            fmodel = self._fmodel(twin_law=self.settings.twin_law)
-            result["twin"] = twin_section(fmodel, self.structure)
-        self.twin_messages = [twin_sentence(fmodel)] if result["twin"] else []
-        return result, times
-
-    def _fmodel(self, **options):
-        given = {"dtype": self.dtype, "device": self.settings.device}
-        reflections = Reflections.from_cctbx(self.f_obs, self.entry.data.r_free_flags, **given)
-        mask = {"method": self.settings.mask, "grid_step": self.settings.grid_step}
-        given = {"accuracy": self.settings.accuracy, "mask": mask, "source": self.entry} | options
-        return FModel(self.atoms, reflections, **given)
-
-    def _disagreement(self, r_factors):
-        """Why R is absurd, where it is."""
-        if r_factors["twin"] is not None or r_factors["sfdiff_scaling"]["sfdiff"]["r_work"] <= HIGH:
-            return self.twin_messages
-        self.report("why R is so high", None)
-        fmodel = self._fmodel()
-        with self._explained():
-            fmodel.update_scales()
-        return disagreement_messages(fmodel)
-
-    def _scale(self, f_calc, f_mask):
-        """(R factors, seconds) of mmtbx's scaling."""
-        try:
-            manager = reference.unscaled_model(self.f_obs, self.entry.data.r_free_flags, self.structure, f_calc, f_mask)
-            _, seconds = timed(lambda: reference.scale_model(manager))
-        except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise Sorry(
-                f"mmtbx cannot scale the model to {self.entry.data.path} "
-                f"({len(self.d_spacings)} reflections): {reason}. Use more reflections, or another "
-                "model."
-            ) from None
-        r_free = None
-        if self.entry.data.r_free_flags is not None and manager.r_free_flags().data().count(True):
-            r_free = float(manager.r_free())
-        return {"r_work": float(manager.r_work()), "r_free": r_free, "n_used": manager.f_obs().size()}, seconds
-
-    def _own_scale(self, f_calc, f_mask):
-        """(R factors, seconds) of this package's scaling."""
-        reflections = Reflections.from_cctbx(self.f_obs, self.entry.data.r_free_flags, device=self.settings.device)
-        f_calc, f_mask = (torch.as_tensor(f, device=self.settings.device) for f in (f_calc, f_mask))
-        model = FModel(self.atoms, reflections, method=self.settings.method, accuracy=self.settings.accuracy)
-
-        def scale():
-            with torch.no_grad():
-                return update_all_scales(reflections, f_calc, f_mask, **model.riding_hydrogens())
-
-        with self._explained():
-            scales, seconds = timed(self._synchronised(scale))
-        used = scales.selection
-        has_free = reflections.r_free_flags is not None and bool((reflections.r_free_flags & used).any())
-        return {
-            "r_work": scales.r_work,
-            "r_free": scales.r_free if has_free else None,
-            "n_used": int(used.sum()),
-        }, seconds
-
 
 def _backward(graph):
     sites, f, d_target = graph
@@ -526,7 +261,3 @@ def _with_missing(miller_array, d_min):
     return miller_array.array(data=flex.double(miller_array.size())).concatenate(
         missing.array(data=flex.double(missing.size()))
     )
-
-
-def _flex_bool(values):
-    return flex.bool(np.ascontiguousarray(values))

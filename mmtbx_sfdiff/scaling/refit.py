@@ -25,8 +25,8 @@ import torch
 
 from ..numerics.amplitudes import amplitudes
 from ..reflections import Reflections
-from .all_scales import Scales
 from .bulk import analytical_roots
+from .scales import Scales
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,8 +20,9 @@ from scipy.optimize import minimize_scalar
 from ..kernels.threads import one_cpu_thread
 from ..numerics.residual import scale
 from ..reflections import Reflections
-from .all_scales import Run, Scales, check
+from .all_scales import Run, check
 from .scaler import Scaler
+from .scales import Scales
 
 _START = 0.25
 _ROUNDS = 6

@@ -10,7 +10,8 @@ from __future__ import annotations
 import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff.comparison import mmtbx_numbers as reference
-from mmtbx_sfdiff.comparison.measure import F_MASK_D_MIN, MMTBX_GRID_STEP
+from mmtbx_sfdiff.comparison.bench import F_MASK_D_MIN
+from mmtbx_sfdiff.comparison.measure import MMTBX_GRID_STEP
 from mmtbx_sfdiff.comparison.statistics import relative_l2
 
 import numpy as np

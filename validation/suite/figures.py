@@ -11,7 +11,8 @@ import io
 import math
 import statistics
 
-from mmtbx_sfdiff.comparison import figure as one_entry
+from mmtbx_sfdiff.comparison import figure_style as one_entry
+from mmtbx_sfdiff.comparison.figure_sections import draw_sections
 
 import matplotlib
 import numpy as np
@@ -214,7 +215,7 @@ def figure_1c(result, path):
     section = from_npz(path)
     figure = Figure(figsize=(one_entry.WIDTH_INCHES, one_entry.HEIGHT_INCHES))
     FigureCanvasAgg(figure)
-    one_entry.draw_sections(figure, section, result, (0.09, 0.36, 0.75, 0.56))
+    draw_sections(figure, section, result, (0.09, 0.36, 0.75, 0.56))
     figure.text(
         0.05,
         0.965,
