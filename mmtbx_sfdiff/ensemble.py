@@ -17,10 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .atoms import Atoms
 from .bulk_solvent import solvent_structure_factors
+from .kernels.checks import LIMITS
 from .numerics.tensors import tensor_of
 from .plans import Plan
 
 SOLVENTS = ("combined", "per_conformer")
+# As an occupancy's; numbers far beyond overflow in what is made of F.
+_LARGEST = LIMITS["occupancies"][0]
 
 
 def checked_weights(weights: torch.Tensor | Any, atoms: Atoms, solvent: str) -> torch.Tensor:
@@ -29,7 +32,7 @@ def checked_weights(weights: torch.Tensor | Any, atoms: Atoms, solvent: str) -> 
     Raises
     ------
     ValueError
-        Not one finite weight, positive or 0, for each conformer, which are the last batch dimension of the atoms; a solvent
+        Not one weight, from 0 to 1e6, for each conformer, which are the last batch dimension of the atoms; a solvent
         that does not exist.
     """
     if solvent not in SOLVENTS:
@@ -40,10 +43,11 @@ def checked_weights(weights: torch.Tensor | Any, atoms: Atoms, solvent: str) -> 
             f"ensemble must be one weight for each conformer, the last batch dimension of the atoms: it has the shape "
             f"{tuple(weights.shape)}, and the atoms are a batch of shape {tuple(atoms.batch_shape)}."
         )
-    bad = (~((weights.detach() >= 0) & torch.isfinite(weights.detach()))).nonzero()[:, 0]
+    bad = (~((weights.detach() >= 0) & (weights.detach() <= _LARGEST))).nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"The weight of conformer {int(bad[0])} is {float(weights[bad[0]].detach()):g}: it must not be negative."
+            f"The weight of conformer {int(bad[0])} is {float(weights[bad[0]].detach()):g}: it must be a number from 0 to "
+            f"{_LARGEST:g}, and the weights of a crystal sum to about 1."
         )
     return weights.to(dtype=atoms.dtype, device=atoms.device)
 

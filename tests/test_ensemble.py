@@ -151,7 +151,8 @@ def test_errors(one):
     atoms = conformers(one)
     for weights, solvent, said in (
         (WEIGHTS[:2], "combined", "one weight for each conformer"),
-        (-WEIGHTS, "combined", "must not be negative"),
+        (-WEIGHTS, "combined", "must be a number from 0 to 1e[+]06"),
+        (WEIGHTS * 1e30, "per_conformer", "must be a number from 0 to 1e[+]06"),
         (WEIGHTS, "vacuum", "solvent must be one of"),
     ):
         with pytest.raises(ValueError, match=said):
