@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jit import jit
+from ..jit import jit_in_place
 from .mask_vectors import LANES
 
 _SHIFT = LANES.bit_length() - 1
 
 
-@jit
+@jit_in_place
 def blocks_of(n):
     """Blocks of LANES points that hold n."""
     return (n + LANES - 1) >> _SHIFT
 
 
-@jit
+@jit_in_place
 def sphere(position, radius, width, extent, gram, first_plane, after_plane, m1):
     """The planes and rows that a sphere of influence may touch, and t = offset + scale d^2, as (..., gram[2] scale)."""
     real = gram.dtype.type
@@ -30,7 +30,7 @@ def sphere(position, radius, width, extent, gram, first_plane, after_plane, m1):
     return low, high, j_low, j_high, scale, half - half * radius / width, gram[2] * scale
 
 
-@jit
+@jit_in_place
 def chords(position, radius, width, scale, offset, plane, j_low, j_high, gram, windows, first, after, constant, linear):
     """For the rows of a plane, the points [first, after) within the sphere and the row's window, and t as
     constant + linear d + gram[2] scale d^2 along the row; d in steps from the centre.

@@ -14,7 +14,7 @@ import torch
 
 import numpy as np
 
-from ..jit import jit
+from ..jit import jit_in_place
 from ..jobs import MaskJob
 from ..scratch import scratch
 from ..threads import over
@@ -91,7 +91,7 @@ class SoftMask:
 
         def fill(first, after):
             field.values[first:after] = 1
-            _accessibility(field.values, box.windows, first, after, *field.images)
+            _accessibility(field.values, box.windows, first, after, *field.images, *_rows(field.values))
 
         over(len(field.values), fill)
         return field
@@ -136,6 +136,7 @@ class SoftMask:
                         unit.places,
                         starts,
                         values,
+                        np.empty(m2 + _BEYOND, dtype=self.dtype),
                     ),
                 )
         return [torch.from_numpy(values) for values in out]
@@ -155,7 +156,10 @@ class SoftMask:
 
             def attribute(first, after):
                 out = np.zeros((len(field.radii), SUMS))
-                _attribute(by_field, windows, first, after, *field.images, not sites_only, out)
+                sums = np.empty(LANES * SUMS, dtype=self.dtype), np.empty(SUMS, dtype=self.dtype)
+                _attribute(
+                    by_field, windows, first, after, *field.images, not sites_only, out, *_rows(by_field), *sums
+                )
                 return out
 
             parts = sum(over(len(field.values), attribute))
@@ -203,6 +207,8 @@ class SoftMask:
                 offsets,
                 weights[order],
                 starts,
+                np.empty((fine, out.shape[2] // fine + _BEYOND), dtype=self.dtype),
+                np.empty(out.shape[2] // LANES, dtype=np.uint8),
             ),
         )
         return windows
@@ -216,14 +222,20 @@ class SoftMask:
         return self.grid.from_cell(gradient)
 
 
-@jit
-def _accessibility(field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent):
+def _rows(field):
+    """Room for what :func:`chords` says of the rows of a plane."""
+    rows = field.shape[1]
+    return (*np.empty((2, rows), dtype=np.int32), *np.empty((2, rows), dtype=field.dtype))
+
+
+@jit_in_place
+def _accessibility(
+    field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, first, after, constant, linear
+):
     """Multiply the field by 1 - cover (1 - S(t)) of every image, t = 1/2 + (d^2 - R^2) / (2 R width)."""
     m1, m2 = field.shape[1], field.shape[2]
     flat = field.reshape(-1)
     real = gram.dtype.type
-    first, after = np.empty(m1, dtype=np.int32), np.empty(m1, dtype=np.int32)
-    constant, linear = np.empty(m1, dtype=field.dtype), np.empty(m1, dtype=field.dtype)
     for image in range(len(positions)):
         position, radius, share = positions[image], radii[image], cover[image]
         if radius <= 0:
@@ -250,7 +262,7 @@ def _accessibility(field, windows, first_plane, after_plane, positions, radii, c
                     )
 
 
-@jit
+@jit_in_place
 def _split(field, split, first_plane, after_plane):
     fine = split.shape[2]
     for i in range(first_plane, after_plane):
@@ -262,9 +274,8 @@ def _split(field, split, first_plane, after_plane):
                     out[k] = row[k * fine + parity]
 
 
-@jit
-def _gather(split, m1, m2, windows, first_plane, after_plane, fine, low, offsets, weights, places, starts, out):
-    acc = np.empty(m2 + _BEYOND, dtype=split.dtype)
+@jit_in_place
+def _gather(split, m1, m2, windows, first_plane, after_plane, fine, low, offsets, weights, places, starts, out, acc):
     for i in range(first_plane, after_plane):
         number = starts[i]
         for j in range(windows.shape[1]):
@@ -278,7 +289,7 @@ def _gather(split, m1, m2, windows, first_plane, after_plane, fine, low, offsets
                 number += 1
 
 
-@jit
+@jit_in_place
 def _lay_out(places, values, first, after, origin, strides, out):
     for n in range(first, after):
         at = 0
@@ -287,7 +298,7 @@ def _lay_out(places, values, first, after, origin, strides, out):
         out[at] = values[n]
 
 
-@jit
+@jit_in_place
 def _any(marks, first, n):
     found = 0
     for k in range(first, first + n):
@@ -295,7 +306,7 @@ def _any(marks, first, n):
     return found != 0
 
 
-@jit
+@jit_in_place
 def _weigh(given, row, total, fine):
     """Points with 0 < E < 1 times total[parity, k], others 0."""
     zero, one = row.dtype.type(0), row.dtype.type(1)
@@ -313,17 +324,16 @@ def _weigh(given, row, total, fine):
             row[k * fine + parity] = e * total[parity, k] if (e > zero) & (e < one) else zero
 
 
-@jit
+@jit_in_place
 def _spread(
-    field, out, windows, active, first_plane, after_plane, dense, origin, strides, fine, low, offsets, weights, starts
-):
+    field, out, windows, active, first_plane, after_plane, dense, origin, strides, fine, low, offsets, weights, starts,
+    total, marks,
+):  # fmt: skip
     """E dT/dE at each fine point where 0 < E < 1, else 0, from dT/dV at the coarse points; ``out`` may be the field.
 
     ``active``: windows of the rows that hold all of it.
     """
     m2 = field.shape[2]
-    total = np.empty((fine, m2 // fine + _BEYOND), dtype=field.dtype)
-    marks = np.empty(m2 // LANES, dtype=np.uint8)
     flat = field.reshape(-1)
     for a in range(first_plane, after_plane):
         u = a + low[0]
@@ -372,18 +382,16 @@ def _spread(
                 row[w1 : active[1, a, b]] = 0
 
 
-@jit
+@jit_in_place
 def _attribute(
-    by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, all_sums, out
-):
+    by_field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, all_sums, out,
+    first, after, constant, linear, lanes, sums,
+):  # fmt: skip
     """Gradients of each image: 3 by position (covariant, grid steps), and with ``all_sums`` by radius, cover, width."""
     m1, m2 = by_field.shape[1], by_field.shape[2]
     flat = by_field.reshape(-1)
     real = gram.dtype.type
     half = real(0.5)
-    first, after = np.empty(m1, dtype=np.int32), np.empty(m1, dtype=np.int32)
-    constant, linear = np.empty(m1, dtype=by_field.dtype), np.empty(m1, dtype=by_field.dtype)
-    lanes, sums = np.empty(LANES * SUMS, dtype=by_field.dtype), np.empty(SUMS, dtype=by_field.dtype)
     for image in range(len(positions)):
         position, radius, share = positions[image], radii[image], cover[image]
         if radius <= 0:
