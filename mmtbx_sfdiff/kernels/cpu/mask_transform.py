@@ -28,12 +28,15 @@ _DTYPES: dict[torch.dtype, tuple[np.dtype[Any], np.dtype[Any]]] = {
 }
 
 
-# Points that are multiplied at once: as many whatever the number of threads, and so the sums the same.
+# Points that are multiplied at once, and into how many blocks at most: whatever the number of threads, and so the sums the
+# same.  Many small products take longer than a few large ones.
 _POINTS = 2**14
+_BLOCKS = 8
 
 
 def _over_blocks(n, size, function):
-    """function(first, after) on blocks of one size that cover 0..n, in a few threads."""
+    """function(first, after) on blocks of one size, or larger, that cover 0..n, in a few threads."""
+    size = max(size, -(-n // _BLOCKS))
 
     def some(first, after):
         for block in range(first, after):

@@ -157,9 +157,7 @@ class SoftMask:
             def attribute(first, after):
                 out = np.zeros((len(field.radii), SUMS))
                 sums = np.empty(LANES * SUMS, dtype=self.dtype), np.empty(SUMS, dtype=self.dtype)
-                _attribute(
-                    by_field, windows, first, after, *field.images, not sites_only, out, *_rows(by_field), *sums
-                )
+                _attribute(by_field, windows, first, after, *field.images, not sites_only, out, *_rows(by_field), *sums)
                 return out
 
             parts = sum(over(len(field.values), attribute))
@@ -230,7 +228,20 @@ def _rows(field):
 
 @jit_in_place
 def _accessibility(
-    field, windows, first_plane, after_plane, positions, radii, cover, width, gram, extent, first, after, constant, linear
+    field,
+    windows,
+    first_plane,
+    after_plane,
+    positions,
+    radii,
+    cover,
+    width,
+    gram,
+    extent,
+    first,
+    after,
+    constant,
+    linear,
 ):
     """Multiply the field by 1 - cover (1 - S(t)) of every image, t = 1/2 + (d^2 - R^2) / (2 R width)."""
     m1, m2 = field.shape[1], field.shape[2]
