@@ -78,6 +78,17 @@ class Crystal(Held):
     Crystal('P 21 21 21', cell 30 40 50 90 90 90)
     >>> crystal.order_z, crystal.volume, tuple(crystal.build_miller_indices(d_min=3.0).shape)
     (4, 60000.0, (1359, 3))
+    >>> h = torch.tensor([[0, 0, 2], [1, 2, 3]])
+    >>> crystal.d_spacings(h), bool((crystal.d_star_sq(h).rsqrt() == crystal.d_spacings(h)).all())
+    (tensor([25.0000, 11.7760], dtype=torch.float64), True)
+    >>> crystal.epsilons(h), crystal.centric_flags(h), crystal.centring_factor(h)
+    (tensor([2, 1]), tensor([ True, False]), tensor([1., 1.], dtype=torch.float64))
+    >>> crystal.grid(step=0.6), crystal.asymmetric_box(), crystal.order_p
+    ((54, 72, 90), ((0.0, 0.0, 0.0), (0.5, 0.5, 1.0)), 4)
+    >>> crystal.to("cpu").is_same_as(crystal), crystal.device, crystal.to_gemmi()[1].short_name()
+    (True, device(type='cpu'), 'P212121')
+    >>> len(sfdiff.Crystal((30, 40, 50, 90, 90, 90), "P 2 2 2").special_sites(np.array([[0.0, 0.0, 0.2], [0.1, 0.2, 0.3]])))
+    1
     """
 
     unit_cell: tuple[float, ...]
@@ -174,6 +185,11 @@ class Crystal(Held):
             When the unit cell or the space group is not known.
         ImportError
             Where cctbx is not installed.
+
+        Examples
+        --------
+        >>> sfdiff.Crystal.from_cctbx(crystal.to_cctbx()).is_same_as(crystal)     # needs cctbx
+        True
         """
         require_cctbx("Crystal.from_cctbx")
         from cctbx import crystal as cctbx_crystal
@@ -288,6 +304,12 @@ class Crystal(Held):
             (n_primitive, n, 3) int64, ``h R``.
         shifts : torch.Tensor
             (n_primitive, n) float64, ``h.t`` in fractions of a turn, reduced to [0, 1).
+
+        Examples
+        --------
+        >>> indices, shifts = crystal.equivalent_indices(torch.tensor([[1, 2, 3]]))
+        >>> sorted(indices[:, 0].tolist())
+        [[-1, -2, 3], [-1, 2, -3], [1, -2, -3], [1, 2, 3]]
         """
         indices = (
             torch.einsum("ni,gij->gnj", miller_indices.to(torch.float64), self.rotations.to(torch.float64))

@@ -99,11 +99,20 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
 
     Examples
     --------
-    >>> fmodel = FModel(atoms, reflections, refine=("sites_cart", "u_iso"))   # doctest: +SKIP
-    >>> fmodel.update_scales()                                                # doctest: +SKIP
-    >>> optimizer = torch.optim.Adam(fmodel.parameters(), lr=0.01)            # doctest: +SKIP
-    >>> fmodel.target("maximum_likelihood").backward()                        # doctest: +SKIP
-    >>> optimizer.step()                                                      # doctest: +SKIP
+    >>> fmodel = sfdiff.FModel(atoms, data, refine=("sites_cart", "u_iso"))
+    >>> scales = fmodel.update_scales()
+    >>> optimizer = torch.optim.SGD(fmodel.parameters(), lr=1e-3)
+    >>> fmodel.target("maximum_likelihood").backward()
+    >>> optimizer.step()
+    >>> fmodel.check()                               # on a GPU: whether something was wrong
+    >>> fmodel.f_calc().shape == fmodel.f_mask().shape == fmodel.f_model().shape == fmodel.reflections.f_obs.shape
+    True
+    >>> other = fmodel.with_(mask={"method": "binary"}, refine=())
+    >>> other.replace(sites_cart=atoms.sites_cart)
+    >>> other.atoms, other.ensemble, other.riding_hydrogens()
+    (Atoms(40 atoms, P 21 21 21, torch.float64, cpu), None, {})
+    >>> sorted(other.optimize_mask().options), bool((other.forward() == other(atoms.sites_cart)).all())
+    (['r_probe', 'r_shrink', 'radii', 'softness'], True)
     """
 
     _reflections: Reflections
@@ -310,11 +319,6 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
         ------
         BadAtom
             A ValueError that names the first bad atom, its parameter and its model.
-
-        Examples
-        --------
-        >>> loss = fmodel.target("least_squares", sites_cart=network(x))     # doctest: +SKIP
-        >>> fmodel.check()                                                   # doctest: +SKIP
         """
         device = self.reflections.f_obs.device
         with checks.naming(lambda: self._base.labels):

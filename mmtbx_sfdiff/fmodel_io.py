@@ -73,6 +73,13 @@ class FModelIO:
         Notes
         -----
         Where cctbx is not installed gemmi reads PDB, mmCIF, MTZ and structure-factor CIF files; other formats need cctbx.
+
+        Examples
+        --------
+        >>> structure.write_pdb("model.pdb")
+        >>> fmodel.write_map_coefficients("data.mtz")
+        >>> sfdiff.FModel.from_files("model.pdb", "data.mtz")
+        FModel(10 atoms, 881 reflections, no scales)
         """
         if importlib.util.find_spec("cctbx") is None:
             atoms, reflections = _read_without_cctbx(model, data, dtype, device, scattering_table, read or {})
@@ -122,6 +129,12 @@ class FModelIO:
         ----------
         f_calc, f_mask : torch.Tensor, optional
             (n,) complex, where they are known already.
+
+        Examples
+        --------
+        >>> manager = fmodel.to_cctbx()                                # needs cctbx
+        >>> sfdiff.FModel.from_cctbx(manager)
+        FModel(40 atoms, 881 reflections, no scales)
         """
         from .files.managers import as_manager
 
@@ -143,6 +156,13 @@ class FModelIO:
             No such folder; a ValueError, and cctbx's Sorry where there is cctbx.
         RuntimeError
             Before :meth:`update_scales`.
+
+        Examples
+        --------
+        >>> import pathlib
+        >>> fmodel.write_map_coefficients("maps.mtz")
+        >>> pathlib.Path("maps.mtz").read_bytes() == fmodel.map_file(), sorted(fmodel.map_coefficients())
+        (True, ['2mFo-DFc', 'mFo-DFc'])
         """
         from .files.errors import Sorry  # cctbx's, where there is cctbx
         from .files.writing import write_all
@@ -196,6 +216,12 @@ class FModelIO:
         ------
         libtbx.utils.Sorry
             When the model did not come from a file.
+
+        Examples
+        --------
+        >>> structure.write_pdb("model.pdb")
+        >>> fmodel.write_map_coefficients("data.mtz")
+        >>> sfdiff.FModel.from_files("model.pdb", "data.mtz").write_model("out.cif")     # needs cctbx
         """
         from .files.managers import model_file, write
 

@@ -80,7 +80,16 @@ class FModelTargets:
         return flags is not None and bool((flags & self.selection).any())
 
     def r_factors(self) -> tuple[float, float | None]:
-        """(R-work, R-free) of the present model with the present scales, floats; R-free is None where none are free."""
+        """(R-work, R-free) of the present model with the present scales, floats; R-free is None where none are free.
+
+        Examples
+        --------
+        >>> r_work, r_free = fmodel.r_factors()
+        >>> r_work == float(fmodel.r_work()), r_free == float(fmodel.r_free()), fmodel.has_free, r_work < r_free < 0.05
+        (True, True, True, True)
+        >>> fmodel.known_scales() is fmodel.scales, fmodel.selection.shape
+        (True, torch.Size([881]))
+        """
         with torch.no_grad():
             r_work, r_free = self._r_factors(None, None)
         self.check()
@@ -120,6 +129,16 @@ class FModelTargets:
             An unknown name; least squares without sigmas.
         RuntimeError
             Before :meth:`update_scales`.
+
+        Examples
+        --------
+        >>> sites = atoms.sites_cart.clone().requires_grad_()
+        >>> fmodel.target("least_squares", sites_cart=sites).backward()
+        >>> sites.grad.shape
+        torch.Size([40, 3])
+        >>> f = fmodel.f_model()
+        >>> bool(fmodel.target(f_model=f) == sfdiff.targets.maximum_likelihood(data, f, fmodel.alpha_beta(), **fmodel.in_use()))
+        True
         """
         if name not in TARGETS:
             raise ValueError(f"Unknown target {name!r}: choose from {', '.join(TARGETS)}.")

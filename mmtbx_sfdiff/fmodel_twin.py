@@ -132,6 +132,11 @@ class FModelTwin:
             Before :meth:`update_scales`.
         ValueError
             For an FModel of a twin.
+
+        Examples
+        --------
+        >>> fmodel.find_twin_laws()     # this lattice has no more symmetry than the crystal
+        []
         """
         if self.twin_law is not None:
             raise ValueError("The model is one of a twin already: look for laws without twin_law.")

@@ -43,6 +43,12 @@ class Reflections:
         Rows of the data that are not among the reflections, by reason.
     messages : tuple of str
         What was chosen among several columns, and what was ignored.
+
+    Examples
+    --------
+    >>> strong = data.select(data.f_obs > 3 * data.sigmas).to(dtype=torch.float32)
+    >>> int(data.work.sum()), round(data.d_min, 2), round(float(data.d_spacings.max()), 2), strong.f_obs.dtype
+    (704, 2.2, 19.21, torch.float32)
     """
 
     crystal: Crystal
@@ -159,7 +165,9 @@ class Reflections:
         Examples
         --------
         >>> import gemmi, mmtbx_sfdiff as sfdiff
-        >>> data = sfdiff.Reflections.from_gemmi(gemmi.read_mtz_file("data.mtz"), "F,SIGF")  # doctest: +SKIP
+        >>> fmodel.write_map_coefficients("data.mtz")
+        >>> sfdiff.Reflections.from_gemmi(gemmi.read_mtz_file("data.mtz"), "F-obs-filtered,SIGF-obs-filtered")
+        Reflections(881 amplitudes to 2.20 Å, 177 free, P 21 21 21)
         """
         crystal = Crystal.from_gemmi(data, device=device)
         indices, columns = columns_of_gemmi(data)
@@ -183,6 +191,13 @@ class Reflections:
         ------
         ValueError
             As :meth:`from_gemmi`.
+
+        Examples
+        --------
+        >>> import reciprocalspaceship as rs
+        >>> fmodel.write_map_coefficients("data.mtz")
+        >>> sfdiff.Reflections.from_dataset(rs.read_mtz("data.mtz"), "F-obs-filtered,SIGF-obs-filtered")
+        Reflections(881 amplitudes to 2.20 Å, 177 free, P 21 21 21)
         """
         if data.cell is None or data.spacegroup is None:
             raise ValueError("The DataSet has no cell or no space group: set data.cell and data.spacegroup first.")
@@ -236,6 +251,11 @@ class Reflections:
         ------
         ValueError
             Intensities or complex data; flags that are not boolean or miss reflections.
+
+        Examples
+        --------
+        >>> sfdiff.Reflections.from_cctbx(*data.to_cctbx()).miller_set().size()
+        881
         """
         if not f_obs.is_real_array() or f_obs.is_xray_intensity_array():
             raise ValueError(

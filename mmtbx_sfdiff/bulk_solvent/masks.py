@@ -34,6 +34,16 @@ class Mask(Protocol):
         A frozen dataclass of what can be asked for by name; it checks what it is given.
     option_names : tuple of str
         Its fields.
+
+    Examples
+    --------
+    >>> mask = MASKS["binary"]
+    >>> rho = mask.on_grid(atoms, crystal, (36, 48, 54), mask.options())
+    >>> mask.name, rho.unique()
+    ('binary', tensor([0., 1.], dtype=torch.float64))
+    >>> plan = sfdiff.plan(crystal, data.miller_indices)
+    >>> mask.structure_factors(atoms, plan, (36, 48, 54), None, mask.options()).shape
+    torch.Size([881])
     """
 
     name: str
@@ -123,18 +133,12 @@ def solvent_mask(
 
     Examples
     --------
-    >>> import torch
-    >>> import mmtbx_sfdiff as sfdiff
-    >>> from cctbx import crystal, xray
-    >>> structure = xray.structure(crystal_symmetry=crystal.symmetry((12, 13, 14, 90, 100, 90), "P 1 21 1"))
-    >>> structure.add_scatterer(xray.scatterer("C", site=(0.1, 0.2, 0.3), u=0.2))
-    >>> atoms = sfdiff.Atoms.from_cctbx(structure)
-    >>> mask = sfdiff.solvent_mask(atoms, atoms.crystal)
+    >>> mask = sfdiff.solvent_mask(atoms, crystal)
     >>> mask.shape
-    torch.Size([20, 24, 24])
+    torch.Size([36, 48, 54])
     >>> two = atoms.replace(sites_cart=torch.stack([atoms.sites_cart, atoms.sites_cart + 1.0]))
-    >>> sfdiff.solvent_mask(two, atoms.crystal, ensemble=torch.tensor([0.5, 0.5])).shape
-    torch.Size([20, 24, 24])
+    >>> sfdiff.solvent_mask(two, crystal, ensemble=torch.tensor([0.5, 0.5])).shape
+    torch.Size([36, 48, 54])
     """
     asked = _asked(atoms, crystal, method, grid_step, r_probe, r_shrink, softness, n_real, ensemble, options)
     return asked.mask.on_grid(atoms, atoms.crystal, asked.n_real, asked.options, asked.ensemble)
@@ -175,13 +179,7 @@ def solvent_structure_factors(
 
     Examples
     --------
-    >>> import torch
-    >>> import mmtbx_sfdiff as sfdiff
-    >>> from cctbx import crystal, xray
-    >>> structure = xray.structure(crystal_symmetry=crystal.symmetry((12, 13, 14, 90, 100, 90), "P 1 21 1"))
-    >>> structure.add_scatterer(xray.scatterer("C", site=(0.1, 0.2, 0.3), u=0.2))
-    >>> atoms = sfdiff.Atoms.from_cctbx(structure)
-    >>> plan = sfdiff.plan(atoms.crystal, atoms.crystal.build_miller_indices(d_min=2.0))
+    >>> plan = sfdiff.plan(crystal, crystal.build_miller_indices(d_min=2.0))
     >>> sfdiff.solvent_structure_factors(atoms, plan).shape == (len(plan),)
     True
     """

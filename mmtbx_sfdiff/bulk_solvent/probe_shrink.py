@@ -209,5 +209,11 @@ def _engine_name(device: str, asked: str | None) -> str:
 
 
 def probe_shrink_defaults() -> tuple[float, float, float]:
-    """Default (r_probe, r_shrink, softness), Å."""
+    """Default (r_probe, r_shrink, softness), Å.
+
+    Examples
+    --------
+    >>> probe_shrink_defaults()
+    (1.1, 0.9, 0.8)
+    """
     return R_PROBE, R_SHRINK, SOFTNESS

@@ -56,6 +56,14 @@ def register(scaling=False):
     -----
     Calling it again changes nothing; :func:`unregister` takes everything back.  With ``MMTBX_SFDIFF_REPORT=1`` in the
     environment the program says at its end how many calls were answered here, and how many by cctbx.
+
+    Examples
+    --------
+    >>> sfdiff.register()
+    >>> from cctbx.xray.structure_factors.algorithm import algorithms
+    >>> "sfdiff" in algorithms
+    True
+    >>> sfdiff.unregister()
     """
     report_at_exit_if_asked()
     if not _undo:
@@ -84,6 +92,14 @@ def unregister():
     ------
     RuntimeError
         Inside :func:`takeover`.
+
+    Examples
+    --------
+    >>> sfdiff.register()
+    >>> sfdiff.unregister()
+    >>> from cctbx.xray.structure_factors.algorithm import algorithms
+    >>> "sfdiff" in algorithms
+    False
     """
     if _takeovers:
         raise RuntimeError("mmtbx_sfdiff cannot be unregistered inside takeover(): leave that first.")
@@ -121,6 +137,15 @@ def takeover(method="auto", accuracy=1e-4, device="cpu", mask="binary", mask_gra
         An unknown method or mask; an accuracy that is not between 0 and 1.
     libtbx.utils.Sorry
         A device that is not there.
+
+    Examples
+    --------
+    >>> structure = atoms.to_cctbx()
+    >>> with sfdiff.takeover(accuracy=1e-6):
+    ...     f_calc = structure.structure_factors(d_min=2.2).f_calc()
+    >>> exact = sfdiff.structure_factors(atoms, crystal, f_calc, method="direct")
+    >>> float((torch.from_numpy(f_calc.data().as_numpy_array()) - exact).norm() / exact.norm()) < 1e-6
+    True
     """
     if mask not in MASKS:
         raise ValueError(f"Unknown mask {mask!r}: choose from {', '.join(MASKS)}.")

@@ -37,6 +37,16 @@ class DisplacementRestraints(torch.nn.Module):
         Of ``bond``, ``angle`` and ``contact``.
     contacts : torch.Tensor, optional
         (k, 2) int64 rows of atoms that are bonded to none, and their nearest.
+
+    Examples
+    --------
+    >>> import math
+    >>> alike = DisplacementRestraints(torch.tensor([[0, 1]]), torch.tensor([[0, 2]]))
+    >>> u_iso = torch.tensor([0.2, 0.2, 0.2 * math.exp(0.3)])          # the 1-3 neighbors are one sigma apart
+    >>> round(float(alike(u_iso)), 4), round(float(alike.forward(u_iso)), 4), alike.curvature(3).tolist()
+    (1.0, 1.0, [72.22222222222223, 50.0, 22.222222222222225])
+    >>> DisplacementRestraints.from_geometry(sfdiff.GeometryRestraints.from_gemmi(structure)).rows.shape[1]
+    2
     """
 
     rows: torch.Tensor

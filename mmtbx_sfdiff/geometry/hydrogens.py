@@ -36,6 +36,12 @@ def parents_of_hydrogens(
     -------
     numpy.ndarray
         (n,) int64. A hydrogen without such an atom in its residue rides on itself: it is by itself.
+
+    Examples
+    --------
+    >>> sites = np.array([[0.0, 0.0, 0.0], [1.5, 0.0, 0.0], [2.5, 0.0, 0.0]])     # C, C, H
+    >>> parents_of_hydrogens(sites, [False, False, True], [1, 1, 1], ["", "", ""], [1, 1, 1])
+    array([0, 1, 1])
     """
     n = len(sites_cart)
     parent = np.arange(n)

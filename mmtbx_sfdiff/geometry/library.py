@@ -33,6 +33,12 @@ class MonomerLibrary:
     path : pathlib.Path
     source : str
         "named", an environment variable, or the package that brought it.
+
+    Examples
+    --------
+    >>> monomers, missing = find_library().read(["ALA", "XYZ"])
+    >>> "ALA" in monomers.monomers, missing
+    (True, ['XYZ'])
     """
 
     path: Path
@@ -102,6 +108,11 @@ def find_library(folder: str | os.PathLike[str] | None = None) -> MonomerLibrary
     ------
     ValueError
         When there is none, or the folder is not one.
+
+    Examples
+    --------
+    >>> find_library().path.is_dir()
+    True
     """
     if folder is not None:
         return MonomerLibrary(_checked(Path(folder).expanduser(), "the folder given"), "named")

@@ -58,10 +58,17 @@ class GeometryRestraints(torch.nn.Module):
 
     Examples
     --------
-    >>> geometry = GeometryRestraints.from_gemmi(structure)           # doctest: +SKIP
-    >>> energy = geometry(sites_cart)                                 # doctest: +SKIP
-    >>> geometry.rms(sites_cart)                                      # doctest: +SKIP
-    {'bond': 0.012, 'angle': 1.63}
+    >>> geometry = sfdiff.GeometryRestraints.from_gemmi(structure)
+    >>> sites = torch.tensor([list(a.atom.pos) for a in structure[0].all()], dtype=torch.float64)
+    >>> list(geometry.terms(sites))
+    ['bond', 'angle', 'torsion', 'chirality', 'plane', 'repulsion']
+    >>> bool(torch.isclose(geometry(sites), sum(geometry.terms(sites).values()))), bool(geometry(sites) == geometry.forward(sites))
+    (True, True)
+    >>> geometry.deviations(sites, "bond").shape, geometry.curvature(sites).shape
+    (torch.Size([9]), torch.Size([10, 3]))
+    >>> {name: round(value, 2) for name, value in geometry.rms(sites).items()}, geometry.worst(sites, "bond", n=1)[0][1]
+    ({'bond': 0.01, 'angle': 2.06}, (0, 1))
+    >>> geometry.update_contacts(sites + 1.0)
     """
 
     # Buffers: rows of atoms (n, k), ideal values, esds, and what topology.Rows calls extra.

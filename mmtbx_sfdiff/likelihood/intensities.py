@@ -42,6 +42,13 @@ class Intensities:
     ------
     ValueError
         Shapes that differ; a sigma that is not positive, or an intensity that is not finite.
+
+    Examples
+    --------
+    >>> weak = torch.tensor([5.0, -1.0], dtype=torch.float64)
+    >>> data = Intensities(crystal, torch.tensor([[1, 2, 3], [0, 2, 4]]), weak, torch.ones_like(weak))
+    >>> len(data), data.work
+    (2, tensor([True, True]))
     """
 
     crystal: Crystal

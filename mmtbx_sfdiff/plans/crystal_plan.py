@@ -30,6 +30,16 @@ class Plan(Held):
     crystal : Crystal
     miller_indices : torch.Tensor
         (n, 3) int64 on the crystal's device.
+
+    Examples
+    --------
+    >>> plan = sfdiff.plan(crystal, data.miller_indices)
+    >>> plan
+    Plan(Crystal('P 21 21 21', cell 20 25 30 90 90 90), 881 reflections)
+    >>> plan.to("cpu") is plan, plan.device, plan.miller() is plan.miller()
+    (True, device(type='cpu'), True)
+    >>> plan.part("largest index", lambda: int(plan.miller_indices.abs().max()))     # worked out once
+    13
     """
 
     crystal: Crystal
@@ -108,7 +118,13 @@ def plan(crystal: Crystal, miller_indices: Any) -> Plan:
 
 
 def plan_of(place: Crystal | Plan, miller_indices: Any) -> Plan:
-    """The plan that was given, or that of a crystal and indices: the same one as long as their tensor lives unchanged."""
+    """The plan that was given, or that of a crystal and indices: the same one as long as their tensor lives unchanged.
+
+    Examples
+    --------
+    >>> plan_of(crystal, data.miller_indices) is plan_of(crystal, data.miller_indices)
+    True
+    """
     if isinstance(place, Plan):
         return place
     key = place.hall_symbol, tuple(place.unit_cell), str(place.device)

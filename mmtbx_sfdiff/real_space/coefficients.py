@@ -43,6 +43,13 @@ def map_coefficients(
     ------
     ValueError
         Another number of structure factors than of reflections.
+
+    Examples
+    --------
+    >>> selected, scales = fmodel.scales.selected(data), fmodel.scales
+    >>> found = map_coefficients(selected, fmodel.f_model()[scales.selection], scales.k_total[scales.selection])
+    >>> {kind: tuple(values.shape) for kind, values in found.items()} == dict.fromkeys(found, (len(selected),)), list(found)
+    (True, ['2mFo-DFc', 'mFo-DFc'])
     """
     f_model = f_model.detach()
     known = estimate_alpha_beta(reflections, f_model, per_zone=_PER_ZONE, free_only=True)
@@ -83,6 +90,15 @@ def anomalous_difference_coefficients(
     ------
     ValueError
         There are no pairs.
+
+    Examples
+    --------
+    >>> indices = crystal.build_miller_indices(3.0, anomalous=True)
+    >>> f = sfdiff.structure_factors(atoms.replace(fdp=torch.full_like(atoms.fdp, 3.0)), crystal, indices)
+    >>> data = sfdiff.Reflections.from_arrays(crystal, indices, f.abs())
+    >>> h, coefficients = anomalous_difference_coefficients(data, f)
+    >>> len(h) == int((~crystal.centric_flags(indices)).sum()) // 2
+    True
     """
     first, second = _pairs(reflections)
     if not len(first):

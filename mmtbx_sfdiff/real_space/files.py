@@ -32,6 +32,13 @@ def write_map(path: str | Path, rho: torch.Tensor, crystal: Crystal) -> None:
     ------
     ValueError
         A batch of maps; a folder that does not exist.
+
+    Examples
+    --------
+    >>> rho = sfdiff.density(atoms, crystal, (24, 32, 36))
+    >>> write_map("model.ccp4", rho, crystal)
+    >>> bool(torch.allclose(read_map("model.ccp4", crystal), rho, atol=1e-6))
+    True
     """
     if rho.ndim != 3:
         raise ValueError(f"A CCP4 file holds one map, (n1, n2, n3), not {tuple(rho.shape)}: write them one by one.")
@@ -65,6 +72,12 @@ def read_map(
     ValueError
         No such file, or none that gemmi reads; a map of part of the cell that its symmetry does not complete; another cell
         than the crystal's (by more than 0.1 Å or 0.1 degrees).
+
+    Examples
+    --------
+    >>> write_map("model.ccp4", sfdiff.density(atoms, crystal, (24, 32, 36)), crystal)
+    >>> read_map("model.ccp4").shape
+    torch.Size([24, 32, 36])
     """
     try:
         ccp4 = gemmi.read_ccp4_map(str(path))
@@ -102,13 +115,27 @@ def write_map_coefficients(
     ------
     ValueError
         Columns of another length than the indices; a folder that does not exist.
+
+    Examples
+    --------
+    >>> f = sfdiff.structure_factors(atoms, crystal, data.miller_indices)
+    >>> write_map_coefficients("out.mtz", crystal, data.miller_indices, {"FC": f, "FOBS": data.f_obs, "SIGFOBS": data.sigmas})
+    >>> h, found = read_map_coefficients("out.mtz", "FC,PHIC")
+    >>> bool((h == data.miller_indices).all()), float((found - f).norm() / f.norm()) < 1e-6
+    (True, True)
     """
     _check_folder(path)
     Path(path).write_bytes(map_coefficient_bytes(crystal, miller_indices, columns))
 
 
 def map_coefficient_bytes(crystal: Crystal, miller_indices: torch.Tensor, columns: Mapping[str, torch.Tensor]) -> bytes:
-    """The content of the file of :func:`write_map_coefficients`."""
+    """The content of the file of :func:`write_map_coefficients`.
+
+    Examples
+    --------
+    >>> map_coefficient_bytes(crystal, data.miller_indices, {"FOBS": data.f_obs})[:4]
+    b'MTZ '
+    """
     mtz = gemmi.Mtz(with_base=True)
     mtz.title = "mmtbx_sfdiff"
     mtz.set_cell_for_all(gemmi.UnitCell(*crystal.unit_cell))
@@ -151,6 +178,13 @@ def read_map_coefficients(
     ------
     ValueError
         No such file, or no such columns: those there are are named.
+
+    Examples
+    --------
+    >>> fmodel.write_map_coefficients("maps.mtz")
+    >>> indices, coefficients = read_map_coefficients("maps.mtz", "FOFCWT,PHFOFCWT")
+    >>> coefficients.dtype, len(coefficients) == len(indices)
+    (torch.complex128, True)
     """
     try:
         mtz = gemmi.read_mtz_file(str(path))

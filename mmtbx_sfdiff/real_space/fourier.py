@@ -63,7 +63,10 @@ def fourier_map(crystal: Crystal, miller_indices: torch.Tensor, f: torch.Tensor,
 
     Examples
     --------
-    >>> rho = fourier_map(crystal, indices, f, (48, 48, 64))   # doctest: +SKIP
+    >>> f = sfdiff.structure_factors(atoms, crystal, data.miller_indices)
+    >>> rho = fourier_map(crystal, data.miller_indices, f, (24, 32, 36))
+    >>> rho.shape, rho.dtype
+    (torch.Size([24, 32, 36]), torch.float64)
     """
     grid = checked_grid(grid)
     indices = as_miller_tensor(miller_indices, device=f.device)
@@ -104,6 +107,13 @@ def fourier_transform(crystal: Crystal, rho: torch.Tensor, miller_indices: torch
     ------
     ValueError
         Indices that the grid cannot tell from others.
+
+    Examples
+    --------
+    >>> f = sfdiff.structure_factors(atoms, crystal, data.miller_indices)
+    >>> rho = fourier_map(crystal, data.miller_indices, f, (24, 32, 36))
+    >>> bool(torch.allclose(fourier_transform(crystal, rho, data.miller_indices), f))
+    True
     """
     grid = checked_grid(tuple(rho.shape[-3:]))
     indices = as_miller_tensor(miller_indices, device=rho.device)

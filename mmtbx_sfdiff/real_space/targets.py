@@ -30,6 +30,12 @@ def map_correlation(rho: torch.Tensor, observed: torch.Tensor, weights: torch.Te
     ------
     ValueError
         Maps on different grids.
+
+    Examples
+    --------
+    >>> rho = sfdiff.density(atoms, crystal, (24, 32, 36))
+    >>> round(float(map_correlation(rho, 2 * rho + 1)), 6)
+    1.0
     """
     a, b, w = _flat(rho, observed, weights)
     total = w.sum(-1, keepdim=True)
@@ -57,6 +63,12 @@ def map_least_squares(
     ------
     ValueError
         Maps on different grids; an unknown scale.
+
+    Examples
+    --------
+    >>> rho = sfdiff.density(atoms, crystal, (24, 32, 36))
+    >>> abs(float(map_least_squares(rho, 2 * rho + 1))) < 1e-9, float(map_least_squares(rho, rho, scale="unit"))
+    (True, 0.0)
     """
     if scale not in ("fit", "unit"):
         raise ValueError(f"scale must be 'fit' or 'unit', not {scale!r}.")
@@ -88,6 +100,12 @@ def residue_correlation(
     ------
     ValueError
         Maps on different grids; another number of groups than of atoms; a batch of models; a radius that is not positive.
+
+    Examples
+    --------
+    >>> rho = sfdiff.density(atoms, crystal, (24, 32, 36))
+    >>> residue_correlation(rho, rho, atoms, torch.arange(40) // 10).round(decimals=6)
+    tensor([1., 1., 1., 1.], dtype=torch.float64)
     """
     if rho.shape != observed.shape or rho.ndim != 3:
         raise ValueError(f"Two maps of one grid are needed, not {tuple(rho.shape)} and {tuple(observed.shape)}.")

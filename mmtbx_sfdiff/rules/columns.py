@@ -67,8 +67,9 @@ class Column:
     Examples
     --------
     >>> import numpy as np
-    >>> Column("_refln.F_meas_au", np.array([10.0, np.nan]), block="r1abcsf").short
-    'F_meas_au'
+    >>> column = Column("_refln.F_meas_au", np.array([10.0, np.nan]), block="r1abcsf")
+    >>> column.short, column.is_tag, column.is_text
+    ('F_meas_au', True, False)
     """
 
     name: str
@@ -103,6 +104,13 @@ class Observation:
     value, sigma : Column, Column or None
     minus, minus_sigma : Column or None
         Those of the other Bijvoet mate, where the file has both in one row.
+
+    Examples
+    --------
+    >>> columns = [Column("FP", np.array([1.0, 2.0]), "F"), Column("SIGFP", np.array([0.1, 0.1]), "Q")]
+    >>> found = Observation("amplitudes", *columns)
+    >>> found.labels, len(found.columns), found.is_anomalous
+    ('FP,SIGFP', 2, False)
     """
 
     kind: str
@@ -129,7 +137,13 @@ class Observation:
 
 
 def label_string(columns: Sequence[Column]) -> str:
-    """Names joined by commas, after the block of a CIF."""
+    """Names joined by commas, after the block of a CIF.
+
+    Examples
+    --------
+    >>> label_string([Column("_refln.F_meas_au", np.zeros(2), block="r1abcsf")])
+    'r1abcsf,_refln.F_meas_au'
+    """
     block = [columns[0].block] if columns[0].is_tag and columns[0].block else []
     return ",".join(block + [column.name for column in columns])
 
@@ -164,7 +178,13 @@ def is_calculated(column: Column) -> bool:
 
 
 def kind_of(column: Column) -> str | None:
-    """``amplitudes``, ``intensities``, or None for a column that is neither by its type, tag or name."""
+    """``amplitudes``, ``intensities``, or None for a column that is neither by its type, tag or name.
+
+    Examples
+    --------
+    >>> [kind_of(Column(name, np.zeros(2), kind)) for name, kind in (("FP", "F"), ("IMEAN", "J"), ("PHI", "P"))]
+    ['amplitudes', 'intensities', None]
+    """
     if column.is_text:
         return None
     if column.is_tag:
@@ -183,6 +203,12 @@ def sigma_of(column: Column, columns: Sequence[Column]) -> Column | None:
         Amplitudes or intensities.
     columns : sequence of Column
         All of the file, in its order.
+
+    Examples
+    --------
+    >>> columns = [Column("FP", np.array([1.0, 2.0]), "F"), Column("SIGFP", np.array([0.1, 0.1]), "Q")]
+    >>> sigma_of(columns[0], columns).name
+    'SIGFP'
     """
     same = (
         [other for other in columns if other.block == column.block and not other.is_text] if column.is_tag else columns
@@ -220,6 +246,13 @@ def observations(columns: Sequence[Column]) -> tuple[list[Observation], dict[str
         In the order of the file; Bijvoet mates in one.
     dict
         Label to reason, for amplitudes and intensities that cannot be observations.
+
+    Examples
+    --------
+    >>> columns = [Column("FP", np.array([1.0, 2.0]), "F"), Column("SIGFP", np.array([0.1, 0.1]), "Q")]
+    >>> found, refused = observations(columns)
+    >>> [one.labels for one in found], refused
+    (['FP,SIGFP'], {})
     """
     found: list[Observation] = []
     refused: dict[str, str] = {}
@@ -299,6 +332,12 @@ def named(columns: Sequence[Column], labels: str | Sequence[str], where: str, wh
     ------
     ValueError
         If there is no such column, or several.
+
+    Examples
+    --------
+    >>> columns = [Column("FP", np.array([1.0, 2.0]), "F"), Column("SIGFP", np.array([0.1, 0.1]), "Q")]
+    >>> [column.name for column in named(columns, "FP,SIGFP", "data.mtz", "amplitudes")]
+    ['FP', 'SIGFP']
     """
     words = labels.split(",") if isinstance(labels, str) else list(labels)
     words = [word.strip().lower() for word in words if word.strip()]

@@ -31,7 +31,17 @@ _EVEN = 0.55  # the smallest part of an even partition over the largest
 
 
 class UnusableFlags(ValueError):
-    """Flags that are there but cannot mark a test set."""
+    """Flags that are there but cannot mark a test set.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> try:
+    ...     read_flags(Column("FreeR_flag", np.ones(100), "I"))
+    ... except UnusableFlags as error:
+    ...     print(str(error).partition(':')[0])
+    R-free flags FreeR_flag in The data are all 1, which cannot be a test set
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +57,14 @@ class Flags:
         (n,) bool, True for the test set.
     known : numpy.ndarray
         (n,) bool, False where the reflection has no flag (and is a work reflection).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> column = Column("FreeR_flag", np.arange(100.0) % 20, "I")
+    >>> flags = read_flags(column)
+    >>> flags.labels, flags.test_value, int(flags.free.sum()), int(flags.known.sum())
+    ('FreeR_flag', 0, 5, 100)
     """
 
     column: Column
@@ -61,7 +79,14 @@ class Flags:
 
 
 def is_status(column: Column) -> bool:
-    """Whether this is a CIF's status column (``o``, ``f``, ``x``, ...)."""
+    """Whether this is a CIF's status column (``o``, ``f``, ``x``, ...).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> is_status(Column("_refln.status", np.array(["o", "f"])))
+    True
+    """
     return bool(_STATUS.search(column.short))
 
 
@@ -167,6 +192,13 @@ def read_flags(column: Column, test_value: int | str | None = None, where: str =
     ------
     UnusableFlags
         If it cannot mark a test set; the counts are in the sentence.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> column = Column("FreeR_flag", np.arange(100.0) % 20, "I")
+    >>> int(read_flags(column).free.sum()), int(read_flags(column, test_value=3).free.nonzero()[0][0])
+    (5, 3)
     """
     name = f"R-free flags {label_string([column])} in {where}"
     words = _words(column)
@@ -260,6 +292,14 @@ def choose_flags(
         If strict, or if the labels name flags that cannot mark a test set.
     ValueError
         If the labels name no column.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> column = Column("FreeR_flag", np.arange(100.0) % 20, "I")
+    >>> flags, messages = choose_flags([column])
+    >>> flags.labels, messages
+    ('FreeR_flag', [])
     """
     if isinstance(labels, str) and labels.strip().lower() == "none":
         return None, ["R-free flags were not read, as asked"]

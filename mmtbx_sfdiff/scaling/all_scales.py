@@ -82,6 +82,12 @@ def update_all_scales(
     ValueError
         Structure factors of another shape than the reflections, fewer than two reflections, all F_calc or
         F_obs zero; a twin law; an unknown model.
+
+    Examples
+    --------
+    >>> scales = sfdiff.update_all_scales(data, fmodel.f_calc(), fmodel.f_mask())
+    >>> scales.r_work < 0.05, tuple(scales.k_masks[0].shape)
+    (True, (881,))
     """
     if twin_law is not None:
         raise ValueError(

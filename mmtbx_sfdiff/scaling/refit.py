@@ -69,6 +69,13 @@ def refit(
     -------
     torch.Tensor
         (..., n) complex; differentiable twice.
+
+    Examples
+    --------
+    >>> f_calc, f_mask = fmodel.f_calc(), fmodel.f_mask()
+    >>> f = refit(fmodel.scales, data, f_calc, f_mask)
+    >>> float((f - fmodel.f_model()).norm() / f.norm()) < 1e-12     # at the structure factors that they were determined from
+    True
     """
     if f_calc.ndim > 1 or f_mask.ndim > 1:
         shape = torch.broadcast_shapes(f_calc.shape, f_mask.shape)

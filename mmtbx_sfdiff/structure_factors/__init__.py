@@ -112,6 +112,14 @@ def structure_factor_gradients(
     ------
     ValueError, TypeError
         As :func:`structure_factors`.
+
+    Examples
+    --------
+    >>> f = sfdiff.structure_factors(atoms, crystal, data.miller_indices)
+    >>> d_target_d_f = f - data.f_obs * f / f.abs()              # of half the sum of (|F| - F_obs)^2
+    >>> d_sites, d_u = structure_factor_gradients(atoms, crystal, data.miller_indices, d_target_d_f, ("sites_cart", "u_iso"))
+    >>> d_sites.shape, d_u.shape
+    (torch.Size([40, 3]), torch.Size([40]))
     """
     _checked(method, accuracy, memory)
     unknown = [name for name in parameters if name not in PARAMETERS]

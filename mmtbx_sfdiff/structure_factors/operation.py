@@ -38,7 +38,14 @@ _SHARED = 5
 
 
 class Method(Protocol):
-    """A method's public function: an entry of ``METHODS``."""
+    """A method's public function: an entry of ``METHODS``.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.structure_factors import METHODS
+    >>> sorted(METHODS), METHODS["direct"](atoms, crystal, data.miller_indices).shape
+    (['direct', 'fft'], torch.Size([881]))
+    """
 
     def __call__(
         self,

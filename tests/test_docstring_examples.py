@@ -1,0 +1,103 @@
+"""Every public name has an example in its docstring, and it runs.
+
+Public are ``mmtbx_sfdiff.__all__`` and that of the rooms below, with the public members of their classes.  An example may take
+as given the names of :func:`tests.support.example_names.example_names`.  A member of a class has an example of its own, or one of
+the docstrings of its class uses it (``.name``) in a line that runs: properties and one-line methods need no section each.
+"""
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import re
+
+import torch
+from mmtbx_sfdiff.geometry import find_library
+
+import pytest
+
+from tests.support.example_names import example_names
+
+ROOMS = ("", "bulk_solvent", "geometry", "kernels", "likelihood", "plans", "real_space", "rules", "scaling",
+         "structure_factors", "targets")  # fmt: skip
+# What torch and Python call, not a user.
+HOOKS = {"get_extra_state", "set_extra_state", "extra_repr"}
+
+
+def _public():
+    """(name, object) of everything public that is documented: no constants, no modules."""
+    found = {}
+    for room in ROOMS:
+        module = importlib.import_module(f"mmtbx_sfdiff.{room}".rstrip("."))
+        for name in module.__all__:
+            if name in ("register", "unregister", "takeover") and importlib.util.find_spec("cctbx") is None:
+                continue
+            thing = getattr(module, name)
+            if (inspect.isclass(thing) or inspect.isfunction(thing)) and thing.__module__.startswith("mmtbx_sfdiff"):
+                found.setdefault(thing, name)
+    return [(name, thing) for thing, name in found.items()]
+
+
+def _members(thing):
+    """(name, function) of the public methods and properties that a class and its bases of this package define."""
+    found = {}
+    for base in thing.__mro__:
+        if base.__module__.startswith("mmtbx_sfdiff"):
+            for name, member in vars(base).items():
+                function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+                if not name.startswith("_") and name not in HOOKS and inspect.isfunction(function):
+                    found.setdefault(name, function)
+    return found
+
+
+def _examples(docstring):
+    """The examples of an Examples section that run."""
+    section = inspect.cleandoc(docstring or "").partition("Examples\n--------\n")[2]
+    return [one for one in doctest.DocTestParser().get_examples(section) if not one.options.get(doctest.SKIP)]
+
+
+def _docstrings(thing):
+    """(qualified name, docstring) of a function, or of a class and its members."""
+    own = [(thing.__qualname__, thing.__doc__)]
+    if inspect.isclass(thing):
+        own += [(f"{thing.__qualname__}.{name}", function.__doc__) for name, function in _members(thing).items()]
+    return own
+
+
+PUBLIC = _public()
+CASES = {name: (thing, doc) for _, thing in PUBLIC for name, doc in _docstrings(thing) if _examples(doc)}
+
+
+@pytest.mark.parametrize(("name", "thing"), PUBLIC, ids=[name for name, _ in PUBLIC])
+def test_every_public_name_has_an_example_that_runs(name, thing):
+    assert _examples(thing.__doc__), f"{name} has no Examples section with a line that runs"
+    if inspect.isclass(thing):
+        shown = "\n".join(one.source for _, doc in _docstrings(thing) for one in _examples(doc))
+        lacking = [
+            member
+            for member, function in _members(thing).items()
+            if not _examples(function.__doc__) and not re.search(rf"\.{member}\b", shown)
+        ]
+        assert not lacking, f"no example of {name} uses {', '.join(lacking)}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_example_runs(name, tmp_path, monkeypatch):
+    thing, doc = CASES[name]
+    source = "".join(one.source for one in _examples(doc))
+    if re.search(r"cctbx|\bmmtbx\b|register|takeover|\bmiller_set\(|write_model", source):
+        pytest.importorskip("cctbx", reason="needs cctbx")
+    if "reciprocalspaceship" in source:
+        pytest.importorskip("reciprocalspaceship")
+    if re.search(r"\b(GeometryRestraints|find_library)\b", source):
+        try:
+            find_library()
+        except ValueError:
+            pytest.skip("no monomer library")
+    monkeypatch.chdir(tmp_path)
+    names = vars(inspect.getmodule(thing)) | example_names()
+    test = doctest.DocTestParser().get_doctest(inspect.cleandoc(doc), names, name, None, None)
+    said = []
+    with torch.random.fork_rng():
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+    assert result.attempted and not result.failed, "".join(said)
