@@ -74,7 +74,14 @@ class AtomsModule(torch.nn.Module):
         return atoms
 
     def replace(self, **parameters: torch.Tensor) -> None:
-        """Set new parameters of the atoms, such as ``sites_cart``; the scales stay."""
+        """Set new parameters of the atoms, such as ``sites_cart``; the scales stay.
+
+        Examples
+        --------
+        >>> fmodel.replace(sites_cart=atoms.sites_cart + 0.1)
+        >>> round(float(fmodel.atoms.sites_cart[0, 0] - atoms.sites_cart[0, 0]), 6)
+        0.1
+        """
         self.atoms = self.atoms.replace(**parameters)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:

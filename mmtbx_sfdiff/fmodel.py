@@ -104,15 +104,9 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
     >>> optimizer = torch.optim.SGD(fmodel.parameters(), lr=1e-3)
     >>> fmodel.target("maximum_likelihood").backward()
     >>> optimizer.step()
-    >>> fmodel.check()                               # on a GPU: whether something was wrong
-    >>> fmodel.f_calc().shape == fmodel.f_mask().shape == fmodel.f_model().shape == fmodel.reflections.f_obs.shape
-    True
     >>> other = fmodel.with_(mask={"method": "binary"}, refine=())
-    >>> other.replace(sites_cart=atoms.sites_cart)
-    >>> other.atoms, other.ensemble, other.riding_hydrogens()
-    (Atoms(40 atoms, P 21 21 21, torch.float64, cpu), None, {})
-    >>> sorted(other.optimize_mask().options), bool((other.forward() == other(atoms.sites_cart)).all())
-    (['r_probe', 'r_shrink', 'radii', 'softness'], True)
+    >>> other.ensemble, other.riding_hydrogens(), sorted(other.optimize_mask().options)
+    (None, {}, ['r_probe', 'r_shrink', 'radii', 'softness'])
     """
 
     _reflections: Reflections

@@ -132,7 +132,7 @@ class FModelIO:
 
         Examples
         --------
-        >>> manager = fmodel.to_cctbx()                                # needs cctbx
+        >>> manager = fmodel.to_cctbx(fmodel.f_calc(), fmodel.f_mask())
         >>> sfdiff.FModel.from_cctbx(manager)
         FModel(40 atoms, 881 reflections, no scales)
         """

@@ -134,10 +134,13 @@ class FModelTargets:
         --------
         >>> sites = atoms.sites_cart.clone().requires_grad_()
         >>> fmodel.target("least_squares", sites_cart=sites).backward()
+        >>> fmodel.check()                     # on a GPU: raises for what was wrong there
         >>> sites.grad.shape
         torch.Size([40, 3])
-        >>> f = fmodel.f_model()
+        >>> f = fmodel.f_model()               # as fmodel() and fmodel.forward()
         >>> bool(fmodel.target(f_model=f) == sfdiff.targets.maximum_likelihood(data, f, fmodel.alpha_beta(), **fmodel.in_use()))
+        True
+        >>> bool((f == fmodel.forward()).all())
         True
         """
         if name not in TARGETS:

@@ -4,6 +4,8 @@ Every door (cctbx's arrays, gemmi's MTZ and CIF, ``reciprocalspaceship.DataSet``
 describes its columns as :class:`Column` and asks here.  Pure functions on names, types and values: nothing reads files
 or needs cctbx or gemmi.
 
+:mod:`.column`
+    a column, and those that make an observation
 :mod:`.columns`
     observations, their sigmas and Bijvoet mates
 :mod:`.free_flags`
@@ -14,17 +16,15 @@ or needs cctbx or gemmi.
     rows that are left out, and why; flags of merged reflections; whose cell
 """
 
+from .column import Column, Observation, label_string
 from .columns import (
     AMPLITUDES,
     INTENSITIES,
-    Column,
-    Observation,
     choose_observation,
     index_places,
     is_calculated,
     is_constant,
     kind_of,
-    label_string,
     named,
     observations,
     sigma_of,

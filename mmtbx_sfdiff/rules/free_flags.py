@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .columns import Column, label_string, named
+from .column import Column, label_string
+from .columns import named
 
 #: Shares of the flagged reflections between which a test set is believed; more than ``ENOUGH`` are never too few.
 LEAST, MOST, ENOUGH = 0.01, 0.22, 1000

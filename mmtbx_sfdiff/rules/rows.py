@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .columns import AMPLITUDES, Column
+from .column import Column
+from .columns import AMPLITUDES
 
 _LARGEST = 1e30  # beyond which a value is no measurement
 _TAKEN = ("o", "f", "", "?", ".")

@@ -40,6 +40,14 @@ class Scales:
         k_total, k_sol, b_sol, u_star and b_cart of equation 2, when that model was asked for.
     twin_fraction : float or None
         Of the second domain (:mod:`.twin`).
+
+    Examples
+    --------
+    >>> scales = fmodel.update_scales()
+    >>> bool((scales.f_model(fmodel.f_calc(), fmodel.f_mask()) == fmodel.f_model()).all()), len(scales.selected(data))
+    (True, 881)
+    >>> scales.to(torch.float32).k_total.dtype, scales.show().splitlines()[0].split()
+    (torch.float32, ['step', 'r_work', 'r_free', 'reflections'])
     """
 
     k_isotropic_exp: torch.Tensor
