@@ -138,10 +138,10 @@ class FModelTargets:
         >>> sites.grad.shape
         torch.Size([40, 3])
         >>> f = fmodel.f_model()               # as fmodel() and fmodel.forward()
-        >>> bool(fmodel.target(f_model=f) == sfdiff.targets.maximum_likelihood(data, f, fmodel.alpha_beta(), **fmodel.in_use()))
+        >>> bool(fmodel.target(f_model=f) == sfdiff.targets.maximum_likelihood(fmodel.reflections, f, fmodel.alpha_beta()))
         True
-        >>> bool((f == fmodel.forward()).all())
-        True
+        >>> bool((f == fmodel.forward()).all()), sorted(fmodel.in_use())
+        (True, ['f_obs_scale', 'selection'])
         """
         if name not in TARGETS:
             raise ValueError(f"Unknown target {name!r}: choose from {', '.join(TARGETS)}.")
