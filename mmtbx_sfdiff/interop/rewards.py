@@ -86,9 +86,14 @@ class StructureFactorReward:
 
     Examples
     --------
-    >>> reward = StructureFactorReward("data.mtz")                                     # doctest: +SKIP
-    >>> reward.prepare(gemmi.read_structure("model.cif"))                              # doctest: +SKIP
-    >>> loss = reward(coordinates, elements, b_factors, occupancies)                   # doctest: +SKIP
+    >>> reward = StructureFactorReward(data)                       # or "data.mtz"
+    >>> reward.prepare(structure)                                  # gemmi's, or an AtomArray
+    >>> elements = [a.atom.element.name for a in structure[0].all()]
+    >>> coordinates = torch.tensor([[a.atom.pos.tolist() for a in structure[0].all()]], requires_grad=True)
+    >>> loss = reward(coordinates, elements, torch.full((1, 10), 15.0), torch.ones(1, 10))
+    >>> loss.backward()
+    >>> coordinates.grad.shape
+    torch.Size([1, 10, 3])
     """
 
     def __init__(

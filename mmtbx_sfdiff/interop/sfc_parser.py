@@ -50,6 +50,12 @@ class PDBParser:
         Neither a path nor a gemmi.Structure.
     ValueError
         A file that is not a model, or without atoms.
+
+    Examples
+    --------
+    >>> parser = PDBParser(structure)
+    >>> parser.atom_name[:3], parser.atom_pos.shape, parser.cra_name[0], parser.spacegroup.short_name()
+    (['N', 'C', 'C'], (10, 3), 'A-0-GLY-N', 'P212121')
     """
 
     def __init__(self, data: _Path | gemmi.Structure) -> None:

@@ -79,9 +79,11 @@ class SFcalculator(Report):
     Examples
     --------
     >>> from mmtbx_sfdiff.interop.sfcalculator import SFcalculator
-    >>> sfc = SFcalculator("model.pdb", "data.mtz", expcolumns=["F", "SIGF"], testset_value=1)  # doctest: +SKIP
-    >>> sfc.inspect_data(); sfc.calc_fprotein(); sfc.calc_fsolvent(); sfc.get_scales_adam()  # doctest: +SKIP
-    >>> loss = (sfc.calc_ftotal().abs() - sfc.Fo).abs().sum()  # doctest: +SKIP
+    >>> fmodel.write_map_coefficients("data.mtz")
+    >>> sfc = SFcalculator(structure, "data.mtz", expcolumns=["F-obs-filtered", "SIGF-obs-filtered"], freeflag="R-free-flags",
+    ...                    testset_value=1)
+    >>> sfc.inspect_data(); sfc.calc_fprotein(); sfc.calc_fsolvent(); sfc.get_scales_adam()
+    >>> loss = (sfc.calc_ftotal().abs() - sfc.Fo).abs().sum()
     """
 
     def __init__(
