@@ -73,7 +73,12 @@ def _docstrings(thing):
 
 
 PUBLIC = _public()
-CASES = {name: (thing, doc) for _, thing in PUBLIC for name, doc in _docstrings(thing) if _examples(doc)}
+CASES = {
+    f"{thing.__module__.removeprefix('mmtbx_sfdiff.')}.{name}": (thing, doc)
+    for _, thing in PUBLIC
+    for name, doc in _docstrings(thing)
+    if _examples(doc)
+}
 
 
 @pytest.mark.parametrize(("name", "thing"), PUBLIC, ids=[name for name, _ in PUBLIC])
