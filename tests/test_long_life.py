@@ -19,7 +19,8 @@ CONSTANT = {"mmtbx_sfdiff.tables.read"}
 def living():
     """Tensors, and objects with handles, that are alive."""
     gc.collect()
-    return sum(isinstance(x, torch.Tensor) for x in gc.get_objects()), len(opaque._held)
+    # By type: proxies of what is gone raise where they are asked for their class.
+    return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()), len(opaque._held)
 
 
 def test_steps_of_training_leave_nothing_behind():
@@ -33,7 +34,8 @@ def test_steps_of_training_leave_nothing_behind():
         step()
     fmodel.update_scales()
     step()
-    assert living() == before
+    # Fewer, where other tests' leavings go meanwhile.
+    assert all(now <= then for now, then in zip(living(), before))
     assert caches() == kept
 
 

@@ -176,7 +176,7 @@ OPERATIONS = {
     "structure_factors, direct": structure_factors("direct"),
     "structure_factors, fft": structure_factors("fft"),
     "soft mask": solvent(),
-    "soft mask, torch": solvent(engine="torch", grid_step=2.0),
+    "soft mask, torch": solvent(engine="torch", grid_step=1.7),
     "hard mask": solvent(softness=0.0),
     "binary mask": solvent(method="binary"),
     "density cutoff": solvent(method="density_cutoff", solvent_fraction=0.5),
