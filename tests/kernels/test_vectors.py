@@ -1,4 +1,4 @@
-"""The vector instructions one by one against NumPy, in single and double precision."""
+"""The vector instructions one by one against NumPy, in single and double precision; and the loops that the ablation has instead."""
 
 import mmtbx_sfdiff  # noqa: F401
 from mmtbx_sfdiff.kernels.cpu import density_vectors as dv
@@ -8,7 +8,18 @@ import numba
 import numpy as np
 import pytest
 
+from validation.studies import plain_vectors
+
 PRECISIONS = pytest.mark.parametrize("dtype, rounding", ((np.float32, 1e-6), (np.float64, 1e-15)))
+
+
+@pytest.fixture(autouse=True, params=("instructions", "plain loops"))
+def _written(request, monkeypatch):
+    """Every test is of both."""
+    if request.param == "plain loops":
+        for module, names in ((dv, plain_vectors.DENSITY), (mv, plain_vectors.MASK)):
+            for name in names:
+                monkeypatch.setattr(module, name, getattr(plain_vectors, name))
 
 
 def compiled(intrinsic, n_arguments):
