@@ -7,11 +7,8 @@ import torch
 
 import pytest
 
+from tests.bulk_solvent.test_probe_shrink import one_atom
 from tests.support.robustness import run
-
-from .test_semantics import one_atom
-
-pytest.importorskip("cctbx")
 
 KINDS = {
     "soft": {},
