@@ -109,16 +109,7 @@ def r_panel(axes, result):
         if free is not None:
             axes.plot(free, number, marker="o", color=colour, markerfacecolor="white")
         text = " / ".join("–" if value is None else f"{value:.3f}" for value in (work, free))
-        axes.annotate(
-            text,
-            (0.0, number),
-            xycoords=("axes fraction", "data"),
-            xytext=(2, -6.5),
-            textcoords="offset points",
-            va="top",
-            fontsize=7,
-            color="#333333",
-        )
+        _below(axes, number, text)
     axes.set_yticks(range(len(rows)), [row[1].replace(" ", "\n") for row in rows])
     axes.set_ylim(len(rows) - 0.3, -0.5)
     spread = max(max(values) - min(values), 0.02)
@@ -127,20 +118,11 @@ def r_panel(axes, result):
     step = next(step for step in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / step < 3.5)
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.set_xlabel("R")
-    axes.legend(
-        handles=[
-            Line2D([], [], color=GREY, marker="o", linestyle="", label="work"),
-            Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="white", label="free"),
-        ],
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(-0.06, 0.985),
-        ncols=2,
-        handletextpad=0.1,
-        columnspacing=0.8,
-        borderpad=0,
-        handlelength=1.2,
-    )
+    handles = [
+        Line2D([], [], color=GREY, marker="o", linestyle="", label="work"),
+        Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="white", label="free"),
+    ]
+    _legend_above(axes, handles, -0.06)
 
 
 def time_panel(axes, result):
@@ -155,16 +137,7 @@ def time_panel(axes, result):
             if value:
                 axes.plot(value, number, marker=style["marker"], color=style["color"], linestyle="")
         text = " / ".join("–" if value is None else _duration(value) for value in (ours, mmtbx))
-        axes.annotate(
-            text,
-            (0.0, number),
-            xycoords=("axes fraction", "data"),
-            xytext=(2, -6.5),
-            textcoords="offset points",
-            va="top",
-            fontsize=7,
-            color="#333333",
-        )
+        _below(axes, number, text)
     axes.set_xscale("log")
     low, high = math.floor(math.log10(min(seconds))), math.ceil(math.log10(max(seconds)))
     axes.set_xlim(0.6 * 10.0**low, 1.6 * 10.0 ** max(high, low + 1))
@@ -173,14 +146,34 @@ def time_panel(axes, result):
     axes.set_yticks(range(len(_TIME_ROWS)), [row[1] for row in _TIME_ROWS])
     axes.set_ylim(len(_TIME_ROWS) - 0.3, -0.5)
     axes.set_xlabel("wall time (s)")
+    handles = [
+        Line2D([], [], color=style["color"], marker=style["marker"], linestyle="", label=label)
+        for style, label in ((OURS, "mmtbx_sfdiff"), (MMTBX, "mmtbx"))
+    ]
+    _legend_above(axes, handles, -0.62)
+
+
+def _below(axes, number, text):
+    """The numbers of a row, under its line, at the left."""
+    axes.annotate(
+        text,
+        (0.0, number),
+        xycoords=("axes fraction", "data"),
+        xytext=(2, -6.5),
+        textcoords="offset points",
+        va="top",
+        fontsize=7,
+        color="#333333",
+    )
+
+
+def _legend_above(axes, handles, left):
+    """Two entries above the axes, from ``left`` as a fraction of their width."""
     axes.legend(
-        handles=[
-            Line2D([], [], color=style["color"], marker=style["marker"], linestyle="", label=label)
-            for style, label in ((OURS, "mmtbx_sfdiff"), (MMTBX, "mmtbx"))
-        ],
+        handles=handles,
         frameon=False,
         loc="lower left",
-        bbox_to_anchor=(-0.62, 0.985),
+        bbox_to_anchor=(left, 0.985),
         ncols=2,
         handletextpad=0.1,
         columnspacing=0.8,

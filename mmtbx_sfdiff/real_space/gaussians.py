@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import numpy as np
 
+from ..atom_arrays import EIGHT_PI_SQ
 from ..crystal import Crystal
 from ..form_factors import FormFactors
 from ..kernels import checks, engines, opaque
@@ -136,7 +137,7 @@ def _check_widths(
     least = u_iso.to(torch.float64)
     if bool((u_star != 0).any()):
         least = least + torch.linalg.eigvalsh(anisotropic)[..., 0]
-    narrow = torch.where(table.a != 0, table.b, math.inf).amin(1) / (8 * math.pi**2)
+    narrow = torch.where(table.a != 0, table.b, math.inf).amin(1) / EIGHT_PI_SQ
     constant = (table.c[type_index] + fp) != 0
     narrow = torch.where(constant, 0.0, narrow[type_index])
     bad = (least + narrow <= 0) & (weights != 0)
@@ -299,7 +300,7 @@ def plain_density(
     b = torch.cat([form_factors.b, torch.zeros_like(form_factors.b[:, :1])], 1)[types]
     sizes = torch.tensor(tuple(grid), device=sites.device)
     whole = sizes.to(torch.float64)
-    reach = (2 * REACH * (torch.linalg.eigvalsh(u.detach())[:, -1] + b.amax(1) / (8 * math.pi**2))).sqrt()
+    reach = (2 * REACH * (torch.linalg.eigvalsh(u.detach())[:, -1] + b.amax(1) / EIGHT_PI_SQ)).sqrt()
     box = (reach[:, None] * crystal.fractionalization.norm(dim=1) * sizes).ceil().to(torch.int64)
     portion = max(1, _PORTION // int((2 * box.amax(0) + 1).prod()))
     model = torch.arange(n_models, device=sites.device).repeat_interleave(len(type_index))
@@ -329,7 +330,7 @@ def _gaussians(
     identity = torch.eye(3, dtype=torch.float64, device=sites.device)
     result = torch.zeros_like(r[..., 0])
     for k in range(a.shape[1]):
-        m = u + (b[:, k] / (8 * math.pi**2))[:, None, None] * identity
+        m = u + (b[:, k] / EIGHT_PI_SQ)[:, None, None] * identity
         # A term of no weight may have no width: it is given one.
         m = torch.where((a[:, k] != 0)[:, None, None], m, identity)
         height = weights * a[:, k] / (torch.linalg.det(m) * (2 * math.pi) ** 3).sqrt()
