@@ -13,7 +13,8 @@ from ..plans import Plan
 from .choice import choose_method
 from .direct import sum_directly
 from .fft import transform_density
-from .operation import DEFAULT_MEMORY, Method, arguments, naming
+from .methods import DEFAULT_MEMORY, Method
+from .operation import arguments, naming
 from .operation import structure_factor_gradients as _gradients
 from .scatterers import PARAMETERS
 

@@ -11,7 +11,8 @@ from ..crystal import Crystal
 from ..kernels.jobs import FFTUnsuitable
 from ..plans import Plan
 from . import direct, fft
-from .operation import DEFAULT_MEMORY, Machine, compute, register
+from .methods import DEFAULT_MEMORY, Machine, register
+from .operation import compute
 from .population import Population, population
 from .scatterers import Gradients, Scatterers
 from .setting import LEAST_ACCURACY, choose_grid

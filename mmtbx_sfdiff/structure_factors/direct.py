@@ -30,7 +30,8 @@ from ..kernels.jobs import DirectJob
 from ..kernels.threads import models_at_once, share_models
 from ..plans import Plan
 from ..plans.miller import MillerPlan
-from .operation import DEFAULT_MEMORY, Machine, compute, register
+from .methods import DEFAULT_MEMORY, Machine, register
+from .operation import compute
 from .operators import operators_transposed, sum_over_operators
 from .scatterers import Gradients, Scatterers, least_u, packed_metric
 

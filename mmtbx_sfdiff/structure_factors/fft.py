@@ -23,7 +23,8 @@ from ..kernels.jobs import DensityJob, DensitySetting, FFTUnsuitable
 from ..kernels.threads import models_at_once, share_models
 from ..plans import Plan
 from . import direct
-from .operation import DEFAULT_MEMORY, Machine, compute, register
+from .methods import DEFAULT_MEMORY, Machine, register
+from .operation import compute
 from .population import Population
 from .scatterers import Gradients, Scatterers
 from .setting import LEAST_ACCURACY, choose_setting, storage

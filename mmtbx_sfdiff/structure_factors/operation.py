@@ -14,176 +14,26 @@ by :mod:`~mmtbx_sfdiff.kernels.reference.directional`, since the errors of an FF
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..atoms import Atoms
 from ..crystal import Crystal, as_miller_tensor
-from ..kernels import checks, deferred, opaque
+from ..kernels import checks, opaque
 from ..kernels.jobs import NotPositiveDefinite
 from ..kernels.threads import own_threads
 from ..plans import Plan, plan_of
 from . import derivatives
-from .scatterers import PARAMETERS, Gradients, Scatterers
+from .request import Request, check_result
+from .scatterers import PARAMETERS, Gradients
 
-DEFAULT_MEMORY = 256 * 2**20
 _N = len(PARAMETERS)
 # Arguments of the operations after the parameters: residual, then what all models share.
 _SHARED = 5
-
-
-class Method(Protocol):
-    """A method's public function: an entry of ``METHODS``.
-
-    Examples
-    --------
-    >>> from mmtbx_sfdiff.structure_factors import METHODS
-    >>> sorted(METHODS), METHODS["direct"](atoms, crystal, data.miller_indices).shape
-    (['direct', 'fft'], torch.Size([881]))
-    """
-
-    def __call__(
-        self,
-        atoms: Atoms,
-        plan: Plan | Crystal,
-        miller_indices: Any = None,
-        accuracy: float = 1e-4,
-        memory: int = DEFAULT_MEMORY,
-    ) -> torch.Tensor:
-        """F (..., n) of atoms (..., n_atoms) on a plan, or on a crystal and indices."""
-        ...
-
-
-class Values(Protocol):
-    """F (n_models, n) of scatterers."""
-
-    def __call__(self, scatterers: Scatterers, plan: Plan, accuracy: float, memory: int) -> torch.Tensor: ...
-
-
-class ParameterGradients(Protocol):
-    """Gradients in (sites, u_iso, u_star, weights, fp, fdp), each where it is wanted, from dT/dF (n_models, n)."""
-
-    def __call__(
-        self,
-        scatterers: Scatterers,
-        plan: Plan,
-        accuracy: float,
-        memory: int,
-        grad: torch.Tensor,
-        wanted: tuple[bool, ...],
-    ) -> Gradients: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """How a method computes: both get one batch dimension, at least one model, atom and reflection, and good numbers."""
-
-    values: Values
-    gradients: ParameterGradients
-
-
-_machines: dict[str, Machine] = {}
-
-
-def register(name: str, machine: Machine) -> None:
-    """Make a method known by name to the operations."""
-    _machines[name] = machine
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Request:
-    """The arguments of an operation, looked up and checked."""
-
-    scatterers: Scatterers
-    plan: Plan
-    machine: Machine
-    accuracy: float
-    memory: int
-    bad: torch.Tensor | None
-
-    @classmethod
-    def make(
-        cls,
-        parameters: Sequence[torch.Tensor],
-        shared: Sequence[torch.Tensor],
-        crystal: int,
-        form_factors: int,
-        place: int,
-        method: str,
-        accuracy: float,
-        memory: int,
-    ) -> _Request:
-        *parameters, residual = parameters
-        *shared, indices = shared
-        named = dict(zip(PARAMETERS, parameters))
-        checks.check_same("the atoms", named, (torch.float32, torch.float64))
-        bad = checks.note_numbers(named)
-        if bad is not None:
-            parameters = checks.harmless(named)
-            residual = residual.nan_to_num(0.0, 0.0, 0.0)
-        own, given = opaque.held(crystal), opaque.held(place)
-        other = given.crystal if isinstance(given, Plan) else given
-        if not own.is_same_as(other):
-            raise ValueError(f"The atoms belong to {own!r}, not to {other!r}.")
-        plan = given.to(residual.device) if isinstance(given, Plan) else plan_of(own, indices)
-        scatterers = Scatterers.make(parameters, residual, shared, own, opaque.held(form_factors))
-        return cls(scatterers, plan, _machines[method], accuracy, memory, bad)
-
-    @property
-    def empty(self) -> bool:
-        return 0 in (*self.scatterers.weights.shape, len(self.plan))
-
-    def zeros(self) -> torch.Tensor:
-        """F of no models, no atoms, no reflections."""
-        s = self.scatterers
-        return torch.zeros((s.n_models, len(self.plan)), dtype=s.complex_dtype, device=s.device)
-
-    def answer(
-        self, name: str, results: Sequence[torch.Tensor], seed: torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
-        """Results (n_models, ...), NaN for models of which a number was bad, where nobody could wait to know."""
-        bad = self.bad
-        if bad is None:
-            return list(results)
-        found = [torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), math.nan, x) for x in results]
-        if found:
-            # Another reason for what is not finite is written down as well; and what the host knows by now is said.
-            deferred.not_finite(name, found[0], seed)
-        checks.look(bad.device)
-        return found
-
-    def directions(self, tensors: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-        """Six tensors a direction, as the kernels take them."""
-        return [self.scatterers.direction(tensors[i : i + _N]) for i in range(0, len(tensors), _N)]
-
-
-def _check_result(s: Scatterers, results: Sequence[torch.Tensor], seed: torch.Tensor | None = None) -> None:
-    """Raise where numbers overflowed on the way, unless they were none to begin with.
-
-    Raises
-    ------
-    BadAtom
-        The atom with the largest displacement parameters.
-    """
-    if deferred.is_deferred(s.device) or all(_finite(x) for x in results) or (seed is not None and not _finite(seed)):
-        return
-    size = s.u_iso.abs() + s.u_star.abs().sum(-1)
-    model, atom = divmod(int(size.argmax()), s.n_atoms)
-    raise checks.BadAtom(
-        "the displacement parameters", "are so large that numbers overflow: correct them, or leave the atom out.",
-        atom, model, s.n_models,
-    )  # fmt: skip
-
-
-def _finite(x: torch.Tensor) -> bool:
-    """Whether all are; one pass where they are."""
-    flat = (torch.view_as_real(x) if x.is_complex() else x).reshape(-1)
-    return math.isfinite(float(torch.dot(flat, flat))) or bool(torch.isfinite(flat).all())
 
 
 def _chosen(gradients: Gradients, wanted: Sequence[bool]) -> list[torch.Tensor]:
@@ -214,11 +64,11 @@ def _values(
 ) -> torch.Tensor:
     """A_0."""
     with own_threads(parameters[0].device):
-        request = _Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
+        request = Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
         if request.empty:
             return request.zeros()
         f = request.machine.values(request.scatterers, request.plan, accuracy, memory)
-        _check_result(request.scatterers, [f])
+        check_result(request.scatterers, [f])
         return request.answer("structure factors", [f])[0]
 
 
@@ -237,13 +87,13 @@ def _gradients(
 ) -> list[torch.Tensor]:
     """B_0, of the parameters that are wanted."""
     with own_threads(grad.device):
-        request = _Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
+        request = Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
         if request.empty:
             return _chosen([torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in parameters[:_N]], wanted)
         scatterers = request.scatterers
         seed = grad.to(scatterers.complex_dtype).resolve_conj()
         found = request.machine.gradients(scatterers, request.plan, accuracy, memory, seed, tuple(wanted))
-        _check_result(scatterers, [x for x in found if x is not None], seed)
+        check_result(scatterers, [x for x in found if x is not None], seed)
         return request.answer("gradients", _chosen(scatterers.to_parameters(found), wanted), seed)
 
 
@@ -261,7 +111,7 @@ def _directional(
 ) -> torch.Tensor:
     """A_k."""
     with own_threads(parameters[0].device):
-        request = _Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
+        request = Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
         if request.empty:
             return request.zeros()
         found = derivatives.values(request.scatterers, request.plan, memory, request.directions(directions))
@@ -287,7 +137,7 @@ def _directional_gradients(
 ) -> list[torch.Tensor]:
     """B_k."""
     with own_threads(grad.device):
-        request = _Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
+        request = Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
         if request.empty:
             return _chosen([torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in parameters[:_N]], wanted)
         scatterers = request.scatterers
