@@ -21,13 +21,12 @@ import gemmi
 import numpy as np
 
 from .crystal import Crystal
+from .numerics.symmetric import PAIRS, full
 from .symmetry.frame import frame_of
 from .symmetry.sites import average_u_star, exact_site
 from .tables.gaussians import gaussian, standard_label
 
 EIGHT_PI_SQ = 8 * math.pi**2
-#: Order of packed symmetric tensors.
-PACKED = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,9 +98,9 @@ def fractional(crystal: Crystal, sites_cart: np.ndarray) -> np.ndarray:
 def _as_u_star(crystal: Crystal, u_cart: np.ndarray) -> np.ndarray:
     """U* = F U F^T in packed order, term by term as ``adptbx.u_cart_as_u_star``."""
     f = crystal.fractionalization.cpu().numpy()
-    u = u_cart[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(-1, 3, 3)
+    u = full(u_cart)
     half = [[f[i, 0] * u[:, 0, j] + f[i, 1] * u[:, 1, j] + f[i, 2] * u[:, 2, j] for j in range(3)] for i in range(3)]
-    columns = [half[i][0] * f[j, 0] + half[i][1] * f[j, 1] + half[i][2] * f[j, 2] for i, j in PACKED]
+    columns = [half[i][0] * f[j, 0] + half[i][1] * f[j, 1] + half[i][2] * f[j, 2] for i, j in PAIRS]
     return np.stack(columns, -1)
 
 
@@ -189,8 +188,8 @@ def arrays_of_gemmi(structure: gemmi.Structure, crystal: Crystal) -> dict[str, A
     sites = arrays.pop("sites")
     if frame is not None:
         sites = frame.to_standard(sites)
-        turned = frame.turned(arrays["u_cart"][:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(-1, 3, 3))
-        arrays["u_cart"] = np.stack([turned[:, i, j] for i, j in PACKED], -1)
+        turned = frame.turned(full(arrays["u_cart"]))
+        arrays["u_cart"] = np.stack([turned[:, i, j] for i, j in PAIRS], -1)
     arrays["sites_frac"] = fractional(crystal, sites)
     return arrays
 

@@ -23,7 +23,6 @@ import numpy as np
 from ._cctbx_loading import require_cctbx
 from .atom_arrays import (
     EIGHT_PI_SQ,
-    PACKED,
     AtomArrays,
     arrays_of_gemmi,
     as_array,
@@ -36,6 +35,7 @@ from .atom_tensors import AtomTensors, check_dtype
 from .crystal import Crystal
 from .displacements import packed, u_cart_as_u_star
 from .form_factors import FormFactors
+from .numerics.symmetric import PAIRS
 from .numerics.tensors import tensor_of
 from .rules import radiation_messages
 from .symmetry.sites import MIN_DISTANCE
@@ -145,7 +145,7 @@ class Atoms(AtomTensors):
             raise ValueError(f"sites_cart must have the shape ({n}, 3), one row for each element, not {sites.shape}.")
         u = None if u_cart is None else as_array(u_cart)
         if u is not None and u.shape == (n, 3, 3):
-            u = np.stack([u[:, i, j] for i, j in PACKED], -1)
+            u = np.stack([u[:, i, j] for i, j in PAIRS], -1)
         if u is not None and u.shape != (n, 6):
             raise ValueError(f"u_cart must have the shape ({n}, 6) or ({n}, 3, 3), not {u.shape}.")
         b = None if b_iso is None else _one_each("b_iso", b_iso, n)

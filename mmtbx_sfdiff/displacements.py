@@ -10,14 +10,12 @@ from __future__ import annotations
 import torch
 
 from .crystal import Crystal
-
-_ROWS_OF_FULL = (0, 3, 4, 3, 1, 5, 4, 5, 2)
-_PLACES_OF_PACKED = (0, 4, 8, 1, 2, 5)
+from .numerics import symmetric
 
 
 def full(tensors: torch.Tensor) -> torch.Tensor:
     """(..., 3, 3) of packed (..., 6)."""
-    square: torch.Tensor = tensors[..., _ROWS_OF_FULL].unflatten(-1, (3, 3))
+    square: torch.Tensor = symmetric.full(tensors)
     return square
 
 
@@ -25,7 +23,8 @@ def packed(tensors: torch.Tensor) -> torch.Tensor:
     """(..., 6) of symmetric (..., 3, 3); what is packed already is left as it is."""
     if tensors.shape[-1] == 6:
         return tensors
-    return tensors.flatten(-2)[..., _PLACES_OF_PACKED]
+    six: torch.Tensor = symmetric.packed(tensors)
+    return six
 
 
 def u_cart_as_u_star(u_cart: torch.Tensor, crystal: Crystal) -> torch.Tensor:

@@ -25,6 +25,8 @@ from typing import Any
 
 import gemmi
 
+from ..numerics.symmetric import PAIRS
+
 _METHOD = "X-RAY DIFFRACTION"
 #: Categories that speak of a refinement: those of an earlier one go.
 REFINEMENT_CATEGORIES = (
@@ -187,9 +189,8 @@ def _twins(block: gemmi.cif.Block, twin: dict[str, Any]) -> None:
 
 def _tls(block: gemmi.cif.Block, groups: Sequence[dict[str, Any]]) -> None:
     names = ["pdbx_refine_id", "id", "method", "origin_x", "origin_y", "origin_z"]
-    symmetric = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
     full = [(i, j) for i in range(3) for j in range(3)]
-    tensors = [(name, ij) for name in "TL" for ij in symmetric] + [("S", ij) for ij in full]
+    tensors = [(name, ij) for name in "TL" for ij in PAIRS] + [("S", ij) for ij in full]
     names += [f"{name}[{i + 1}][{j + 1}]" for name, (i, j) in tensors]
     loop = block.init_loop("_pdbx_refine_tls.", names)
     for group in groups:

@@ -21,6 +21,7 @@ from cctbx.eltbx import xray_scattering
 from libtbx.utils import Sorry as CctbxSorry
 from libtbx.utils import null_out
 
+from ..numerics import symmetric
 from ..rules import radiation_messages
 from ..symmetry.frame import frame_of, scale_of_block, scale_of_pdb
 from .cif_symmetry import symmetry_of_block
@@ -189,8 +190,7 @@ def turn(atoms, frame, back=False):
     atoms.set_xyz(flex.vec3_double(flex.double(np.ascontiguousarray(sites.ravel()))))
     tensors = np.array(list(atoms.extract_uij())).reshape(-1, 6)
     some = ~(tensors == -1).all(axis=1)
-    full = tensors[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(-1, 3, 3)
-    turned = frame.turned(full, back).reshape(-1, 9)[:, [0, 4, 8, 1, 2, 5]]
+    turned = symmetric.packed(frame.turned(symmetric.full(tensors), back))
     for atom, tensor, has in zip(atoms, turned.tolist(), some.tolist()):
         if has:
             atom.uij = tuple(tensor)

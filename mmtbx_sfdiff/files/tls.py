@@ -20,7 +20,8 @@ import gemmi
 import numpy as np
 import numpy.typing as npt
 
-from ..atom_arrays import EIGHT_PI_SQ, PACKED
+from ..atom_arrays import EIGHT_PI_SQ
+from ..numerics.symmetric import FULL, PAIRS
 
 Matrix = npt.NDArray[np.float64]
 
@@ -179,7 +180,7 @@ def _texts(block: Any, tag: str) -> list[str]:
 
 
 def _full(six: Sequence[float]) -> list[float]:
-    return [six[k] for k in (0, 3, 4, 3, 1, 5, 4, 5, 2)]
+    return [six[k] for k in FULL]
 
 
 def _group(origin: Sequence[float], t: Any, l9: Any, s: Any, ranges: Any) -> Group:
@@ -226,7 +227,7 @@ def whole(
     for group in groups:
         mine = np.array([group.holds(chain, number) for chain, number in zip(chains, numbers)], dtype=bool) & ~member
         full = group.u(sites[mine])
-        total[mine] += np.stack([full[:, i, j] for i, j in PACKED], axis=1)
+        total[mine] += np.stack([full[:, i, j] for i, j in PAIRS], axis=1)
         member |= mine
     if not member.any():
         raise Incomplete("no atom belongs to the groups of the header")

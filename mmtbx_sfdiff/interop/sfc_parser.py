@@ -15,6 +15,7 @@ import gemmi
 import numpy as np
 
 from ..files.model_text import read_structure
+from ..numerics.symmetric import PAIRS
 
 _Path = str | os.PathLike[str]
 
@@ -138,7 +139,7 @@ class PDBParser:
             atom = atom.clone()
             atom.pos = gemmi.Position(*map(float, self.atom_pos[i]))
             u = self.atom_b_aniso[i]
-            atom.aniso = gemmi.SMat33f(*(float(u[j, k]) for j, k in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))))
+            atom.aniso = gemmi.SMat33f(*(float(u[j, k]) for j, k in PAIRS))
             atom.b_iso, atom.occ = float(self.atom_b_iso[i]), float(self.atom_occ[i])
             residue.add_atom(atom)
         structure = gemmi.Structure()

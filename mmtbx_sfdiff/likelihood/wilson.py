@@ -17,11 +17,11 @@ import dataclasses
 import torch
 
 from ..crystal import Crystal
+from ..numerics.symmetric import PAIRS
 from ..reflections import Reflections, resolution_shells
 from .intensities import Intensities, effective
 
 _NEWTON_STEPS, _CONVERGED, _RIDGE = 50, 1e-12, 1e-10
-_PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ def _quadratic_forms(crystal: Crystal, miller_indices: torch.Tensor) -> torch.Te
     """(n, m) values h B h^T of a basis of the tensors that the point group allows, scaled to at most 1."""
     rotations = crystal.rotations.to(torch.float64)
     allowed = []
-    for i, j in _PAIRS:
+    for i, j in PAIRS:
         unit = rotations.new_zeros(3, 3)
         unit[i, j] = unit[j, i] = 1.0
         # Equivalent reflections h R have the same value: the mean of R B R^T over the operators.

@@ -24,6 +24,7 @@ from ..form_factors import FormFactors
 from ..kernels import checks, engines, opaque
 from ..kernels.jobs import DensityJob, DensitySetting
 from ..kernels.threads import own_threads, share_models
+from ..numerics import symmetric
 from ..plans.cell import cell_of
 from ..plans.grid import GridPlan
 from ..structure_factors.tables import TermTable
@@ -34,7 +35,6 @@ REACH = 16.0
 _S_SQ = 1.0
 # Values that the plain formula holds at once.
 _PORTION = 2**19
-_FULL = (0, 3, 4, 3, 1, 5, 4, 5, 2)
 _DTYPES = (torch.float32, torch.float64)
 _PARAMETERS = 5
 
@@ -133,10 +133,10 @@ def _check_widths(
     type_index: torch.Tensor,
 ) -> None:
     metric = crystal.orthogonalization
-    anisotropic = metric @ u_star.to(torch.float64)[..., _FULL].unflatten(-1, (3, 3)) @ metric.T
+    anisotropic = metric @ symmetric.full(u_star.to(torch.float64)) @ metric.T
     least = u_iso.to(torch.float64)
     if bool((u_star != 0).any()):
-        least = least + torch.linalg.eigvalsh(anisotropic)[..., 0]
+        least = least + symmetric.least_eigenvalue(anisotropic)
     narrow = torch.where(table.a != 0, table.b, math.inf).amin(1) / EIGHT_PI_SQ
     constant = (table.c[type_index] + fp) != 0
     narrow = torch.where(constant, 0.0, narrow[type_index])
@@ -293,7 +293,7 @@ def plain_density(
     n_models, n_points = len(parameters[0]), math.prod(grid)
     metric = crystal.orthogonalization
     identity = torch.eye(3, dtype=torch.float64, device=sites.device)
-    u = metric @ u_star[:, _FULL].reshape(-1, 3, 3) @ metric.T + u_iso[:, None, None] * identity
+    u = metric @ symmetric.full(u_star) @ metric.T + u_iso[:, None, None] * identity
     types = type_index.repeat(n_models)
     # The constant of a form factor, and f', are a term of width 0 before the atom moves.
     a = torch.cat([form_factors.a[types], (form_factors.c[types] + fp)[:, None]], 1)

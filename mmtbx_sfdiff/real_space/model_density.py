@@ -18,12 +18,11 @@ import torch
 
 from ..atoms import Atoms
 from ..crystal import Crystal
+from ..numerics import symmetric
 from ..numerics.precision import full_precision
 from ..structure_factors import structure_factors
 from .fourier import Grid, checked_grid, fourier_map
 from .gaussians import PointAtom, density_of
-
-_FULL, _PACKED = (0, 3, 4, 3, 1, 5, 4, 5, 2), (0, 4, 8, 1, 2, 5)
 
 
 @full_precision
@@ -98,13 +97,11 @@ def _sum_of_gaussians(atoms: Atoms, grid: Grid) -> torch.Tensor:
     rotations = cell.rotations.to(torch.float64).repeat_interleave(len(cell.centring), 0)
     n_ops = len(rotations)
     moved = torch.einsum("oij,maj->moai", rotations, sites.to(torch.float64)) + translations[:, None]
-    tensors = torch.einsum(
-        "oij,majk,olk->moail", rotations, u_star.to(torch.float64)[..., _FULL].unflatten(-1, (3, 3)), rotations
-    )
+    tensors = torch.einsum("oij,majk,olk->moail", rotations, symmetric.full(u_star.to(torch.float64)), rotations)
     mates = (
         moved.reshape(n_models, -1, 3),
         u_iso.repeat(1, n_ops),
-        tensors.flatten(-2)[..., _PACKED].reshape(n_models, -1, 6).to(atoms.dtype),
+        symmetric.packed(tensors).reshape(n_models, -1, 6).to(atoms.dtype),
         weights.repeat(1, n_ops),
         fp.repeat(1, n_ops),
     )

@@ -22,11 +22,11 @@ import numpy as np
 from ..atom_arrays import EIGHT_PI_SQ
 from ..numerics.jacobi import jacobi
 from ..numerics.lbfgs import minimize
+from ..numerics.symmetric import PAIRS
 from .residual import r_factor, scale
 
 _TWO_PI_SQ = 2 * math.pi**2
 _EXPONENT_LIMIT = 40.0
-_PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
 def independent_tensors(rotations):
@@ -46,9 +46,9 @@ def independent_tensors(rotations):
     """
     rows = []
     for r in rotations.cpu().numpy().tolist():
-        for i, j in _PAIRS:
-            row = [r[i][k] * r[j][l] + (r[i][l] * r[j][k] if k != l else 0) for k, l in _PAIRS]
-            row[_PAIRS.index((i, j))] -= 1
+        for i, j in PAIRS:
+            row = [r[i][k] * r[j][l] + (r[i][l] * r[j][k] if k != l else 0) for k, l in PAIRS]
+            row[PAIRS.index((i, j))] -= 1
             if any(row) and row not in rows:
                 rows.append(row)
     rows = [[Fraction(value) for value in row] for row in rows]
@@ -90,7 +90,7 @@ class AnisotropicScale:
         self.n_work = n_work
         self.basis, self.independent = independent_tensors(crystal.rotations)
         # (6, n): h U h^T = quadratic . (U11, U22, U33, U12, U13, U23)
-        self.quadratic = torch.stack([h[i] * h[j] * (1 if i == j else 2) for i, j in _PAIRS])
+        self.quadratic = torch.stack([h[i] * h[j] * (1 if i == j else 2) for i, j in PAIRS])
         self._constrained = torch.as_tensor(self.basis, device=device) @ self.quadratic[:, :n_work]
         self._normal = self._constrained @ self._constrained.T
         star = crystal.reciprocal_metric.diagonal().sqrt()
@@ -159,11 +159,11 @@ class AnisotropicScale:
 def b_cart(u_star, crystal):
     """B tensor in Cartesian axes (Å^2; 11, 22, 33, 12, 13, 23) of u_star, both of 6 floats."""
     u = np.zeros((3, 3))
-    for value, (i, j) in zip(u_star, _PAIRS):
+    for value, (i, j) in zip(u_star, PAIRS):
         u[i, j] = u[j, i] = value
     a = crystal.orthogonalization.cpu().numpy()
     b = EIGHT_PI_SQ * (a @ u @ a.T)
-    return np.array([b[i, j] for i, j in _PAIRS])
+    return np.array([b[i, j] for i, j in PAIRS])
 
 
 def _solve(normal, right):

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import torch
 
-_PAIRS = (0, 3, 4, 3, 1, 5, 4, 5, 2)
+from ..numerics.symmetric import FULL, PACKED
+
 _TOLERANCE = 1e-4
 
 
@@ -50,7 +51,7 @@ def given_scales(crystal, miller_indices, scale=1.0, k_sol=0.0, b_sol=0.0, b_car
 
 def _b_star(crystal, b_cart):
     """(3, 3) of the quadratic form in the indices."""
-    b = torch.tensor([float(b_cart[i]) for i in _PAIRS], dtype=torch.float64, device="cpu").reshape(3, 3)
+    b = torch.tensor([float(b_cart[i]) for i in FULL], dtype=torch.float64, device="cpu").reshape(3, 3)
     b = b.to(crystal.fractionalization.device)
     inverse = crystal.fractionalization
     b_star = inverse @ b @ inverse.T
@@ -60,7 +61,7 @@ def _b_star(crystal, b_cart):
     matrix = crystal.orthogonalization
     allowed = matrix @ mean @ matrix.T
     if bool((allowed - b).abs().max() > _TOLERANCE * max(1.0, float(b.abs().max()))):
-        nearest = " ".join(f"{float(allowed.reshape(-1)[i]):.4g}" for i in (0, 4, 8, 1, 2, 5))
+        nearest = " ".join(f"{float(allowed.reshape(-1)[i]):.4g}" for i in PACKED)
         raise ValueError(
             f"b_cart={' '.join(f'{float(x):g}' for x in b_cart)} does not have the symmetry of "
             f"{crystal.space_group_symbol}: the nearest tensor that has is {nearest}."

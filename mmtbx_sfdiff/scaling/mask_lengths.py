@@ -144,7 +144,7 @@ class _Masks:
 
     def __init__(self, atoms, reflections, per_element, grid_step):
         self.atoms, self.reflections, self.grid_step = atoms, reflections, grid_step
-        heavy = [e for e in atoms.elements if e.strip().upper() not in ("H", "D")]
+        heavy = [e for e, hydrogen in zip(atoms.elements, atoms.hydrogens.tolist()) if not hydrogen]
         self.learned = [e for e in sorted(set(heavy)) if per_element and heavy.count(e) >= _FREQUENT * len(heavy)]
         self.names = ["r_probe", "r_shrink", "softness"] + ["element"] * len(self.learned)
         self.row = torch.tensor(

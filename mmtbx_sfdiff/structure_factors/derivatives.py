@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..kernels.threads import over
+from ..numerics.symmetric import PAIRS
 from ..plans import Plan
 from ..plans.miller import MillerPlan
 from .operators import operators_transposed, sum_over_operators
@@ -121,7 +122,7 @@ class _Block:
     ) -> None:
         self.atoms, self.reflections = atoms, reflections
         h = miller.indices[reflections].to(torch.float64)
-        products = [h[:, i] * h[:, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
+        products = [h[:, i] * h[:, j] for i, j in PAIRS]
         self.h = h
         self.hh = torch.stack([*products[:3], *(2 * x for x in products[3:])], -1)
         metric = packed_metric(s.crystal, h)

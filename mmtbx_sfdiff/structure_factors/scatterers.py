@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from ..atoms import Atoms
 from ..crystal import Crystal
 from ..form_factors import FormFactors
+from ..numerics.symmetric import PAIRS, full, least_eigenvalue
 
 #: What structure factors can be differentiated by, in the order of everything here.
 PARAMETERS = ("sites_cart", "u_iso", "u_star", "occupancies", "fp", "fdp")
@@ -165,7 +165,7 @@ class Scatterers:
 def packed_metric(crystal: Crystal, like: torch.Tensor) -> torch.Tensor:
     """(6,) reciprocal metric: an isotropic U is that times it, packed as 11, 22, 33, 12, 13, 23."""
     g = crystal.reciprocal_metric.to(like)
-    return torch.stack([g[0, 0], g[1, 1], g[2, 2], g[0, 1], g[0, 2], g[1, 2]])
+    return torch.stack([g[i, j] for i, j in PAIRS])
 
 
 def least_u(scatterers: Scatterers) -> torch.Tensor:
@@ -175,16 +175,8 @@ def least_u(scatterers: Scatterers) -> torch.Tensor:
     chosen = s.use_u_aniso
     if not s.has_u_aniso:
         return result
-    packed = s.u_star[:, chosen].to(torch.float64)
-    cart = s.crystal.orthogonalization @ packed[..., [0, 3, 4, 3, 1, 5, 4, 5, 2]].unflatten(-1, (3, 3))
-    cart = cart @ s.crystal.orthogonalization.T
-    # Eigenvalues of a symmetric 3 x 3 matrix in closed form; thousands of calls of a solver take longer than the FFT.
-    mean = cart.diagonal(dim1=-2, dim2=-1).mean(-1)
-    rest = cart - mean[..., None, None] * torch.eye(3, dtype=cart.dtype, device=cart.device)
-    size = ((rest * rest).sum((-1, -2)) / 6).sqrt().clamp(min=1e-30)
-    half_det = torch.linalg.det(rest / size[..., None, None]) / 2
-    angle = torch.acos(half_det.clamp(-1, 1)) / 3
-    result[:, chosen] = mean + 2 * size * torch.cos(angle + 2 * math.pi / 3)
+    metric = s.crystal.orthogonalization
+    result[:, chosen] = least_eigenvalue(metric @ full(s.u_star[:, chosen].to(torch.float64)) @ metric.T)
     return result
 
 

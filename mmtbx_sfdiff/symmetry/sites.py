@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from ..numerics.symmetric import FULL, PAIRS
 from .operators import DENOMINATOR, Operators
 from .unit_cell import UnitCell
 
@@ -109,7 +110,7 @@ def exact_site(special: SpecialSite, site_frac: np.ndarray) -> np.ndarray:
 
 def average_u_star(special: SpecialSite, u_star: np.ndarray) -> np.ndarray:
     """The mean of U* (6,) over the symmetry of its site."""
-    u = [float(u_star[i]) for i in (0, 3, 4, 3, 1, 5, 4, 5, 2)]
+    u = [float(u_star[i]) for i in FULL]
     total = [0.0] * 6
     for rotation in special.rotations.reshape(-1, 9).tolist():
         # Written out: a library's product may add in another order, or with one rounding less.
@@ -118,7 +119,7 @@ def average_u_star(special: SpecialSite, u_star: np.ndarray) -> np.ndarray:
             for i in range(3)
             for j in range(3)
         ]
-        for place, (i, j) in enumerate(((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))):
+        for place, (i, j) in enumerate(PAIRS):
             row = rotation[3 * j : 3 * j + 3]
             total[place] += half[3 * i] * row[0] + half[3 * i + 1] * row[1] + half[3 * i + 2] * row[2]
     return np.array([value / special.order for value in total])
