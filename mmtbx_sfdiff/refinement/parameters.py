@@ -21,6 +21,7 @@ import torch
 
 import numpy as np
 
+from ..numerics.symmetric import PAIRS
 from .groups import AtomLabels
 
 ADP_MODELS = ("auto", "individual", "grouped", "tls", "anisotropic")
@@ -178,7 +179,7 @@ def with_tensors(atoms: Any, rows: torch.Tensor) -> Any:
     """The atoms with the isotropic displacements of some (n_atoms,) bool as tensors."""
     f = atoms.crystal.fractionalization.to(atoms.device)
     metric = f @ f.T
-    unit = torch.stack([metric[i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))])
+    unit = torch.stack([metric[i, j] for i, j in PAIRS])
     tensors = (atoms.u_iso.to(torch.float64)[:, None] * unit).to(atoms.dtype)
     structure = atoms._structure
     if structure is not None:

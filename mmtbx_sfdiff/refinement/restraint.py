@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..numerics.symmetric import full
+
 LEAST_WEIGHT, GREATEST_WEIGHT = 0.02, 5.0
 # Root mean square deviations of bonds go as the weight to the power of -0.7.
 _POWER = 1 / 0.7
@@ -148,5 +150,5 @@ def displacement_arguments(atoms: Any) -> tuple[torch.Tensor, torch.Tensor | Non
     if not bool(aniso.any()):
         return u_iso, None, None
     o = atoms.crystal.orthogonalization.to(atoms.device)
-    u = atoms.u_star.to(torch.float64)[..., [0, 3, 4, 3, 1, 5, 4, 5, 2]].unflatten(-1, (3, 3))
+    u = full(atoms.u_star.to(torch.float64))
     return u_iso, o @ u @ o.T, aniso

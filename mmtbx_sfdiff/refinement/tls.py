@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import torch
 
+from ..numerics.symmetric import PAIRS
+
 _LOWER = [(i, j) for i in range(6) for j in range(i + 1)]
-_PACKED = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 _LEAST_LIBRATION = 1e-5  # rad^2: 0.2 degrees, for a derivative
 _LEAST_TRANSLATION = 1e-3  # Å^2
 _QUANTILE = 0.05
@@ -115,7 +116,7 @@ def motions(arms: torch.Tensor) -> torch.Tensor:
 def _weighted(u: torch.Tensor) -> torch.Tensor:
     """(..., 6): anisotropy with full weight, size with little."""
     mean = u.diagonal(dim1=-2, dim2=-1).mean(-1)
-    parts = [u[..., i, j] - (mean if i == j else 0) for i, j in _PACKED]
+    parts = [u[..., i, j] - (mean if i == j else 0) for i, j in PAIRS]
     return torch.stack([*parts, _TRACE_WEIGHT * mean], -1)
 
 

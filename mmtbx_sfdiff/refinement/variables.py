@@ -21,6 +21,7 @@ import torch
 import numpy as np
 
 from ..atom_arrays import EIGHT_PI_SQ
+from ..numerics import symmetric
 from .occupancies import OccupancyVariables
 from .parameters import Parameters
 from .rigid import RigidBodies
@@ -28,7 +29,6 @@ from .tls import TLSGroups
 
 B_LOW, B_HIGH = 1.0, 300.0  # Å²; widened where the model is outside already
 LEAST_ANISOTROPIC_B = 0.1  # Å², along any axis
-_MATRIX = (0, 3, 4, 3, 1, 5, 4, 5, 2)
 _LOWER = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
 _LEAST_CURVATURE = 1e-3  # of the median: an atom without scattering must not run away
 
@@ -60,8 +60,7 @@ class Variables:
         self.atoms, self.sites, self.adp = atoms, sites, adp
         shared = parameters or Parameters()
         if parents is None:
-            hydrogen = torch.tensor([e.strip().upper() in ("H", "D") for e in atoms.elements], device=atoms.device)
-            rides = hydrogen if not bool(hydrogen.all()) else torch.zeros_like(hydrogen)
+            rides = atoms.hydrogens if not bool(atoms.hydrogens.all()) else torch.zeros_like(atoms.hydrogens)
         else:
             parents = parents.to(atoms.device)
             rides = parents != torch.arange(atoms.n_atoms, device=atoms.device)
@@ -115,7 +114,7 @@ class Variables:
         self._f = atoms.crystal.fractionalization.to(atoms.device)
         self._o = atoms.crystal.orthogonalization.to(atoms.device)
         tensors = atoms.use_u_aniso[self.free]
-        u_cart = self._o @ _matrix(atoms.u_star.detach().to(f64)[self.free]) @ self._o.T
+        u_cart = self._o @ symmetric.full(atoms.u_star.detach().to(f64)[self.free]) @ self._o.T
         size = (u_cart.diagonal(dim1=-2, dim2=-1).sum(-1) / 3).clamp(min=1e-3)
         self._u_iso = torch.where(tensors, size, self._u_iso)
         self._u_mean = self._u_iso.clone()
@@ -251,7 +250,7 @@ class Variables:
             all_u = atoms.u_star.detach().to(torch.float64) * ratio[self.parent][:, None]
             for rows, u_cart in tensors:
                 new = self._f @ u_cart @ self._f.T
-                new = torch.stack([new[:, i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))], -1)
+                new = torch.stack([new[:, i, j] for i, j in symmetric.PAIRS], -1)
                 all_u = all_u.index_put((self.free[rows],), new)
             for row, (_, _, average) in self._special.items():
                 all_u = all_u.index_put((torch.tensor(row, device=atoms.device),), average @ all_u[row])
@@ -266,10 +265,6 @@ class Variables:
         translation = torch.stack([t for _, t, _ in self._special.values()])
         frac = (rotation @ (sites[rows] @ self._f.T)[:, :, None])[:, :, 0] + translation
         return sites.index_put((rows,), frac @ self._o.T)
-
-
-def _matrix(u):
-    return u[..., list(_MATRIX)].reshape(*u.shape[:-1], 3, 3)
 
 
 def _special_positions(atoms):
