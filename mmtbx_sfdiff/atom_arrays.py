@@ -116,6 +116,8 @@ def types_of(elements: Sequence[str], charges: Sequence[int] | None, table: str,
     neutral: list[str] = []
     types = []
     for i, element in enumerate(elements):
+        if not isinstance(element, str):
+            raise TypeError(f"The element of atom {i} must be a symbol or a scattering type, not {element!r}.")
         charge = int(charges[i]) if charges is not None else 0
         key = (element, charge)
         if key not in known:

@@ -25,7 +25,7 @@ from .fmodel_targets import TARGETS, FModelTargets
 from .fmodel_twin import FModelTwin
 from .kernels import checks
 from .likelihood.alpha_beta import AlphaBeta
-from .numerics.precision import full_precision
+from .numerics.precision import full_precision, widened
 from .plans import Plan, plan_of
 from .reflections import Reflections
 from .scaling import Scales, refit, update_all_scales
@@ -251,7 +251,7 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
         ----------
         sites_cart : torch.Tensor, optional
             (..., n_atoms, 3) Å; by default the atoms' own.  Of lower precision than the atoms (such as bfloat16) it is
-            converted, and its gradient comes back in its own.
+            converted, and its gradient comes back in its own: of float16 it may overflow, which a warning says.
         f_mask : torch.Tensor, optional
             (n,) to use instead of the mask of these sites, e.g. to keep it for some steps; of a twin ``f_mask(mates=True)``.
         twinned : bool
@@ -268,6 +268,7 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
             Before :meth:`update_scales`.
         """
         scales = self.known_scales()
+        sites_cart = None if sites_cart is None else widened(sites_cart, self._base.dtype)
         f_calc = self.f_calc(sites_cart, mates=True)
         f_mask = self.f_mask(sites_cart, mates=True) if f_mask is None else self._checked_mask(f_mask)
         if self.refresh_scales is not None:
@@ -287,9 +288,7 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
         atoms = self.atoms
         if sites_cart is None:
             return atoms
-        if sites_cart.is_floating_point() and torch.finfo(sites_cart.dtype).eps > torch.finfo(atoms.dtype).eps:
-            sites_cart = sites_cart.to(atoms.dtype)
-        moved: Atoms = atoms.replace(sites_cart=sites_cart)
+        moved: Atoms = atoms.replace(sites_cart=widened(sites_cart, atoms.dtype))
         return moved
 
     def _structure_factors(self, atoms: Atoms, indices: torch.Tensor | None = None) -> torch.Tensor:

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 import gemmi
 import numpy as np
 
@@ -143,3 +145,13 @@ def observed(
         left_out={reason: number for reason, number in left_out.items() if number},
         messages=tuple(messages),
     )
+
+
+def refuse(bad: torch.Tensor, indices: torch.Tensor, what: str, values: torch.Tensor) -> None:
+    """Raise ValueError with the first of some reflections of which a value is bad."""
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{what}, but {int(bad.sum())} are not, {tuple(indices[first].tolist())} first ({float(values[first]):g}): leave "
+            "those reflections out."
+        )

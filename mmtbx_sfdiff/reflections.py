@@ -16,8 +16,9 @@ import numpy as np
 from ._cctbx_loading import require_cctbx
 from .crystal import Crystal, as_flex_miller_index, as_miller_tensor
 from .numerics.tensors import tensor_of
-from .reflection_columns import Observed, columns_of_dataset, columns_of_gemmi, observed
+from .reflection_columns import Observed, columns_of_dataset, columns_of_gemmi, observed, refuse
 from .rules import free_of_equivalents
+from .symmetry.miller_sets import refuse_large
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Reflections:
             Other shapes; amplitudes that are negative or not finite; sigmas that are not positive; a reflection that
             is there twice, by symmetry too.
         TypeError
-            Indices that are not integers; flags that are not boolean.
+            Indices that are not integers; flags that are not boolean; another dtype.
 
         Examples
         --------
@@ -111,6 +112,9 @@ class Reflections:
         """
         crystal = crystal.to(device)
         indices = as_miller_tensor(miller_indices, device=device)
+        refuse_large(indices.cpu().numpy())
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"dtype must be torch.float32 or torch.float64, not {dtype}.")
         values = tensor_of(f_obs, dtype, device).detach()
         errors = None if sigmas is None else tensor_of(sigmas, dtype, device).detach()
         flags = None if free is None else tensor_of(free, device=device)
@@ -121,11 +125,14 @@ class Reflections:
             raise TypeError(
                 f"free must be boolean, True for the test set, not {flags.dtype}: compare the flags with the test value."
             )
-        _refuse(
-            ~(values >= 0) | ~values.isfinite(), indices, "f_obs must be amplitudes, finite and not negative", values
+        refuse(
+            ~((values >= 0) & (values <= 1e15)),
+            indices,
+            "f_obs must be amplitudes, not negative and at most 1e15",
+            values,
         )
         if errors is not None:
-            _refuse(~(errors > 0) | ~errors.isfinite(), indices, "sigmas must be positive and finite", errors)
+            refuse(~(errors > 0) | ~errors.isfinite(), indices, "sigmas must be positive and finite", errors)
         anomalous = _has_mates(crystal, indices)
         return cls(crystal, indices, values, errors, flags, anomalous)
 
@@ -358,15 +365,6 @@ class Reflections:
     def __repr__(self):
         flags = "no free flags" if self.r_free_flags is None else f"{int(self.r_free_flags.sum())} free"
         return f"Reflections({len(self)} amplitudes to {self.d_min:.2f} Å, {flags}, {self.crystal.space_group_symbol})"
-
-
-def _refuse(bad: torch.Tensor, indices: torch.Tensor, what: str, values: torch.Tensor) -> None:
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        raise ValueError(
-            f"{what}, but {int(bad.sum())} are not, {tuple(indices[first].tolist())} first ({float(values[first]):g}): leave "
-            "those reflections out."
-        )
 
 
 def _keys(indices: torch.Tensor) -> torch.Tensor:

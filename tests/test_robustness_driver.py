@@ -24,7 +24,7 @@ def worker(case):
 
 def test_faults_are_told_from_answers():
     cases = ["ok", "crash", "ok", "hang", "refusal", "two lines", "error", "nan", "ok"]
-    outcomes = run("tests.test_robustness_driver:worker", cases, seconds=2)
+    outcomes = run("tests.test_robustness_driver:worker", cases, seconds=2, patience=1)
     assert [o.case for o in outcomes] == cases
     assert [o.kind for o in outcomes] == [
         "value", "crash", "value", "hang", "refused", "error", "error", "value", "value"

@@ -18,6 +18,7 @@ import torch
 import gemmi
 import numpy as np
 
+from ..kernels import checks
 from . import terms
 from .contacts import ContactFinder
 from .library import MonomerLibrary, find_library
@@ -191,13 +192,15 @@ class GeometryRestraints(torch.nn.Module):
         Raises
         ------
         ValueError
-            Another number of atoms.
+            Another number of atoms; a number that is not finite or beyond 1e6 Å, by the atom (compiled, in ``vmap`` and on a
+            GPU nobody looks).
         """
         values = list(self.terms(sites_cart).values())
         return torch.stack(values).sum(0)
 
     def terms(self, sites_cart: torch.Tensor) -> dict[str, torch.Tensor]:
         """The same by name: ``bond``, ``angle``, ``torsion``, ``chirality``, ``plane``, ``repulsion``; (...,) each."""
+        checks.check_where_seen("sites_cart", self._checked(sites_cart))
         result = {name: self.deviations(sites_cart, name).square().sum(-1) for name in NAMES if name != "plane"}
         x = self._gather(sites_cart, self.plane_rows)
         result["plane"] = (terms.out_of_plane(x, self.plane_present) / self.plane_esd.square()).sum(-1)
@@ -256,6 +259,7 @@ class GeometryRestraints(torch.nn.Module):
             (..., n_atoms, 3) Å; of several models the pairs of any of them.
         """
         sites = self._checked(sites_cart).detach().cpu().to(torch.float64)
+        checks.check_where_seen("sites_cart", sites)
         self._set_pairs(sites[..., self.order.cpu(), :].numpy())
 
     def _set_pairs(self, sites: np.ndarray) -> None:

@@ -81,6 +81,24 @@ def check_numbers(parameters: Mapping[str, torch.Tensor]) -> None:
     raise _error(name, parameters[name], atom, model)
 
 
+def seen(condition: torch.Tensor) -> bool | None:
+    """Whether a condition holds; None where nobody can look, or waits to: under compilation, in ``vmap``, on a GPU."""
+    if torch.compiler.is_compiling() or condition.device.type == "meta" or deferred.is_deferred(condition.device):
+        return None
+    try:
+        return bool(condition)
+    except RuntimeError:  # of a tensor of vmap
+        return None
+
+
+def check_where_seen(name: str, value: torch.Tensor) -> None:
+    """:func:`check_numbers` of a parameter (..., n_atoms, 3) outside every opaque operation: where values can be looked at."""
+    limit, _ = LIMITS[name]
+    value = value.detach()
+    if value.numel() and seen((value.abs() <= limit).all()) is False:
+        check_numbers({name: value.reshape(-1, *value.shape[-2:])})
+
+
 def _error(name: str, value: torch.Tensor, atom: int, model: int) -> BadAtom:
     return _bad_atom(name, value.detach()[model, atom].reshape(-1).tolist(), atom, model, len(value))
 

@@ -127,10 +127,11 @@ def first_bad(parameters: Mapping[str, torch.Tensor], limits: Mapping[str, float
     limits : mapping of str to float
         By the same names.
     """
-    shape = next(iter(parameters.values())).shape[:2]
-    columns = {name: value.detach().reshape(*shape, -1).to(torch.float64) for name, value in parameters.items()}
+    first = next(iter(parameters.values()))
+    shape = first.shape[:2]
     if 0 in shape:
-        return next(iter(columns.values())).new_zeros(shape[0], dtype=torch.bool)
+        return first.new_zeros(shape[0], dtype=torch.bool)
+    columns = {name: value.detach().reshape(*shape, -1).to(torch.float64) for name, value in parameters.items()}
     kind = _kind(tuple((name, value.shape[-1], limits[name]) for name, value in columns.items()))
     table = torch.cat([value / limits[name] for name, value in columns.items()], -1)
     wrong = ~(table.abs() <= 1)

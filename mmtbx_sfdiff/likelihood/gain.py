@@ -11,6 +11,8 @@ References: Read (1986), Acta Cryst. A42, 140; McCoy et al. (2007), J. Appl. Cry
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..numerics.amplitudes import amplitudes
@@ -130,8 +132,7 @@ def llg(
     weights = _weights(data, selection)
     e_calc = model / calculated_scale(data, model.detach())
     if sigma_a is None:
-        rows = [_sigma_a(data, row) for row in model.detach().reshape(-1, model.shape[-1])]
-        s = torch.stack(rows).reshape(model.shape)
+        s = _each(model.detach(), lambda row: _sigma_a(data, row))
     else:
         s = sigma_a.detach().to(torch.float64)
         if not bool(((s >= 0) & (s < 1)).all()):
@@ -216,9 +217,17 @@ def calculated_scale(data: Reflections | Intensities, model: torch.Tensor) -> to
     """sqrt(epsilon Sigma_P) of calculated amplitudes (..., n): what makes E values of them."""
     crystal, indices = data.crystal, data.miller_indices
     epsilon, centric = crystal.epsilons(indices).to(torch.float64), crystal.centric_flags(indices)
-    rows = model.detach().to(torch.float64).reshape(-1, model.shape[-1])
-    found = [mean_intensity(crystal, indices, row.square() / epsilon, centric) for row in rows]
-    return (epsilon * torch.stack(found)).sqrt().reshape(model.shape)
+    mean = _each(
+        model.detach().to(torch.float64), lambda row: mean_intensity(crystal, indices, row.square() / epsilon, centric)
+    )
+    return (epsilon * mean).sqrt()
+
+
+def _each(values: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """What a function of (n,) gives for each row of (..., n); of no rows there are none."""
+    if not values.numel():
+        return values
+    return torch.stack([function(row) for row in values.reshape(-1, values.shape[-1])]).reshape(values.shape)
 
 
 def friedel_weights(data: Reflections | Intensities) -> torch.Tensor:

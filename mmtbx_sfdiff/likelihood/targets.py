@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..kernels import checks
 from ..numerics import residual
 from ..numerics.amplitudes import amplitudes
 from ..numerics.precision import full_precision
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 LEAST_SQUARES_WEIGHTS = ("sigma", "unit")
 _LEAST_BETA = 1e-3
+# Of the largest F of a model that is not all zeros: squares of these do not overflow in single precision.
+_SIZES = (1e-15, 1e15)
 # Outside this range mmtbx divides f_obs by k1.
 _SAME_SCALE = (0.9, 1.1)
 
@@ -83,7 +86,7 @@ def least_squares(
             "normalized_least_squares with weights='unit', or the maximum-likelihood target."
         )
     w = _sigma_weights(reflections, selection & reflections.work, k)
-    return (w * (reflections.f_obs / k - amplitudes(f_model)).square()).sum(-1)
+    return _a_number((w * (reflections.f_obs / k - amplitudes(f_model)).square()).sum(-1), reflections, f_model)
 
 
 @full_precision
@@ -128,7 +131,7 @@ def intensity_least_squares(
     chosen = selection & reflections.work & (sigmas > 0)
     sigma_i = torch.where(chosen, 2 * f_obs * sigmas + sigmas.square(), math.inf)
     square = f_model.real.square() + f_model.imag.square() if f_model.is_complex() else f_model.square()
-    return ((f_obs.square() - square) / sigma_i).square().sum(-1)
+    return _a_number(((f_obs.square() - square) / sigma_i).square().sum(-1), reflections, f_model)
 
 
 @full_precision
@@ -171,7 +174,7 @@ def normalized_least_squares(
         raise ValueError(f"weights must be one of {', '.join(LEAST_SQUARES_WEIGHTS)}, not {weights!r}.")
     if scale not in ("k1", "unit"):
         raise ValueError(f"scale must be 'k1' or 'unit', not {scale!r}.")
-    reflections, selection, overall = _in_use(reflections, selection, f_obs_scale, f_model if scale == "unit" else None)
+    reflections, selection, overall = _in_use(reflections, selection, f_obs_scale, f_model, scale == "unit")
     if weights == "sigma" and reflections.sigmas is None:
         raise ValueError("Weights from standard deviations need sigmas, and there are none; use weights='unit'.")
     work = selection & reflections.work
@@ -180,7 +183,8 @@ def normalized_least_squares(
     if scale == "k1":
         # k stays on the graph: it does not change the gradient, but the curvature is not that of a constant k.
         model = residual.scale(f_obs, model, w).unsqueeze(-1) * model
-    return residual.ratio((w * (f_obs - model).square()).sum(-1), (w * f_obs.square()).sum())
+    value = residual.ratio((w * (f_obs - model).square()).sum(-1), (w * f_obs.square()).sum())
+    return _a_number(value, reflections, f_model)
 
 
 @full_precision
@@ -231,7 +235,8 @@ def maximum_likelihood(
     variance = torch.where(counted, alpha_beta.epsilons * alpha_beta.beta, 1.0)
     model = amplitudes(f_model)
     values = log_likelihood(f_obs, alpha * model, variance, alpha_beta.centric)
-    return -torch.where(counted & (model != 0), values, 0.0).sum(-1) / work.sum().clamp(min=1)
+    value = -torch.where(counted & (model != 0), values, 0.0).sum(-1) / work.sum().clamp(min=1)
+    return _a_number(value, reflections, f_model)
 
 
 @full_precision
@@ -259,29 +264,78 @@ def r_factors(
     >>> (float(r_work), float(r_free)) == fmodel.r_factors()
     True
     """
-    reflections, selection, k = _in_use(reflections, selection, f_obs_scale, None)
+    reflections, selection, k = _in_use(reflections, selection, f_obs_scale, f_model, False)
     work, free = selection & reflections.work, selection & ~reflections.work
     free = torch.where(free.any(), free, work)
     f_obs, model = reflections.f_obs / k, amplitudes(f_model)
     r_work, r_free = (residual.r_factor(f_obs, model, weights=s.to(f_obs.dtype)) for s in (work, free))
-    return r_work, r_free
+    return _a_number(r_work, reflections, f_model), _a_number(r_free, reflections, f_model)
 
 
 def _in_use(
-    reflections: Any, selection: torch.Tensor | None, f_obs_scale: float | None, f_model: torch.Tensor | None
+    reflections: Any,
+    selection: torch.Tensor | None,
+    f_obs_scale: float | None,
+    f_model: torch.Tensor,
+    of_scale: bool = True,
 ) -> tuple[Reflections, torch.Tensor, float]:
-    """Reflections, selection and scale; the scale is looked at where it was not given and ``f_model`` is."""
+    """Reflections, selection and scale; the model's scale is looked at where none was given, if the number is ``of_scale``.
+
+    Raises
+    ------
+    ValueError
+        Another number of structure factors than of reflections.
+    TypeError
+        Integers.
+    """
     reflections = getattr(reflections, "reflections", reflections)
+    n = len(reflections)
+    if f_model.shape[-1:] != (n,):
+        raise ValueError(
+            f"f_model must have one value for each of the {n} reflections, not the shape {tuple(f_model.shape)}."
+        )
+    if not (f_model.is_complex() or f_model.is_floating_point()):
+        raise TypeError(f"f_model must be complex, or amplitudes, not {f_model.dtype}.")
     if reflections._in_use is not None:
         selection = reflections._in_use[0] if selection is None else selection
         f_obs_scale = reflections._in_use[1] if f_obs_scale is None else f_obs_scale
     if selection is None:
         selection = torch.ones_like(reflections.work)
     if f_obs_scale is None:
-        if f_model is not None:
+        if of_scale:
             _check_scale(reflections.f_obs, f_model.detach().abs(), selection & reflections.work)
         f_obs_scale = 1.0
     return reflections, selection, f_obs_scale
+
+
+def _a_number(value: torch.Tensor, reflections: Reflections, f_model: torch.Tensor) -> torch.Tensor:
+    """The value, where it is one or nobody can look (compiled, in ``vmap``, on a GPU).
+
+    Raises
+    ------
+    ValueError
+        Structure factors that are not finite, by the first; numbers of which squares, or what they are divided by, overflow.
+    """
+    size = f_model.detach().abs()
+    if not size.numel():
+        return value
+    most = size.flatten(0, -2).amax(-1) if size.ndim > 1 else size.amax()
+    usable = (most == 0) | ((most >= _SIZES[0]) & (most <= _SIZES[1]))
+    if checks.seen(usable.all() & torch.isfinite(value.detach()).all()) is not False:
+        return value
+    wrong = (~torch.isfinite(size)).nonzero()
+    if len(wrong):
+        *batch, row = wrong[0].tolist()
+        where = f" in model {tuple(batch) if len(batch) > 1 else batch[0]} of the batch" if batch else ""
+        raise ValueError(
+            f"f_model of reflection {row} {tuple(reflections.miller_indices[row].tolist())}{where} is "
+            f"{complex(f_model.detach()[tuple(wrong[0].tolist())]):g}: it must be finite."
+        )
+    sigmas = "" if reflections.sigmas is None else f", sigmas down to {float(reflections.sigmas.min()):.3g}"
+    raise ValueError(
+        f"These numbers are none to compute with in {str(value.dtype).split('.')[1]}: f_obs is up to "
+        f"{float(reflections.f_obs.max()):.3g}, F_model up to {float(most.min()):.3g}{sigmas}; bring them to a scale near that of electrons."
+    )
 
 
 def _check_scale(f_obs: torch.Tensor, model: torch.Tensor, work: torch.Tensor) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
@@ -39,3 +40,38 @@ def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def widened(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor in ``dtype`` if it is of lower precision; its gradient comes back in its own.
+
+    Warns
+    -----
+    UserWarning
+        The gradient of a float16 tensor overflows.  It is infinite then, as torch's conversion has it and loss scaling looks for.
+
+    Examples
+    --------
+    >>> widened(torch.ones(2, dtype=torch.bfloat16), torch.float32).dtype
+    torch.float32
+    """
+    if not value.is_floating_point() or torch.finfo(value.dtype).eps <= torch.finfo(dtype).eps:
+        return value
+    wide = value.to(dtype)
+    if value.dtype == torch.float16 and wide.requires_grad and wide.device.type == "cpu":
+        if not torch.compiler.is_compiling():
+            wide.register_hook(_tell_overflow)
+    return wide
+
+
+def _tell_overflow(gradient: torch.Tensor) -> None:
+    try:
+        largest = float(gradient.detach().abs().max()) if gradient.numel() else 0.0
+    except RuntimeError:  # inside vmap nobody can look
+        return
+    if largest > torch.finfo(torch.float16).max:
+        warnings.warn(
+            f"The gradient is up to {largest:.3g}, and float16 ends at 65504: some of it is infinite; give the tensor as float32 or "
+            "bfloat16, or scale the loss down.",
+            stacklevel=2,
+        )

@@ -61,4 +61,4 @@ def r_factor(
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sums of products over the last dimension; of two vectors by BLAS, as the scaling has always added them."""
-    return a @ b if a.ndim == b.ndim == 1 else (a * b).sum(-1)
+    return a @ b if a.ndim == b.ndim == 1 and a.dtype == b.dtype else (a * b).sum(-1)

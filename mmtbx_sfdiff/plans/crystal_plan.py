@@ -10,6 +10,7 @@ import torch
 
 from ..crystal import Crystal, as_miller_tensor
 from ..kernels.opaque import Held
+from ..symmetry.miller_sets import refuse_large
 from .cache import Kept, TensorCache
 from .miller import MillerPlan, make_miller_plan
 
@@ -98,7 +99,7 @@ def plan(crystal: Crystal, miller_indices: Any) -> Plan:
     Raises
     ------
     ValueError
-        A shape other than (n, 3).
+        A shape other than (n, 3); an index beyond 32767.
     TypeError
         Indices that are not integers.
 
@@ -113,6 +114,7 @@ def plan(crystal: Crystal, miller_indices: Any) -> Plan:
     """
     with torch.inference_mode(False), torch.no_grad():
         indices = as_miller_tensor(miller_indices, device=crystal.device)
+        refuse_large(indices.cpu().numpy())
         # A copy, which nobody changes, and which is no tensor of inference mode.
         return Plan(crystal, torch.empty_like(indices).copy_(indices))
 

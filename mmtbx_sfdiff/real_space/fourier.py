@@ -10,6 +10,8 @@ Reference: ``cctbx.miller.array.fft_map``, ``cctbx.maptbx.structure_factors.to_m
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +20,7 @@ from ..crystal import Crystal, as_miller_tensor
 from ..numerics.precision import full_precision
 
 Grid = tuple[int, int, int]
+_LARGEST_GRID = 2**31 - 1
 
 
 def checked_grid(grid: Sequence[int]) -> Grid:
@@ -28,11 +31,11 @@ def checked_grid(grid: Sequence[int]) -> Grid:
     ValueError
     """
     try:
-        sizes = tuple(int(n) for n in grid)
-    except (TypeError, ValueError):
+        sizes = tuple(operator.index(n) for n in grid)
+    except TypeError:
         sizes = ()
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"grid must be three positive integers, not {grid!r}.")
+    if len(sizes) != 3 or min(sizes) < 1 or math.prod(sizes) > _LARGEST_GRID:
+        raise ValueError(f"grid must be three positive integers, whose product is below 2^31, not {grid!r}.")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -87,6 +90,8 @@ def fourier_map(crystal: Crystal, miller_indices: torch.Tensor, f: torch.Tensor,
     sums = both.new_zeros(*f.shape[:-1], len(unique)).index_add(-1, inverse, both)
     spectrum = f.new_zeros(*f.shape[:-1], grid[0] * grid[1] * grid[2])
     spectrum = spectrum.index_copy(-1, unique, sums / counts)
+    if not f.numel():  # of which no library makes a transform
+        return f.real.sum() + spectrum.real.reshape(*f.shape[:-1], *grid)
     rho: torch.Tensor = torch.fft.fftn(spectrum.reshape(*f.shape[:-1], *grid), dim=(-3, -2, -1)).real
     return rho / crystal.volume
 
@@ -120,6 +125,9 @@ def fourier_transform(crystal: Crystal, rho: torch.Tensor, miller_indices: torch
     largest = indices.abs().amax(0).tolist() if len(indices) else (0, 0, 0)
     if any(2 * h >= n for h, n in zip(largest, grid) if h):
         raise ValueError(f"The grid {grid} cannot tell indices as high as {tuple(largest)} from others: make it finer.")
+    if not rho.numel():  # of which no library makes a transform
+        zeros = rho.new_zeros((*rho.shape[:-3], len(indices)))
+        return torch.complex(rho.sum() + zeros, zeros)
     spectrum: torch.Tensor = torch.fft.ifftn(rho, dim=(-3, -2, -1)) * crystal.volume
     return spectrum.reshape(*rho.shape[:-3], -1)[..., _places(indices, grid)]
 

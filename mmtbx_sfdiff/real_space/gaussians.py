@@ -35,6 +35,8 @@ REACH = 16.0
 _S_SQ = 1.0
 # Values that the plain formula holds at once.
 _PORTION = 2**19
+# Of a parameter: as Å, electrons, turns of the cell.
+_LARGEST = 1e6
 _DTYPES = (torch.float32, torch.float64)
 _PARAMETERS = 5
 
@@ -102,11 +104,11 @@ def _jobs(
     sites, u_iso, u_star, weights, fp = parameters
     names = ("the fractional sites", "the displacement parameters", "the displacement parameters", "the weights", "f'")
     for name, value in zip(names, parameters):
-        if not bool(torch.isfinite(value).all()):
-            model, atom = (~torch.isfinite(value)).reshape(*value.shape[:2], -1).any(-1).nonzero()[0].tolist()
-            raise checks.BadAtom(
-                name, "are not finite numbers: correct them, or leave the atom out.", atom, model, len(sites)
-            )
+        wrong = ~(value.abs() <= _LARGEST)
+        if bool(wrong.any()):
+            model, atom = wrong.reshape(*value.shape[:2], -1).any(-1).nonzero()[0].tolist()
+            why = f"must be finite, and at most {_LARGEST:g} in size: correct them, or leave the atom out."
+            raise checks.BadAtom(name, why, atom, model, len(sites))
     cell, table = opaque.held(crystal), opaque.held(form_factors)
     _check_widths(cell, table, u_iso, u_star, weights, fp, type_index)
     setting = setting_of(cell, table, grid, u_iso, u_star, weights.dtype)
@@ -291,6 +293,9 @@ def plain_density(
     """
     sites, u_iso, u_star, weights, fp = (x.to(torch.float64).flatten(0, 1) for x in parameters)
     n_models, n_points = len(parameters[0]), math.prod(grid)
+    if not sites.numel():
+        nothing = sum(x.sum() for x in parameters)  # still of the graph
+        return parameters[0].new_zeros((n_models, *grid)) + nothing
     metric = crystal.orthogonalization
     identity = torch.eye(3, dtype=torch.float64, device=sites.device)
     u = metric @ symmetric.full(u_star) @ metric.T + u_iso[:, None, None] * identity

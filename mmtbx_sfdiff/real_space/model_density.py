@@ -20,6 +20,7 @@ from ..atoms import Atoms
 from ..crystal import Crystal
 from ..numerics import symmetric
 from ..numerics.precision import full_precision
+from ..plans import Plan
 from ..structure_factors import structure_factors
 from .fourier import Grid, checked_grid, fourier_map
 from .gaussians import PointAtom, density_of
@@ -27,7 +28,7 @@ from .gaussians import PointAtom, density_of
 
 @full_precision
 def density(
-    atoms: Atoms, crystal: Crystal, grid: Grid, d_min: float | None = None, accuracy: float = 1e-4
+    atoms: Atoms, crystal: Crystal | Plan, grid: Grid, d_min: float | None = None, accuracy: float = 1e-4
 ) -> torch.Tensor:
     """Electron density of a model, e/Å^3 (fm/Å^3 for neutrons), on the whole unit cell.
 
@@ -35,8 +36,8 @@ def density(
     ----------
     atoms : Atoms
         Parameters of shape (..., n_atoms, ...); leading dimensions are a batch of models.
-    crystal : Crystal
-        The crystal the atoms are in.
+    crystal : Crystal or Plan
+        The crystal the atoms are in, or a plan of it.
     grid : tuple of int
         Points along a, b, c; any.
     d_min : float, optional
@@ -64,6 +65,7 @@ def density(
     >>> rho.shape, round(float(rho.mean() * crystal.volume) / (4 * 10 * (6 + 7 + 8 + 6)), 2)     # all electrons
     (torch.Size([24, 32, 36]), 1.0)
     """
+    crystal = crystal.crystal if isinstance(crystal, Plan) else crystal
     if not atoms.crystal.is_same_as(crystal):
         raise ValueError(f"The atoms belong to {atoms.crystal!r}, not to {crystal!r}.")
     grid = checked_grid(grid)
@@ -96,12 +98,13 @@ def _sum_of_gaussians(atoms: Atoms, grid: Grid) -> torch.Tensor:
     translations = (cell.translations[:, None] + cell.centring[None]).reshape(-1, 3)
     rotations = cell.rotations.to(torch.float64).repeat_interleave(len(cell.centring), 0)
     n_ops = len(rotations)
+    n_mates = n_ops * atoms.n_atoms
     moved = torch.einsum("oij,maj->moai", rotations, sites.to(torch.float64)) + translations[:, None]
     tensors = torch.einsum("oij,majk,olk->moail", rotations, symmetric.full(u_star.to(torch.float64)), rotations)
     mates = (
-        moved.reshape(n_models, -1, 3),
+        moved.reshape(n_models, n_mates, 3),
         u_iso.repeat(1, n_ops),
-        symmetric.packed(tensors).reshape(n_models, -1, 6).to(atoms.dtype),
+        symmetric.packed(tensors).reshape(n_models, n_mates, 6).to(atoms.dtype),
         weights.repeat(1, n_ops),
         fp.repeat(1, n_ops),
     )

@@ -13,6 +13,8 @@ import numpy as np
 from .operators import DENOMINATOR, Operators
 
 _LARGEST_PRIME = 5
+# Points of a cell.
+_LARGEST_GRID = 2**31 - 1
 
 
 @functools.lru_cache(maxsize=256)
@@ -30,10 +32,12 @@ def grid(unit_cell: tuple[float, ...], operators: Operators, step: float) -> tup
     Raises
     ------
     ValueError
-        When ``step`` is not a positive number.
+        When ``step`` is not a positive number, or so small that there are thousands of millions of points.
     """
     if not (math.isfinite(step) and step > 0):
         raise ValueError(f"The grid step must be a positive number of Å, not {step}.")
+    if math.prod(max(1.0, length / step) for length in unit_cell[:3]) > _LARGEST_GRID:
+        raise ValueError(f"The grid step {step:g} Å is too small for this cell: use a larger one.")
     factors = _refined((1, 1, 1), operators)
     least = [2 * int(length / (2 * step) + 1e-4) + 1 for length in unit_cell[:3]]
     start = [_suitable(n, factor) for n, factor in zip(least, factors)]

@@ -20,6 +20,11 @@ from .unit_cell import UnitCell, d_star_sq
 
 _Condition = Callable[[Any, Any, Any], Any]  # of the arrays of h, k, l
 
+#: A cell of 3000 Å has no larger index to 0.1 Å; beyond, what is made for every number up to the largest fills the memory.
+LARGEST_INDEX = 2**15 - 1
+# Lattice points of a sphere that are gone through one by one.
+_LARGEST_SET = 2**31
+
 
 def _laue_1b(h: Any, k: Any, l: Any) -> Any:
     return (l > 0) | ((l == 0) & ((h > 0) | ((h == 0) & (k >= 0))))
@@ -90,6 +95,17 @@ def _change_of_basis(setting: Setting) -> np.ndarray:
     return np.array([[float(Fraction(int(v), DENOMINATOR)) for v in row] for row in rows])
 
 
+def refuse_large(indices: np.ndarray) -> None:
+    """Raise ValueError for the first of some indices (n, 3) that no crystal has."""
+    # Not abs(), which the least integer does not have.
+    wrong = ((indices > LARGEST_INDEX) | (indices < -LARGEST_INDEX)).any(-1)
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise ValueError(
+            f"Miller index {first}, {tuple(indices[first].tolist())}, is beyond {LARGEST_INDEX}, and no reflection: leave it out."
+        )
+
+
 def build(cell: UnitCell, setting: Setting, d_min: float, anomalous: bool = False) -> np.ndarray:
     """Miller indices of the asymmetric unit to ``d_min``.
 
@@ -110,10 +126,15 @@ def build(cell: UnitCell, setting: Setting, d_min: float, anomalous: bool = Fals
     Raises
     ------
     ValueError
-        When ``d_min`` is not a positive number.
+        When ``d_min`` is not a positive number, or so small that there are thousands of millions of indices.
     """
     if not (np.isfinite(d_min) and d_min > 0):
         raise ValueError(f"d_min must be a positive number of Å, not {d_min}.")
+    longest, count = max(cell.parameters[:3]) / d_min, 4 / 3 * np.pi * cell.volume / d_min / d_min / d_min
+    if count > _LARGEST_SET or longest > LARGEST_INDEX:
+        raise ValueError(
+            f"d_min {d_min:g} Å is too small for a cell of {cell.volume:g} Å^3: there are too many indices."
+        )
     condition, negative = _asymmetric_unit(setting.number)
     change = _change_of_basis(setting)
     edges = np.array(cell.orthogonalization).reshape(3, 3) @ np.linalg.inv(change)

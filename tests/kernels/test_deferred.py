@@ -148,3 +148,14 @@ def test_threads_write_into_one_row():
         with pytest.raises(checks.BadAtom, match="fp of atom 7"):
             checks.raise_pending()
         checks.raise_pending()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+def test_no_models_and_no_atoms_have_nothing_wrong(shape):
+    atoms = ATOMS.select(torch.arange(shape[1]))
+    sites = atoms.sites_cart.expand(shape[0], -1, -1).clone().requires_grad_()
+    with deferred.everywhere():
+        f = sfdiff.structure_factors(atoms.replace(sites_cart=sites), PLAN, method="fft")
+        assert f.shape == (shape[0], len(PLAN)) and not bool(f.detach().abs().any())
+        assert torch.autograd.grad(f.abs().sum(), sites)[0].shape == sites.shape
+        checks.raise_pending()

@@ -1,6 +1,7 @@
 """Targets, R factors, and alpha and beta, against mmtbx."""
 
 import dataclasses
+import re
 import warnings
 
 import torch
@@ -193,9 +194,38 @@ def test_zeros_give_numbers():
     assert torch.isfinite(
         targets.normalized_least_squares(dataclasses.replace(reflections, sigmas=sigmas), ones, "sigma")
     )
-    bad = ones.clone()
-    bad[5] = complex("nan")
-    assert torch.isnan(targets.maximum_likelihood(reflections, bad, alpha_beta, f_obs_scale=1.0))
+
+
+@pytest.mark.parametrize("name", ["least_squares", "intensity_least_squares", "normalized_least_squares", "r_factors"])
+def test_numbers_that_are_none_are_refused_by_reflection_and_model(name):
+    reflections = reflections_of(manager(n_atoms=8, d_min=6.0))
+    good = (reflections.f_obs + 0j).expand(2, -1)
+    target = getattr(targets, name)
+    for number in (complex("nan"), complex("inf")):
+        bad = good.clone()
+        bad[1, 5] = number
+        where = re.escape(
+            f"f_model of reflection 5 {tuple(reflections.miller_indices[5].tolist())} in model 1 of the batch is"
+        )
+        with pytest.raises(ValueError, match=where):
+            target(reflections, bad)
+    for size in (1e-30, 1e30, 1e160):
+        with pytest.raises(ValueError, match="none to compute with"):
+            target(reflections, good * size)
+    with pytest.raises(ValueError, match="one value for each of the"):
+        target(reflections, good[:, :-1])
+    with pytest.raises(TypeError, match="complex, or amplitudes"):
+        target(reflections, good.real.to(torch.int64))
+    # Of other precision than the data.
+    single = dataclasses.replace(reflections, f_obs=reflections.f_obs.float(), sigmas=reflections.sigmas.float())
+    mixed, expected = target(single, 1.01 * good[0]), target(reflections, 1.01 * good[0])
+    torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-6, check_dtype=False)
+    # Where nobody can look, NaN is NaN.
+    bad = good.clone()
+    bad[1, 5] = complex("nan")
+    found = torch.func.vmap(lambda f: target(reflections, f))(bad)
+    for value in found if isinstance(found, tuple) else (found,):
+        assert value.isnan().tolist() == [False, True] or name == "r_factors"
 
 
 def test_batches_go_through_vmap_and_func_grad():

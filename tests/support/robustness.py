@@ -17,6 +17,7 @@ import select
 import struct
 import subprocess
 import sys
+import time
 import warnings
 
 #: What an operation may raise.
@@ -46,8 +47,8 @@ class Outcome:
 class Child:
     """One process that answers case after case."""
 
-    def __init__(self, worker, seconds, start_seconds=120):
-        self.worker, self.seconds, self.start_seconds = worker, seconds, start_seconds
+    def __init__(self, worker, seconds, patience=10, start_seconds=120):
+        self.worker, self.seconds, self.patience, self.start_seconds = worker, seconds, patience, start_seconds
         self.process = None
 
     def start(self):
@@ -69,10 +70,10 @@ class Child:
             self.start()
         try:
             _write(self.process.stdin, case)
-            kind, text, value = self._read(self.seconds)
+            kind, text, value = self._read(self.seconds, _processor_time(self.process.pid))
         except TimeoutError:
             self.stop()
-            return Outcome(case, "hang", f"no answer within {self.seconds} s")
+            return Outcome(case, "hang", f"no answer within {self.seconds} s of processor time")
         except (EOFError, BrokenPipeError):
             code = self.process.wait()
             self.process = None
@@ -87,12 +88,20 @@ class Child:
             self.process.stdout.close()
             self.process = None
 
-    def _read(self, seconds):
+    def _read(self, seconds, before=None):
+        """What comes within so many seconds; of processor time, and ``patience`` times as many by the clock, from ``before`` on."""
+        end = time.monotonic() + (seconds if before is None else self.patience * seconds)
+
+        def late():
+            used = 0 if before is None else _processor_time(self.process.pid) - before
+            return used > seconds or time.monotonic() > end
+
         def exactly(n):
             data = b""
             while len(data) < n:
-                if not select.select([self.process.stdout], [], [], seconds)[0]:
-                    raise TimeoutError
+                while not select.select([self.process.stdout], [], [], min(1, seconds))[0]:
+                    if late():
+                        raise TimeoutError
                 found = os.read(self.process.stdout.fileno(), n - len(data))
                 if not found:
                     raise EOFError
@@ -102,7 +111,7 @@ class Child:
         return pickle.loads(exactly(struct.unpack("<q", exactly(8))[0]))
 
 
-def run(worker, cases, seconds=20, progress=None):
+def run(worker, cases, seconds=20, progress=None, patience=10):
     """Outcomes of cases, in order, from one child.
 
     Parameters
@@ -112,11 +121,13 @@ def run(worker, cases, seconds=20, progress=None):
     cases : iterable
         Each picklable.
     seconds : float
-        Of one call.
+        Of processor time, of one call.
     progress : callable, optional
         Called with every Outcome.
+    patience : float
+        So many times the limit by the clock: other processes may have the cores, and what waits for ever uses no processor.
     """
-    child, outcomes = Child(worker, seconds), []
+    child, outcomes = Child(worker, seconds, patience), []
     try:
         for case in cases:
             outcomes.append(child.ask(case))
@@ -125,6 +136,23 @@ def run(worker, cases, seconds=20, progress=None):
     finally:
         child.stop()
     return outcomes
+
+
+def finite(tensors):
+    """Whether every number of some tensors, of which any may be None, is finite."""
+    import torch
+
+    return all(bool(torch.isfinite(x).all()) for x in tensors if x is not None)
+
+
+def _processor_time(pid):
+    """Seconds of user and system time of a process; where the system does not say, those of the clock."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return time.monotonic()
 
 
 def _write(stream, value):
