@@ -4,6 +4,7 @@ import json
 
 import torch
 from mmtbx_sfdiff.latent import create_system, load_frames, run_md
+from mmtbx_sfdiff.latent.generator.units import KT_300, md_value
 
 import numpy as np
 import openmm
@@ -86,7 +87,7 @@ def test_temperature_and_constraints(tmp_path, solvent_interval):
         platform="Reference",
     )
     _, energy = load_frames(tmp_path, skip=2.0)
-    expected = 0.5 * 3 * 22 * 8.314462618e-3 * 300
+    expected = 0.5 * 3 * 22 * KT_300
     assert energy.mean().item() == pytest.approx(expected, rel=0.05)
 
 
@@ -96,7 +97,7 @@ def test_frames_keep_constrained_bonds(tmp_path):
     assert frames.dtype == torch.float32 and frames.shape == (10, 22, 3) and torch.isfinite(energy).all()
     for n in range(dipeptide_system().getNumConstraints()):
         i, j, length = dipeptide_system().getConstraintParameters(n)
-        np.testing.assert_allclose((frames[:, i] - frames[:, j]).norm(dim=-1), 10 * length._value, rtol=2e-4)
+        np.testing.assert_allclose((frames[:, i] - frames[:, j]).norm(dim=-1), 10 * md_value(length), rtol=2e-4)
 
 
 def test_other_settings_are_refused(tmp_path):

@@ -19,6 +19,7 @@ from mmtbx_sfdiff.latent.refinement import (
     refine,
 )
 from mmtbx_sfdiff.latent.refinement.experiment import Experiment
+from mmtbx_sfdiff.numerics.superposition import superposed
 
 import numpy as np
 import pytest
@@ -39,16 +40,6 @@ def some_sites(n=12, seed=0):
 
 
 # Placement
-
-
-def test_superposition_finds_the_movement_and_never_a_mirror_image():
-    sites, turn, shift = some_sites(), rotation(1), torch.tensor([3.0, -20.0, 7.0], dtype=torch.float64)
-    moved = sites @ turn.T + shift
-    torch.testing.assert_close(placement.superposed(sites, moved), moved, rtol=0, atol=1e-10)
-    found, _, _ = placement.superposition(sites, sites * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
-    assert float(torch.linalg.det(found)) == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="three or more"):
-        placement.superposition(sites[:2], sites[:2])
 
 
 def test_rotations_are_those_of_the_matrix_exponential_and_differentiable_at_zero():
@@ -382,7 +373,7 @@ def test_polish_and_baselines(crystal, runs):
         + 30
     )
     average = baselines.trajectory_average(frames, task, energy)
-    placed = placement.superposed(crystal.truth, task.sites_cart)
+    placed = superposed(crystal.truth, task.sites_cart)
     assert task.rmsd(average, placed, main_chain=False) < 0.15
     for name, words in (("sites_ff", "energy"), ("best", "Unknown")):
         with pytest.raises(ValueError, match=words):

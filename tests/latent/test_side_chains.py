@@ -9,7 +9,7 @@ from mmtbx_sfdiff.latent.refinement.experiment import Experiment
 from mmtbx_sfdiff.latent.refinement.models import relax
 from mmtbx_sfdiff.latent.refinement.polish import polish
 from mmtbx_sfdiff.latent.refinement.problem import make_problem
-from mmtbx_sfdiff.latent.refinement.side_chains import SideChainSearch, dihedral, rotors
+from mmtbx_sfdiff.latent.refinement.side_chains import SideChainSearch, rotors
 
 import pytest
 
@@ -50,12 +50,6 @@ def test_rotors_turn_what_is_beyond_the_bond(peptide):
     # A ring turned by half is the same ring.
     assert tyrosine.turn(torch.tensor([0.0, math.pi])) == pytest.approx(0, abs=1e-6)
     assert found[0 + 1].turn(torch.tensor([0.0, math.pi])) == pytest.approx(math.pi)
-
-
-def test_dihedral_has_the_sign_of_chemistry():
-    a, b, c = (torch.tensor(x, dtype=torch.float64) for x in ([1.0, 0, 0], [0.0, 0, 0], [0.0, 0, 1]))
-    d = torch.tensor([math.cos(0.7), -math.sin(0.7), 1.0], dtype=torch.float64)
-    assert float(dihedral(a, b, c, d)) == pytest.approx(-0.7) or float(dihedral(a, b, c, d)) == pytest.approx(0.7)
 
 
 def test_a_turned_side_chain_is_found_again_and_stays(peptide):

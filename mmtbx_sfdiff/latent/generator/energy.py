@@ -8,9 +8,7 @@ import torch
 import numpy as np
 
 from .requirements import require
-
-NM_PER_ANGSTROM = 0.1
-GAS_CONSTANT = 8.31446261815324e-3  # kJ/mol/K
+from .units import NM_PER_ANGSTROM, md_value
 
 
 def make_context(system, integrator, platform="CPU", threads=1):
@@ -135,8 +133,8 @@ class OpenMMEnergy:
             state = context.getState(getEnergy=True, getForces=True)
         except openmm.OpenMMException:  # a NaN
             return np.inf, 0.0
-        energy = state.getPotentialEnergy()._value
-        forces = state.getForces(asNumpy=True)._value * -NM_PER_ANGSTROM
+        energy = md_value(state.getPotentialEnergy())
+        forces = md_value(state.getForces(asNumpy=True)) * -NM_PER_ANGSTROM
         if not np.isfinite(energy) or not np.isfinite(forces).all():
             return np.inf, 0.0
         return energy, forces

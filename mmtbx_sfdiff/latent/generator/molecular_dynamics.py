@@ -15,8 +15,9 @@ import torch
 import numpy as np
 
 from ...files.writing import write_atomically
-from .energy import NM_PER_ANGSTROM, make_context
+from .energy import make_context
 from .requirements import require
+from .units import NM_PER_ANGSTROM, md_value
 
 _FORMAT = 1
 _FIRST_ITERATIONS = 200
@@ -55,10 +56,10 @@ def minimise(system, sites_cart, n_steps=0, tolerance=10.0, platform="CPU", thre
     context.applyConstraints(1e-6)
     openmm.LocalEnergyMinimizer.minimize(context, tolerance, n_steps)
     state = context.getState(getPositions=True, getEnergy=True)
-    energy = state.getPotentialEnergy()._value
+    energy = md_value(state.getPotentialEnergy())
     if not np.isfinite(energy):
         raise ValueError("the minimisation ended without a finite energy: atoms of the model lie on top of each other.")
-    return torch.from_numpy(state.getPositions(asNumpy=True)._value / NM_PER_ANGSTROM), energy
+    return torch.from_numpy(md_value(state.getPositions(asNumpy=True)) / NM_PER_ANGSTROM), energy
 
 
 def run_md(
@@ -182,8 +183,8 @@ def run_md(
                     f"the dynamics blew up in chunk {chunk} of {folder} ({error}): use a shorter time_step "
                     "or a start with fewer overlaps."
                 ) from error
-            sites[i] = state.getPositions(asNumpy=True)._value / NM_PER_ANGSTROM
-            energies[i] = state.getPotentialEnergy()._value
+            sites[i] = md_value(state.getPositions(asNumpy=True)) / NM_PER_ANGSTROM
+            energies[i] = md_value(state.getPotentialEnergy())
             if progress is not None:
                 progress(chunk * chunk_frames + i + 1, n_frames, energies[i])
         if not np.isfinite(energies).all():

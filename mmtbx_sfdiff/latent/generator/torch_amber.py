@@ -14,8 +14,10 @@ import math
 import torch
 from torch import nn
 
-from .energy import NM_PER_ANGSTROM, OpenMMEnergy
+from ...geometry.terms import torsion
+from .energy import OpenMMEnergy
 from .requirements import require
+from .units import NM_PER_ANGSTROM, md_value
 
 # kJ nm/mol/e², from the SI's defining constants as OpenMM takes them
 COULOMB = 1.602176634e-19**2 * 6.02214076e23 / (4 * math.pi * 8.8541878128e-12) * 1e6
@@ -104,36 +106,38 @@ class TorchAmber(nn.Module):
         rows = []
         for n in range(force.getNumBonds()):
             i, j, length, k = force.getBondParameters(n)
-            rows.append((i, j, length._value, k._value))
+            rows.append((i, j, md_value(length), md_value(k)))
         self._table("bond", rows, 2)
 
     def _read_angles(self, openmm, force):
         rows = []
         for n in range(force.getNumAngles()):
             i, j, k, angle, constant = force.getAngleParameters(n)
-            rows.append((i, j, k, angle._value, constant._value))
+            rows.append((i, j, k, md_value(angle), md_value(constant)))
         self._table("angle", rows, 3)
 
     def _read_torsions(self, openmm, force):
         rows = []
         for n in range(force.getNumTorsions()):
             i, j, k, m, period, phase, constant = force.getTorsionParameters(n)
-            if constant._value:
-                rows.append((i, j, k, m, period, phase._value, constant._value))
+            constant = md_value(constant)
+            if constant:
+                rows.append((i, j, k, m, period, md_value(phase), constant))
         self._table("torsion", rows, 4)
 
     def _read_nonbonded(self, openmm, force):
         if force.getNonbondedMethod() != openmm.NonbondedForce.NoCutoff:
             raise ValueError("TorchAmber evaluates all pairs: the system must be made with NoCutoff.")
-        atoms = [[value._value for value in force.getParticleParameters(i)] for i in range(self.n_atoms)]
+        atoms = [[md_value(value) for value in force.getParticleParameters(i)] for i in range(self.n_atoms)]
         charge, sigma, epsilon = torch.tensor(atoms, dtype=torch.float64).T
         pairs = torch.ones(self.n_atoms, self.n_atoms, dtype=torch.bool).triu(1)
         rows = []
         for n in range(force.getNumExceptions()):
             i, j, product, s, e = force.getExceptionParameters(n)
             pairs[min(i, j), max(i, j)] = False
-            if product._value or e._value:
-                rows.append((i, j, product._value, s._value, e._value))
+            product, s, e = md_value(product), md_value(s), md_value(e)
+            if product or e:
+                rows.append((i, j, product, s, e))
         self._table("exception", rows, 2)
         self.register_buffer("charge", charge)
         i, j = torch.nonzero(pairs).T
@@ -146,17 +150,14 @@ class TorchAmber(nn.Module):
     def _read_solvent(self, openmm, force):
         if force.getNonbondedMethod() != openmm.GBSAOBCForce.NoCutoff:
             raise ValueError("TorchAmber evaluates all pairs: the solvent must be made with NoCutoff.")
-        rows = [
-            [value._value if hasattr(value, "_value") else value for value in force.getParticleParameters(i)]
-            for i in range(self.n_atoms)
-        ]
+        rows = [[md_value(value) for value in force.getParticleParameters(i)] for i in range(self.n_atoms)]
         charge, radius, scale = torch.tensor(rows, dtype=torch.float64).T
         self.has_solvent = True
         self.register_buffer("solvent_charge", charge)
         self.register_buffer("radius", radius)
         self.register_buffer("scaled", scale * (radius - _OFFSET))
         self._dielectric = 1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()
-        self._surface = 4 * math.pi * force.getSurfaceAreaEnergy()._value
+        self._surface = 4 * math.pi * md_value(force.getSurfaceAreaEnergy())
 
     def _read_restraints(self, openmm, force):
         if force.getEnergyFunction() != _RESTRAINT:
@@ -225,10 +226,7 @@ class TorchAmber(nn.Module):
     def _torsions(self, x):
         i, j, k, m = self.torsion_index
         period, phase, constant = self.torsion_value
-        a, b, c = x[:, j] - x[:, i], x[:, k] - x[:, j], x[:, m] - x[:, k]
-        n1, n2 = torch.linalg.cross(a, b), torch.linalg.cross(b, c)
-        sine = b.norm(dim=-1) * (a * n2).sum(-1)
-        phi = torch.atan2(sine, (n1 * n2).sum(-1))
+        phi = torch.deg2rad(torsion(torch.stack([x[:, i], x[:, j], x[:, k], x[:, m]], -2)))
         return (constant * (1 + torch.cos(period * phi - phase))).sum(-1)
 
     def _restraints(self, x):

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 
 from ...files.writing import write_atomically
-from .energy import GAS_CONSTANT, log_clip
+from .energy import log_clip
 from .flows import normal_log_density
 from .transform import superpose
+from .units import GAS_CONSTANT
 
 
 @dataclass(frozen=True)

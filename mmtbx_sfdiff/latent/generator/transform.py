@@ -18,6 +18,9 @@ import math
 import torch
 from torch import nn
 
+from ...numerics.superposition import best_rotation
+from .units import NM_PER_ANGSTROM, md_value
+
 CARTESIAN, BOND, ANGLE, TORSION = range(4)
 
 
@@ -131,7 +134,7 @@ class MixedTransform(nn.Module):
             lengths = {}
             for i in range(system.getNumConstraints()):
                 a, b, length = system.getConstraintParameters(i)
-                lengths[frozenset((a, b))] = 10 * length._value
+                lengths[frozenset((a, b))] = md_value(length) / NM_PER_ANGSTROM
             for row, (atom, parent, _, _) in enumerate(z_matrix.tolist()):
                 frozen[row] = lengths.get(frozenset((atom, parent)), math.nan)
         made = cls(reference, cart, z_matrix, frozen)
@@ -372,16 +375,9 @@ def superpose(sites_cart, reference, index):
     rotation : torch.Tensor
         (..., 3, 3), applied from the right.
     """
-    with torch.no_grad():
-        target = reference[index].double()
-        moving = sites_cart[..., index, :].detach().double()
-        target_centre, centre = target.mean(-2, keepdim=True), moving.mean(-2, keepdim=True)
-        u, _, vh = torch.linalg.svd((moving - centre).mT @ (target - target_centre))
-        sign = torch.det(u @ vh)
-        scale = torch.ones(*sign.shape, 3, dtype=sign.dtype, device=sign.device)
-        scale[..., 2] = sign
-        rotation = (u * scale[..., None, :]) @ vh
-        shift = target_centre - centre @ rotation
+    rotation, centre, target_centre = best_rotation(sites_cart[..., index, :], reference[index])
+    rotation = rotation.mT
+    shift = (target_centre - (centre[..., None, :] @ rotation)[..., 0, :])[..., None, :]
     return sites_cart @ rotation.to(sites_cart) + shift.to(sites_cart), rotation.to(sites_cart)
 
 

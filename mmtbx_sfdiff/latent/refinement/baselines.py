@@ -12,11 +12,11 @@ import dataclasses
 
 import torch
 
+from ...numerics.superposition import superposed
 from ...refinement.weight import choose_weight
 from .experiment import Experiment
 from .models import CartesianModel, relax
 from .optimise import Settings
-from .placement import superposed
 from .problem import with_reflections
 from .refine import run_model
 
@@ -24,7 +24,7 @@ BASELINES = ("sites", "sites_ff", "average_ff")
 
 
 def trajectory_average(frames, problem, energy=None):
-    """The average of superposed frames (n_frames, n_all, 3), placed on the start and relaxed; (n_all, 3)
+    """The average of superposed frames (n_frames, n_ff, 3), placed on the start and relaxed; (n_ff, 3)
     Å."""
     frames = torch.as_tensor(frames, device=problem.sites_cart.device)
     reference = problem.sites_cart
@@ -46,9 +46,9 @@ def run_baseline(name, problem, energy=None, frames=None, settings=Settings(), w
     name : str
     problem : Problem
     energy : callable
-        sites (n_all, 3) Å -> kJ/mol; not for ``sites``.
+        sites (n_ff, 3) Å -> kJ/mol; not for ``sites``.
     frames : torch.Tensor
-        (n_frames, n_all, 3) Å; for ``average_ff``.
+        (n_frames, n_ff, 3) Å; for ``average_ff``.
     settings : Settings
     weight : float, optional
         Of U / kT; by default :func:`baseline_weight` chooses it.
@@ -96,7 +96,7 @@ def baseline_weight(problem, sites_cart, energy, settings=Settings(), steps=100,
     problem, energy, settings
         Of :func:`run_baseline`.
     sites_cart : torch.Tensor
-        (n_all, 3) Å, where it begins.
+        (n_ff, 3) Å, where it begins.
     steps : int
         Of each trial.
     **options

@@ -37,6 +37,13 @@ class Experiment:
     floor : float
         Of the floored Gaussian.
 
+    Attributes
+    ----------
+    part : FModel or None
+        Of the reflections in use, with the scales that were determined last.
+    f_mask : torch.Tensor or None
+        (n,) of the solvent, at the same time.
+
     Raises
     ------
     ValueError
@@ -55,7 +62,7 @@ class Experiment:
             )
         self.whole, self.name, self.floor = fmodel, name, floor
         self.d_min = None
-        self._part = self._bins = self._f_mask = None
+        self.part = self.f_mask = self._bins = None
         self._limited = {}
 
     @property
@@ -70,25 +77,25 @@ class Experiment:
             if d_min is not None:
                 reflections = reflections.select(reflections.d_spacings >= d_min)
             self._limited[d_min] = reflections
-        self._part = self.whole.with_(reflections=self._limited[d_min])
+        self.part = self.whole.with_(reflections=self._limited[d_min])
 
     def refresh(self, sites_cart, b, remove_outliers=False):
         """Scales and mask of this model, (n, 3) Å and (n,) Å², from now on; the FModel with them."""
-        if self._part is None:
+        if self.part is None:
             self.limit(None)
-        part = self._part
+        part = self.part
         with torch.no_grad():
             part.atoms = self._atoms(sites_cart, b)
             part.update_scales(remove_outliers=remove_outliers)
-            self._f_mask = part.f_mask()
+            self.f_mask = part.f_mask()
             self._bins = work_bins(part.reflections, part.scales.selection)
         return part
 
     def __call__(self, sites_cart, b):
         """The objective of a model, differentiable, with R factors."""
-        part = self._part
+        part = self.part
         part.atoms = self._atoms(sites_cart, b)
-        f_model = part.f_model(f_mask=self._f_mask)
+        f_model = part.f_model(f_mask=self.f_mask)
         value = self.objective_of(f_model)
         with torch.no_grad():
             r_work, r_free = targets.r_factors(part.reflections, f_model.detach(), **part.in_use())
@@ -96,7 +103,7 @@ class Experiment:
 
     def objective_of(self, f_model):
         """The objective (...,) of scaled structure factors (..., n) of the reflections in use."""
-        return objective(self.name, self._part, f_model, self.floor, self._bins)
+        return objective(self.name, self.part, f_model, self.floor, self._bins)
 
     def finished(self, sites_cart, b):
         """An FModel of this model against all data, with scales and outliers determined."""

@@ -14,9 +14,9 @@ import math
 
 import torch
 
+from ...refinement.minimise import Evaluation, minimise
+from ..generator.units import KT_300
 from .placement import Placement
-
-KT_300 = 8.314462618e-3 * 300.0  # kJ/mol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class State:
     penalty : torch.Tensor
         Scalar, nats.
     all_sites_cart : torch.Tensor
-        (n_all, 3) Å, with the force field's hydrogens, in the crystal.
+        (n_ff, 3) Å, with the force field's hydrogens, in the crystal.
     """
 
     sites_cart: torch.Tensor
@@ -48,7 +48,7 @@ class LatentModel(torch.nn.Module):
     ----------
     generator : object
         With ``n_latent``, ``encode(sites_cart) -> (z, log_det)`` and ``decode(z) -> (sites_cart, log_det)``;
-        sites (n_all, 3) Å.
+        sites (n_ff, 3) Å.
     z : torch.Tensor
         (n_latent,) where it begins.
     rows : torch.Tensor
@@ -56,9 +56,9 @@ class LatentModel(torch.nn.Module):
     b_model : torch.nn.Module
         From :mod:`.b_factors`.
     chain_index : torch.Tensor
-        (n_all,) int64.
+        (n_ff,) int64.
     target : torch.Tensor
-        (n_all, 3) Å, the placed model on which the decoded sites are superposed first.
+        (n_ff, 3) Å, the placed model on which the decoded sites are superposed first.
     prior_weight : float
     """
 
@@ -78,7 +78,7 @@ class LatentModel(torch.nn.Module):
         return self._generator[0]
 
     def decoded(self):
-        """(n_all, 3) Å in the generator's frame."""
+        """(n_ff, 3) Å in the generator's frame."""
         sites, _ = self.generator.decode(self.z[None])
         return sites[0]
 
@@ -107,11 +107,11 @@ class CartesianModel(torch.nn.Module):
     Parameters
     ----------
     sites_cart : torch.Tensor
-        (n_all, 3) Å in the crystal.
+        (n_ff, 3) Å in the crystal.
     rows, b_model
         See :class:`LatentModel`.
     energy : callable, optional
-        sites (n_all, 3) Å -> kJ/mol, differentiable.
+        sites (n_ff, 3) Å -> kJ/mol, differentiable.
     weight : float
         Of U / kT.
     k_t : float
@@ -157,7 +157,7 @@ def relax(sites_cart, energy, steps=60, hold=20.0, k_t=KT_300):
     Parameters
     ----------
     sites_cart : torch.Tensor
-        (n_all, 3) Å.
+        (n_ff, 3) Å.
     energy : callable
         As in :class:`CartesianModel`.
     steps : int
@@ -167,10 +167,8 @@ def relax(sites_cart, energy, steps=60, hold=20.0, k_t=KT_300):
     Returns
     -------
     torch.Tensor
-        (n_all, 3) Å, float64.
+        (n_ff, 3) Å, float64.
     """
-    from ...refinement.minimise import Evaluation, minimise
-
     start = sites_cart.detach().to(torch.float64)
     shift = torch.zeros(start.numel(), dtype=torch.float64, device=start.device, requires_grad=True)
 

@@ -165,7 +165,7 @@ class _Loop:
             )
             self.taken += 1
             self.report(f"{self.label}: R-work {info['r_work']:.4f}", self.taken / self.total)
-        part = self.experiment._part.reflections
+        part = self.experiment.part.reflections
         self.history.cycles.append(
             {
                 "cycle": cycle,

@@ -10,45 +10,7 @@ from __future__ import annotations
 
 import torch
 
-
-def superposition(mobile, target):
-    """The rigid-body movement that brings one set of sites closest to another (Kabsch).
-
-    Parameters
-    ----------
-    mobile, target : torch.Tensor
-        (n, 3) Å, with n at least 3.
-
-    Returns
-    -------
-    rotation : torch.Tensor
-        (3, 3)
-    centre, new_centre : torch.Tensor
-        (3,); ``(mobile - centre) @ rotation.T + new_centre`` is closest to ``target``.
-
-    Raises
-    ------
-    ValueError
-        Fewer than three sites, or sets of different size.
-    """
-    if mobile.shape != target.shape or mobile.ndim != 2 or mobile.shape[1] != 3 or len(mobile) < 3:
-        raise ValueError(
-            f"Superposition needs two sets of the same three or more sites, not {tuple(mobile.shape)} "
-            f"and {tuple(target.shape)}."
-        )
-    mobile, target = mobile.detach().to(torch.float64), target.detach().to(torch.float64)
-    centre, new_centre = mobile.mean(0), target.mean(0)
-    u, _, vt = torch.linalg.svd((mobile - centre).T @ (target - new_centre))
-    sign = torch.ones(3, dtype=torch.float64, device=mobile.device)
-    sign[2] = torch.sign(torch.linalg.det(u @ vt))
-    return (u * sign @ vt).T, centre, new_centre
-
-
-def superposed(mobile, target, rows=None):
-    """Sites moved rigidly onto a target, fitted on some rows (default: all); (n, 3) Å."""
-    rows = slice(None) if rows is None else rows
-    rotation, centre, new_centre = superposition(mobile[rows], target[rows])
-    return ((mobile.to(torch.float64) - centre) @ rotation.T + new_centre).to(mobile.dtype)
+from ...numerics.superposition import best_rotation
 
 
 def rotation_matrices(vectors):
@@ -103,7 +65,7 @@ class Placement(torch.nn.Module):
                 rows = self.chain_index == chain
                 mobile, fixed = sites_cart[rows], target[rows]
                 if int(rows.sum()) >= 3:
-                    rotation, centre, placed = superposition(mobile, fixed)
+                    rotation, centre, placed = best_rotation(mobile, fixed)
                     self.base[chain] = rotation
                 else:
                     centre, placed = mobile.mean(0), fixed.mean(0)

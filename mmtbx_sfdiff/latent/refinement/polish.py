@@ -47,11 +47,11 @@ def polish(
     ----------
     problem : Problem
     all_sites_cart : torch.Tensor
-        (n_all, 3) Å
+        (n_ff, 3) Å
     b : torch.Tensor
         (n,) Å²
     energy : callable, optional
-        sites (n_all, 3) Å -> kJ/mol. Without it only B factors are restrained.
+        sites (n_ff, 3) Å -> kJ/mol. Without it only B factors are restrained.
     settings : Settings
         Rate and refreshing are used.
     steps : int

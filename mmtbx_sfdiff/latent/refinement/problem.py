@@ -11,9 +11,9 @@ import torch
 from ...atom_arrays import EIGHT_PI_SQ
 from ...atoms import Atoms
 from ...fmodel import FModel
+from ...numerics.superposition import superposed
 from ...reflections import Reflections
 from .b_factors import ResidueB, b_from_plddt, is_main_chain, wilson_b
-from .placement import superposed
 
 B_SOURCES = ("model", "plddt", "wilson")
 
@@ -25,13 +25,13 @@ class Problem:
     Attributes
     ----------
     sites_cart : torch.Tensor
-        (n_all, 3) Å, float64, all atoms of the force field, where the model is placed in the crystal.
+        (n_ff, 3) Å, float64, all atoms of the force field, where the model is placed in the crystal.
     rows : torch.Tensor
         (n,) int64, the force field's atom of each atom that the data see.
     chain_index : torch.Tensor
-        (n_all,) int64
+        (n_ff,) int64
     residue_index : torch.Tensor
-        (n_all,) int64
+        (n_ff,) int64
     main_chain : torch.Tensor
         (n,) bool
     b_start : torch.Tensor

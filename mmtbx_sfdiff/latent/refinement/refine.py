@@ -32,7 +32,7 @@ class Run:
     sites_cart : torch.Tensor
         (n, 3) Å, of the atoms that the data see.
     all_sites_cart : torch.Tensor
-        (n_all, 3) Å
+        (n_ff, 3) Å
     b : torch.Tensor
         (n,) Å²
     target, objective, penalty : float

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import torch
 
+from ...refinement.minimise import Evaluation, minimise
 from ..generator.energy import OpenMMEnergy
 from ..generator.force_field import create_system
 from ..generator.prepare import prepare_model
-from .models import KT_300, limited
+from ..generator.units import KT_300
+from .models import limited
 
 _SETTLE_STEPS = 30
 
@@ -68,8 +70,6 @@ class ForceFieldRestraint:
 
     def update(self, sites_cart):
         """Take sites as the ones that riding atoms belong to, and let these settle."""
-        from ...refinement.minimise import Evaluation, minimise
-
         with torch.no_grad():
             base = self.sites(sites_cart.detach())
         shift = torch.zeros(3 * len(self.riding), dtype=torch.float64, requires_grad=True)

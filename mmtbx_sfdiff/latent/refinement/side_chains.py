@@ -21,6 +21,7 @@ import math
 import torch
 
 from ...atom_arrays import EIGHT_PI_SQ
+from ...geometry.terms import torsion
 from ...structure_factors import structure_factors
 from .b_factors import AtomB
 from .models import CartesianModel, relax
@@ -30,10 +31,24 @@ LEAST_GAIN = 3.0  # nats
 MAIN_CHAIN = ("N", "CA", "C", "O", "OXT", "H", "HA", "HA2", "HA3", "H1", "H2", "H3")
 # Atoms beyond CB along which torsions are counted; the first quadruple is N CA CB and the first of these.
 CHAINS = {
-    "ARG": "CG CD NE CZ", "ASN": "CG OD1", "ASP": "CG OD1", "CYS": "SG", "GLN": "CG CD OE1", "GLU": "CG CD OE1",
-    "HIS": "CG ND1", "ILE": "CG1 CD1", "LEU": "CG CD1", "LYS": "CG CD CE NZ", "MET": "CG SD CE", "PHE": "CG CD1",
-    "SER": "OG", "THR": "OG1", "TRP": "CG CD1", "TYR": "CG CD1", "VAL": "CG1",
-}  # fmt: skip
+    "ARG": "CG CD NE CZ",
+    "ASN": "CG OD1",
+    "ASP": "CG OD1",
+    "CYS": "SG",
+    "GLN": "CG CD OE1",
+    "GLU": "CG CD OE1",
+    "HIS": "CG ND1",
+    "ILE": "CG1 CD1",
+    "LEU": "CG CD1",
+    "LYS": "CG CD CE NZ",
+    "MET": "CG SD CE",
+    "PHE": "CG CD1",
+    "SER": "OG",
+    "THR": "OG1",
+    "TRP": "CG CD1",
+    "TYR": "CG CD1",
+    "VAL": "CG1",
+}
 _STAGGERED = (-60.0, 60.0, 180.0)
 # The last torsion of these turns a planar group; half a turn is enough for those that are symmetric.
 _PLANAR = {"ASN": 360, "ASP": 180, "GLN": 360, "GLU": 180, "HIS": 360, "PHE": 180, "TRP": 360, "TYR": 180}
@@ -72,7 +87,7 @@ class Rotor:
 
     def angles(self, sites_cart):
         """(n,) present torsions, radians."""
-        return dihedral(*(sites_cart[self.torsions[:, i]] for i in range(4)))
+        return torch.deg2rad(torsion(sites_cart[self.torsions]))
 
     def turn(self, difference):
         """The largest of differences of torsions (n,), radians; half a turn of a symmetric group is none."""
@@ -82,22 +97,17 @@ class Rotor:
         return float((difference - turns * torch.round(difference / turns)).abs().max())
 
     def sites(self, sites_cart, torsions):
-        """(k, n_all, 3) sites with those torsions (k, n), radians; differentiable in them."""
+        """(k, n_ff, 3) sites with those torsions (k, n), radians; differentiable in them."""
         sites = sites_cart.expand(len(torsions), -1, -1)
         for column, (quadruple, atoms) in enumerate(zip(self.torsions, self.turned)):
             a, b, c, d = (sites[:, i] for i in quadruple)
             axis = (c - b) / (c - b).norm(dim=-1, keepdim=True)
-            turn = rotation_matrices((torsions[:, column] - dihedral(a, b, c, d))[:, None] * axis)
+            turn = rotation_matrices(
+                (torsions[:, column] - torch.deg2rad(torsion(torch.stack([a, b, c, d], -2))))[:, None] * axis
+            )
             moved = c[:, None] + (sites[:, atoms] - c[:, None]) @ turn.mT
             sites = sites.index_copy(1, atoms, moved)
         return sites
-
-
-def dihedral(a, b, c, d):
-    """Torsion (...,) of points (..., 3), radians."""
-    u, v, w = b - a, c - b, d - c
-    first, second = torch.linalg.cross(u, v), torch.linalg.cross(v, w)
-    return torch.atan2(v.norm(dim=-1) * (u * second).sum(-1), (first * second).sum(-1))
 
 
 def rotors(prepared, device="cpu"):
@@ -161,7 +171,7 @@ class SideChainSearch:
         At the resolution that is to judge; its scales and mask are determined anew for each pass.
     side_chains : list of Rotor
     energy : callable
-        sites (n_all, 3) Å -> kJ/mol.
+        sites (n_ff, 3) Å -> kJ/mol.
     weight : float
         Of U / kT.
     """
@@ -181,7 +191,7 @@ class SideChainSearch:
         Parameters
         ----------
         sites_cart : torch.Tensor
-            (n_all, 3) Å, free of clashes.
+            (n_ff, 3) Å, free of clashes.
         b : torch.Tensor
             (n,) Å²
 
@@ -256,7 +266,7 @@ class SideChainSearch:
         moving = self._moving(rotor)
         if not len(moving):
             return None
-        part = self.experiment._part
+        part = self.experiment.part
         atoms = part.atoms.replace(sites_cart=sites[self.problem.rows].to(part.atoms.dtype), u_iso=_u(b, part.atoms))
         others = torch.ones(len(b), dtype=torch.bool, device=b.device)
         others[moving] = False
@@ -317,7 +327,7 @@ class _Score:
         atoms = self.atoms.replace(sites_cart=sites.to(self.atoms.dtype))
         part, experiment = self.part, self.search.experiment
         f = structure_factors(atoms, part.reflections.crystal, part.reflections.miller_indices, method="direct")
-        f_model = part.scales.f_model(self.rest + f.to(self.rest.dtype), experiment._f_mask)
+        f_model = part.scales.f_model(self.rest + f.to(self.rest.dtype), experiment.f_mask)
         data = experiment.objective_of(f_model)
         gap = (self.reach - torch.cdist(sites, self.sites[self.away].expand(len(sites), -1, -1))).clamp(min=0)
         return data.to(torch.float64) + 0.5 * _REPULSION * gap.square().sum((-1, -2))

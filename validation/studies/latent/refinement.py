@@ -58,11 +58,11 @@ from mmtbx_sfdiff.latent import (
 from mmtbx_sfdiff.latent.refinement.baselines import run_baseline
 from mmtbx_sfdiff.latent.refinement.experiment import Experiment
 from mmtbx_sfdiff.latent.refinement.optimise import Settings
-from mmtbx_sfdiff.latent.refinement.placement import superposition
 from mmtbx_sfdiff.latent.refinement.polish import polish, polish_b
 from mmtbx_sfdiff.latent.refinement.problem import make_problem, stripped
 from mmtbx_sfdiff.latent.refinement.refine import STARTS, refine_latent
 from mmtbx_sfdiff.latent.refinement.side_chains import rotors
+from mmtbx_sfdiff.numerics.superposition import best_rotation
 
 from validation.studies.latent.runs import key, read, run_tasks, summary
 
@@ -224,7 +224,7 @@ def with_side_chains(prepared, sites_cart, other):
             continue
         kept = ("N", "H", "CA", "C", "O", "OXT", "H1", "H2", "H3")
         side = torch.tensor([i for i in atoms.tolist() if names[i] not in kept], dtype=torch.int64)
-        rotation, centre, new_centre = superposition(other[frame], sites_cart[frame])
+        rotation, centre, new_centre = best_rotation(other[frame], sites_cart[frame])
         result[side] = ((other[side] - centre) @ rotation.T + new_centre).to(result)
     return result
 
