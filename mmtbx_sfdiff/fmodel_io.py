@@ -89,9 +89,11 @@ class FModelIO:
         entry = load_entry(model, data, scattering_table=scattering_table, **(read or {}))
         for message in entry.messages:
             warnings.warn(message, stacklevel=2)
+        reflections = Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device)
+        left_out, said = entry.data.reflections["left_out"], tuple(entry.data.messages)
         return cls(  # type: ignore[call-arg]
             Atoms.from_cctbx(entry.model.xray_structure, dtype=dtype, device=device),
-            Reflections.from_cctbx(entry.data.f_obs, entry.data.r_free_flags, dtype=dtype, device=device),
+            dataclasses.replace(reflections, left_out=dict(left_out), messages=said),
             source=entry,
             **options,
         )
@@ -283,4 +285,5 @@ def _read_without_cctbx(
     )
     for message in (*messages, *found.messages):
         warnings.warn(message, stacklevel=4)
-    return atoms, reflections
+    left_out, said = found.summary["left_out"], tuple(found.messages)
+    return atoms, dataclasses.replace(reflections, left_out=left_out, messages=said)

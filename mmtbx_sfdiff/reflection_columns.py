@@ -57,8 +57,9 @@ def columns_of_gemmi(data: gemmi.Mtz | gemmi.ReflnBlock) -> tuple[np.ndarray, li
             )
         if np.isnan(rows[:, places]).any():
             raise ValueError("The gemmi.Mtz has rows whose indices are no numbers: leave them out first.")
+        names = dataset_names(data)
         columns = [
-            rules.Column(c.label, rows[:, i], c.type, data.dataset(c.dataset_id).dataset_name)
+            rules.Column(c.label, rows[:, i], c.type, names.get(c.dataset_id, ""))
             for i, c in enumerate(data.columns)
             if i not in places
         ]
@@ -73,6 +74,11 @@ def columns_of_gemmi(data: gemmi.Mtz | gemmi.ReflnBlock) -> tuple[np.ndarray, li
         is_text = any(np.isnan(x) and word not in ("?", ".", "") for x, word in zip(numbers, words))
         columns.append(rules.Column(tag, np.array(words if is_text else numbers), block=data.block.name))
     return indices, columns
+
+
+def dataset_names(mtz: gemmi.Mtz) -> dict[int, str]:
+    """Names of an MTZ file's datasets by their numbers; a damaged header can name a number that is none of them."""
+    return {d.id: d.dataset_name for d in mtz.datasets}
 
 
 def columns_of_dataset(data: Any) -> tuple[np.ndarray, list[rules.Column]]:

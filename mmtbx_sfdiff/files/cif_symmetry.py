@@ -64,6 +64,25 @@ def cell_of_block(block: Any) -> tuple[float, ...] | None:
     return tuple(numbers) if possible and cell.is_crystal() else None
 
 
+def complete_cell(block: Any) -> tuple[bool, list[str]]:
+    """Whether a part of the cell was missing, and what was made of it: cctbx makes six numbers of fewer, whichever they are.
+
+    An angle is 90 degrees by the dictionary; without one of the lengths there is no cell.
+    """
+    names = [f"_cell.{name}" for name in _CELL]
+    missing = [name for name in names if value(block, name) is None]
+    if not missing or len(missing) == len(names) or len(block.find_loop(names[0])):
+        return False, []
+    if any("length" in name for name in missing):
+        for name in names:
+            if block.find_value(name) is not None:
+                block.find([name]).erase()
+        return True, []
+    for name in missing:
+        block.set_pair(name, "90")
+    return True, [f"{name} is missing: 90 degrees were taken" for name in missing]
+
+
 def group_of_block(block: Any, cell: tuple[float, ...] | None) -> gemmi.GroupOps | None:
     """The space group, or None where none is known."""
     hall = value(block, *_HALL)

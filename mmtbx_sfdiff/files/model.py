@@ -211,7 +211,7 @@ def _parse(text, kind, path):
         if str(path) in str(error):
             raise
         raise Sorry(f"{path} is not a readable model ({one_line(error)}): correct or replace it.") from None
-    except (ValueError, RuntimeError, AssertionError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, RuntimeError, AssertionError, LookupError, AttributeError, TypeError) as error:
         raise Sorry(f"{path} is not a readable model ({one_line(error)}): correct or replace it.") from None
 
 
@@ -326,12 +326,30 @@ def _restore_digits(manager, pdb_input):
     if manager.mtrix_expanded() or not isinstance(pdb_input, iotbx.pdb.mmcif.cif_input):
         return
     atoms, exact = manager.get_hierarchy().atoms(), pdb_input.construct_hierarchy().atoms()
-    if atoms.size() != exact.size():
+    rows = _rows_by_label(exact, atoms)
+    if rows is None:
         return
+    exact = exact.select(rows)
     atoms.set_xyz(exact.extract_xyz())
     atoms.set_b(exact.extract_b())
     atoms.set_occ(exact.extract_occ())
     atoms.set_uij(exact.extract_uij())
+
+
+def _rows_by_label(atoms, wanted):
+    """Which of the atoms has the label of each wanted one, in the order of the file where labels repeat; None without a match.
+
+    The two hierarchies can differ in order where the conformers or residues of one place take turns in the file.
+    """
+    found = {}
+    for row, atom in enumerate(atoms):
+        found.setdefault(atom.id_str(suppress_segid=True), []).append(row)
+    rows = [found.get(atom.id_str(suppress_segid=True)) for atom in wanted]
+    if atoms.size() != wanted.size() or None in rows or sum(map(len, found.values())) != len(rows):
+        return None
+    counts = {key: iter(places) for key, places in found.items()}
+    rows = [next(counts[atom.id_str(suppress_segid=True)], None) for atom in wanted]
+    return None if None in rows else flex.size_t(rows)
 
 
 def set_scattering(manager, table, d_min, path):

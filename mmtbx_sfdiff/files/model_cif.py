@@ -17,6 +17,7 @@ import gemmi
 
 from ..atom_arrays import EIGHT_PI_SQ
 from .atom_site import MISSING, AtomSite
+from .cif_symmetry import complete_cell
 from .errors import Sorry
 from .model_header import is_tls_residual, tls_added, tls_missing
 from .reflection_file import read_cif_document
@@ -95,7 +96,9 @@ def normalized_cif(text: str, path: object) -> tuple[str, Any, list[str]]:
         except Incomplete as error:
             messages.append(tls_missing(error))
     messages += _identity(block)
-    changed = bool(messages) or atoms.changed or len(document) > 1 or _has_empty_loops(block)
+    has_part, more_said = complete_cell(block)
+    messages += more_said
+    changed = bool(messages) or has_part or atoms.changed or len(document) > 1 or _has_empty_loops(block)
     if not changed:
         return text, block, []
     if atoms.changed:
@@ -164,6 +167,12 @@ def _fill(atoms: AtomSite, path: object) -> list[str]:
                     messages.append(f"_atom_site.{one} is missing: {other} was taken for it")
         if atoms.get(auth) is None:
             raise Sorry(f"{path} lacks the items _atom_site.{auth} and {label}: give one of them.")
+        nameless = next(
+            (i for i, text in enumerate(atoms.columns[auth]) if not gemmi.cif.as_string(text) and text not in MISSING),
+            None,
+        )
+        if nameless is not None:
+            raise Sorry(f"{path}: atom number {nameless + 1} has an empty _atom_site.{auth}: give it.")
     occupancy = atoms.get("occupancy")
     if occupancy is None:
         atoms.set("occupancy", ["1.00"] * atoms.n)

@@ -17,6 +17,7 @@ import gemmi
 import numpy as np
 import numpy.typing as npt
 
+from ..reflection_columns import dataset_names
 from ..rules import Column, index_places
 from .cif_symmetry import symmetry_of_block, value
 from .content import Content
@@ -111,8 +112,9 @@ def _mtz_tables(mtz: Any, raw: bytes, path: Path) -> ReflectionFile:
     good = _possible(indices)
     if not good.any():
         raise Sorry(f"{path} has no reflection with indices H, K and L: correct or replace it.")
+    names = dataset_names(mtz)
     columns = tuple(
-        Column(column.label, data[:, number], column.type, mtz.dataset(column.dataset_id).dataset_name)
+        Column(column.label, data[:, number], column.type, names.get(column.dataset_id, ""))
         for number, column in enumerate(mtz.columns)
         if number not in places
     )

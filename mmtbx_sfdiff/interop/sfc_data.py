@@ -14,6 +14,7 @@ from ..files.merging import to_asu
 from ..files.symmetry import Symmetry
 from ..reflection_columns import columns_of_dataset, columns_of_gemmi
 from ..rules import Column, excluded, free_of_equivalents
+from ..rules.free_flags import ENOUGH, LEAST, MOST
 
 #: The label that is looked for where none is given; only this one may be missing.
 DEFAULT_FLAG = "FreeR_flag"
@@ -196,6 +197,12 @@ def free_flags(table: Table, label: str | None, test_value: float) -> np.ndarray
             f"testset_value={test_value:g} marks {int(free.sum())} of the {len(free)} reflections by {label!r}, which "
             f"is no test set; the column has {seen}{', ...' if len(found) > 6 else ''}: give the test set's value, or "
             "freeflag=None for no test set."
+        )
+    if not min(ENOUGH, LEAST * len(free)) <= free.sum() <= MOST * len(free):
+        warnings.warn(
+            f"testset_value={test_value:g} marks {int(free.sum())} of the {len(free)} reflections by {label!r}, which is "
+            f"{'more' if share > MOST else 'less'} than a test set usually has: give the test set's value, if it is another one.",
+            stacklevel=5,
         )
     return _free_together(table, free)
 

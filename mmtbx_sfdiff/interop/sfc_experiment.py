@@ -9,6 +9,7 @@ import torch
 
 import numpy as np
 
+from ..rules.columns import is_constant
 from . import sfc_data, sfc_utils
 from .sfc_model import ModelState
 
@@ -48,12 +49,25 @@ class ExperimentState(ModelState):
         if len(labels) != 2:
             raise ValueError(f"expcolumns names the amplitudes and their errors, two labels, not {len(labels)}.")
         f, sigma = sfc_data.amplitudes(table, labels)
+        if is_constant(f):
+            warnings.warn(
+                f"The column {labels[0]!r} of {table.name} has one value everywhere, which no observations have: name another "
+                "one, unless nothing is compared with it.",
+                stacklevel=4,
+            )
         table = table.rows(np.isfinite(f) & np.isfinite(sigma))
         table, n_absent = sfc_data.in_asymmetric_unit(table, self.anomalous)
         if n_absent:
             warnings.warn(f"{n_absent} systematically absent reflections of {table.name} were left out.", stacklevel=4)
         if not len(table.indices):
             raise ValueError(f"{table.name} has no reflection with both {labels[0]} and {labels[1]}.")
+        n_repeated = len(table.indices) - len(np.unique(table.indices, axis=0))
+        if n_repeated:
+            warnings.warn(
+                f"{n_repeated} rows of {table.name} are of reflections that it has already (equivalents, Friedel mates, or "
+                "other data sets in one table): each counts by itself.",
+                stacklevel=4,
+            )
         parser = self._pdb
         if not np.allclose(parser.cell.parameters, table.cell.parameters, rtol=1e-6):
             warnings.warn(

@@ -15,6 +15,7 @@ from ..atom_arrays import EIGHT_PI_SQ
 from ..atoms import Atoms
 from ..crystal import Crystal
 from ..displacements import packed, u_cart_as_u_star
+from ..rules import radiation_messages
 from .sfc_parser import PDBParser
 from .sfc_utils import assert_tensor
 
@@ -34,6 +35,9 @@ class ModelState:
         self._atoms_known: Atoms | None = None
         self._pdb = pdbmodel if isinstance(pdbmodel, PDBParser) else PDBParser(pdbmodel)
         parser = self._pdb
+        if self.mode == "xray":
+            for message in radiation_messages(parser._methods, "it1992"):
+                warnings.warn(f"{message.split(', but')[0]}, but the form factors are those of X-rays.", stacklevel=4)
         self._atom_pos_orth = assert_tensor(parser.atom_pos, torch.float32, device).to(device)
         self._atom_aniso_uw = assert_tensor(parser.atom_b_aniso, torch.float32, device).to(device)
         self._atom_b_iso = assert_tensor(parser.atom_b_iso, torch.float32, device).to(device)

@@ -76,6 +76,7 @@ class PDBParser:
             group = gemmi.SpaceGroup("P 1")
         self.spacegroup = group
         self.cell = structure.cell
+        self._methods = [word.strip().upper() for word in dict(structure.info).get("_exptl.method", "").split(";")]
         header = structure.make_pdb_headers().split("\n")
         self.pdb_header = [line for line in header if not line.startswith("CRYST1")]
 

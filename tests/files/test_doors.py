@@ -210,3 +210,42 @@ def test_without_gzip_the_sentence_names_it(tmp_path, monkeypatch):
 def test_files_say_what_they_say_with_cctbx_and_without(rejected):
     model, data, _ = rejected
     assert "status x (unreliable)" in said_by(sfdiff.FModel.from_files, model, data)[1]
+
+
+def test_reflections_from_files_know_what_was_left_out(rejected):
+    model, data, _ = rejected
+    n = sum(" x\n" in f"{line}\n" for line in data.read_text().splitlines())
+    with pytest.warns(UserWarning):
+        reflections = sfdiff.FModel.from_files(model, data).reflections
+    assert n > 0 and list(reflections.left_out.values()) == [n] and any("status x" in m for m in reflections.messages)
+
+
+@pytest.mark.parametrize("free, word", [(0.003, "less than"), (0.07, None), (0.4, "more than")])
+def test_the_interface_says_when_its_test_value_marks_no_usual_test_set(tmp_path, free, word):
+    model = tmp_path / "model.pdb"
+    model.write_text(case_files.pdb_text())
+    indices, f = case_files.amplitudes(tmp_path, d_min=2.0)
+    flags = np.where(np.arange(len(f)) < free * len(f), 0, 1)
+    columns = {"FP": ("F", f), "SIGFP": ("Q", f / 20 + 1), "FreeR_flag": ("I", flags)}
+    path = case_files.write_mtz(tmp_path / "x.mtz", indices, columns)
+    sfc, said = said_by(lambda: SFcalculator(str(model), str(path)))
+    assert int(sfc.free_flag.sum()) == (flags == 0).sum()
+    assert f"{word} a test set usually has" in said if word else said == ""
+
+
+def test_the_interface_says_what_is_odd_in_files(tmp_path):
+    """One value everywhere; reflections given twice; a header of electron diffraction."""
+    model = tmp_path / "model.pdb"
+    model.write_text(case_files.pdb_text(header="EXPDTA    ELECTRON CRYSTALLOGRAPHY\n"))
+    indices, f = case_files.amplitudes(tmp_path)
+    flags = case_files.some_flags(len(f) + 7)
+    columns = {
+        "FP": ("F", np.full(len(f) + 7, 10.0)),
+        "SIGFP": ("Q", np.ones(len(f) + 7)),
+        "FreeR_flag": ("I", 1 - flags),
+    }
+    path = case_files.write_mtz(tmp_path / "x.mtz", np.concatenate([indices, indices[:7]]), columns)
+    said = said_by(lambda: SFcalculator(str(model), str(path)))[1]
+    assert "has one value everywhere" in said
+    assert "7 rows of " in said and "reflections that it has already" in said
+    assert said.count("electron diffraction") == 1

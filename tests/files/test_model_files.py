@@ -375,3 +375,49 @@ def test_a_last_record_cut_within_its_numbers_is_refused(tmp_path):
         read_model(path)
     path.write_text(text[:end])  # whole, but for the end of the line
     assert read_model(path).xray_structure.scatterers().size() == 23
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_atoms_of_residues_that_take_turns_keep_their_own_numbers(tmp_path, seed):
+    """Two residues in one place, whose rows are mixed: cctbx's hierarchies of the file and of its PDB records differ in order."""
+    columns = make.cif_columns()
+    rng = np.random.default_rng(seed)
+    for i in rng.choice(40, 7, replace=False):
+        columns["label_comp_id"][i] = columns["auth_comp_id"][i] = "SER"
+    text = make.cif_text(columns)
+    structure = gemmi.make_structure_from_block(gemmi.cif.read_string(text)[0])
+    reference = sfdiff.Atoms.from_gemmi(structure)
+    model = read(tmp_path, text)
+    found = sfdiff.Atoms.from_cctbx(model.xray_structure)
+    indices = reference.crystal.build_miller_indices(d_min=2.5)
+    a, b = (sfdiff.structure_factors(x, x.crystal, indices, method="direct") for x in (found, reference))
+    assert len(found.u_iso) == len(reference.u_iso)
+    assert float((a.abs() - b.abs()).norm() / b.norm()) < 1e-10
+
+
+@pytest.mark.parametrize("item", ["length_a", "length_b", "length_c"])
+def test_a_cell_that_lacks_a_length_is_no_cell(tmp_path, item):
+    symmetry = "".join(f"{line}\n" for line in make.SYMMETRY_ITEMS.splitlines() if item not in line) + make.HM
+    with pytest.raises(Sorry, match="has no unit cell"):
+        read(tmp_path, make.cif_text(symmetry=symmetry))
+
+
+@pytest.mark.parametrize("item", ["angle_alpha", "angle_beta", "angle_gamma"])
+def test_an_angle_that_is_missing_is_ninety_degrees_in_its_own_place(tmp_path, item):
+    """90 is the dictionary's default."""
+    cell = dict(
+        zip(
+            ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"), (28, 31, 36, 95, 100, 105)
+        )
+    )
+    text = "".join(f"_cell.{name} {value}\n" for name, value in cell.items() if name != item)
+    model = read(tmp_path, make.cif_text(symmetry=text + "_symmetry.space_group_name_H-M 'P 1'\n"))
+    assert model.crystal_symmetry.unit_cell().parameters() == pytest.approx(tuple({**cell, item: 90}.values()))
+    assert f"_cell.{item} is missing: 90 degrees were taken" in model.messages
+
+
+def test_an_atom_with_an_empty_name_is_one_sentence(tmp_path):
+    columns = make.cif_columns()
+    columns["label_atom_id"][3] = columns["auth_atom_id"][3] = "''"
+    with pytest.raises(Sorry, match="atom number 4 has an empty _atom_site.auth_atom_id"):
+        read(tmp_path, make.cif_text(columns))

@@ -1,5 +1,6 @@
 """Reflection files as people have them: every row used or counted, in any layout."""
 
+import mmtbx_sfdiff as sfdiff
 from mmtbx_sfdiff.files import read_data
 from mmtbx_sfdiff.files.errors import Sorry
 from mmtbx_sfdiff.files.french_wilson import french_wilson
@@ -151,6 +152,17 @@ def test_an_mtz_without_index_columns_is_one_sentence(tmp_path, data):
     path = make.write_mtz(tmp_path / "x.mtz", indices, {"F": ("F", f)}, "abc", "RRR")
     with pytest.raises(Sorry, match="has no columns H, K and L"):
         read_observations(path, MODEL)
+
+
+def test_columns_of_a_data_set_that_the_header_lacks_are_read(tmp_path, data):
+    indices, f, s = data
+    path = make.write_mtz(tmp_path / "x.mtz", indices, {"F": ("F", f), "SIGF": ("Q", s)})
+    mtz = gemmi.read_mtz_file(str(path))
+    for column in mtz.columns:
+        column.dataset_id = 7
+    mtz.write_to_file(str(path))
+    assert np.allclose(read_observations(path, MODEL).f_obs, f, rtol=1e-6)
+    assert np.allclose(sfdiff.Reflections.from_gemmi(gemmi.read_mtz_file(str(path))).f_obs.numpy(), f, rtol=1e-6)
 
 
 def test_flags_of_a_separate_file(tmp_path, data):

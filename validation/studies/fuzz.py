@@ -98,7 +98,7 @@ def _literal(kind, content, done):
             structure = gemmi.make_structure_from_block(gemmi.cif.read_string(text)[0])
         else:
             structure = gemmi.read_pdb_string(text)
-        return _f_of(structure)
+        return _f_of(structure) if structure and structure[0].count_atom_sites() else "any"  # gemmi needs _atom_site.id
     except (RuntimeError, ValueError, IndexError, KeyError):
         return "any"
 
