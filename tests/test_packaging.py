@@ -1,5 +1,6 @@
 """What the packaging files promise each other."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -177,3 +178,30 @@ def test_a_program_without_its_libraries_says_which_extra_it_wants(monkeypatch, 
 def test_the_reference_has_every_public_name():
     text = (ROOT / "docs" / "api.rst").read_text()
     assert [name for name in mmtbx_sfdiff.__all__ if not re.search(rf"mmtbx_sfdiff\.{name}\b", text)] == []
+    rooms = re.findall(r"^``([a-z_.]+)`` \(:doc:`\w+`\)\n((?:    .*\n)+)", text, flags=re.MULTILINE)
+    assert len(rooms) > 10
+    for room, listing in rooms:
+        if room == "interop.jax" and importlib.util.find_spec("jax") is None:
+            continue
+        module = importlib.import_module(f"mmtbx_sfdiff.{room}")
+        names = re.findall(r"``(\w+)``", listing)
+        assert all(hasattr(module, name) for name in names), room
+        assert not hasattr(module, "__all__") or sorted(names) == sorted(module.__all__), room
+
+
+def test_files_that_the_pages_name_are_there():
+    missing = []
+    for page in [*sorted((ROOT / "docs").glob("*.rst")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        text = page.read_text()
+        for name in re.findall(
+            r"(?<![\w/.])(?:tests|validation|docs|mmtbx_sfdiff)/[\w/]*\w(?:\.(?:py|rst|toml|csv|png|json))?", text
+        ):
+            # figures are named without their ending, and some names stand for any
+            known = list((ROOT / name).parent.glob(Path(name).name + "*")) or re.search(r"/(NAME|ROOM|_build)\b", name)
+            if not known:
+                missing.append(f"{page.name}: {name}")
+        for name in re.findall(r"-m (validation(?:\.\w+)*)", text):
+            place = ROOT / name.replace(".", "/")
+            if not (place.is_dir() or place.with_suffix(".py").exists()):
+                missing.append(f"{page.name}: {name}")
+    assert missing == []

@@ -12,6 +12,7 @@ import pytest
 from cctbx import crystal, miller, sgtbx, xray
 from cctbx.array_family import flex
 from cctbx.development import random_structure
+from scipy.spatial import cKDTree
 
 SETTINGS = [
     "R 3 :R",
@@ -315,3 +316,65 @@ def test_few_frequencies_are_those_of_the_whole_transform(limits):
     (again,) = torch.autograd.grad((gradient * mask).sum() / 2, mask)
     assert torch.allclose(again, gradient, rtol=1e-12, atol=1e-12)
     assert float((gradient * mask).sum().detach()) == pytest.approx(2 * float(expected.abs().square().sum()), rel=1e-12)
+
+
+def odd_cell(seed):
+    """A symmetry with an angle of up to 150 degrees or axes in a ratio of up to 15, and a few atoms."""
+    rng = np.random.default_rng(seed)
+    symbol = ("P 1", "P -1", "P 1 21 1", "C 1 2/c 1", "P 21 21 21", "P 43", "P 31 2 1")[seed % 7]
+    lengths = rng.uniform(7, 14, 3)
+    if seed % 2 or symbol in ("P 21 21 21", "P 43", "P 31 2 1"):
+        lengths[rng.integers(3)] *= rng.uniform(6, 15)
+    if symbol in ("P 43", "P 31 2 1"):
+        lengths = np.array([7.0, 7.0, rng.uniform(60, 105)])
+    angles = {"P 31 2 1": (90, 90, 120), "P 1 21 1": (90, rng.uniform(120, 150), 90)}.get(symbol, (90, 90, 90))
+    if symbol in ("P 1", "P -1"):
+        angles = [(90, 90, 150), (145, 80, 95), (90, 148, 85), (100, 70, 148)][rng.integers(4)]
+    if symbol == "C 1 2/c 1":
+        angles = (90, rng.uniform(130, 150), 90)
+    symmetry = crystal.symmetry(unit_cell=(*lengths, *angles), space_group_symbol=symbol)
+    xrs = xray.structure(crystal_symmetry=symmetry)
+    for i in range(int(rng.integers(1, 6))):
+        element = ("C", "N", "O", "S", "Zn")[i]
+        xrs.add_scatterer(xray.scatterer(f"{element}{i}", site=tuple(rng.random(3)), scattering_type=element))
+    return xrs
+
+
+@pytest.mark.parametrize("seed", range(28))
+def test_oblique_and_elongated_cells(seed):
+    check(odd_cell(seed))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_the_definition_point_by_point_in_oblique_cells(seed):
+    """Every grid point against every image of every atom, and every candidate for the probe's centre."""
+    xrs = odd_cell(seed)
+    atoms = sfdiff.Atoms.from_cctbx(xrs)
+    mask = sfdiff.solvent_mask(atoms, atoms.crystal, method="binary", grid_step=0.9).numpy()
+    radii = atoms.vdw_radii().numpy()
+    sites = np.array([np.array(op(s.site)) for op in xrs.space_group().all_ops() for s in xrs.scatterers()])
+    radii = np.tile(radii, len(sites) // len(radii))
+    ortho = np.array(xrs.unit_cell().orthogonalization_matrix()).reshape(3, 3)
+    points = np.stack(np.meshgrid(*(np.arange(n) / n for n in mask.shape), indexing="ij"), -1).reshape(-1, 3)
+
+    def images(sites, reach):
+        """Cartesian places of the translated copies that come within reach of the cell."""
+        far = np.ceil(reach * np.linalg.norm(np.linalg.inv(ortho), axis=1)).astype(int) + 1
+        cells = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in far), indexing="ij"), -1).reshape(-1, 3)
+        copies = ((sites % 1.0)[None] + cells[:, None]).reshape(-1, 3)
+        near = ((copies > -far / 1.0 - 1) & (copies < far + 1.0)).all(1)
+        return copies[near] @ ortho.T, np.tile(np.arange(len(sites)), len(cells))[near]
+
+    xyz = points @ ortho.T
+    places, which = images(sites, radii.max() + 1.2)
+    inside = probe = None
+    for place, radius in zip(places, radii[which]):
+        squared = ((xyz - place) ** 2).sum(1)
+        inside = squared < radius**2 if inside is None else inside | (squared < radius**2)
+        probe = squared >= (radius + 1.1) ** 2 if probe is None else probe & (squared >= (radius + 1.1) ** 2)
+    middle = ~inside & ~probe
+    expected = probe.astype(float)
+    nearest, _ = cKDTree(images(points[probe], 1.0)[0]).query(xyz[middle], distance_upper_bound=1.0)
+    expected[middle] = nearest < 0.9
+    assert 0 < expected.mean() < 1
+    assert np.array_equal(mask.reshape(-1), expected)
