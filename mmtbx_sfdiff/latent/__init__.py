@@ -7,6 +7,7 @@ that is missing.
 from .generator.boltzmann_generator import BoltzmannGenerator
 from .generator.chirality import chiral_centres, handedness
 from .generator.coupling_flows import RealNVP, SplineFlow
+from .generator.elastic import ElasticNetwork
 from .generator.energy import OpenMMEnergy, log_clip
 from .generator.flows import LinearFlow, calibrate
 from .generator.force_field import add_position_restraints, create_system, plddt_force_constants
@@ -19,6 +20,7 @@ from .generator.transform import MixedTransform, superpose
 
 __all__ = [
     "BoltzmannGenerator",
+    "ElasticNetwork",
     "LinearFlow",
     "MixedTransform",
     "OpenMMEnergy",

@@ -92,6 +92,7 @@ def llg(
     sigma_a: torch.Tensor | None = None,
     e_values: EValues | None = None,
     selection: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-likelihood gain of a model over Wilson's distribution, nats: higher is better, and 0 is no model.
 
@@ -103,10 +104,13 @@ def llg(
         (..., n) structure factors or amplitudes, on any scale.
     sigma_a : torch.Tensor, optional
         (n,); by default :func:`sigma_a` of this model (of a batch: of each).  Give it, and keep it for some steps, in a loop.
+        (..., n) of several: the gain of each.
     e_values : EValues, optional
         Of the data, where they are known already.
     selection : torch.Tensor, optional
         (n,) bool, the reflections in use; by default those that the FModel uses whose ``reflections`` these are, or all.
+    scale : torch.Tensor, optional
+        (..., n) what F_model is divided by, :func:`~mmtbx_sfdiff.likelihood.gain.calculated_scale` of a model, to be kept for some steps.
 
     Returns
     -------
@@ -130,7 +134,7 @@ def llg(
     model = _amplitudes(data, f_model).to(torch.float64)
     observed = _e_values(data) if e_values is None else e_values
     weights = _weights(data, selection)
-    e_calc = model / calculated_scale(data, model.detach())
+    e_calc = model / (calculated_scale(data, model.detach()) if scale is None else scale)
     if sigma_a is None:
         s = _each(model.detach(), lambda row: _sigma_a(data, row))
     else:

@@ -61,3 +61,36 @@ def superposed(mobile: torch.Tensor, target: torch.Tensor, rows: torch.Tensor | 
     rotation, center, new_center = best_rotation(mobile[..., every, :], target[..., every, :])
     moved = (mobile.to(torch.float64) - center[..., None, :]) @ rotation.mT + new_center[..., None, :]
     return moved.to(mobile.dtype)
+
+
+def followed_rotation(mobile: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`best_rotation`, differentiable once in the mobile sites.
+
+    With Q the rotation, H = sum (x - c) (y - d)^T and S = Q H, which is symmetric where Q is best, a change dH turns Q by the
+    vector w of (tr S - S) w = -vee(A - A^T), A = Q dH. (Where S has two eigenvalues of sum 0 the best rotation is not defined, nor is
+    its derivative.)
+
+    Examples
+    --------
+    >>> x = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0]], dtype=torch.float64, requires_grad=True)
+    >>> rotation, center, new_center = followed_rotation(x, torch.tensor([[0.0, 1, 0], [0, 0, 0], [2, 1, 0]]))
+    >>> rotation.requires_grad, bool(center.requires_grad)
+    (True, True)
+    """
+    rotation, _, new_center = best_rotation(mobile, target)
+    center = mobile.to(torch.float64).mean(-2)
+    away = target.detach().to(torch.float64) - new_center[..., None, :]
+    # x_i y_i^T turned: sum over atoms of (Q x) y^T.
+    turned = rotation @ ((mobile.to(torch.float64) - center[..., None, :]).mT @ away)
+    symmetric = turned.detach()
+    symmetric = 0.5 * (symmetric + symmetric.mT)
+    identity = torch.eye(3, dtype=torch.float64, device=mobile.device)
+    trace = symmetric.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    skew = turned - turned.mT
+    skew = skew - skew.detach()  # zero, with the derivative
+    vee = torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1)
+    turn = -torch.linalg.solve(trace * identity - symmetric, vee)
+    x, y, z = turn.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*turn.shape[:-1], 3, 3)
+    return (identity + cross) @ rotation, center, new_center

@@ -1,7 +1,7 @@
 """Kabsch's superposition, one by one and in batches."""
 
 import torch
-from mmtbx_sfdiff.numerics.superposition import best_rotation, superposed
+from mmtbx_sfdiff.numerics.superposition import best_rotation, followed_rotation, superposed
 
 import pytest
 
@@ -46,3 +46,15 @@ def test_no_small_turn_comes_closer():
                 angle * torch.linalg.cross(torch.eye(3).double(), torch.eye(3).double()[axis].expand(3, 3))
             )
             assert ((best - best.mean(0)) @ turn + target.mean(0) - target).square().sum() > least
+
+
+def test_the_followed_rotation_has_the_derivative_of_differences():
+    target = some_sites()
+    mobile = (target @ rotation(2) + 1 + 0.5 * some_sites(12, 7)).requires_grad_()
+
+    def moved(x):
+        found, center, new_center = followed_rotation(x, target)
+        return (x - center) @ found.mT + new_center
+
+    torch.testing.assert_close(moved(mobile), superposed(mobile, target))
+    assert torch.autograd.gradcheck(moved, mobile)

@@ -84,7 +84,7 @@ def run_baseline(name, problem, energy=None, frames=None, settings=Settings(), w
 
 def _refined(problem, sites, energy, settings, weight, label, report=None):
     model = CartesianModel(sites, problem.rows, problem.residue_b(), energy, weight)
-    experiment = Experiment(problem.fmodel, settings.objective, settings.floor)
+    experiment = Experiment(problem.fmodel, settings.objective, settings.floor, settings.live_mask)
     return run_model(model, experiment, settings, label, report)
 
 

@@ -1,8 +1,9 @@
 """The data side of a refinement: F_model of some sites and B factors, with scales and mask that are refreshed
 now and then.
 
-Scales, solvent mask, alpha and beta are constants of the gradient. They are determined anew for the present
-model every so many steps, and whenever the resolution limit changes, through :class:`mmtbx_sfdiff.FModel`.
+Scales, alpha and beta or sigmaA, and the solvent mask unless it is asked to follow, are constants of the gradient. They are
+determined anew for the present model every so many steps, and whenever the resolution limit changes, through
+:class:`mmtbx_sfdiff.FModel`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import dataclasses
 import torch
 
 from ...atom_arrays import EIGHT_PI_SQ
-from ...likelihood import targets
-from .objective import FLOOR, objective, work_bins
+from ...likelihood import e_values, llg, targets
+from ...likelihood.gain import calculated_scale
+from .objective import FLOOR, objective, sigma_a_curve, work_bins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Experiment:
         One of :data:`~mmtbx_sfdiff.latent.refinement.objective.OBJECTIVES`.
     floor : float
         Of the floored Gaussian.
+    live_mask : bool
+        Whether the mask follows every step, and its gradient counts.
 
     Attributes
     ----------
@@ -50,7 +54,7 @@ class Experiment:
         Anisotropic atoms; a least-squares objective without sigmas.
     """
 
-    def __init__(self, fmodel, name="floored_gaussian", floor=FLOOR):
+    def __init__(self, fmodel, name="floored_gaussian", floor=FLOOR, live_mask=False):
         if bool(fmodel.atoms.use_u_aniso.any()):
             raise ValueError(
                 "Anisotropic displacement parameters are not refined here: make the atoms isotropic first."
@@ -60,10 +64,10 @@ class Experiment:
                 "The least-squares objective needs the standard deviations of f_obs, and there are none: "
                 "use floored_gaussian."
             )
-        self.whole, self.name, self.floor = fmodel, name, floor
+        self.whole, self.name, self.floor, self.live_mask = fmodel, name, floor, live_mask
         self.d_min = None
-        self.part = self.f_mask = self._bins = None
-        self._limited = {}
+        self.part = self.f_mask = self._bins = self._sigma_a = self._scale = None
+        self._limited, self._e_values = {}, {}
 
     @property
     def has_free(self):
@@ -89,13 +93,21 @@ class Experiment:
             part.update_scales(remove_outliers=remove_outliers)
             self.f_mask = part.f_mask()
             self._bins = work_bins(part.reflections, part.scales.selection)
+            if self.name == "likelihood_gain":
+                if self.d_min not in self._e_values:
+                    self._e_values[self.d_min] = e_values(part.reflections)
+                f_model = part.f_model(f_mask=self.f_mask)
+                self._scale = calculated_scale(part.reflections, f_model.abs())
+                self._sigma_a = sigma_a_curve(
+                    part.reflections, f_model, self._e_values[self.d_min], part.in_use()["selection"], self._scale
+                )
         return part
 
     def __call__(self, sites_cart, b):
         """The objective of a model, differentiable, with R factors."""
         part = self.part
         part.atoms = self._atoms(sites_cart, b)
-        f_model = part.f_model(f_mask=self.f_mask)
+        f_model = part.f_model(f_mask=None if self.live_mask else self.f_mask)
         value = self.objective_of(f_model)
         with torch.no_grad():
             r_work, r_free = targets.r_factors(part.reflections, f_model.detach(), **part.in_use())
@@ -103,7 +115,23 @@ class Experiment:
 
     def objective_of(self, f_model):
         """The objective (...,) of scaled structure factors (..., n) of the reflections in use."""
+        if self.name == "likelihood_gain":
+            return -self.gain(f_model)
         return objective(self.name, self.part, f_model, self.floor, self._bins)
+
+    def gain(self, f_model, test=False):
+        """Nats above Wilson's distribution, (...,), of the work set, or of the reflections that are none; after :meth:`refresh`."""
+        reflections = self.part.reflections
+        if test:
+            reflections = dataclasses.replace(reflections, r_free_flags=reflections.work)
+        return llg(
+            reflections,
+            f_model,
+            self._sigma_a,
+            self._e_values[self.d_min],
+            self.part.in_use()["selection"],
+            self._scale,
+        )
 
     def finished(self, sites_cart, b):
         """An FModel of this model against all data, with scales and outliers determined."""

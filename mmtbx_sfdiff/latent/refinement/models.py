@@ -60,15 +60,17 @@ class LatentModel(torch.nn.Module):
     target : torch.Tensor
         (n_ff, 3) Å, the placed model on which the decoded sites are superposed first.
     prior_weight : float
+    stride : float
+        How much faster than other variables z goes: with a prior that is wider by a factor, so much.
     """
 
-    def __init__(self, generator, z, rows, b_model, chain_index, target, prior_weight=1.0):
+    def __init__(self, generator, z, rows, b_model, chain_index, target, prior_weight=1.0, stride=1.0):
         super().__init__()
         self._generator = [generator]  # in a list: its parameters are not refined
         self.z = torch.nn.Parameter(z.detach().clone())
         self.register_buffer("rows", rows)
         self.b_model = b_model
-        self.prior_weight = prior_weight
+        self.prior_weight, self.stride = prior_weight, stride
         with torch.no_grad():
             sites = self.decoded()
         self.placement = Placement(chain_index).superpose(sites, target.to(sites))
@@ -90,7 +92,7 @@ class LatentModel(torch.nn.Module):
     def parameter_groups(self, rate):
         """For an optimiser; ``rate`` is that of z, in standard deviations a step."""
         return [
-            {"params": [self.z], "lr": rate, "kind": "internal"},
+            {"params": [self.z], "lr": rate * self.stride, "kind": "internal"},
             {"params": [self.placement.rotations], "lr": rate / 50, "kind": "placement"},
             {"params": [self.placement.shifts], "lr": rate / 5, "kind": "placement"},
             {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"},

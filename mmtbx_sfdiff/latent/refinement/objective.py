@@ -1,4 +1,4 @@
-"""What the data say of a model while its coordinates are poor: three targets, each a sum over the work set.
+"""What the data say of a model while its coordinates are poor: four targets, each a sum over the work set.
 
 ``floored_gaussian``  sum_b n_b / 2 ln( <(Fo - k_b |Fm|)^2>_b + f^2 <Fo^2>_b )
 
@@ -10,17 +10,28 @@
 
 ``least_squares``     sum ((Fo - |Fm|) / sigma)^2                                        (equation 9)
 ``maximum_likelihood``  -ln p(Fo | Fm), with mmtbx's alpha and beta
+
+``likelihood_gain``   -LLG: nats above Wilson's distribution (:func:`mmtbx_sfdiff.llg`), with
+
+    sigmaA(s) = a exp(-b s^2 / 4),   0 <= a < 1, b >= 0
+
+    the most likely one for the work set, found anew with scales and mask. Two numbers fit little noise, and the fall-off, b = 8 pi^2 / 3
+    of the mean square error of the sites, leaves to low resolution what a poor model can be judged by. The free set has no part in it.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ...likelihood import targets
+from ...likelihood import llg, targets
+from ...likelihood.gain import calculated_scale
 
-OBJECTIVES = ("floored_gaussian", "least_squares", "maximum_likelihood")
+OBJECTIVES = ("floored_gaussian", "least_squares", "maximum_likelihood", "likelihood_gain")
 FLOOR = 0.15
 _PER_BIN = 100
+_LARGEST_SIGMA_A = 0.98
+_AMPLITUDES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, _LARGEST_SIGMA_A)
+_FALL_OFFS = (0.0, 0.5, 1.0, 2.0, 4.0, 7.0, 12.0, 20.0, 35.0, 60.0, 100.0, 170.0, 300.0)  # Å²
 
 
 def work_bins(reflections, selection=None, per_bin=_PER_BIN):
@@ -101,3 +112,42 @@ def objective(name, fmodel, f_model, floor=FLOOR, bins=None):
         n_work = int((fmodel.reflections.work & used["selection"]).sum())
         return n_work * targets.maximum_likelihood(fmodel.reflections, f_model, fmodel.alpha_beta(), **used)
     raise ValueError(f"Unknown objective {name!r}: choose from {', '.join(OBJECTIVES)}.")
+
+
+def sigma_a_curve(reflections, f_model, e_values, selection=None, scale=None):
+    """The most likely sigmaA of the form a exp(-b s^2 / 4) for the work set.
+
+    Parameters
+    ----------
+    reflections : Reflections
+    f_model : torch.Tensor
+        (n,) structure factors, on any scale.
+    e_values : EValues
+        Of the reflections.
+    selection : torch.Tensor, optional
+        (n,) bool, those in use.
+    scale : torch.Tensor, optional
+        (n,) of F_model, where it is known.
+
+    Returns
+    -------
+    torch.Tensor
+        (n,) float64.
+    """
+    quarter = reflections.crystal.d_star_sq(reflections.miller_indices).to(torch.float64) / 4
+
+    def best(amplitudes, fall_offs):
+        a, b = torch.cartesian_prod(amplitudes, fall_offs).T[..., None]
+        curves = (a * (-b * quarter).exp()).clamp(max=_LARGEST_SIGMA_A)
+        k = int(llg(reflections, f_model, curves, e_values, selection, scale).argmax())
+        return a[k], b[k], curves[k]
+
+    def tensor(values):
+        return torch.tensor(values, dtype=torch.float64, device=quarter.device)
+
+    with torch.no_grad():
+        scale = calculated_scale(reflections, f_model.detach().abs()) if scale is None else scale
+        a, b, _ = best(tensor(_AMPLITUDES), tensor(_FALL_OFFS))
+        near = tensor((0.9, 0.95, 1.0, 1.05, 1.1))
+        shift = tensor((0.75, 0.87, 1.0, 1.15, 1.3))
+        return best((a * near).clamp(max=_LARGEST_SIGMA_A), b * shift)[2]

@@ -27,7 +27,7 @@ class Settings:
 
     Attributes
     ----------
-    objective : {"floored_gaussian", "least_squares", "maximum_likelihood"}
+    objective : {"floored_gaussian", "least_squares", "maximum_likelihood", "likelihood_gain"}
     floor : float
         See :mod:`.objective`.
     steps : int
@@ -47,6 +47,8 @@ class Settings:
         What the rate decays to, as a fraction, over the steps at full resolution.
     refresh : int
         Steps between two determinations of scales and mask.
+    live_mask : bool
+        Whether the mask follows every step, and its gradient counts.
     """
 
     objective: str = "floored_gaussian"
@@ -60,6 +62,7 @@ class Settings:
     learning_rate: float = 0.05
     last_rate: float = 0.1
     refresh: int = 50
+    live_mask: bool = False
 
 
 def check_settings(settings):

@@ -156,7 +156,7 @@ def refine_latent(
     if not starts:
         raise ValueError("At least one start is needed.")
     z0 = encode_start(problem, generator)
-    experiment = Experiment(problem.fmodel, settings.objective, settings.floor)
+    experiment = Experiment(problem.fmodel, settings.objective, settings.floor, settings.live_mask)
     runs = []
     for number, (scale, noise) in enumerate(starts):
         random = torch.Generator().manual_seed(seed * 1000 + number)

@@ -1,0 +1,94 @@
+"""The end of a latent refinement: sites and B factors of each atom by maximum likelihood, held by a monomer library.
+
+Decoded models have good bonds and bad contacts, and torsions alone do not bring every atom to its place: macro-cycles of
+:func:`mmtbx_sfdiff.refinement.refine`, from low to high resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ...fmodel import FModel
+from ...geometry import DisplacementRestraints, GeometryRestraints
+from ...refinement import History, refine
+from ...refinement import Settings as CycleSettings
+from ...refinement.restraint import LibraryRestraint, adp_weight, bond_target, first_weight
+
+
+def library_restraint(structure: Any, d_min: float, library: Any = None, rows: Any = None) -> LibraryRestraint:
+    """Restraints of a model as :doc:`refine` has them, for data to a resolution (Å).
+
+    Parameters
+    ----------
+    structure : gemmi.Structure
+    d_min : float
+    library : path, optional
+        Of monomers.
+    rows : numpy.ndarray, optional
+        The FModel's row of each of the structure's atoms.
+    """
+    geometry = GeometryRestraints.from_gemmi(structure, library, rows=rows)
+    return LibraryRestraint(
+        geometry,
+        DisplacementRestraints.from_geometry(geometry),
+        None,
+        adp_weight(d_min),
+        bond_target(d_min),
+        first_weight(d_min),
+    )
+
+
+def resolution_limits(d_min: float, first_d_min: float, n: int) -> list[float | None]:
+    """Limits (Å) from the first to that of the data in equal steps of 1/d; the last, None, stands for all data."""
+    inverse = torch.linspace(1 / first_d_min, 1 / d_min, n, dtype=torch.float64)
+    return [*(1 / inverse[:-1]).tolist(), None] if first_d_min > d_min else [None] * n
+
+
+def finish(
+    fmodel: FModel,
+    restraint: Any,
+    limits: Sequence[float | None],
+    steps: int = 20,
+    report: Callable[..., None] | None = None,
+    parameters: Any = None,
+) -> tuple[FModel, History]:
+    """One macro-cycle at each resolution limit.
+
+    Parameters
+    ----------
+    fmodel : FModel
+        It is not changed.
+    restraint : LibraryRestraint
+        Its weight goes on from cycle to cycle.
+    limits : sequence of float or None
+        Å.
+    steps : int
+        In each, at most.
+    report : callable, optional
+    parameters : Parameters, optional
+        See :func:`mmtbx_sfdiff.refinement.refine`.
+
+    Returns
+    -------
+    FModel, History
+        With all reflections and their scales; the cycles of all.
+    """
+    history = History()
+    whole = fmodel.reflections
+    settings = CycleSettings(cycles=1, steps=steps)
+    for limit in limits:
+        data = whole if limit is None else whole.select(whole.d_spacings >= limit)
+        part, more = refine(
+            fmodel.with_(reflections=data), settings, report=report, restraint=restraint, parameters=parameters
+        )
+        fmodel = fmodel.with_(atoms=part.atoms)
+        shift = len(history.cycles)
+        history.steps += [
+            {**step, "step": len(history.steps) + i, "cycle": shift + 1} for i, step in enumerate(more.steps)
+        ]
+        history.cycles += [{**cycle, "cycle": shift + 1} for cycle in more.cycles]
+    fmodel.update_scales()
+    return fmodel, history

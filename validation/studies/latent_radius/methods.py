@@ -1,0 +1,222 @@
+"""What is compared, each from the same file and with the same number of evaluations, polished alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmtbx_sfdiff import Atoms, Crystal, FModel
+from mmtbx_sfdiff.atom_arrays import EIGHT_PI_SQ
+from mmtbx_sfdiff.latent.generator.elastic import ElasticNetwork
+from mmtbx_sfdiff.latent.refinement.finish import finish, library_restraint, resolution_limits
+from mmtbx_sfdiff.latent.refinement.problem import Problem
+from mmtbx_sfdiff.latent.refinement.search import SearchSettings, search
+from mmtbx_sfdiff.refinement.parameters import Parameters
+from mmtbx_sfdiff.refinement.restraint import LibraryRestraint
+from mmtbx_sfdiff.reflections import Reflections
+
+import gemmi
+import numpy as np
+
+from validation.studies.latent_radius.starts import main_chain, sites_of, with_sites
+
+MASK = {"method": "probe_shrink"}
+PRIOR_RMS = 1.0  # Å, of the elastic network at temperature 1; 2 is the other
+SEARCH = SearchSettings()
+BUDGET = SEARCH.n_steps
+RIGID_STEPS, RIGID_D_MIN = 50, 6.0
+STAGES, FIRST_D_MIN = 15, 6.0  # of the baselines' macro-cycles before polishing
+POLISH_CYCLES, POLISH_STEPS, POLISH_FIRST, POLISH_STAGES = 10, 20, 3.5, 4
+JELLY_SIGMA, JELLY_REACH = 0.02, 4.2  # Å; REFMAC's
+SERVALCAT_JELLY, SERVALCAT_PLAIN = 60, 20  # cycles
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A start and its data.
+
+    Attributes
+    ----------
+    structure : gemmi.Structure
+        The start.
+    reflections : Reflections
+    data : Path
+        The same as MTZ: FP, SIGFP, FREE (0 is free).
+    """
+
+    structure: gemmi.Structure
+    reflections: Reflections
+    data: Path
+    library: str | None = None
+
+    def fmodel(self, dtype: torch.dtype = torch.float64, accuracy: float = 1e-4) -> FModel:
+        """Of the start."""
+        crystal = Crystal.from_gemmi(self.structure)
+        d_min = self.reflections.d_min
+        atoms = Atoms.from_gemmi(self.structure, d_min=d_min, crystal=crystal, dtype=dtype)
+        return FModel(atoms, self.reflections.to(dtype=dtype), mask=MASK, method="fft", accuracy=accuracy)
+
+    def restraint(self) -> LibraryRestraint:
+        return library_restraint(self.structure, self.reflections.d_min, self.library)
+
+    def chains(self) -> np.ndarray:
+        """(n,) number of the chain of each atom."""
+        names = [cra.chain.name for cra in self.structure[0].all()]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+class JellyBody(LibraryRestraint):
+    """The library's restraints, and springs between near atoms at rest where each macro-cycle begins (Murshudov et al. 2011)."""
+
+    def __init__(self, held: LibraryRestraint, chains: torch.Tensor) -> None:
+        super().__init__(held.geometry, held.displacements, None, held.adp_weight, held.target, held.weight)
+        self.chains = chains
+
+    def update(self, atoms: Any) -> None:
+        super().update(atoms)
+        x = atoms.sites_cart.detach().to(torch.float64)
+        distances = torch.cdist(x, x)
+        same = self.chains[:, None] == self.chains[None]
+        self.i, self.j = ((distances < JELLY_REACH) & same).triu(1).nonzero().T
+        self.rest = distances[self.i, self.j]
+
+    def energy(self, atoms: Any, sites: bool = True, adp: bool = True) -> torch.Tensor:
+        total = super().energy(atoms, sites, adp)
+        if sites:
+            x = atoms.sites_cart.to(torch.float64)
+            d = (x[self.i] - x[self.j]).norm(dim=-1)
+            total = total + 0.5 * self.weight * ((d - self.rest) / JELLY_SIGMA).square().sum()
+        return total
+
+
+def polished(subject: Subject, fmodel: FModel, report: Any = None) -> tuple[FModel, int]:
+    """The end that all share; and the evaluations that it took."""
+    d_min = subject.reflections.d_min
+    stages = resolution_limits(d_min, POLISH_FIRST, POLISH_STAGES)
+    limits = stages + [None] * (POLISH_CYCLES - len(stages))
+    result, history = finish(fmodel, subject.restraint(), limits, POLISH_STEPS, report)
+    return result, len(history.steps)
+
+
+def as_it_is(subject: Subject, seed: int) -> tuple[FModel, dict]:
+    """Polishing alone: for the deposited model, and to see what polishing does by itself."""
+    return subject.fmodel(), {}
+
+
+def _staged(subject: Subject, restraint: LibraryRestraint) -> tuple[FModel, dict]:
+    steps = (BUDGET - RIGID_STEPS) // STAGES
+    bodies = Parameters(bodies=subject.chains())
+    fmodel, first = finish(subject.fmodel(), restraint, [RIGID_D_MIN], RIGID_STEPS, parameters=bodies)
+    limits = resolution_limits(subject.reflections.d_min, FIRST_D_MIN, STAGES)
+    fmodel, history = finish(fmodel, restraint, limits, steps)
+    return fmodel, {"evaluations": len(first.steps) + len(history.steps)}
+
+
+def rigid_refine(subject: Subject, seed: int) -> tuple[FModel, dict]:
+    """Rigid bodies, then refinement with the library's restraints from 6 Å to the limit of the data."""
+    return _staged(subject, subject.restraint())
+
+
+def jelly_refine(subject: Subject, seed: int) -> tuple[FModel, dict]:
+    """The same with jelly-body springs."""
+    held = subject.restraint()
+    return _staged(subject, JellyBody(held, torch.from_numpy(subject.chains())))
+
+
+def problem_of(subject: Subject) -> Problem:
+    """For a search: every atom of the start is one of the prior's."""
+    fmodel = subject.fmodel(torch.float32, 1e-3)
+    n = fmodel.atoms.n_atoms
+    residues = [(cra.chain.name, cra.residue.seqid.num, cra.residue.seqid.icode) for cra in subject.structure[0].all()]
+    order = {name: k for k, name in enumerate(dict.fromkeys(residues))}
+    return Problem(
+        sites_cart=sites_of(subject.structure),
+        rows=torch.arange(n),
+        chain_index=torch.from_numpy(subject.chains()),
+        residue_index=torch.tensor([order[name] for name in residues]),
+        main_chain=main_chain(subject.structure),
+        b_start=fmodel.atoms.u_iso.to(torch.float64) * EIGHT_PI_SQ,
+        fmodel=fmodel,
+        selection=torch.arange(n),
+    )
+
+
+def latent_elastic(subject: Subject, seed: int, settings: SearchSettings = SEARCH) -> tuple[FModel, dict]:
+    """The elastic network's torsions by likelihood gain."""
+    prior = ElasticNetwork.from_gemmi(subject.structure, rms=PRIOR_RMS)
+    runs = search(problem_of(subject), prior, settings, seed)
+    best = runs[0]
+    fmodel = subject.fmodel()
+    atoms = fmodel.atoms.replace(sites_cart=best.sites_cart.to(torch.float64), u_iso=best.b / EIGHT_PI_SQ)
+    facts = {name: best.facts[name] for name in ("test_gain", "start", "screened", "z_norm")}
+    facts["other_gains"] = [run.facts["test_gain"] for run in runs[1:]]
+    return fmodel.with_(atoms=atoms), facts | {"n_latent": prior.n_latent, "evaluations": settings.n_steps}
+
+
+def servalcat_jelly(subject: Subject, seed: int, folder: Path | None = None, program: str = "servalcat"):
+    """servalcat with --jellybody, then without, as people use it; no hydrogens, as all others have none."""
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "start.pdb"
+    subject.structure.write_pdb(str(model))
+    for name, words in (
+        ("jelly", ["--jellybody", "--ncycle", SERVALCAT_JELLY]),
+        ("plain", ["--ncycle", SERVALCAT_PLAIN]),
+    ):
+        command = [program, "refine_xtal_norefmac", "--model", model, "--hklin", subject.data, "--labin", "FP,SIGFP,FREE",
+                   "-s", "xray", "--hydrogen", "no", "--newligand_continue", "-o", name, *words]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment |= {"CLIBD_MON": str(subject.library) + "/"} if subject.library else {}
+        with open(folder / f"{name}.log", "w") as log:
+            subprocess.run(list(map(str, command)), cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                           timeout=1800, check=True)  # fmt: skip
+        model = folder / f"{name}.pdb"
+    found = gemmi.read_structure(str(model))
+    places = {_label(cra): cra.atom for cra in found[0].all()}
+    atoms = [places[_label(cra)] for cra in subject.structure[0].all()]
+    sites = torch.tensor([atom.pos.tolist() for atom in atoms], dtype=torch.float64)
+    moved = dataclasses.replace(subject, structure=with_sites(subject.structure, sites))
+    fmodel = moved.fmodel()
+    b = torch.tensor([atom.b_iso for atom in atoms], dtype=torch.float64)
+    return fmodel.with_(atoms=fmodel.atoms.replace(u_iso=b / EIGHT_PI_SQ)), {}
+
+
+def _label(cra: gemmi.CRA) -> tuple[str, str, str]:
+    return cra.chain.name, str(cra.residue.seqid), cra.atom.name
+
+
+METHODS: dict[str, Callable[..., tuple[FModel, dict]]] = {
+    "latent_elastic": latent_elastic,
+    "rigid_refine": rigid_refine,
+    "jelly_refine": jelly_refine,
+    "servalcat_jelly": servalcat_jelly,
+    "polish": as_it_is,
+}
+
+
+def run(method: str, subject: Subject, seed: int, **options: Any) -> tuple[FModel, dict]:
+    """A method and the polishing; facts with evaluations and seconds of both, and R factors before polishing."""
+    begin = time.perf_counter(), time.process_time()
+    fmodel, facts = METHODS[method](subject, seed, **options)
+    fmodel.update_scales()
+    r_before = fmodel.r_factors()
+    before = fmodel.atoms.sites_cart.detach().clone()
+    middle = time.perf_counter()
+    result, evaluations = polished(subject, fmodel)
+    facts |= {
+        "r_before_polish": r_before,
+        "seconds": {
+            "method": middle - begin[0],
+            "polish": time.perf_counter() - middle,
+            "cpu": time.process_time() - begin[1],
+        },
+        "polish_evaluations": evaluations,
+        "sites_before": before,
+    }
+    return result, facts
