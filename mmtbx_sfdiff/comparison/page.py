@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import base64
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import PackageLoader
 
 from .. import text_tables
 from . import table
+from .html import environment
 
-_environment = Environment(
-    loader=PackageLoader("mmtbx_sfdiff.comparison", "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_environment = environment(PackageLoader("mmtbx_sfdiff.comparison", "templates"))
 
 
 def render(result, svg, suite=None):

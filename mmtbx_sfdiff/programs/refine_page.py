@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import PackageLoader
 from markupsafe import Markup
 
 from .. import text_tables
+from ..comparison.html import environment
 from .refine_table import heading, optional
 
 _WORST = 15
 _WATERS = 5
-_environment = Environment(
-    loader=PackageLoader("mmtbx_sfdiff.programs", "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_environment = environment(PackageLoader("mmtbx_sfdiff.programs", "templates"))
 _CAPTIONS = {
     "progress": "R factors at every step, of the reflections of its macro-cycle.",
     "shells": "R factors, and correlation of observed and calculated amplitudes, by resolution; of the reflections in use.",

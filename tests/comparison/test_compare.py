@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import torch
@@ -387,19 +388,28 @@ def test_statistics():
     assert statistics.by_shell([], [], []) == []
 
 
-def test_times_are_taken_in_turns_and_slow_calls_once():
-    calls = []
+def test_times_are_taken_in_turns_and_slow_calls_once(monkeypatch):
+    # The clock goes on where a call says so, and only there.
+    now, calls = [100.0], []
+
+    def take(seconds, result=None):
+        now[0] += seconds
+        return result
+
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    lasting = iter([3.0, 1.0, 2.0])
     functions = {
         "a": lambda: calls.append("a"),
-        "b": lambda: time.sleep(0.02) or calls.append("b"),
+        "b": lambda: calls.append("b") or take(next(lasting)),
         "slow": lambda: calls.append("slow"),
     }
     seconds = timing.side_by_side(functions, {"a": 1.0, "b": 1.0, "slow": 2 * timing.SLOW}, 3)
     assert calls == ["a", "b"] * 3
-    assert seconds["slow"] == 2 * timing.SLOW and 0.02 <= seconds["b"] < 0.5 and seconds["a"] < 0.02
+    assert seconds == {"a": 0.0, "b": 2.0, "slow": 2 * timing.SLOW}
     # What is prepared is passed on and not timed.
-    seconds = timing.side_by_side({"a": calls.append}, {"a": 0.0}, 1, prepare={"a": lambda: time.sleep(0.05) or "made"})
-    assert calls[-1] == "made" and seconds["a"] < 0.04
+    prepare = {"a": lambda: take(5.0, "made")}
+    seconds = timing.side_by_side({"a": lambda x: take(0.5, calls.append(x))}, {"a": 0.0}, 1, prepare)
+    assert calls[-1] == "made" and seconds == {"a": 0.5}
 
 
 # schema and files

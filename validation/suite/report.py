@@ -19,9 +19,10 @@ import statistics
 from pathlib import Path
 
 from mmtbx_sfdiff.comparison import page
+from mmtbx_sfdiff.comparison.html import environment
 from mmtbx_sfdiff.files import write_all
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import FileSystemLoader
 from libtbx.utils import Sorry
 
 from . import audit, figures
@@ -30,13 +31,7 @@ from .parameters import Parameters
 from .records import Run
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_environment = Environment(
-    loader=FileSystemLoader(_TEMPLATES),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_environment = environment(FileSystemLoader(_TEMPLATES))
 _CAPTIONS = {
     "figure_1a": "Correlation of |F_protein| with exact summation against resolution (the paper's figure 1a): median, "
     "quartiles, and every entry lightly. Right: the same as its distance from 1.",
