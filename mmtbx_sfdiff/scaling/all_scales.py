@@ -16,11 +16,14 @@ Reference: ``mmtbx.f_model.manager.update_all_scales(fast=True)``, ``mmtbx.bulk_
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import numpy as np
 
 from ..kernels.threads import one_cpu_thread
+from ..reflections import Reflections
 from .anisotropic import AnisotropicScale
 from .binning import Segments, log_binning
 from .exponential import fit_exponential_model
@@ -35,19 +38,19 @@ _R_LOW_LIMIT = 0.7
 
 
 def update_all_scales(
-    reflections,
-    f_calc,
-    f_mask,
-    f_hydrogen=None,
-    b_mean=None,
-    remove_outliers=True,
-    scale_f_obs=True,
-    bulk_solvent=True,
-    anisotropic_scaling=True,
-    f_model=None,
-    model="mmtbx",
-    twin_law=None,
-):
+    reflections: Reflections,
+    f_calc: torch.Tensor,
+    f_mask: torch.Tensor,
+    f_hydrogen: torch.Tensor | None = None,
+    b_mean: float | None = None,
+    remove_outliers: bool = True,
+    scale_f_obs: bool = True,
+    bulk_solvent: bool = True,
+    anisotropic_scaling: bool = True,
+    f_model: torch.Tensor | None = None,
+    model: str = "mmtbx",
+    twin_law: str | None = None,
+) -> Scales:
     """Bulk-solvent and overall scales, and the reflections to use.
 
     Parameters
@@ -105,7 +108,14 @@ def update_all_scales(
         )
 
 
-def check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
+def check(
+    reflections: Reflections,
+    f_calc: torch.Tensor,
+    f_mask: torch.Tensor,
+    f_hydrogen: torch.Tensor | None,
+    b_mean: float | None,
+    f_model: torch.Tensor | None,
+) -> None:
     """Refuse structure factors that cannot be scaled."""
     n = len(reflections)
     if n < 2:
@@ -116,8 +126,10 @@ def check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
         ("f_hydrogen", f_hydrogen),
         ("f_model", f_model),
     ):
-        if value is None and name in ("f_hydrogen", "f_model"):
-            continue
+        if value is None:
+            if name in ("f_hydrogen", "f_model"):
+                continue
+            raise ValueError(f"{name} is needed.")
         if not torch.is_complex(value) or tuple(value.shape) != (n,):
             raise ValueError(
                 f"{name} must be complex with one value for each of the {n} reflections, not "
@@ -138,7 +150,16 @@ def check(reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model):
 class Run:
     """The state of one call: everything by resolution, and what has been rejected so far."""
 
-    def __init__(self, reflections, f_calc, f_mask, f_hydrogen, b_mean, f_model, scale_f_obs):
+    def __init__(
+        self,
+        reflections: Reflections,
+        f_calc: torch.Tensor,
+        f_mask: torch.Tensor,
+        f_hydrogen: torch.Tensor | None,
+        b_mean: float | None,
+        f_model: torch.Tensor | None,
+        scale_f_obs: bool,
+    ) -> None:
         crystal, indices = reflections.crystal, reflections.miller_indices
         self.reflections = reflections
         d_star_sq = crystal.d_star_sq(indices)
@@ -147,7 +168,7 @@ class Run:
         self.indices = indices[self.order]
         self.d_star_sq = d_star_sq[self.order]
 
-        def sort(values, dtype=torch.complex128):
+        def sort(values: torch.Tensor | None, dtype: torch.dtype = torch.complex128) -> Any:
             return None if values is None else values.detach()[self.order].to(dtype)
 
         self.f_obs = sort(reflections.f_obs, torch.float64)
@@ -155,20 +176,21 @@ class Run:
         self.f_calc, self.f_mask, self.f_hydrogen = sort(f_calc), sort(f_mask), sort(f_hydrogen)
         self.b_mean = b_mean
         self.kept = torch.ones_like(self.free)
-        self.outliers, self.log = {}, []
-        self._epsilons = None
-        self.exponential = None
+        self.outliers: dict[str, list[torch.Tensor]] = {}
+        self.log: list[tuple[str, float, float, int]] = []
+        self._epsilons: torch.Tensor | None = None
+        self.exponential: dict[str, Any] | None = None
         self.k1 = 1.0
         if scale_f_obs:
             k1 = float(scale(self.f_obs, (sort(f_calc) if f_model is None else sort(f_model)).abs()))
             if k1 != 0 and not 0.9 < k1 < 1.1:
                 self.k1 = k1
                 self.f_obs = self.f_obs / k1
-        self.n_bins = None
+        self.n_bins = 0
         self._bin_all()
         self._reset()
 
-    def run(self, model, remove_outliers, bulk_solvent, anisotropic_scaling):
+    def run(self, model: str, remove_outliers: bool, bulk_solvent: bool, anisotropic_scaling: bool) -> Scales:
         self._note("start")
         for attempt in range(_ROUNDS + 1):
             self._reset()
@@ -190,7 +212,7 @@ class Run:
 
     # Bins
 
-    def _bin_all(self):
+    def _bin_all(self) -> None:
         """Bins of the reflections in use, which the others join by resolution."""
         kept = self.d_star_sq[self.kept]
         offsets = log_binning(kept)
@@ -198,14 +220,14 @@ class Run:
         starts = kept[torch.tensor(offsets[1:-1], dtype=torch.int64, device=kept.device)]
         self.bin_index = torch.searchsorted(starts, self.d_star_sq, right=True)
 
-    def _counts(self, selection):
+    def _counts(self, selection: torch.Tensor) -> torch.Tensor:
         return torch.bincount(self.bin_index[selection], minlength=self.n_bins)
 
-    def _r_low(self):
+    def _r_low(self) -> float:
         chosen = self.kept & ~self.free & (self.bin_index == 0)
         return float(r_factor(self.f_obs[chosen], self._amplitude()[chosen]))
 
-    def _drop_lowest_bin(self):
+    def _drop_lowest_bin(self) -> None:
         lowest = self.kept & (self.bin_index == 0)
         beyond = self.d_star_sq < self.d_star_sq[lowest].max()
         self.outliers.setdefault("low_resolution", []).append((self.kept & beyond).nonzero()[:, 0])
@@ -214,12 +236,14 @@ class Run:
 
     # Steps
 
-    def _reset(self):
+    def _reset(self) -> None:
         ones = torch.ones_like(self.f_obs)
         self.k_isotropic_exp = self.k_isotropic = self.k_anisotropic = ones
-        self.k_mask, self.f_part2, self.hydrogens = torch.zeros_like(ones), None, None
+        self.k_mask = torch.zeros_like(ones)
+        self.f_part2: torch.Tensor | None = None
+        self.hydrogens: tuple[float, float] | None = None
 
-    def _reject(self, with_model):
+    def _reject(self, with_model: bool) -> None:
         if self._epsilons is None:
             self._epsilons = self.crystal.epsilons(self.indices).to(torch.float64)
             self._centric = self.crystal.centric_flags(self.indices)
@@ -242,14 +266,14 @@ class Run:
         if bool((self._counts(self.kept) == 0).any()):
             self._bin_all()
 
-    def _scale(self, bulk_solvent, anisotropic_scaling):
+    def _scale(self, bulk_solvent: bool, anisotropic_scaling: bool) -> None:
         data, order = self._scaling_set()
         f_calc, f_mask = self.f_calc[order], self.f_mask[order]
         result = Scaler(data, f_calc, f_mask, bulk_solvent, anisotropic_scaling)
         self._adopt(result, order)
         self.k_mask = torch.empty_like(result.k_mask).index_copy_(0, order, result.k_mask)
         self._note("bulk solvent and scales")
-        if self.f_hydrogen is None:
+        if self.f_hydrogen is None or self.b_mean is None:
             return
         used = order[: data.n_used]
         f_bulk = self.f_calc + self.k_mask * self.f_mask
@@ -269,7 +293,7 @@ class Run:
         self.f_part2 = torch.empty_like(result.k_mask).index_copy_(0, order, result.k_mask) * f_part2
         self._note("hydrogens")
 
-    def _scale_exponentially(self, bulk_solvent):
+    def _scale_exponentially(self, bulk_solvent: bool) -> None:
         data, order = self._scaling_set()
         f_mask = self.f_mask[order] if bulk_solvent else torch.zeros_like(self.f_mask)
         fit = self.exponential = fit_exponential_model(data, self.f_calc[order], f_mask)
@@ -279,12 +303,12 @@ class Run:
         self.k_mask = fit["k_sol"] * (-fit["b_sol"] * self.d_star_sq / 4).exp()
         self._note("exponential scales")
 
-    def _adopt(self, result, order):
+    def _adopt(self, result: Scaler, order: torch.Tensor) -> None:
         for name in ("k_isotropic_exp", "k_isotropic", "k_anisotropic"):
             value = getattr(result, name)
             setattr(self, name, torch.empty_like(value).index_copy_(0, order, value))
 
-    def _scaling_set(self):
+    def _scaling_set(self) -> tuple[ScalingSet, torch.Tensor]:
         """The reflections in the scaler's order, and that order."""
         # Free flags are of use only when every bin has some.
         flags_are_good = bool((self._counts(self.kept & self.free) > 0).all())
@@ -296,7 +320,7 @@ class Run:
         n_work, n_rest = int(work.sum()), int(rest.sum())
         device = self.f_obs.device
 
-        def segments(selection):
+        def segments(selection: torch.Tensor) -> Segments:
             return Segments(np.concatenate([[0], np.cumsum(self._counts(selection).cpu().numpy())]).tolist(), device)
 
         ss = self.d_star_sq / 4
@@ -320,26 +344,27 @@ class Run:
 
     # Results
 
-    def _amplitude(self):
+    def _amplitude(self) -> torch.Tensor:
         total = self.f_calc + self.k_mask * self.f_mask
         if self.f_part2 is not None:
             total = total + self.f_part2
-        return self.k_isotropic_exp * self.k_isotropic * self.k_anisotropic * total.abs()
+        return self.k_isotropic_exp * self.k_isotropic * self.k_anisotropic * total.abs()  # type: ignore[no-any-return]
 
-    def _r_factors(self):
+    def _r_factors(self) -> tuple[float, float]:
         model = self._amplitude()
         work, free = self.kept & ~self.free, self.kept & self.free
         if not bool(free.any()):
             free = work
-        return tuple(float(r_factor(self.f_obs[s], model[s])) for s in (work, free))
+        r_work, r_free = (float(r_factor(self.f_obs[s], model[s])) for s in (work, free))
+        return r_work, r_free
 
-    def _note(self, step):
+    def _note(self, step: str) -> None:
         self.log.append((step, *self._r_factors(), int(self.kept.sum())))
 
-    def _result(self):
+    def _result(self) -> Scales:
         dtype = self.reflections.f_obs.dtype
 
-        def back(values, dtype=dtype):
+        def back(values: torch.Tensor, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.empty_like(values).index_copy_(0, self.order, values).to(dtype)
 
         f_part2 = None

@@ -13,13 +13,17 @@ References: Afonine et al. (2013), Acta Cryst. D69, 625; Usón et al. (1999), Ac
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 
 import numpy as np
+import numpy.typing as npt
 
 from ..atom_arrays import EIGHT_PI_SQ
+from ..crystal import Crystal
 from ..numerics.jacobi import jacobi
 from ..numerics.lbfgs import minimize
 from ..numerics.symmetric import PAIRS
@@ -29,7 +33,7 @@ _TWO_PI_SQ = 2 * math.pi**2
 _EXPONENT_LIMIT = 40.0
 
 
-def independent_tensors(rotations):
+def independent_tensors(rotations: torch.Tensor) -> tuple[npt.NDArray[Any], list[int]]:
     """Symmetric tensors that the operators leave alone: U = R U R^T.
 
     Parameters
@@ -52,7 +56,7 @@ def independent_tensors(rotations):
             if any(row) and row not in rows:
                 rows.append(row)
     rows = [[Fraction(value) for value in row] for row in rows]
-    pivots = []
+    pivots: list[int] = []
     for column in range(6):
         found = next((row for row in rows[len(pivots) :] if row[column]), None)
         if found is None:
@@ -84,7 +88,7 @@ class AnisotropicScale:
         The first n_work reflections are fitted; scales are made for all.
     """
 
-    def __init__(self, crystal, miller_indices, n_work):
+    def __init__(self, crystal: Crystal, miller_indices: torch.Tensor, n_work: int) -> None:
         device = miller_indices.device
         h = miller_indices.to(torch.float64).T
         self.n_work = n_work
@@ -103,16 +107,16 @@ class AnisotropicScale:
             terms += [product * inverse, product]
         self.terms = torch.stack(terms)
 
-    def exponential(self, u_star):
+    def exponential(self, u_star: Sequence[float] | npt.NDArray[Any]) -> torch.Tensor:
         """exp(-2 pi^2 h U h^T), (n,), from 6 floats."""
         u = torch.as_tensor(u_star, dtype=torch.float64, device=self.quadratic.device)
         return (u @ self.quadratic).mul_(-_TWO_PI_SQ).clamp_(max=_EXPONENT_LIMIT).exp_()
 
-    def polynomial(self, coefficients):
+    def polynomial(self, coefficients: Sequence[float]) -> torch.Tensor:
         """1 + coefficients . terms, (n,), from 12 floats."""
         return torch.as_tensor(coefficients, dtype=torch.float64, device=self.terms.device) @ self.terms + 1.0
 
-    def fit_exponential(self, f_obs, f_model):
+    def fit_exponential(self, f_obs: torch.Tensor, f_model: torch.Tensor) -> list[float]:
         """u_star (6 floats) from amplitudes of the first n_work reflections."""
         usable = (f_obs > 0) & (f_model > 0)
         g, normal = self._constrained, self._normal
@@ -120,23 +124,25 @@ class AnisotropicScale:
             g, f_obs, f_model = g[:, usable], f_obs[usable], f_model[usable]
             normal = g @ g.T
         z = (f_obs / f_model).log() / -_TWO_PI_SQ
-        return (_solve(normal, g @ z) @ self.basis).tolist()
+        return (_solve(normal, g @ z) @ self.basis).tolist()  # type: ignore[no-any-return]
 
-    def fit_polynomial(self, f_obs, f_model):
+    def fit_polynomial(self, f_obs: torch.Tensor, f_model: torch.Tensor) -> list[float]:
         """12 coefficients (floats) from amplitudes of the first n_work reflections."""
         terms = self.terms[:, : self.n_work]
         weighted = terms * f_model
-        return _solve(weighted @ weighted.T, weighted @ (f_obs - f_model)).tolist()
+        return _solve(weighted @ weighted.T, weighted @ (f_obs - f_model)).tolist()  # type: ignore[no-any-return]
 
-    def minimize_exponential(self, f_obs, f_model, u_star, crystal):
+    def minimize_exponential(
+        self, f_obs: torch.Tensor, f_model: torch.Tensor, u_star: Sequence[float], crystal: Crystal
+    ) -> list[float]:
         """u_star (6 floats) by minimisation from ``u_star``, with mmtbx's number of steps and cycles."""
         quadratic = self.quadratic[:, : self.n_work]
         total = float(f_obs @ f_obs)
 
-        def k_anisotropic(u):
+        def k_anisotropic(u: npt.NDArray[Any]) -> torch.Tensor:
             return self.exponential(u)[: self.n_work]
 
-        def evaluate(x):
+        def evaluate(x: npt.NDArray[Any]) -> tuple[float, npt.NDArray[Any]]:
             k = k_anisotropic(x @ self.basis)
             model = k * f_model
             overall = scale(f_obs, model)
@@ -153,10 +159,10 @@ class AnisotropicScale:
             if r > r_start and r > 1e-2 and np.abs(b_cart(u, crystal)).max() > 100:
                 u = saved
                 break
-        return u.tolist()
+        return u.tolist()  # type: ignore[no-any-return]
 
 
-def b_cart(u_star, crystal):
+def b_cart(u_star: Sequence[float] | npt.NDArray[Any], crystal: Crystal) -> npt.NDArray[Any]:
     """B tensor in Cartesian axes (Å^2; 11, 22, 33, 12, 13, 23) of u_star, both of 6 floats."""
     u = np.zeros((3, 3))
     for value, (i, j) in zip(u_star, PAIRS):
@@ -166,10 +172,10 @@ def b_cart(u_star, crystal):
     return np.array([b[i, j] for i, j in PAIRS])
 
 
-def _solve(normal, right):
+def _solve(normal: torch.Tensor, right: torch.Tensor) -> npt.NDArray[Any]:
     """normal^-1 right, leaving out directions that the data do not determine; NumPy."""
     values, vectors, threshold = jacobi(normal.cpu().numpy())
     used = (np.abs(values) >= threshold) & (values != 0)
     inverse = np.zeros_like(values)
     inverse[used] = 1 / values[used]
-    return vectors.T @ (inverse * (vectors @ right.cpu().numpy()))
+    return vectors.T @ (inverse * (vectors @ right.cpu().numpy()))  # type: ignore[no-any-return]

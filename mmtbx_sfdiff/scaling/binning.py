@@ -9,6 +9,7 @@ References: Urzhumtsev, Afonine & Adams (2009), Acta Cryst. D65, 1283; ``cctbx.m
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -20,7 +21,7 @@ _LEAST_IN_BIN = 50
 _EPS = 1e-4
 
 
-def log_binning(d_star_sq):
+def log_binning(d_star_sq: torch.Tensor) -> list[int]:
     """Start of each bin in reflections sorted by resolution.
 
     Parameters
@@ -59,16 +60,16 @@ def log_binning(d_star_sq):
         counts.append(int(np.count_nonzero((d <= upper) & (d > lower))))
     if counts[-1] < counts[-2] / 4:
         counts[-2:] = [counts[-2] + counts[-1]]
-    merged = []
+    merged: list[int] = []
     for count in counts:
         if count < _LEAST_IN_BIN and merged:
             merged[-1] += count
         else:
             merged.append(count)
-    return np.concatenate([[0], np.cumsum(merged)]).tolist()
+    return np.concatenate([[0], np.cumsum(merged)]).tolist()  # type: ignore[no-any-return]
 
 
-def _limits(s0, s1, step, s_max):
+def _limits(s0: float, s1: float, step: float, s_max: float) -> list[float]:
     limits = [math.sqrt(1 / math.exp(s0))]
     s = s1
     while s <= s_max:
@@ -81,26 +82,26 @@ def _limits(s0, s1, step, s_max):
 class Segments:
     """Consecutive runs of a sorted array: their sums, and values handed back to their members."""
 
-    def __init__(self, offsets, device):
+    def __init__(self, offsets: list[int], device: torch.device | str) -> None:
         self.offsets = offsets
         self.n = len(offsets) - 1
         counts = np.diff(offsets)
         self.index = torch.as_tensor(np.repeat(np.arange(self.n), counts), device=device)
         self._offsets = torch.as_tensor(offsets, device=device)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[slice]:
         return (slice(a, b) for a, b in zip(self.offsets[:-1], self.offsets[1:]))
 
-    def first(self, n):
+    def first(self, n: int) -> Segments:
         """The first n segments."""
         return Segments(self.offsets[: n + 1], self.index.device)
 
-    def sum(self, values):
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
         """(n_segments,) sums of (n,) values."""
         if not self.n:
             return values.new_zeros(0)
         return torch.segment_reduce(values, "sum", offsets=self._offsets)
 
-    def spread(self, values):
+    def spread(self, values: torch.Tensor | Sequence[float]) -> torch.Tensor:
         """(n,) the value of each member's segment, from (n_segments,) or a sequence of floats."""
         return torch.as_tensor(values, dtype=torch.float64, device=self.index.device)[self.index]

@@ -11,6 +11,7 @@ References: Afonine et al. (2013), Acta Cryst. D69, 625; ``k_mask_and_k_overall_
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -24,17 +25,26 @@ TIE = 1e-12
 _BLOCK = 2**18
 
 
-def mask_range(start, stop, step):
+def mask_range(start: int, stop: int, step: int) -> list[float]:
     """Floats from start to stop."""
     return [i / 1000 for i in range(start, stop, step)]
 
 
-def amplitude(square, product, mask_square, k_mask):
+def amplitude(
+    square: torch.Tensor, product: torch.Tensor, mask_square: torch.Tensor, k_mask: torch.Tensor
+) -> torch.Tensor:
     """|Fc + k Fmask| from |Fc|^2, 2 Re(Fc Fmask*) and |Fmask|^2; shapes broadcast."""
     return torch.addcmul(square, k_mask, torch.addcmul(product, k_mask, mask_square)).clamp_(min=0).sqrt_()
 
 
-def search(f_obs, square, product, mask_square, trials, r_unscaled):
+def search(
+    f_obs: torch.Tensor,
+    square: torch.Tensor,
+    product: torch.Tensor,
+    mask_square: torch.Tensor,
+    trials: Sequence[float],
+    r_unscaled: float,
+) -> tuple[float, float]:
     """The k_mask among trials with the lowest R in one bin.
 
     Parameters
@@ -69,7 +79,7 @@ def search(f_obs, square, product, mask_square, trials, r_unscaled):
     return 0.0, 1.0
 
 
-def fine_trials(x, shift=0.05):
+def fine_trials(x: float, shift: float = 0.05) -> list[float]:
     """k_mask and its surroundings in steps of 0.01."""
     trials = [x]
     x = min(x, 1)
@@ -80,7 +90,7 @@ def fine_trials(x, shift=0.05):
     return trials
 
 
-def analytical_roots(sums):
+def analytical_roots(sums: Sequence[float]) -> list[float]:
     """Stationary k_mask >= 0 of sum (K |Fc + k Fmask|^2 - I)^2 with K eliminated, in one bin.
 
     Parameters
@@ -110,7 +120,7 @@ def analytical_roots(sums):
     return roots
 
 
-def cubic_roots(p, q, r):
+def cubic_roots(p: float, q: float, r: float) -> list[float]:
     """Real roots of x^3 + p x^2 + q x + r, told apart as ``scitbx.math.cubic_equation`` does."""
     a = (3 * q - p * p) / 3
     b = (2 * p * p * p - 9 * p * q + 27 * r) / 27
@@ -131,11 +141,11 @@ def cubic_roots(p, q, r):
     return [m + n - third]
 
 
-def _cube_root(x):
+def _cube_root(x: float) -> float:
     return math.copysign(abs(x) ** (1 / 3), x)
 
 
-def smooth(k_mask, ss_max):
+def smooth(k_mask: Sequence[float], ss_max: Sequence[float]) -> list[float]:
     """k_mask of the bins without isolated extremes, and 0 beyond the first 0 at high resolution.
 
     Neighbours often have the same k_mask of the grid; that rounding makes them differ is not taken for an
@@ -164,7 +174,7 @@ def smooth(k_mask, ss_max):
     return result
 
 
-def lines(k_mask, ss_min, ss_max):
+def lines(k_mask: Sequence[float], ss_min: Sequence[float], ss_max: Sequence[float]) -> tuple[list[float], list[float]]:
     """Slope and intercept in s^2/4 of the line from each bin's k_mask to its neighbour's, lists of float.
 
     Each bin leads to the next; the last leads back to the one before.

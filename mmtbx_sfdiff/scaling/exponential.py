@@ -14,20 +14,25 @@ grid.
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import torch
 
 import numpy as np
+import numpy.typing as npt
 
 from ..numerics.lbfgs import minimize
 from .anisotropic import b_cart
 from .bulk import amplitude
 from .residual import r_factor, scale
+from .scaler import ScalingSet
 
 K_SOL_GRID = tuple(i / 20 for i in range(13))
 B_SOL_GRID = tuple(float(b) for b in range(0, 151, 10))
 _K_SOL_LIMIT, _B_SOL_LIMIT = 2.0, 300.0
 
 
-def fit_exponential_model(data, f_calc, f_mask):
+def fit_exponential_model(data: ScalingSet, f_calc: torch.Tensor, f_mask: torch.Tensor) -> dict[str, Any]:
     """Parameters of equation 2.
 
     Parameters
@@ -47,7 +52,7 @@ def fit_exponential_model(data, f_calc, f_mask):
     product = 2 * (f_calc[:n] * f_mask[:n].conj()).real
     mask_square = f_mask[:n].abs().square()
     fits = data.anisotropic
-    lowest, best = math.inf, None
+    lowest, best = math.inf, (0.0, 0.0, [0.0] * 6)
     for b_sol in B_SOL_GRID:
         decay = (-b_sol * ss).exp()
         for k_sol in K_SOL_GRID if bool((mask_square > 0).any()) else (0.0,):
@@ -70,7 +75,15 @@ def fit_exponential_model(data, f_calc, f_mask):
     }
 
 
-def _refine(data, square, product, mask_square, k_sol, b_sol, u_star):
+def _refine(
+    data: ScalingSet,
+    square: torch.Tensor,
+    product: torch.Tensor,
+    mask_square: torch.Tensor,
+    k_sol: float,
+    b_sol: float,
+    u_star: list[float],
+) -> tuple[float, float, list[float]]:
     """k_sol, B_sol and U that minimise the sum of squares from where they are; k_total is eliminated."""
     n, fits = data.n_work, data.anisotropic
     f_obs, ss = data.f_obs[:n], data.ss[:n]
@@ -83,7 +96,7 @@ def _refine(data, square, product, mask_square, k_sol, b_sol, u_star):
     size = np.concatenate([[0.1, 0.1 / float(ss.median())], u_size])
     start = np.concatenate([[k_sol, b_sol], u[fits.independent]]) / size
 
-    def evaluate(x):
+    def evaluate(x: npt.NDArray[Any]) -> tuple[float, npt.NDArray[Any]]:
         k, b = x[:2] * size[:2]
         decay = (-b * ss).exp()
         without = amplitude(square, product, mask_square, k * decay)

@@ -9,14 +9,24 @@ Reference: ``mmtbx.programs.fmodel``, whose parameters have the same names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from ..crystal import Crystal
 from ..numerics.symmetric import FULL, PACKED
 
 _TOLERANCE = 1e-4
 
 
-def given_scales(crystal, miller_indices, scale=1.0, k_sol=0.0, b_sol=0.0, b_cart=(0.0,) * 6):
+def given_scales(
+    crystal: Crystal,
+    miller_indices: torch.Tensor,
+    scale: float = 1.0,
+    k_sol: float = 0.0,
+    b_sol: float = 0.0,
+    b_cart: Sequence[float] = (0.0,) * 6,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Factors of equation 2.
 
     Parameters
@@ -49,7 +59,7 @@ def given_scales(crystal, miller_indices, scale=1.0, k_sol=0.0, b_sol=0.0, b_car
     return scale * (-quadratic / 4).exp(), k_sol * (-b_sol * d_star_sq / 4).exp()
 
 
-def _b_star(crystal, b_cart):
+def _b_star(crystal: Crystal, b_cart: Sequence[float]) -> torch.Tensor:
     """(3, 3) of the quadratic form in the indices."""
     b = torch.tensor([float(b_cart[i]) for i in FULL], dtype=torch.float64, device="cpu").reshape(3, 3)
     b = b.to(crystal.fractionalization.device)

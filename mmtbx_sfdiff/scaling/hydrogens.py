@@ -18,7 +18,15 @@ from .bulk import amplitude
 _BLOCK = 2**18
 
 
-def fit_hydrogens(f_obs, f_model, f_hydrogen, k_total, ss, b_mean, r_work):
+def fit_hydrogens(
+    f_obs: torch.Tensor,
+    f_model: torch.Tensor,
+    f_hydrogen: torch.Tensor,
+    k_total: torch.Tensor,
+    ss: torch.Tensor,
+    b_mean: float,
+    r_work: float,
+) -> tuple[float, float]:
     """k_H and B_H.
 
     Parameters
@@ -42,7 +50,7 @@ def fit_hydrogens(f_obs, f_model, f_hydrogen, k_total, ss, b_mean, r_work):
     hydrogen_square = f_hydrogen.real.square() + f_hydrogen.imag.square()
     total = float(f_obs.sum())
 
-    def lowest(k_range, b_range, r_best):
+    def lowest(k_range: list[float], b_range: list[float], r_best: float) -> tuple[float, float, float]:
         """Best (k, b, r) on the grid; (0, 0, r_best) where none is better."""
         best = (0.0, 0.0, r_best)
         k = torch.tensor(k_range, dtype=torch.float64, device=ss.device)[:, None]
@@ -67,6 +75,6 @@ def fit_hydrogens(f_obs, f_model, f_hydrogen, k_total, ss, b_mean, r_work):
     return fine[:2] if fine[2] < r else (k, b)
 
 
-def _range(start, stop, step):
+def _range(start: float, stop: float, step: float) -> list[float]:
     """Floats from start to stop in thousandths, as mmtbx counts them."""
     return [i / 1000.0 for i in range(math.floor(start * 1000.0), math.ceil(stop * 1000.0) + 1, int(step * 1000.0))]

@@ -13,7 +13,7 @@ import torch
 B_RANGE = range(-100, 100)
 
 
-def fit_logarithm(f_obs, f_model, ss):
+def fit_logarithm(f_obs: torch.Tensor, f_model: torch.Tensor, ss: torch.Tensor) -> tuple[float, float]:
     """k and B from a straight line through ln(Fo / |Fm|) as a function of s^2/4.
 
     Parameters
@@ -39,7 +39,7 @@ def fit_logarithm(f_obs, f_model, ss):
     return math.exp(u), (u * q - s) / r
 
 
-def search_b(f_obs, f_model, ss):
+def search_b(f_obs: torch.Tensor, f_model: torch.Tensor, ss: torch.Tensor) -> tuple[float, float]:
     """k and B with the lowest R on the grid of B = -100 ... 99 Å^2, k by least squares.
 
     R falls to its minimum and rises again, so that a coarse grid finds where to look closer; it is fine
@@ -65,7 +65,9 @@ def search_b(f_obs, f_model, ss):
     return found[b][1], float(b)
 
 
-def _search(f_obs, f_model, ss, b_values):
+def _search(
+    f_obs: torch.Tensor, f_model: torch.Tensor, ss: torch.Tensor, b_values: range
+) -> dict[int, tuple[float, float]]:
     """{B: (sum |Fo - k exp(-B s^2/4) |Fm||, k)} for B in equal steps."""
     ratio = (-b_values.step * ss).exp()
     scaled = f_model * (-b_values.start * ss).exp()

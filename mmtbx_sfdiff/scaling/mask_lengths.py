@@ -17,13 +17,19 @@ Reference: ``mmtbx.f_model.manager.optimize_mask``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 import numpy as np
+import numpy.typing as npt
 
+from ..atoms import Atoms
 from ..bulk_solvent import mask_structure_factors, probe_shrink_defaults, solvent_mask
+from ..reflections import Reflections
 from . import update_all_scales
+from .scales import Scales
 
 #: Å; the standard deviation of the restraint, the range, and the difference that gives the Jacobian.
 _SPREAD = {"r_probe": 0.3, "r_shrink": 0.3, "softness": 0.4, "element": 0.2}
@@ -54,17 +60,25 @@ class OptimizedMask:
         Masks that were computed.
     """
 
-    options: dict
-    element_shifts: dict
+    options: dict[str, Any]
+    element_shifts: dict[str, float]
     r_work: float
     r_free: float
-    start: tuple
+    start: tuple[float, float]
     n_masks: int
 
 
 def optimize_mask(
-    atoms, reflections, f_calc, steps=2, per_element=True, weight=1e-4, grid_step=0.6, report=None, **scaling
-):
+    atoms: Atoms,
+    reflections: Reflections,
+    f_calc: torch.Tensor,
+    steps: int = 2,
+    per_element: bool = True,
+    weight: float = 1e-4,
+    grid_step: float = 0.6,
+    report: Callable[[int, float], object] | None = None,
+    **scaling: Any,
+) -> OptimizedMask:
     """Radii and softness of the probe-shrink mask that lower R-work.
 
     Parameters
@@ -142,7 +156,7 @@ def optimize_mask(
 class _Masks:
     """F_mask as a function of the lengths."""
 
-    def __init__(self, atoms, reflections, per_element, grid_step):
+    def __init__(self, atoms: Atoms, reflections: Reflections, per_element: bool, grid_step: float) -> None:
         self.atoms, self.reflections, self.grid_step = atoms, reflections, grid_step
         heavy = [e for e, hydrogen in zip(atoms.elements, atoms.hydrogens.tolist()) if not hydrogen]
         self.learned = [e for e in sorted(set(heavy)) if per_element and heavy.count(e) >= _FREQUENT * len(heavy)]
@@ -153,11 +167,11 @@ class _Masks:
         self.table = atoms.vdw_radii()
         self.n_made = 0
 
-    def radii(self, lengths):
+    def radii(self, lengths: npt.NDArray[Any]) -> torch.Tensor:
         shifts = torch.from_numpy(np.append(lengths[3:], 0.0))
-        return (self.table + shifts[self.row].to(self.table)).clamp(min=0.5)
+        return (self.table + shifts[self.row].to(self.table)).clamp(min=0.5)  # type: ignore[no-any-return]
 
-    def f_mask(self, lengths):
+    def f_mask(self, lengths: npt.NDArray[Any]) -> torch.Tensor:
         self.n_made += 1
         crystal = self.reflections.crystal
         with torch.no_grad():
@@ -177,12 +191,12 @@ class _Masks:
 class _Fit:
     """The work reflections that have an F_mask, and their bins."""
 
-    def __init__(self, reflections, f_calc, scales, f_mask):
+    def __init__(self, reflections: Reflections, f_calc: torch.Tensor, scales: Scales, f_mask: torch.Tensor) -> None:
         chosen = scales.selection & reflections.work & (f_mask != 0)
         self.rows = chosen.nonzero()[:, 0]
         self.n = len(self.rows)
 
-        def numbers(values):
+        def numbers(values: torch.Tensor) -> npt.NDArray[Any]:
             return values.detach()[self.rows].cpu().numpy()
 
         self.f_obs = numbers(reflections.f_obs) / scales.f_obs_scale
@@ -193,11 +207,11 @@ class _Fit:
         self.n_bins = int(self.bins.max(initial=-1)) + 1
         self.total = float((reflections.f_obs[scales.selection & reflections.work]).sum()) / scales.f_obs_scale
 
-    def of(self, f_mask):
+    def of(self, f_mask: torch.Tensor) -> npt.NDArray[Any]:
         """F_mask of these reflections."""
         return f_mask[self.rows].cpu().numpy()
 
-    def _best_scales(self, f_mask):
+    def _best_scales(self, f_mask: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], float]:
         """s and k_mask of every reflection with the lowest sum of residuals in each bin, and that sum of all."""
         best = np.full(self.n_bins, np.inf)
         s, q = np.ones(self.n_bins), np.ones(self.n_bins)
@@ -209,14 +223,21 @@ class _Fit:
             best[better], s[better], q[better] = residual[better], scale[better], factor
         return s[self.bins], q[self.bins] * self.k_mask, best.sum()
 
-    def _sum(self, values):
+    def _sum(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.bincount(self.bins, values, self.n_bins)
 
-    def r(self, f_mask):
+    def r(self, f_mask: npt.NDArray[Any]) -> float:
         """Share of R-work of these reflections, with the best scales of each bin."""
         return float(self._best_scales(f_mask)[2] / self.total) if self.n else 0.0
 
-    def step(self, f_mask, jacobian, pull, stiffness, weight):
+    def step(
+        self,
+        f_mask: npt.NDArray[Any],
+        jacobian: npt.NDArray[Any],
+        pull: npt.NDArray[Any],
+        stiffness: npt.NDArray[Any],
+        weight: float,
+    ) -> npt.NDArray[Any]:
         """The change of the lengths, (n_lengths,); pull and stiffness are those of the restraint."""
         s, k_mask, _ = self._best_scales(f_mask)
         f = self.f_calc + k_mask * f_mask

@@ -34,7 +34,9 @@ _LEAST_GAIN = 1e-10
 _ORDINARY = 2.0
 
 
-def wilson_outliers(z, d_star_sq, centric):
+def wilson_outliers(
+    z: torch.Tensor, d_star_sq: torch.Tensor, centric: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Outliers by Wilson statistics alone.
 
     Parameters
@@ -65,7 +67,9 @@ def wilson_outliers(z, d_star_sq, centric):
     return basic, extreme, beam_stop
 
 
-def model_outliers(e_obs, e_calc, centric, free, d_star_sq):
+def model_outliers(
+    e_obs: torch.Tensor, e_calc: torch.Tensor, centric: torch.Tensor, free: torch.Tensor, d_star_sq: torch.Tensor
+) -> torch.Tensor:
     """Outliers given calculated amplitudes.
 
     Parameters
@@ -101,7 +105,14 @@ def model_outliers(e_obs, e_calc, centric, free, d_star_sq):
     return result
 
 
-def outliers(f_obs, epsilons, centric, free, d_star_sq, f_model=None):
+def outliers(
+    f_obs: torch.Tensor,
+    epsilons: torch.Tensor,
+    centric: torch.Tensor,
+    free: torch.Tensor,
+    d_star_sq: torch.Tensor,
+    f_model: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
     """One round of the tests.
 
     Parameters
@@ -132,7 +143,15 @@ def outliers(f_obs, epsilons, centric, free, d_star_sq, f_model=None):
     return found
 
 
-def reject(f_obs, epsilons, centric, free, d_star_sq, f_model=None, rounds=5):
+def reject(
+    f_obs: torch.Tensor,
+    epsilons: torch.Tensor,
+    centric: torch.Tensor,
+    free: torch.Tensor,
+    d_star_sq: torch.Tensor,
+    f_model: torch.Tensor | None = None,
+    rounds: int = 5,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Repeat :func:`outliers` on what is left, at most ``rounds`` times.
 
     Returns
@@ -143,7 +162,7 @@ def reject(f_obs, epsilons, centric, free, d_star_sq, f_model=None, rounds=5):
         For each test the indices of the reflections that it rejected.
     """
     kept = torch.arange(len(f_obs), device=f_obs.device)
-    reasons = {}
+    reasons: dict[str, list[torch.Tensor]] = {}
     for _ in range(rounds):
         found = outliers(
             f_obs[kept],

@@ -13,22 +13,23 @@ from __future__ import annotations
 import torch
 
 from ..numerics.residual import r_factor, scale
+from .binning import Segments
 
 __all__ = ["binned_r_factor", "binned_residual", "binned_scale", "r_factor", "scale"]
 
 
-def binned_scale(f_obs, f_model, segments):
+def binned_scale(f_obs: torch.Tensor, f_model: torch.Tensor, segments: Segments) -> torch.Tensor:
     """(n_bins,) least-squares scale in each bin."""
     denominator = segments.sum(f_model * f_model)
     return torch.where(denominator == 0, 0.0, segments.sum(f_obs * f_model) / denominator)
 
 
-def binned_residual(f_obs, f_model, k, segments):
+def binned_residual(f_obs: torch.Tensor, f_model: torch.Tensor, k: torch.Tensor, segments: Segments) -> torch.Tensor:
     """(n_bins,) sum |Fo - k |Fm|| in each bin, k (n_bins,)."""
     return segments.sum((f_obs - segments.spread(k) * f_model).abs())
 
 
-def binned_r_factor(f_obs, f_model, segments):
+def binned_r_factor(f_obs: torch.Tensor, f_model: torch.Tensor, segments: Segments) -> torch.Tensor:
     """(n_bins,) R in each bin, each with its own scale."""
     total = segments.sum(f_obs)
     residual = binned_residual(f_obs, f_model, binned_scale(f_obs, f_model, segments), segments)

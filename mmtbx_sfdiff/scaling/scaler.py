@@ -11,9 +11,11 @@ References: Afonine et al. (2013), Acta Cryst. D69, 625; ``mmtbx.bulk_solvent.sc
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
+from ..crystal import Crystal
 from . import bulk
 from .anisotropic import AnisotropicScale
 from .binning import Segments
@@ -54,10 +56,10 @@ class ScalingSet:
     bin_index: torch.Tensor
     work: Segments
     rest: Segments
-    ss_min: list
-    ss_max: list
+    ss_min: list[float]
+    ss_max: list[float]
     anisotropic: AnisotropicScale
-    crystal: object
+    crystal: Crystal
 
 
 class Scaler:
@@ -83,7 +85,15 @@ class Scaler:
         What was done, and R after it.
     """
 
-    def __init__(self, data, f_calc, f_mask, bulk_solvent=True, anisotropic_scaling=True, mates=None):
+    def __init__(
+        self,
+        data: ScalingSet,
+        f_calc: torch.Tensor,
+        f_mask: torch.Tensor,
+        bulk_solvent: bool = True,
+        anisotropic_scaling: bool = True,
+        mates: tuple[torch.Tensor, torch.Tensor, float] | None = None,
+    ) -> None:
         self.data = data
         self.square, self.product, self.mask_square = _products(f_calc, f_mask)
         if mates is not None:
@@ -98,17 +108,17 @@ class Scaler:
         ones = torch.ones_like(data.f_obs)
         self.k_isotropic_exp, self.k_isotropic, self.k_anisotropic = ones, ones, ones
         self.k_mask = torch.zeros_like(ones)
-        self.cycles = []
+        self.cycles: list[tuple[str, float]] = []
         self._find_mask_bins()
         self._without_mask = self.square.sqrt()
         self._model = self._without_mask
-        self._exponentials = (None, None)
-        self._k_mask_bins = None
+        self._exponentials: tuple[torch.Tensor | None, list[torch.Tensor]] = (None, [])
+        self._k_mask_bins: list[float] | None = None
         self._f_obs_work = data.f_obs[: data.n_work]
         self._ss_work = data.ss[: data.n_work]
         self._run()
 
-    def _find_mask_bins(self):
+    def _find_mask_bins(self) -> None:
         """How many bins, from low resolution, hold all the reflections with a solvent contribution."""
         data = self.data
         present = data.bin_index[: data.n_used][self.mask_square[: data.n_used] != 0]
@@ -118,7 +128,7 @@ class Scaler:
 
     # Amplitudes and R factors
 
-    def _amplitude(self, k_mask):
+    def _amplitude(self, k_mask: torch.Tensor) -> torch.Tensor:
         """|F_calc + k_mask F_mask|, (n,)."""
         # Most reflections of high-resolution data have no solvent contribution.
         n_work = self.data.n_work
@@ -127,10 +137,10 @@ class Scaler:
             result[part] = bulk.amplitude(self.square[part], self.product[part], self.mask_square[part], k_mask[part])
         return result
 
-    def _overall(self):
+    def _overall(self) -> torch.Tensor:
         return self.k_isotropic_exp * self.k_isotropic * self.k_anisotropic
 
-    def _r(self, k=None, model=None):
+    def _r(self, k: torch.Tensor | None = None, model: torch.Tensor | None = None) -> float:
         """R(work) of k |F_calc + k_mask F_mask|, by default as they are."""
         n = self.data.n_work
         k = self._overall() if k is None else k
@@ -139,7 +149,7 @@ class Scaler:
 
     # The cycles
 
-    def _run(self):
+    def _run(self) -> None:
         for cycle in range(_MAX_CYCLES):
             r = r_start = self._r()
             if self.bulk_solvent:
@@ -161,20 +171,19 @@ class Scaler:
         self.k_isotropic = self.k_isotropic * k
         self.r_work = self._r()
 
-    def _converged(self, r_start):
+    def _converged(self, r_start: float) -> bool:
         r = self._r()
         return r_start <= r or abs(r_start - r) < _CONVERGED or abs(round(r_start, 4) - round(r, 4)) < _CONVERGED
 
-    def _fit_exponential(self, r_start):
+    def _fit_exponential(self, r_start: float) -> float:
         """k_isotropic_exp from the model with no other scale, if that lowers R."""
         data = self.data
         if self._exponentials[0] is not self.k_mask:
             model = self._model[: data.n_work]
-            fits = fit_logarithm(self._f_obs_work, model, self._ss_work)
-            if fits[1] >= _B_LIMIT:
-                fits = (fits, search_b(self._f_obs_work, model, self._ss_work))
-            else:
-                fits = ()
+            straight = fit_logarithm(self._f_obs_work, model, self._ss_work)
+            fits = []
+            if straight[1] >= _B_LIMIT:
+                fits = [straight, search_b(self._f_obs_work, model, self._ss_work)]
             # Nothing but k_mask enters, so that the fits hold until it changes.
             self._exponentials = (self.k_mask, [k * (-b * data.ss).exp() for k, b in fits])
         if not self._exponentials[1]:
@@ -187,34 +196,34 @@ class Scaler:
             self.k_isotropic_exp = k
         return self._r()
 
-    def _total_scale(self):
+    def _total_scale(self) -> torch.Tensor:
         """All scales but k_mask, put on the scale of F_obs by all reflections in use, (n,)."""
         n = self.data.n_used
         k = self._overall()
         return k * scale(self.data.f_obs[:n], (k * self._model)[:n])
 
-    def _r_without_solvent(self, f_obs, model):
+    def _r_without_solvent(self, f_obs: torch.Tensor, model: torch.Tensor) -> list[float]:
         """(n_bins,) R of the model without solvent over all reflections in use; list of float."""
         data = self.data
         parts = ((slice(0, data.n_work), data.work), (slice(data.n_work, data.n_used), data.rest))
 
-        def total(values):
-            return sum(segments.sum(values[part]) for part, segments in parts)
+        def total(values: torch.Tensor) -> torch.Tensor:
+            return torch.stack([segments.sum(values[part]) for part, segments in parts]).sum(0)
 
         denominator = total(model * model)
         k = torch.where(denominator == 0, 0.0, total(f_obs * model) / denominator)
         residual = sum(binned_residual(f_obs[part], model[part], k, segments) for part, segments in parts)
         return (residual / total(f_obs)).tolist()
 
-    def _search_k_mask(self, r_start):
+    def _search_k_mask(self, r_start: float) -> float:
         """k_mask and the scale of each bin by a grid."""
         data, n = self.data, self.data.n_work
         f_obs = data.f_obs / self._total_scale()
         r_limit = self._r_without_solvent(f_obs, self._without_mask)
-        k_overall = binned_scale(f_obs[:n], self._without_mask[:n], data.work)
-        r_bins = binned_residual(f_obs[:n], self._without_mask[:n], k_overall, data.work) / data.work.sum(f_obs[:n])
+        scales = binned_scale(f_obs[:n], self._without_mask[:n], data.work)
+        r_bins = binned_residual(f_obs[:n], self._without_mask[:n], scales, data.work) / data.work.sum(f_obs[:n])
         k_overall = [
-            k if r < limit - bulk.TIE else 1.0 for k, r, limit in zip(k_overall.tolist(), r_bins.tolist(), r_limit)
+            k if r < limit - bulk.TIE else 1.0 for k, r, limit in zip(scales.tolist(), r_bins.tolist(), r_limit)
         ]
         k_bins = [0.0] * data.work.n
         trials = bulk.mask_range(0, 1010, 10)
@@ -229,7 +238,7 @@ class Scaler:
             self._k_mask_bins = k_bins
         return self._r()
 
-    def _refine_k_mask(self, r_start):
+    def _refine_k_mask(self, r_start: float) -> float:
         """k_mask of each bin near the better of the previous grid's and the analytical one."""
         data, m = self.data, self.n_mask_work
         total = self._total_scale()
@@ -252,11 +261,13 @@ class Scaler:
         k_mask = self._interpolate(bulk.smooth(k_bins, data.ss_max))
         n = data.n_work
         model = self._amplitude(k_mask)
-        k_bins = binned_scale(f_obs[:n], (self.k_isotropic_exp * self.k_anisotropic * model)[:n], data.work)
-        self._accept(k_mask, k_bins[data.bin_index], r_start, model)
+        scales = binned_scale(f_obs[:n], (self.k_isotropic_exp * self.k_anisotropic * model)[:n], data.work)
+        self._accept(k_mask, scales[data.bin_index], r_start, model)
         return self._r()
 
-    def _analytical(self, f_obs, square, product, mask_square):
+    def _analytical(
+        self, f_obs: torch.Tensor, square: torch.Tensor, product: torch.Tensor, mask_square: torch.Tensor
+    ) -> list[float]:
         """k_mask of each bin with solvent, list of float."""
         intensity, u, v, w = f_obs * f_obs, square, 0.5 * product, mask_square
         columns = (
@@ -284,21 +295,28 @@ class Scaler:
                     lowest[i], best[i] = r, k[i]
         return best
 
-    def _r_of_bins(self, f_obs, square, product, mask_square, k_mask):
+    def _r_of_bins(
+        self,
+        f_obs: torch.Tensor,
+        square: torch.Tensor,
+        product: torch.Tensor,
+        mask_square: torch.Tensor,
+        k_mask: Sequence[float],
+    ) -> torch.Tensor:
         """(n_mask_bins,) R in each bin with one k_mask in each."""
         model = bulk.amplitude(square, product, mask_square, self.mask_bins.spread(k_mask))
         return binned_r_factor(f_obs, model, self.mask_bins)
 
-    def _interpolate(self, k_bins):
+    def _interpolate(self, k_bins: list[float]) -> torch.Tensor:
         """k_mask of every reflection: constant in a bin or on the line to the next, whichever has the lower R."""
         data, m = self.data, self.n_mask_work
         slopes, intercepts = bulk.lines(k_bins, data.ss_min, data.ss_max)
-        parts = [x[:m] for x in (data.f_obs, self.square, self.product, self.mask_square)]
+        f_obs, square, product, mask_square = (x[:m] for x in (data.f_obs, self.square, self.product, self.mask_square))
         k = self._overall()[:m]
         segments = self.mask_bins
 
-        def r(k_mask):
-            return binned_r_factor(parts[0], k * bulk.amplitude(*parts[1:], k_mask), segments).tolist()
+        def r(k_mask: torch.Tensor) -> list[float]:
+            return binned_r_factor(f_obs, k * bulk.amplitude(square, product, mask_square, k_mask), segments).tolist()
 
         line = (segments.spread(slopes[: segments.n]) * data.ss[:m] + segments.spread(intercepts[: segments.n])).clamp(
             min=0
@@ -309,11 +327,13 @@ class Scaler:
                 slopes[i], intercepts[i] = 0.0, k_bins[i]
         return (self._spread(slopes) * data.ss + self._spread(intercepts)).clamp_(min=0)
 
-    def _spread(self, values):
+    def _spread(self, values: Sequence[float]) -> torch.Tensor:
         """(n,) values of the bins, list of float, at every reflection."""
         return torch.tensor(values, dtype=torch.float64, device=self.data.ss.device)[self.data.bin_index]
 
-    def _accept(self, k_mask, k_isotropic, r_start, model=None):
+    def _accept(
+        self, k_mask: torch.Tensor, k_isotropic: torch.Tensor, r_start: float, model: torch.Tensor | None = None
+    ) -> bool:
         """Keep k_mask and k_isotropic when they lower R; whether they did."""
         model = self._amplitude(k_mask) if model is None else model
         accepted = self._r(self.k_isotropic_exp * k_isotropic * self.k_anisotropic, model) < r_start
@@ -321,13 +341,13 @@ class Scaler:
             self.k_mask, self.k_isotropic, self._model = k_mask, k_isotropic, model
         return accepted
 
-    def _fit_anisotropic(self, r_start):
+    def _fit_anisotropic(self, r_start: float) -> float:
         """The best of the anisotropic scales, if it lowers R."""
         data, n, fits = self.data, self.data.n_work, self.data.anisotropic
         others = self.k_isotropic_exp * self.k_isotropic
         f_obs, model = self._f_obs_work, (others * self._model)[:n]
 
-        def trial(k):
+        def trial(k: torch.Tensor) -> tuple[float, torch.Tensor]:
             return self._r(k * others), k
 
         exponential = trial(fits.exponential(fits.fit_exponential(f_obs, model)))
@@ -348,7 +368,7 @@ class Scaler:
         return r_best
 
 
-def _products(f_calc, f_mask):
+def _products(f_calc: torch.Tensor, f_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """|F_calc|^2, 2 Re(F_calc F_mask*) and |F_mask|^2."""
     return (
         f_calc.real.square() + f_calc.imag.square(),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
+
+from ..reflections import Reflections
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,51 +56,51 @@ class Scales:
     k_isotropic_exp: torch.Tensor
     k_isotropic: torch.Tensor
     k_anisotropic: torch.Tensor
-    k_masks: tuple
+    k_masks: tuple[torch.Tensor, ...]
     f_part2: torch.Tensor | None
     selection: torch.Tensor
     f_obs_scale: float
     r_work: float
     r_free: float
     bin_index: torch.Tensor
-    outliers: dict
-    hydrogens: tuple | None
-    log: tuple
-    exponential: dict | None = None
+    outliers: dict[str, torch.Tensor]
+    hydrogens: tuple[float, float] | None
+    log: tuple[tuple[str, float, float, int], ...]
+    exponential: dict[str, Any] | None = None
     twin_fraction: float | None = None
 
     @property
-    def k_total(self):
+    def k_total(self) -> torch.Tensor:
         """(n,) product of the overall scales."""
         return self.k_isotropic_exp * self.k_isotropic * self.k_anisotropic
 
-    def f_model(self, f_calc, f_mask):
+    def f_model(self, f_calc: torch.Tensor, f_mask: torch.Tensor) -> torch.Tensor:
         """Scaled structure factors (..., n) of f_calc and f_mask (..., n) complex; differentiable in both."""
         total = f_calc + self.k_masks[0] * f_mask
         if self.f_part2 is not None:
             total = total + self.f_part2
         return self.k_total * total
 
-    def selected(self, reflections):
+    def selected(self, reflections: Reflections) -> Reflections:
         """The reflections that the scales are for, on their scale: ``f_obs / f_obs_scale`` without the outliers."""
         chosen = reflections.select(self.selection)
         sigmas = None if chosen.sigmas is None else chosen.sigmas / self.f_obs_scale
-        return dataclasses.replace(chosen, f_obs=chosen.f_obs / self.f_obs_scale, sigmas=sigmas)
+        return dataclasses.replace(chosen, f_obs=chosen.f_obs / self.f_obs_scale, sigmas=sigmas)  # type: ignore[no-any-return]
 
-    def to(self, dtype=None, device=None):
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Scales:
         """The same scales in another dtype or on another device."""
         return dataclasses.replace(
             self, **{f.name: _moved(getattr(self, f.name), dtype, device) for f in dataclasses.fields(self)}
         )
 
-    def show(self):
+    def show(self) -> str:
         """The steps as text."""
         lines = ["                          step  r_work  r_free  reflections"]
         lines += [f"{step:>30s}  {r_work:.4f}  {r_free:.4f}  {n}" for step, r_work, r_free, n in self.log]
         return "\n".join(lines)
 
 
-def _moved(value, dtype, device):
+def _moved(value: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Any:
     """Tensors, and those in tuples and dictionaries: real and complex ones in the dtype of that precision."""
     if isinstance(value, dict):
         return {name: _moved(item, dtype, device) for name, item in value.items()}

@@ -110,7 +110,16 @@ def update_twin_scales(
 class _TwinRun(Run):
     """The scaling with the squares of two domains."""
 
-    def __init__(self, reflections, f_calc, f_mask, mate_f_calc, mate_f_mask, fraction, scale_f_obs):
+    def __init__(
+        self,
+        reflections: Reflections,
+        f_calc: torch.Tensor,
+        f_mask: torch.Tensor,
+        mate_f_calc: torch.Tensor,
+        mate_f_mask: torch.Tensor,
+        fraction: float,
+        scale_f_obs: bool,
+    ) -> None:
         self.fraction = fraction
         order = reflections.crystal.d_star_sq(reflections.miller_indices).argsort(stable=True)
         self.mate_f_calc, self.mate_f_mask = (
@@ -118,7 +127,7 @@ class _TwinRun(Run):
         )
         super().__init__(reflections, f_calc, f_mask, None, None, None, scale_f_obs)
 
-    def _scale(self, bulk_solvent, anisotropic_scaling):
+    def _scale(self, bulk_solvent: bool, anisotropic_scaling: bool) -> None:
         data, order = self._scaling_set()
         mates = (self.mate_f_calc[order], self.mate_f_mask[order], self.fraction)
         result = Scaler(data, self.f_calc[order], self.f_mask[order], bulk_solvent, anisotropic_scaling, mates)
@@ -126,18 +135,18 @@ class _TwinRun(Run):
         self.k_mask = torch.empty_like(result.k_mask).index_copy_(0, order, result.k_mask)
         self._note("bulk solvent and scales")
 
-    def _intensities(self):
+    def _intensities(self) -> tuple[torch.Tensor, torch.Tensor]:
         own = self.f_calc + self.k_mask * self.f_mask
         mate = self.mate_f_calc + self.k_mask * self.mate_f_mask
         return own.abs().square(), mate.abs().square()
 
-    def _overall(self):
+    def _overall(self) -> torch.Tensor:
         return self.k_isotropic_exp * self.k_isotropic * self.k_anisotropic
 
-    def _amplitude(self):
+    def _amplitude(self) -> torch.Tensor:
         return self._overall() * mixed_amplitude(*self._intensities(), self.fraction)
 
-    def best_fraction(self):
+    def best_fraction(self) -> float:
         """alpha under the present scales."""
         own, mate = self._intensities()
         work = self.kept & ~self.free
