@@ -8,6 +8,7 @@ they are compared by value, which takes well under a millisecond for 10^5.
 from __future__ import annotations
 
 import collections
+from typing import Any
 
 import torch
 
@@ -27,11 +28,11 @@ _KEPT_SETS = 8
 class _MillerSets:
     """The index tensors of the Miller sets used last."""
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         self._size = size
-        self._known = collections.deque()
+        self._known: collections.deque[tuple[Any, dict[str, torch.Tensor]]] = collections.deque()
 
-    def tensor(self, indices, device):
+    def tensor(self, indices: Any, device: torch.device | str) -> torch.Tensor:
         device = str(device)
         for i, (known, tensors) in enumerate(self._known):
             if known.size() == indices.size() and known.all_eq(indices):
@@ -52,21 +53,21 @@ class _MillerSets:
 _miller_sets = _MillerSets(_KEPT_SETS)
 
 
-def miller_tensor(miller_set, device="cpu"):
+def miller_tensor(miller_set: Any, device: torch.device | str = "cpu") -> torch.Tensor:
     """Indices of a ``cctbx.miller.set`` as an (n, 3) int64 tensor; the same object for equal indices."""
     return _miller_sets.tensor(miller_set.indices(), device)
 
 
-_crystals: collections.deque = collections.deque(maxlen=8)
+_crystals: collections.deque[Any] = collections.deque(maxlen=8)
 
 
-def crystal_of(obj, device="cpu"):
+def crystal_of(obj: Any, device: torch.device | str = "cpu") -> Crystal:
     """The Crystal of a cctbx object with ``unit_cell()`` and ``space_group()``; the same for equal symmetry."""
     # By the group itself: not every group has a Hall symbol that can be written down.
     key = obj.unit_cell().parameters(), str(device)
     for known, group, crystal in _crystals:
         if known == key and group == obj.space_group():
-            return crystal
+            return crystal  # type: ignore[no-any-return]
     group = sgtbx.space_group(obj.space_group())
     crystal = Crystal.from_cctbx(
         cctbx_crystal.symmetry(
@@ -81,7 +82,7 @@ def crystal_of(obj, device="cpu"):
     return crystal
 
 
-def atoms_of(xray_structure, dtype, device, lasting=False):
+def atoms_of(xray_structure: Any, dtype: torch.dtype, device: torch.device | str, lasting: bool = False) -> Atoms:
     """Atoms of a ``cctbx.xray.structure``; see :meth:`Atoms.from_cctbx` for ``lasting``.
 
     Raises
@@ -92,24 +93,24 @@ def atoms_of(xray_structure, dtype, device, lasting=False):
     try:
         # Not in torch's pool: its threads would go on spinning beside the engine's.
         with own_threads("cpu"):
-            return Atoms.from_cctbx(
+            return Atoms.from_cctbx(  # type: ignore[no-any-return]
                 xray_structure, dtype=dtype, device=device, crystal=crystal_of(xray_structure, device), lasting=lasting
             )
     except ValueError as error:
         raise Sorry(str(error)) from error
 
 
-def as_flex_complex(values):
+def as_flex_complex(values: Any) -> Any:
     """A complex tensor (n,) as ``flex.complex_double``."""
     return flex.complex_double(np.ascontiguousarray(values.detach().cpu().numpy(), dtype=np.complex128))
 
 
-def as_flex_double(values):
+def as_flex_double(values: Any) -> Any:
     """A real tensor, flattened, as ``flex.double``."""
     return flex.double(np.ascontiguousarray(values.detach().cpu().numpy(), dtype=np.float64).ravel())
 
 
-def as_complex_tensor(values, dtype, device):
+def as_complex_tensor(values: Any, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     """``flex.complex_double`` as a complex tensor (n,) of the precision of ``dtype``."""
     kind = torch.complex64 if dtype == torch.float32 else torch.complex128
     return torch.from_numpy(values.as_numpy_array()).to(dtype=kind, device=device)

@@ -9,6 +9,8 @@ import collections
 import contextlib
 import dataclasses
 import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,7 @@ ENTRY_POINTS = (
 
 
 @contextlib.contextmanager
-def spy(counts=None):
+def spy(counts: dict[str, int] | None = None) -> Iterator[dict[str, int]]:
     """Count calls of the C++ entry points while the context lasts.
 
     Parameters
@@ -140,8 +142,8 @@ def spy(counts=None):
             setattr(owner, method, original)
 
 
-def _counting(original, counts, name):
-    def call(*args, **keywords):
+def _counting(original: Callable[..., Any], counts: dict[str, int], name: str) -> Callable[..., Any]:
+    def call(*args: Any, **keywords: Any) -> Any:
         counts[name] += 1
         return original(*args, **keywords)
 

@@ -7,6 +7,8 @@ hooks leave every other manager to mmtbx.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from cctbx.array_family import flex
 
@@ -15,7 +17,7 @@ from .gradients import gradients_sfdiff
 from .settings import Settings
 
 
-def settings_of(manager, taken_over):
+def settings_of(manager: Any, taken_over: dict[str, Settings]) -> Settings | None:
     """How a manager's structure factors are computed here; None where that is cctbx's affair.
 
     Parameters
@@ -29,7 +31,7 @@ def settings_of(manager, taken_over):
     return taken_over.get(manager.sfg_params.algorithm)
 
 
-def follows_mask(manager, mask_params, settings):
+def follows_mask(manager: Any, mask_params: Any, settings: Any) -> bool:
     """Whether the gradient of this manager's sites goes through its mask.
 
     Parameters
@@ -62,23 +64,23 @@ class gradients_with_mask:
     settings : Settings
     """
 
-    def __init__(self, manager, inner, mask_params, settings):
+    def __init__(self, manager: Any, inner: Any, mask_params: Any, settings: Any) -> None:
         self._manager, self._inner, self._settings = manager, inner, settings
         self._mask_params = mask_params
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def __call__(
         self,
-        xray_structure,
-        u_iso_refinable_params,
-        miller_set,
-        d_target_d_f_calc,
-        n_parameters,
-        algorithm=None,
-        extra_params=None,
-    ):
+        xray_structure: Any,
+        u_iso_refinable_params: Any,
+        miller_set: Any,
+        d_target_d_f_calc: Any,
+        n_parameters: Any,
+        algorithm: Any = None,
+        extra_params: Any = None,
+    ) -> Any:
         return gradients_sfdiff(
             manager=self._inner,
             xray_structure=xray_structure,
@@ -92,7 +94,7 @@ class gradients_with_mask:
             site_gradient=lambda part: self._site_gradient(part, miller_set, d_target_d_f_calc),
         )
 
-    def _site_gradient(self, xray_structure, miller_set, d_target_d_f_calc):
+    def _site_gradient(self, xray_structure: Any, miller_set: Any, d_target_d_f_calc: Any) -> Any:
         manager = self._manager
         k_mask = manager.k_masks()[0]
         if k_mask.size() != d_target_d_f_calc.size():
@@ -102,7 +104,7 @@ class gradients_with_mask:
         return gradient[_rows(xray_structure, whole)]
 
 
-def _rows(part, whole):
+def _rows(part: Any, whole: Any) -> Any:
     """Where the scatterers of a selection are among all."""
     n = whole.scatterers().size()
     if part.scatterers().size() == n:
@@ -111,12 +113,12 @@ def _rows(part, whole):
     return np.array([known[key] for key in _keys(part)], dtype=np.int64)
 
 
-def _keys(structure):
+def _keys(structure: Any) -> Any:
     scatterers = structure.scatterers()
     return zip(scatterers.extract_labels(), scatterers.extract_sites())
 
 
-def mask_is_behind(manager, xray_structure):
+def mask_is_behind(manager: Any, xray_structure: Any) -> bool:
     """Whether sites have moved since the manager's mask was made."""
     mask_manager = manager.mask_manager
     structure = manager.xray_structure if xray_structure is None else xray_structure
@@ -125,4 +127,4 @@ def mask_is_behind(manager, xray_structure):
     sites = mask_manager._load_xrs(structure).sites_cart()
     if sites.size() != mask_manager.sites_cart.size():
         return True
-    return flex.max_default((sites - mask_manager.sites_cart).dot(), 0) > 0
+    return flex.max_default((sites - mask_manager.sites_cart).dot(), 0) > 0  # type: ignore[no-any-return]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cctbx import miller
@@ -32,7 +34,15 @@ class from_scatterers_sfdiff(managed_calculation_base):
         Instead of ``extra_params``.
     """
 
-    def __init__(self, manager, xray_structure, miller_set, algorithm="sfdiff", extra_params=None, settings=None):
+    def __init__(
+        self,
+        manager: Any,
+        xray_structure: Any,
+        miller_set: Any,
+        algorithm: str = "sfdiff",
+        extra_params: Any = None,
+        settings: Any = None,
+    ) -> None:
         managed_calculation_base.__init__(self, manager, xray_structure, miller_set, algorithm=algorithm)
         count_call("F_calc")
         settings = settings or Settings.from_phil(extra_params)
@@ -56,6 +66,6 @@ class from_scatterers_sfdiff(managed_calculation_base):
                 raise Sorry(str(error)) from error
         self._f_calc_data = as_flex_complex(f_calc)
 
-    def f_calc(self):
+    def f_calc(self) -> Any:
         """``miller.array`` of complex amplitudes."""
         return miller.array(self.miller_set(), self._f_calc_data)

@@ -10,8 +10,11 @@ Reference: ``cctbx.xray.structure_factors.gradients_direct``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from cctbx import adptbx, xray
 from cctbx.array_family import flex
 from cctbx.xray.structure_factors.gradients_base import gradients_base
@@ -48,17 +51,17 @@ class gradients_sfdiff(gradients_base):
 
     def __init__(
         self,
-        manager,
-        xray_structure,
-        u_iso_refinable_params,
-        miller_set,
-        d_target_d_f_calc,
-        n_parameters,
-        extra_params=None,
-        settings=None,
-        algorithm="sfdiff",
-        site_gradient=None,
-    ):
+        manager: Any,
+        xray_structure: Any,
+        u_iso_refinable_params: Any,
+        miller_set: Any,
+        d_target_d_f_calc: Any,
+        n_parameters: Any,
+        extra_params: Any = None,
+        settings: Any = None,
+        algorithm: str = "sfdiff",
+        site_gradient: Callable[[Any], npt.NDArray[Any]] | None = None,
+    ) -> None:
         gradients_base.__init__(self, manager, xray_structure, miller_set, algorithm=algorithm)
         count_call("gradients")
         self._d_target_d_f_calc = d_target_d_f_calc
@@ -79,44 +82,44 @@ class gradients_sfdiff(gradients_base):
             if self._packed.size() != n_parameters:
                 raise RuntimeError(f"The scatterers have {self._packed.size()} refined parameters, not {n_parameters}.")
 
-    def packed(self):
+    def packed(self) -> Any:
         """All gradients in one ``flex.double``, scatterer by scatterer; empty where ``n_parameters`` was 0."""
         return self._packed
 
-    def d_target_d_site_cart(self):
+    def d_target_d_site_cart(self) -> Any:
         return self.check_size(flex.vec3_double(_flex(self._values["sites_cart"])))
 
-    def d_target_d_site_frac(self):
+    def d_target_d_site_frac(self) -> Any:
         return self.d_target_d_site_cart() * self.xray_structure().unit_cell().orthogonalization_matrix()
 
-    def d_target_d_u_iso(self):
+    def d_target_d_u_iso(self) -> Any:
         return self.check_size(_flex(self._values["u_iso"]))
 
-    def d_target_d_u_star(self):
+    def d_target_d_u_star(self) -> Any:
         return self.check_size(flex.sym_mat3_double(_flex(self._values["u_star"])))
 
-    def d_target_d_u_cart(self):
+    def d_target_d_u_cart(self) -> Any:
         return adptbx.grad_u_star_as_u_cart(self.xray_structure().unit_cell(), self.d_target_d_u_star())
 
-    def d_target_d_occupancy(self):
+    def d_target_d_occupancy(self) -> Any:
         return self.check_size(_flex(self._values["occupancies"]))
 
-    def d_target_d_fp(self):
+    def d_target_d_fp(self) -> Any:
         return self.check_size(_flex(self._values["fp"]))
 
-    def d_target_d_fdp(self):
+    def d_target_d_fdp(self) -> Any:
         return self.check_size(_flex(self._values["fdp"]))
 
 
 class _Flags:
     """Which parameters are refined, as (n,) bool arrays by name of the parameter."""
 
-    def __init__(self, scatterers):
+    def __init__(self, scatterers: Any) -> None:
         n = scatterers.size()
         counts = xray.ext.scatterer_grad_flags_counts(scatterers)
         asked = {}
 
-        def everyone():
+        def everyone() -> npt.NDArray[Any]:
             return np.ones(n, bool)
 
         # Asking each scatterer is slow: only where some have the flag and some have not.  Parameters are counted.
@@ -138,7 +141,9 @@ class _Flags:
         self.tan_u_iso = counts.tan_u_iso > 0
 
 
-def _gradients(xray_structure, miller_set, d_target_d_f_calc, flags, settings):
+def _gradients(
+    xray_structure: Any, miller_set: Any, d_target_d_f_calc: Any, flags: _Flags, settings: Any
+) -> dict[str, Any]:
     """Gradients by name, (n, length) or (n,) float64 arrays, without constraints."""
     n = xray_structure.scatterers().size()
     values = {name: np.zeros((n, length) if length > 1 else n) for name, length in _LENGTHS.items()}
@@ -165,7 +170,7 @@ def _gradients(xray_structure, miller_set, d_target_d_f_calc, flags, settings):
     return values
 
 
-def _constrain_sites(xray_structure, values):
+def _constrain_sites(xray_structure: Any, values: dict[str, Any]) -> None:
     """Project the gradient of sites on special positions, as cctbx does: a row vector times the special operator."""
     table = xray_structure.site_symmetry_table()
     special = table.special_position_indices()
@@ -179,7 +184,7 @@ def _constrain_sites(xray_structure, values):
         values["sites_cart"][i] = values["sites_cart"][i] @ orthogonalization @ rotation @ fractionalization
 
 
-def _substitute_u_iso(xray_structure, refinable, values):
+def _substitute_u_iso(xray_structure: Any, refinable: Any, values: dict[str, Any]) -> None:
     """Chain rule for u_iso = u_max (arctan(p) / pi + 1/2), where a scatterer is flagged so."""
     if refinable is None or refinable.size() == 0:
         return
@@ -188,7 +193,7 @@ def _substitute_u_iso(xray_structure, refinable, values):
             values["u_iso"][i] *= adptbx.b_as_u(scatterer.flags.param) / math.pi / (1 + refinable[i] ** 2)
 
 
-def _pack(xray_structure, values, flags):
+def _pack(xray_structure: Any, values: dict[str, Any], flags: _Flags) -> Any:
     n = len(values["u_iso"])
     columns, present = [], []
     for name, length in _LENGTHS.items():
@@ -216,5 +221,5 @@ def _pack(xray_structure, values, flags):
     )
 
 
-def _flex(array):
+def _flex(array: Any) -> Any:
     return flex.double(np.ascontiguousarray(array).ravel())

@@ -7,6 +7,8 @@ Both give cctbx's masks, bit for bit.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import mmtbx.masks
@@ -41,15 +43,15 @@ class AtomMask:
 
     def __init__(
         self,
-        unit_cell,
-        space_group=None,
-        gridding_n_real=None,
-        solvent_radius=1.11,
-        shrink_truncation_radius=0.9,
-        group=None,
-        resolution=None,
-        grid_step_factor=4.0,
-    ):
+        unit_cell: Any,
+        space_group: Any = None,
+        gridding_n_real: Any = None,
+        solvent_radius: Any = 1.11,
+        shrink_truncation_radius: Any = 0.9,
+        group: Any = None,
+        resolution: Any = None,
+        grid_step_factor: float = 4.0,
+    ) -> None:
         space_group = group if space_group is None else space_group
         self._symmetry = cctbx_crystal.symmetry(
             unit_cell=unit_cell,
@@ -59,7 +61,7 @@ class AtomMask:
         )
         self.solvent_radius = solvent_radius
         self.shrink_truncation_radius = shrink_truncation_radius
-        arguments = (unit_cell, space_group)
+        arguments: tuple[Any, ...] = (unit_cell, space_group)
         if gridding_n_real is None:
             # How the step becomes a grid is the original's affair; making one computes no mask.
             arguments += (resolution, grid_step_factor)
@@ -68,12 +70,14 @@ class AtomMask:
             arguments += (gridding_n_real,)
         self._arguments = (*arguments, solvent_radius, shrink_truncation_radius)
         self._n_real = tuple(int(n) for n in gridding_n_real)
-        self._original = self._mask = self._computed = None
+        self._original: Any = None
+        self._mask: Any = None
+        self._computed: tuple[Any, Any, Any] | None = None
 
-    def grid_size(self):
+    def grid_size(self) -> Any:
         return self._n_real
 
-    def compute(self, sites_frac, atom_radii, shells=()):
+    def compute(self, sites_frac: Any, atom_radii: Any, shells: Any = ()) -> None:
         """Make the mask of these spheres; one of several radial shells is left to the original."""
         self._computed = (sites_frac, atom_radii, shells)
         if len(shells):
@@ -89,13 +93,13 @@ class AtomMask:
             _MEMORY,
         ).to(torch.float64)
 
-    def _compute_original(self):
+    def _compute_original(self) -> None:
         self._original = _CPP_ATOM_MASK(*self._arguments)
         if self._computed is not None:
             sites_frac, atom_radii, shells = self._computed
             self._original.compute(sites_frac, atom_radii, *([shells] if len(shells) else []))
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         # What nobody in cctbx's programs asks for, such as debug_fft_time.
         if name.startswith("_") or not hasattr(_CPP_ATOM_MASK, name):
             raise AttributeError(f"atom_mask has no attribute {name!r}")
@@ -103,13 +107,13 @@ class AtomMask:
             self._compute_original()
         return getattr(self._original, name)
 
-    def structure_factors(self, indices, layer=0):
+    def structure_factors(self, indices: Any, layer: int = 0) -> Any:
         if self._original is not None:
             return self._original.structure_factors(indices, layer)
         crystal = crystal_of(self._symmetry)
         return as_flex_complex(mask_structure_factors(self._mask, crystal, as_miller_tensor(indices), d_min=None))
 
-    def mask_data_whole_uc(self, layer=0):
+    def mask_data_whole_uc(self, layer: int = 0) -> Any:
         """The map as the original gives it: order_z in the solvent of one asymmetric unit, zero in the others.
 
         Which asymmetric unit that is, the original knows; without symmetry it is the mask.
@@ -126,13 +130,13 @@ class AtomMask:
         return data
 
     @property
-    def contact_surface_fraction(self):
+    def contact_surface_fraction(self) -> Any:
         """Share of the cell that is solvent."""
         if self._original is not None:
             return self._original.contact_surface_fraction
         return float(self._mask.mean())
 
-    def layer_volume_fractions(self):
+    def layer_volume_fractions(self) -> Any:
         if self._original is not None:
             return self._original.layer_volume_fractions()
         return (self.contact_surface_fraction,)
@@ -158,16 +162,16 @@ class AroundAtoms:
 
     def __init__(
         self,
-        unit_cell,
-        space_group_order_z,
-        sites_frac,
-        atom_radii,
-        gridding_n_real,
-        solvent_radius,
-        shrink_truncation_radius,
-        explicit_distance=False,
-        debug=False,
-    ):
+        unit_cell: Any,
+        space_group_order_z: Any,
+        sites_frac: Any,
+        atom_radii: Any,
+        gridding_n_real: Any,
+        solvent_radius: Any,
+        shrink_truncation_radius: Any,
+        explicit_distance: Any = False,
+        debug: Any = False,
+    ) -> None:
         count_call("masks")
         self.solvent_radius, self.shrink_truncation_radius = solvent_radius, shrink_truncation_radius
         crystal = crystal_of(cctbx_crystal.symmetry(unit_cell=unit_cell, space_group_symbol="P1"))
@@ -182,14 +186,14 @@ class AroundAtoms:
         self.accessible_surface_fraction = max(0.0, 1 - space_group_order_z * float(near.double().mean()))
 
 
-def bulk_solvent_class():
+def bulk_solvent_class() -> type:
     """``mmtbx.masks.bulk_solvent`` with :class:`AroundAtoms` for a base; its own methods are unchanged."""
     original = mmtbx.masks.bulk_solvent
     names = {name: value for name, value in original.__dict__.items() if name not in ("__dict__", "__weakref__")}
     return type(original.__name__, (AroundAtoms,), names)
 
 
-def _spheres(sites_frac, atom_radii):
+def _spheres(sites_frac: Any, atom_radii: Any) -> tuple[torch.Tensor, torch.Tensor]:
     # Lists of tuples are good enough for the originals.
     sites = flex.vec3_double(sites_frac).as_double().as_numpy_array().reshape(-1, 3)
     return torch.from_numpy(sites), torch.from_numpy(flex.double(atom_radii).as_numpy_array())

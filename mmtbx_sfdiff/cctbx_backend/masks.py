@@ -6,28 +6,32 @@ cctbx's mask, or whose parameters are older than the registration, are left to c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import numpy as np
+import numpy.typing as npt
 from libtbx.utils import Sorry
 
+from ..atoms import Atoms
 from ..bulk_solvent import mask_structure_factors, solvent_mask
 from .conversion import as_complex_tensor, as_flex_complex, atoms_of, miller_tensor
 from .settings import usable_device
 from .usage import count_call
 
 
-def wants_sfdiff(mask_params):
+def wants_sfdiff(mask_params: Any) -> bool:
     """Whether these mask parameters ask for this package's mask, in a form that it has."""
     return getattr(mask_params, "algorithm", None) == "sfdiff" and mask_params.n_radial_shells <= 1
 
 
-def has_gradient(mask_params):
+def has_gradient(mask_params: Any) -> bool:
     """Whether that mask is differentiable in the sites."""
     return wants_sfdiff(mask_params) and mask_params.sfdiff.method != "binary"
 
 
-def compute_f_mask(manager, params):
+def compute_f_mask(manager: Any, params: Any) -> None:
     """Fill an ``mmtbx.masks.manager`` as its own ``compute_f_mask`` does.
 
     Parameters
@@ -57,7 +61,7 @@ def compute_f_mask(manager, params):
     manager.layer_volume_fractions = (manager.solvent_content_via_mask,)
 
 
-def site_gradient(mask_params, xray_structure, miller_set, d_target_d_f_mask):
+def site_gradient(mask_params: Any, xray_structure: Any, miller_set: Any, d_target_d_f_mask: Any) -> npt.NDArray[Any]:
     """Gradient of a target with respect to the sites, through the mask alone.
 
     Parameters
@@ -74,8 +78,8 @@ def site_gradient(mask_params, xray_structure, miller_set, d_target_d_f_mask):
         (n_atoms, 3), per Å.
     """
 
-    def require_grad(atoms):
-        return atoms.replace(sites_cart=atoms.sites_cart.clone().requires_grad_())
+    def require_grad(atoms: Any) -> Atoms:
+        return atoms.replace(sites_cart=atoms.sites_cart.clone().requires_grad_())  # type: ignore[no-any-return]
 
     atoms, mask = _mask(
         mask_params,
@@ -97,7 +101,9 @@ def site_gradient(mask_params, xray_structure, miller_set, d_target_d_f_mask):
     return gradient.cpu().numpy()
 
 
-def _mask(params, xray_structure, grid_step, prepare=None, **selection):
+def _mask(
+    params: Any, xray_structure: Any, grid_step: Any, prepare: Any = None, **selection: Any
+) -> tuple[Atoms, torch.Tensor]:
     """The atoms and their mask on the whole cell."""
     device = usable_device(params.sfdiff.device, "mask.sfdiff.device")
     # A grid point may be just as far from an atom as its radius: the last bit of a site counts.
@@ -121,17 +127,17 @@ def _mask(params, xray_structure, grid_step, prepare=None, **selection):
         raise Sorry(str(error)) from error
 
 
-def _grid_step(params, miller_set):
+def _grid_step(params: Any, miller_set: Any) -> float:
     if params.use_resolution_based_gridding:
-        return miller_set.d_min() / params.grid_step_factor
-    return params.step
+        return miller_set.d_min() / params.grid_step_factor  # type: ignore[no-any-return]
+    return params.step  # type: ignore[no-any-return]
 
 
-def _n_real(params):
+def _n_real(params: Any) -> Any:
     return None if params.n_real is None or params.step is not None else tuple(params.n_real)
 
 
-def _f_mask(mask, crystal, miller_array, params):
+def _f_mask(mask: Any, crystal: Any, miller_array: Any, params: Any) -> Any:
     f_mask = mask_structure_factors(
         mask, crystal, miller_tensor(miller_array, mask.device), d_min=params.Fmask_res_high
     )

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import cctbx.xray.structure_factors as xray_structure_factors
 import iotbx.phil
@@ -30,17 +32,17 @@ from .usage import report_at_exit_if_asked
 NAME = "sfdiff"
 _DESCRIPTION = "Differentiable structure factors and masks (mmtbx_sfdiff)"
 
-_undo: list = []
-_undo_scaling: list = []
-_takeovers: list = []
+_undo: list[Callable[[], object]] = []
+_undo_scaling: list[Callable[[], object]] = []
+_takeovers: list[Any] = []
 
 
-def is_registered():
+def is_registered() -> bool:
     """Whether cctbx knows the algorithm ``sfdiff``."""
     return bool(_undo)
 
 
-def register(scaling=False):
+def register(scaling: Any = False) -> None:
     """Teach cctbx the algorithm ``sfdiff`` and its mask; what does not ask for them is not changed.
 
     Afterwards ``structure_factors_accuracy.algorithm=sfdiff`` (with ``extra.sfdiff``) and ``mask.algorithm=sfdiff``
@@ -85,7 +87,7 @@ def register(scaling=False):
         _undo_scaling.append(_hook_update_all_scales())
 
 
-def unregister():
+def unregister() -> None:
     """Take back everything that :func:`register` changed.
 
     Raises
@@ -108,7 +110,14 @@ def unregister():
             undo.pop()()
 
 
-def takeover(method="auto", accuracy=1e-4, device="cpu", mask="binary", mask_gradient=True, scaling=False):
+def takeover(
+    method: str = "auto",
+    accuracy: float = 1e-4,
+    device: str = "cpu",
+    mask: Any = "binary",
+    mask_gradient: bool = True,
+    scaling: Any = False,
+) -> contextlib.AbstractContextManager[Any]:
     """Send every F_calc, gradient and mask that cctbx computes through this package, while the context lasts.
 
     What a script asks for keeps its meaning: ``direct`` is exact, ``fft`` becomes as accurate as said here, and
@@ -156,7 +165,7 @@ def takeover(method="auto", accuracy=1e-4, device="cpu", mask="binary", mask_gra
 
 
 @contextlib.contextmanager
-def _taken_over(by_fft, direct, mask, scaling):
+def _taken_over(by_fft: Settings, direct: Settings, mask: Any, scaling: Any) -> Iterator[None]:
     was_registered, had_scaling = is_registered(), bool(_undo_scaling)
     register(scaling=scaling)
     undo = []
@@ -202,10 +211,15 @@ def _taken_over(by_fft, direct, mask, scaling):
             unregister()
 
 
-def _direct_by(settings):
+def _direct_by(settings: Any) -> Callable[..., Any]:
     def from_scatterers_direct(
-        xray_structure, miller_set, manager=None, cos_sin_table=False, algorithm="direct", extra_params=None
-    ):
+        xray_structure: Any,
+        miller_set: Any,
+        manager: Any = None,
+        cos_sin_table: bool = False,
+        algorithm: str = "direct",
+        extra_params: Any = None,
+    ) -> Any:
         return from_scatterers_sfdiff(
             manager=manager,
             xray_structure=xray_structure,
@@ -218,17 +232,17 @@ def _direct_by(settings):
     return from_scatterers_direct
 
 
-def _direct_gradients_by(settings):
+def _direct_gradients_by(settings: Any) -> Callable[..., Any]:
     def gradients_direct(
-        xray_structure,
-        u_iso_refinable_params,
-        miller_set,
-        d_target_d_f_calc,
-        n_parameters,
-        manager=None,
-        cos_sin_table=False,
-        extra_params=None,
-    ):
+        xray_structure: Any,
+        u_iso_refinable_params: Any,
+        miller_set: Any,
+        d_target_d_f_calc: Any,
+        n_parameters: Any,
+        manager: Any = None,
+        cos_sin_table: bool = False,
+        extra_params: Any = None,
+    ) -> Any:
         return gradients_sfdiff(
             manager=manager,
             xray_structure=xray_structure,
@@ -247,22 +261,22 @@ def _direct_gradients_by(settings):
 # Hooks.  Each wraps what it finds, so that another package's hook stays in place.
 
 
-def _hook_compute_f_mask():
+def _hook_compute_f_mask() -> Callable[..., Any]:
     original = mmtbx.masks.manager.compute_f_mask
 
     @functools.wraps(original)
-    def compute_f_mask(self):
+    def compute_f_mask(self: Any) -> Any:
         params = _mask_params_in_force(self.mask_params)
         return masks.compute_f_mask(self, params) if masks.wants_sfdiff(params) else original(self)
 
     return _set_attribute(mmtbx.masks.manager, "compute_f_mask", compute_f_mask)
 
 
-def _settings_in_force(manager):
+def _settings_in_force(manager: Any) -> Settings | None:
     return fmodel_hooks.settings_of(manager, _takeovers[-1][0] if _takeovers else {})
 
 
-def _mask_params_in_force(mask_params):
+def _mask_params_in_force(mask_params: Any) -> Any:
     """The parameters themselves, or under :func:`takeover` with another mask than cctbx's, a copy asking for that."""
     if not _takeovers or _takeovers[-1][1] == "binary" or masks.wants_sfdiff(mask_params):
         return mask_params
@@ -279,11 +293,11 @@ def _mask_params_in_force(mask_params):
     return chosen
 
 
-def _hook_gradients():
+def _hook_gradients() -> Callable[..., Any]:
     manager_class = f_model_module.manager
     original = manager_class.__dict__["structure_factor_gradients_w"]
 
-    def structure_factor_gradients_w(self):
+    def structure_factor_gradients_w(self: Any) -> Any:
         inner = original.fget(self)
         settings = _settings_in_force(self)
         mask_params = _mask_params_in_force(self.mask_params)
@@ -294,13 +308,17 @@ def _hook_gradients():
     return _set_attribute(manager_class, "structure_factor_gradients_w", property(structure_factor_gradients_w))
 
 
-def _hook_update_xray_structure():
+def _hook_update_xray_structure() -> Callable[..., Any]:
     original = f_model_module.manager.update_xray_structure
 
     @functools.wraps(original)
     def update_xray_structure(
-        self, xray_structure=None, update_f_calc=False, update_f_mask=False, force_update_f_mask=False
-    ):
+        self: Any,
+        xray_structure: Any = None,
+        update_f_calc: bool = False,
+        update_f_mask: bool = False,
+        force_update_f_mask: bool = False,
+    ) -> Any:
         if (
             update_f_calc
             and self.arrays is not None
@@ -319,28 +337,28 @@ def _hook_update_xray_structure():
     return _set_attribute(f_model_module.manager, "update_xray_structure", update_xray_structure)
 
 
-def _hook_update_all_scales():
+def _hook_update_all_scales() -> Callable[..., Any]:
     original = f_model_module.manager.update_all_scales
 
     @functools.wraps(original)
     def update_all_scales(
-        self,
-        update_f_part1=True,
-        apply_back_trace=False,
-        params=None,
-        nproc=None,
-        cycles=None,
-        fast=True,
-        optimize_mask=False,
-        refine_hd_scattering=True,
-        refine_hd_scattering_method="fast",
-        bulk_solvent_and_scaling=True,
-        remove_outliers=True,
-        apply_scale_k1_to_f_obs=True,
-        show=False,
-        verbose=None,
-        log=None,
-    ):
+        self: Any,
+        update_f_part1: bool = True,
+        apply_back_trace: bool = False,
+        params: Any = None,
+        nproc: Any = None,
+        cycles: Any = None,
+        fast: bool = True,
+        optimize_mask: bool = False,
+        refine_hd_scattering: bool = True,
+        refine_hd_scattering_method: str = "fast",
+        bulk_solvent_and_scaling: bool = True,
+        remove_outliers: bool = True,
+        apply_scale_k1_to_f_obs: bool = True,
+        show: bool = False,
+        verbose: Any = None,
+        log: Any = None,
+    ) -> Any:
         if not scaling.can_scale(self, apply_back_trace, fast, params):
             return original(
                 self,
@@ -378,11 +396,11 @@ def _hook_update_all_scales():
 _MISSING = object()
 
 
-def _set_item(table, key, value):
+def _set_item(table: dict[Any, Any], key: Any, value: Any) -> Callable[..., Any]:
     before = table.get(key, _MISSING)
     table[key] = value
 
-    def undo():
+    def undo() -> None:
         if before is _MISSING:
             table.pop(key, None)
         else:
@@ -391,24 +409,24 @@ def _set_item(table, key, value):
     return undo
 
 
-def _set_attribute(owner, name, value):
+def _set_attribute(owner: Any, name: str, value: Any) -> Callable[..., Any]:
     before = owner.__dict__[name]
     setattr(owner, name, value)
     return lambda: setattr(owner, name, before)
 
 
-def _add_phil_word(scope, name, word):
+def _add_phil_word(scope: Any, name: str, word: str) -> Callable[..., Any]:
     definition = next(obj for obj in scope.objects if obj.name == name)
     before = list(definition.words)
     definition.words = before + [tokenizer.word(word)]
 
-    def undo():
+    def undo() -> None:
         definition.words = before
 
     return undo
 
 
-def _add_phil(scope, text):
+def _add_phil(scope: Any, text: str) -> Callable[..., Any]:
     """Add definitions, and scopes to scopes of the same name."""
     undo = []
     for new in iotbx.phil.parse(text).objects:
@@ -419,7 +437,7 @@ def _add_phil(scope, text):
             target.objects.append(addition)
             undo.append((target, addition))
 
-    def take_back():
+    def take_back() -> None:
         for target, addition in undo:
             target.objects.remove(addition)
 

@@ -63,7 +63,7 @@ class CctbxRestraints(torch.nn.Module):
                 f"sites_cart must have the shape (..., {self.n_atoms}, 3) of the restrained model, "
                 f"not {tuple(sites_cart.shape)}."
             )
-        return _EnergiesSites.apply(sites_cart, self.geometry)
+        return _EnergiesSites.apply(sites_cart, self.geometry)  # type: ignore[no-any-return]
 
     def rms(self, sites_cart: torch.Tensor) -> dict[str, float]:
         """Root mean square deviations of one model: ``bond`` in Å and ``angle`` in degrees."""

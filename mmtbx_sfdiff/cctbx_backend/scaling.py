@@ -6,6 +6,9 @@ What that scaler does not do (twins, several masks, overall B moved to the atoms
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 import mmtbx.bulk_solvent.bulk_solvent_and_scaling as bss
@@ -20,7 +23,7 @@ from .conversion import as_complex_tensor, as_flex_complex, as_flex_double
 from .usage import count_call
 
 
-def can_scale(manager, apply_back_trace, fast, params):
+def can_scale(manager: Any, apply_back_trace: Any, fast: Any, params: Any) -> bool:
     """Whether this package's scaler does what the arguments of mmtbx's ask for."""
     count_call("scaling")
     params = bss.master_params.extract() if params is None else params
@@ -35,14 +38,14 @@ def can_scale(manager, apply_back_trace, fast, params):
 
 
 def update_all_scales(
-    manager,
-    params=None,
-    optimize_mask=False,
-    refine_hd_scattering=True,
-    remove_outliers=True,
-    apply_scale_k1_to_f_obs=True,
-    log=None,
-):
+    manager: Any,
+    params: Any = None,
+    optimize_mask: bool = False,
+    refine_hd_scattering: bool = True,
+    remove_outliers: bool = True,
+    apply_scale_k1_to_f_obs: bool = True,
+    log: Any = None,
+) -> Any:
     """Scale an ``mmtbx.f_model.manager``; arguments and result as of its own method.
 
     Returns
@@ -54,7 +57,7 @@ def update_all_scales(
     manager.alpha_beta_cache = None
     reflections = Reflections.from_cctbx(manager.f_obs(), manager.r_free_flags())
 
-    def tensor(array):
+    def tensor(array: Any) -> torch.Tensor:
         return as_complex_tensor(array.data(), torch.float64, "cpu")
 
     hydrogens = {}
@@ -83,7 +86,7 @@ def update_all_scales(
     return manager.russ
 
 
-def _leave_in_state(manager, scales):
+def _leave_in_state(manager: Any, scales: Any) -> None:
     if scales.f_obs_scale != 1:
         f_obs = manager.f_obs()
         sigmas = f_obs.sigmas()
@@ -109,11 +112,11 @@ def _leave_in_state(manager, scales):
     )
 
 
-def _has_riding_hydrogens(manager):
+def _has_riding_hydrogens(manager: Any) -> bool:
     return manager.xray_structure is not None and manager.need_to_refine_hd_scattering_contribution()
 
 
-def _riding_hydrogens(manager, tensor):
+def _riding_hydrogens(manager: Any, tensor: Callable[..., Any]) -> dict[str, Any]:
     selection = manager.xray_structure.hd_selection()
     riding = manager.xray_structure.select(selection).set_occupancies(value=1).set_b_iso(value=0)
     others = manager.xray_structure.select(~selection)

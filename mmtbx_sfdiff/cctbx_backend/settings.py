@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -82,14 +83,14 @@ class Settings:
     memory: int = DEFAULT_MEMORY
     mask_gradient: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method != "auto" and self.method not in METHODS:
             raise ValueError(f"Unknown method {self.method!r}: choose from auto, {', '.join(METHODS)}.")
         if not 0 < self.accuracy < 1:
             raise ValueError(f"accuracy must be between 0 and 1, not {self.accuracy!r}.")
 
     @classmethod
-    def from_phil(cls, extra_params):
+    def from_phil(cls, extra_params: Any) -> Settings:
         """Read ``extra.sfdiff`` where a caller has it; others get the defaults.
 
         Parameters
@@ -110,7 +111,7 @@ class Settings:
         )
 
 
-def usable_device(name, parameter="extra.sfdiff.device"):
+def usable_device(name: str, parameter: str = "extra.sfdiff.device") -> torch.device:
     """The device of that name; the CPU in a forked child of a process that has used CUDA, which no child can.
 
     Raises

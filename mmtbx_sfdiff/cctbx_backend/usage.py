@@ -66,6 +66,6 @@ def report_at_exit_if_asked() -> None:
 
     def say() -> None:
         ours = collections.Counter({kind: OURS[kind] - before[kind] for kind in KINDS})
-        print(f"mmtbx_sfdiff: {summary(ours, by_kind(theirs))}", file=sys.stderr, flush=True)
+        print(f"mmtbx_sfdiff: {summary(ours, by_kind(collections.Counter(theirs)))}", file=sys.stderr, flush=True)
 
     atexit.register(say)

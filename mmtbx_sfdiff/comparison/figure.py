@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,9 +20,10 @@ from ..files import is_entry_id
 from .figure_panels import mask_panel, protein_panel, r_panel, time_panel
 from .figure_sections import draw_sections
 from .figure_style import HEIGHT_INCHES, STYLE, WIDTH_INCHES
+from .settings import Comparison
 
 
-def draw(comparison):
+def draw(comparison: Comparison) -> Any:
     """The figure of one comparison.
 
     Parameters
@@ -71,7 +74,7 @@ def draw(comparison):
     return figure
 
 
-def render(comparison, kinds=("png", "pdf")):
+def render(comparison: Comparison, kinds: Sequence[str] = ("png", "pdf")) -> dict[str, bytes]:
     """The figure as files.
 
     Parameters
@@ -95,13 +98,13 @@ def render(comparison, kinds=("png", "pdf")):
     return files
 
 
-def _title(result):
+def _title(result: dict[str, Any]) -> str:
     """Entries in capitals, as journals print them; names of files as they are."""
     first, *rest = result["entry"].split(" ")
     return " ".join([first.upper() if is_entry_id(first) else first, *rest])
 
 
-def _subtitle(result):
+def _subtitle(result: dict[str, Any]) -> str:
     return (
         f"{result['space_group']}   ·   {result['d_max']:.1f}–{result['d_min']:.2f} Å   ·   "
         f"{result['n_atoms']:,} atoms   ·   {result['n_reflections']:,} reflections   ·   "
@@ -109,7 +112,7 @@ def _subtitle(result):
     )
 
 
-def _caption(comparison):
+def _caption(comparison: Comparison) -> str:
     result = comparison.result
     conditions, mask = result["timing_s"]["conditions"], result["f_mask"]
     fine_grid = mask["reference"].removeprefix("mmtbx at ")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
@@ -38,7 +40,13 @@ _TIME_ROWS = (
 )
 
 
-def _curve(axes, shells, label, style, transform=lambda cc: cc):
+def _curve(
+    axes: Any,
+    shells: Sequence[dict[str, Any]],
+    label: Any,
+    style: Any,
+    transform: Callable[[float], float] = lambda cc: cc,
+) -> bool:
     points = [
         ((shell["d_max"] ** -2 + shell["d_min"] ** -2) / 2, transform(shell["cc"]))
         for shell in shells
@@ -49,11 +57,11 @@ def _curve(axes, shells, label, style, transform=lambda cc: cc):
     return bool(points)
 
 
-def _nines(cc):
+def _nines(cc: float) -> float:
     return min(_MOST_NINES, -math.log10(max(1 - cc, 10.0**-_MOST_NINES)))
 
 
-def protein_panel(axes, result):
+def protein_panel(axes: Any, result: dict[str, Any]) -> None:
     part = result["f_protein"]
     panel_title(axes, "a", "$|F_{protein}|$ against exact summation")
     drawn = _curve(axes, part["shells"], f"mmtbx_sfdiff ({part['method']})", OURS, _nines)
@@ -73,11 +81,11 @@ def protein_panel(axes, result):
     legend_below(axes)
 
 
-def _nines_label(n):
+def _nines_label(n: int) -> str:
     return {0: "0", 1: "0.9", 2: "0.99", 3: "0.999"}.get(n, f"$1-10^{{-{n}}}$")
 
 
-def mask_panel(axes, result):
+def mask_panel(axes: Any, result: dict[str, Any]) -> None:
     part = result["f_mask"]
     panel_title(axes, "b", f"$|F_{{mask}}|$ against {part['reference']}")
     drawn = _curve(axes, part["shells"], f"mmtbx_sfdiff ({part['method'].replace('_', ' ')})", OURS)
@@ -95,7 +103,7 @@ def mask_panel(axes, result):
     legend_below(axes)
 
 
-def r_panel(axes, result):
+def r_panel(axes: Any, result: dict[str, Any]) -> None:
     part = result["r_factors"]
     rows = [row for row in _R_ROWS if {part[row[0]]["r_work"], part[row[0]]["r_free"]} != {None}]
     values = []
@@ -125,7 +133,7 @@ def r_panel(axes, result):
     _legend_above(axes, handles, -0.06)
 
 
-def time_panel(axes, result):
+def time_panel(axes: Any, result: dict[str, Any]) -> None:
     part = result["timing_s"]
     seconds = []
     for number, (key, _) in enumerate(_TIME_ROWS):
@@ -153,7 +161,7 @@ def time_panel(axes, result):
     _legend_above(axes, handles, -0.62)
 
 
-def _below(axes, number, text):
+def _below(axes: Any, number: int, text: str) -> None:
     """The numbers of a row, under its line, at the left."""
     axes.annotate(
         text,
@@ -167,7 +175,7 @@ def _below(axes, number, text):
     )
 
 
-def _legend_above(axes, handles, left):
+def _legend_above(axes: Any, handles: Sequence[Any], left: float) -> None:
     """Two entries above the axes, from ``left`` as a fraction of their width."""
     axes.legend(
         handles=handles,
@@ -182,7 +190,7 @@ def _legend_above(axes, handles, left):
     )
 
 
-def _duration(seconds):
+def _duration(seconds: float) -> str:
     if seconds < 0.9995:
         return f"{1000 * seconds:.3g} ms" if seconds < 0.0995 else f"{1000 * seconds:.0f} ms"
     return f"{seconds:.3g} s"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 
@@ -10,16 +12,16 @@ from .figure_style import HEIGHT_INCHES, VERMILLION, WIDTH_INCHES
 _MASK_COLOURS = LinearSegmentedColormap.from_list("mask", ["#f4f1ea", "#9ccbe8", "#0b4f80"])
 
 
-def draw_sections(figure, section, result, box):
+def draw_sections(figure: Any, section: Any, result: dict[str, Any], box: Any) -> Any:
     """Both masks in Å, to one scale, side by side or one above the other, with mmtbx's outline over ours."""
     left, bottom, width, height = box
     beside = [(0.0, 0.5, 0.45, 1.0), (0.55, 0.5, 0.45, 1.0)]
     above = [(0.5, 1.0, 0.9, 0.38), (0.5, 0.38, 0.9, 0.38)]
     extent = np.ptp(section.x), np.ptp(section.y)
 
-    def scale(part):
+    def scale(part: Any) -> float:
         """Inches per Å such that the section fits its part of the box."""
-        return min(part[2] * width * WIDTH_INCHES / extent[0], part[3] * height * HEIGHT_INCHES / extent[1])
+        return min(part[2] * width * WIDTH_INCHES / extent[0], part[3] * height * HEIGHT_INCHES / extent[1])  # type: ignore[no-any-return]
 
     stacked = scale(above[0]) > scale(beside[0])
     inches = scale((above if stacked else beside)[0])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 WIDTH_INCHES, HEIGHT_INCHES = 7.09, 7.0
-STYLE = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 7.5,
@@ -26,10 +27,10 @@ STYLE = {
 }
 BLUE, VERMILLION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 BLACK, GREY = "#000000", "#777777"
-OURS = {"color": BLUE, "marker": "o", "linestyle": "-", "zorder": 4}
-MMTBX = {"color": VERMILLION, "marker": "s", "linestyle": "--", "markersize": 5}
-CUTOFF = {"color": GREEN, "marker": "^", "linestyle": "-."}
-EQUAL = {"color": SKY, "marker": "D", "linestyle": ":", "markerfacecolor": "white"}
+OURS: dict[str, Any] = {"color": BLUE, "marker": "o", "linestyle": "-", "zorder": 4}
+MMTBX: dict[str, Any] = {"color": VERMILLION, "marker": "s", "linestyle": "--", "markersize": 5}
+CUTOFF: dict[str, Any] = {"color": GREEN, "marker": "^", "linestyle": "-."}
+EQUAL: dict[str, Any] = {"color": SKY, "marker": "D", "linestyle": ":", "markerfacecolor": "white"}
 _TICKS = (
     20,
     10,
@@ -67,16 +68,16 @@ _TICKS = (
 )
 
 
-def panel_title(axes, letter, text):
+def panel_title(axes: Any, letter: str, text: str) -> None:
     axes.set_title(f"({letter})  {text}", loc="left", fontweight="bold", pad=7)
 
 
-def resolution_axis(axes, d_max, d_min):
+def resolution_axis(axes: Any, d_max: float, d_min: float) -> None:
     """An axis linear in 1/d² that is labelled in Å."""
     low, high = (0 if math.isinf(d_max) else d_max**-2), d_min**-2
     margin = 0.03 * (high - low)
     low, high = max(0, low - margin), high + margin
-    ticks = []
+    ticks: list[float] = []
     for d in _TICKS:
         if low <= d**-2 <= high and (not ticks or d**-2 - ticks[-1] ** -2 > 0.075 * (high - low)):
             ticks.append(d)
@@ -85,7 +86,7 @@ def resolution_axis(axes, d_max, d_min):
     axes.set_xlabel("resolution $d$ (Å), linear in $1/d^2$")
 
 
-def legend_below(axes):
+def legend_below(axes: Any) -> None:
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.46, -0.21),
@@ -97,7 +98,7 @@ def legend_below(axes):
     )
 
 
-def nothing(axes, text):
+def nothing(axes: Any, text: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY)

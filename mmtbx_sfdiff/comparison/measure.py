@@ -8,14 +8,19 @@ sites, and R factors (equation 3) after mmtbx's scaling and after this package's
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 import numpy as np
+import numpy.typing as npt
 from cctbx.array_family import flex
 from libtbx.utils import Sorry
 
 from ..bulk_solvent import mask_structure_factors, solvent_mask
 from ..crystal import as_miller_tensor
+from ..files.entry import Entry
 from . import mmtbx_numbers as reference
 from .bench import F_MASK_D_MIN, flex_bool
 from .scaled import ScaledBench
@@ -28,7 +33,12 @@ MMTBX_GRID_STEP = 0.6
 MMTBX_RADII = {"r_probe": 1.1, "r_shrink": 0.9}
 
 
-def measure(entry, settings=Settings(), report=None, compiling=None):
+def measure(
+    entry: Entry,
+    settings: Any = Settings(),
+    report: Callable[..., Any] | None = None,
+    compiling: Callable[..., Any] | None = None,
+) -> Comparison:
     """Compare this package with mmtbx on one entry.
 
     Parameters
@@ -64,7 +74,7 @@ class _Measurement(ScaledBench):
     First everything is computed once, kernels being compiled meanwhile; then, when nothing else is going on, what is timed.
     """
 
-    def run(self):
+    def run(self) -> Comparison:
         result = self._header()
         self._reference_mask()
         self._f_protein()
@@ -85,7 +95,7 @@ class _Measurement(ScaledBench):
 
     # structure factors
 
-    def _f_protein(self):
+    def _f_protein(self) -> None:
         ours = self._synchronised(lambda: self._sf(self.atoms, self.indices))
         mmtbx = lambda: reference.f_calc_fft(self.structure, self.f_obs)  # noqa: E731
         first = {}
@@ -97,7 +107,7 @@ class _Measurement(ScaledBench):
         self.f_fft, first["mmtbx"] = self._first(mmtbx)
         self.to_time.append(("f_protein", ours, mmtbx, first))
 
-    def _against_direct(self):
+    def _against_direct(self) -> Any:
         """(errors of F_protein, seconds of cctbx's direct summation)."""
         step = "structure factors (cctbx, direct summation)"
         self.report(step, 0.0)
@@ -125,7 +135,7 @@ class _Measurement(ScaledBench):
 
     # mask
 
-    def _mask(self, method, **parameters):
+    def _mask(self, method: str, **parameters: Any) -> Any:
         """(mask, F_mask of the reflections to 3 Å, those that were not measured last)."""
         with self._explained():
             mask = solvent_mask(
@@ -133,7 +143,7 @@ class _Measurement(ScaledBench):
             )
         return mask, mask_structure_factors(mask, self.crystal, self.low_indices.to(mask.device))
 
-    def _reference_mask(self):
+    def _reference_mask(self) -> None:
         """mmtbx's on a fine grid: what masks are compared with."""
         self.low_set = _with_missing(self.f_obs.select(flex_bool(self.low)), F_MASK_D_MIN)
         self.low_indices = as_miller_tensor(self.low_set)
@@ -141,7 +151,7 @@ class _Measurement(ScaledBench):
         self.report(f"solvent mask (mmtbx, {step:g} Å grid)", None)
         self.f_reference, self.reference_step = reference.f_mask(self.structure, self.low_set, step), step
 
-    def _masks(self):
+    def _masks(self) -> Any:
         low_set, f_reference, step = self.low_set, self.f_reference, self.reference_step
         n_measured = int(self.low.sum())
         ours = self._synchronised(lambda: self._mask(self.settings.mask))
@@ -169,7 +179,7 @@ class _Measurement(ScaledBench):
         )
         d = low_set.d_spacings().data().as_numpy_array()
 
-        def against_reference(values):
+        def against_reference(values: Any) -> dict[str, Any]:
             """Of the measured reflections and, as geometry has nothing to do with what was measured, of all."""
             measured = agreement(d[:n_measured], values[:n_measured], f_reference[:n_measured])
             return measured | {"complete": agreement(d, values, f_reference)}
@@ -196,7 +206,7 @@ class _Measurement(ScaledBench):
         }
         return report, maps, mask_section(mask, mask_mmtbx, self.crystal.unit_cell)
 
-    def _all_reflections(self, values):
+    def _all_reflections(self, values: Any) -> Any:
         """F_mask of every reflection: zero beyond 3 Å, as mmtbx has it."""
         result = np.zeros(len(self.d_spacings), dtype=np.complex128)
         result[self.low] = values
@@ -204,7 +214,7 @@ class _Measurement(ScaledBench):
 
     # gradients
 
-    def _gradients(self):
+    def _gradients(self) -> dict[str, Any]:
         """Of a least-squares target with respect to the sites; checked on a random part of the data."""
         d_target = self._d_target_d_f_calc()
         self._ready("gradients", "double", "direct")
@@ -223,20 +233,20 @@ class _Measurement(ScaledBench):
             "mmtbx_fft_relative_l2_vs_direct": relative_l2(fft, exact),
         }
 
-    def _d_target_d_f_calc(self):
+    def _d_target_d_f_calc(self) -> Any:
         """dT/dRe(F) + i dT/dIm(F) of T = sum (|F| - k F_obs)^2, (n,) complex."""
         tiny = np.finfo(np.float64).tiny
         amplitudes, f_obs = np.abs(self.f_protein), self.f_obs.data().as_numpy_array()
         scale = (amplitudes @ f_obs) / max(f_obs @ f_obs, tiny)
         return 2 * (amplitudes - scale * f_obs) * self.f_protein / np.maximum(amplitudes, tiny)
 
-    def _graph(self, indices, d_target):
+    def _graph(self, indices: Any, d_target: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sites, F, dT/dF): F is computed, its gradient is not."""
         sites = self.atoms.sites_cart.detach().clone().requires_grad_()
         f = self._sf(self.atoms.replace(sites_cart=sites), indices)
         return sites, f, torch.as_tensor(d_target, dtype=f.dtype, device=f.device)
 
-    def _time_gradients(self, d_target):
+    def _time_gradients(self, d_target: Any) -> None:
         """To be timed. Ours is the backward pass alone: mmtbx's gradients do not include F_calc either."""
         graph = self._synchronised(lambda: self._graph(self.indices, d_target))
         ours = self._synchronised(_backward)
@@ -246,16 +256,16 @@ class _Measurement(ScaledBench):
         self.to_time.append(("gradients", ours, mmtbx, first, {"sfdiff": graph}))
 
 
-def _backward(graph):
+def _backward(graph: tuple[torch.Tensor, ...]) -> torch.Tensor:
     sites, f, d_target = graph
     return torch.autograd.grad(f, sites, grad_outputs=d_target)[0]
 
 
-def _numpy(values):
-    return values.detach().cpu().numpy().astype(np.complex128)
+def _numpy(values: Any) -> npt.NDArray[Any]:
+    return values.detach().cpu().numpy().astype(np.complex128)  # type: ignore[no-any-return]
 
 
-def _with_missing(miller_array, d_min):
+def _with_missing(miller_array: Any, d_min: float) -> Any:
     """The array, followed by the reflections to that resolution that it lacks, as zeros."""
     missing = miller_array.complete_set(d_min=d_min).lone_set(miller_array)
     return miller_array.array(data=flex.double(miller_array.size())).concatenate(

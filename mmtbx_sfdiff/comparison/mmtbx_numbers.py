@@ -9,10 +9,13 @@ order of the reflections or atoms given.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import mmtbx.f_model
 import mmtbx.masks
 import numpy as np
+import numpy.typing as npt
 from cctbx import maptbx, xray
 from cctbx.array_family import flex
 from libtbx.utils import null_out
@@ -24,7 +27,7 @@ _TERMS_PER_CALL = 5e7
 MAX_MASK_POINTS = 1.2e8
 
 
-def f_calc_fft(xray_structure, miller_set):
+def f_calc_fft(xray_structure: Any, miller_set: Any) -> Any:
     """F_calc by cctbx's FFT at its default accuracy, (n,) complex128."""
     return (
         miller_set.structure_factors_from_scatterers(xray_structure=xray_structure, algorithm="fft")
@@ -34,7 +37,7 @@ def f_calc_fft(xray_structure, miller_set):
     )
 
 
-def f_calc_direct(xray_structure, miller_set, progress=None):
+def f_calc_direct(xray_structure: Any, miller_set: Any, progress: Callable[[float], object] | None = None) -> Any:
     """F_calc by cctbx's direct summation, (n,) complex128, in portions that can be watched and interrupted.
 
     Parameters
@@ -55,7 +58,9 @@ def f_calc_direct(xray_structure, miller_set, progress=None):
     return result
 
 
-def site_gradients(xray_structure, miller_set, d_target_d_f_calc, algorithm="fft"):
+def site_gradients(
+    xray_structure: Any, miller_set: Any, d_target_d_f_calc: Any, algorithm: str = "fft"
+) -> npt.NDArray[Any]:
     """Gradient of a target with respect to the Cartesian sites, by cctbx.
 
     Parameters
@@ -95,7 +100,7 @@ def site_gradients(xray_structure, miller_set, d_target_d_f_calc, algorithm="fft
     return total
 
 
-def f_mask(xray_structure, miller_array, step):
+def f_mask(xray_structure: Any, miller_array: Any, step: float) -> Any:
     """F_mask by ``mmtbx.masks`` at its defaults but for the grid, of every reflection, (n,) complex128.
 
     Parameters
@@ -112,7 +117,7 @@ def f_mask(xray_structure, miller_array, step):
     return manager.shell_f_masks(xray_structure, force_update=True)[0].data().as_numpy_array()
 
 
-def mask_map(xray_structure, n_real):
+def mask_map(xray_structure: Any, n_real: Any) -> npt.NDArray[Any]:
     """mmtbx's mask in the whole unit cell, (n1, n2, n3) float64: 1 in the solvent, 0 in the macromolecule."""
     parameters = mmtbx.masks.mask_master_params.extract()
     parameters.step, parameters.n_real = None, tuple(n_real)
@@ -120,10 +125,10 @@ def mask_map(xray_structure, n_real):
     kept = (scatterers.extract_occupancies() > 0) & ~xray_structure.hd_selection()
     cell = xray_structure.select(kept).expand_to_p1(sites_mod_positive=True)
     mask = mmtbx.masks.asu_mask(xray_structure=cell, mask_params=parameters)
-    return mask.mask_data_whole_uc().as_numpy_array()
+    return mask.mask_data_whole_uc().as_numpy_array()  # type: ignore[no-any-return]
 
 
-def affordable_mask_step(crystal_symmetry, step, max_points=MAX_MASK_POINTS):
+def affordable_mask_step(crystal_symmetry: Any, step: float, max_points: float = MAX_MASK_POINTS) -> float:
     """The finest grid step (Å), not below ``step``, at which mmtbx's mask has about ``max_points``."""
     step = max(step, math.ceil(100 * (crystal_symmetry.unit_cell().volume() / max_points) ** (1 / 3)) / 100)
     while True:
@@ -138,7 +143,7 @@ def affordable_mask_step(crystal_symmetry, step, max_points=MAX_MASK_POINTS):
         step = round(step + 0.01, 2)
 
 
-def unscaled_model(f_obs, r_free_flags, xray_structure, f_calc=None, f_mask=None):
+def unscaled_model(f_obs: Any, r_free_flags: Any, xray_structure: Any, f_calc: Any = None, f_mask: Any = None) -> Any:
     """``mmtbx.f_model.manager`` before ``update_all_scales()``.
 
     Parameters
@@ -161,19 +166,19 @@ def unscaled_model(f_obs, r_free_flags, xray_structure, f_calc=None, f_mask=None
     return mmtbx.f_model.manager(f_obs=f_obs, r_free_flags=r_free_flags, xray_structure=xray_structure, **given)
 
 
-def scale_model(manager):
+def scale_model(manager: Any) -> None:
     """``update_all_scales()`` of a manager, at its defaults and silently."""
     manager.update_all_scales(log=null_out())
 
 
-def _portions(xray_structure, miller_set, cost):
+def _portions(xray_structure: Any, miller_set: Any, cost: float) -> list[slice]:
     """Slices of the reflections that take direct summation about two seconds each."""
     terms = max(1, xray_structure.scatterers().size() * xray_structure.space_group().order_z() * cost)
     size = max(1, int(_TERMS_PER_CALL / terms))
     return [slice(first, min(first + size, miller_set.size())) for first in range(0, miller_set.size(), size)]
 
 
-def _select(miller_set, portion):
+def _select(miller_set: Any, portion: slice) -> Any:
     if portion.start == 0 and portion.stop >= miller_set.size():
         return miller_set
     return miller_set.select(flex.size_t_range(portion.start, portion.stop))

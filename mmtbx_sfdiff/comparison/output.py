@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..files.writing import check_writable, write_all
 from . import schema
@@ -12,7 +14,7 @@ from . import schema
 __all__ = ["check_writable", "json_text", "paths", "write_all"]
 
 
-def json_text(result):
+def json_text(result: dict[str, Any]) -> str:
     """A result as JSON; NaN and infinity, which JSON does not have, become null.
 
     Raises
@@ -27,7 +29,7 @@ def json_text(result):
     return json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _finite(value):
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(child) for name, child in value.items()}
     if isinstance(value, (list, tuple)):
@@ -37,6 +39,6 @@ def _finite(value):
     return value
 
 
-def paths(directory, prefix, kinds):
+def paths(directory: str | Path, prefix: str, kinds: Sequence[str]) -> dict[str, Path]:
     """``{kind: directory/prefix_compare.kind}`` for kinds such as "json" and "png"."""
     return {kind: Path(directory).expanduser() / f"{prefix}_compare.{kind}" for kind in kinds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 from jinja2 import PackageLoader
 
@@ -13,7 +14,7 @@ from .html import environment
 _environment = environment(PackageLoader("mmtbx_sfdiff.comparison", "templates"))
 
 
-def render(result, svg, suite=None):
+def render(result: dict[str, Any], svg: bytes | None, suite: dict[str, Any] | None = None) -> str:
     """The page.
 
     Parameters
@@ -56,12 +57,12 @@ def render(result, svg, suite=None):
     )
 
 
-def _other_masks(part):
+def _other_masks(part: dict[str, Any]) -> dict[str, Any]:
     others = {"mmtbx default": part["mmtbx_default"], "density cutoff": part["density_cutoff"]}
     return ({"with a hard edge": part["equal_radii"]} if part["equal_radii"] else {}) | others
 
 
-def _shells(ours, others):
+def _shells(ours: dict[str, Any], others: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """(column names, rows) of correlations by shell."""
     columns = {"mmtbx_sfdiff": ours} | others
     rows = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from libtbx.utils import Sorry
@@ -11,6 +13,7 @@ from ..files.twinning import twin_sentence
 from ..fmodel import FModel
 from ..reflections import Reflections
 from ..scaling import update_all_scales
+from ..scaling.scales import Scales
 from . import mmtbx_numbers as reference
 from .bench import Bench
 from .timing import timed
@@ -20,7 +23,13 @@ from .twin import twin_section
 class ScaledBench(Bench):
     """The part of the report that needs the data; structure factors are there (``f_protein``, ``f_mask`` ...)."""
 
-    def _pairs(self):
+    f_protein: Any
+    f_fft: Any
+    f_mask: Any
+    f_mask_mmtbx: Any
+    f_mask_cutoff: Any
+
+    def _pairs(self) -> dict[str, tuple[Any, Any]]:
         """F_calc and F_mask that are scaled, by name; those by direct summation come last."""
         return {
             "sfdiff": (self.f_protein, self.f_mask),
@@ -29,9 +38,10 @@ class ScaledBench(Bench):
             "density_cutoff": (self.f_protein, self.f_mask_cutoff),
         }
 
-    def _r_factors(self, known):
+    def _r_factors(self, known: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """R factors through mmtbx's scaling, what differs being F_calc and F_mask only, and through ours; and both times."""
-        pairs, result, seconds = self._pairs(), {"scaling": "mmtbx"}, {}
+        pairs, seconds = self._pairs(), {}
+        result: dict[str, Any] = {"scaling": "mmtbx"}
         for name, (f_calc, f_mask) in pairs.items():
             if f_calc is None or name in known:
                 result[name] = known.get(name)
@@ -53,14 +63,14 @@ class ScaledBench(Bench):
         self.twin_messages = [twin_sentence(fmodel)] if result["twin"] else []
         return result, times
 
-    def _fmodel(self, **options):
+    def _fmodel(self, **options: Any) -> FModel:
         given = {"dtype": self.dtype, "device": self.settings.device}
         reflections = Reflections.from_cctbx(self.f_obs, self.entry.data.r_free_flags, **given)
         mask = {"method": self.settings.mask, "grid_step": self.settings.grid_step}
         given = {"accuracy": self.settings.accuracy, "mask": mask, "source": self.entry} | options
         return FModel(self.atoms, reflections, **given)
 
-    def _disagreement(self, r_factors):
+    def _disagreement(self, r_factors: dict[str, Any]) -> list[str]:
         """Why R is absurd, where it is."""
         if r_factors["twin"] is not None or r_factors["sfdiff_scaling"]["sfdiff"]["r_work"] <= HIGH:
             return self.twin_messages
@@ -70,7 +80,7 @@ class ScaledBench(Bench):
             fmodel.update_scales()
         return disagreement_messages(fmodel)
 
-    def _scale(self, f_calc, f_mask):
+    def _scale(self, f_calc: Any, f_mask: Any) -> Any:
         """(R factors, seconds) of mmtbx's scaling."""
         try:
             manager = reference.unscaled_model(self.f_obs, self.entry.data.r_free_flags, self.structure, f_calc, f_mask)
@@ -87,13 +97,13 @@ class ScaledBench(Bench):
             r_free = float(manager.r_free())
         return {"r_work": float(manager.r_work()), "r_free": r_free, "n_used": manager.f_obs().size()}, seconds
 
-    def _own_scale(self, f_calc, f_mask):
+    def _own_scale(self, f_calc: Any, f_mask: Any) -> Any:
         """(R factors, seconds) of this package's scaling."""
         reflections = Reflections.from_cctbx(self.f_obs, self.entry.data.r_free_flags, device=self.settings.device)
         f_calc, f_mask = (torch.as_tensor(f, device=self.settings.device) for f in (f_calc, f_mask))
         model = FModel(self.atoms, reflections, method=self.settings.method, accuracy=self.settings.accuracy)
 
-        def scale():
+        def scale() -> Scales:
             with torch.no_grad():
                 return update_all_scales(reflections, f_calc, f_mask, **model.riding_hydrogens())
 

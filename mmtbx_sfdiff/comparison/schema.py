@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jsonschema
 
 SCHEMA_VERSION = 1
 
 
-def _object(properties):
+def _object(properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": sorted(properties)}
 
 
@@ -140,7 +142,7 @@ SCHEMA["properties"]["r_factors"]["properties"]["twin"] = _object(
 ) | {"type": ["object", "null"]}
 
 
-def errors(result):
+def errors(result: dict[str, Any]) -> list[str]:
     """What is wrong with a result, one sentence for each fault with its place; empty when it conforms."""
     return [
         f"{error.json_path}: {error.message}" for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(result)

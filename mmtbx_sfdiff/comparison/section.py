@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +31,12 @@ class MaskSection:
     mmtbx: np.ndarray
     x: np.ndarray
     y: np.ndarray
-    axes: tuple
+    axes: tuple[str, str]
     normal: str
     position: float
 
 
-def mask_section(ours, mmtbx, unit_cell):
+def mask_section(ours: Any, mmtbx: Any, unit_cell: Any) -> MaskSection:
     """The section across the shortest cell edge that is most like the whole cell in its share of solvent.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ..bulk_solvent import DEFAULT_MASK
 from ..structure_factors import DEFAULT_MEMORY
@@ -63,6 +64,6 @@ class Comparison:
         F_protein and F_mask, (n,) complex, that were scaled: of "sfdiff" and of "mmtbx".
     """
 
-    result: dict
-    section: object
-    pairs: dict = dataclasses.field(default_factory=dict)
+    result: dict[str, Any]
+    section: Any
+    pairs: dict[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)

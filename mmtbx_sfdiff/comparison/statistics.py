@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import numpy as np
@@ -12,7 +14,7 @@ from ..reflections import resolution_shells
 _MIN_PAIRS = 3
 
 
-def correlation(x, y):
+def correlation(x: Any, y: Any) -> float | None:
     """Pearson correlation of two real arrays; None for too few values, or where one of them is constant."""
     x, y = np.asarray(x, dtype=np.float64).ravel(), np.asarray(y, dtype=np.float64).ravel()
     if len(x) < _MIN_PAIRS:
@@ -24,13 +26,13 @@ def correlation(x, y):
     return float(np.clip(np.dot(x, y) / norm, -1, 1))
 
 
-def relative_l2(value, reference):
+def relative_l2(value: Any, reference: Any) -> float | None:
     """||value - reference|| / ||reference||; None where the reference is zero or empty."""
     norm = np.linalg.norm(reference)
     return float(np.linalg.norm(np.asarray(value) - reference) / norm) if norm > 0 else None
 
 
-def by_shell(d_spacings, value, reference, n_least=100):
+def by_shell(d_spacings: Any, value: Any, reference: Any, n_least: int = 100) -> list[dict[str, Any]]:
     """Correlation of |value| with |reference| in resolution shells of equal volume.
 
     Parameters
@@ -49,7 +51,7 @@ def by_shell(d_spacings, value, reference, n_least=100):
     """
     if len(d_spacings) == 0:
         return []
-    joined = []
+    joined: list[tuple[float, float, torch.Tensor]] = []
     for d_max, d_min, chosen in resolution_shells(torch.as_tensor(np.array(d_spacings, dtype=np.float64))):
         if joined and len(joined[-1][2]) < n_least:
             joined[-1] = (joined[-1][0], d_min, torch.cat([joined[-1][2], chosen]))
@@ -70,7 +72,7 @@ def by_shell(d_spacings, value, reference, n_least=100):
     ]
 
 
-def agreement(d_spacings, value, reference):
+def agreement(d_spacings: Any, value: Any, reference: Any) -> dict[str, Any]:
     """``cc`` of the amplitudes, ``relative_l2`` of the complex numbers, and ``shells``: a dict."""
     return {
         "cc": correlation(np.abs(value), np.abs(reference)),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from rich.text import Text
 
 from .. import text_tables
 
 
-def render(result, terminal=False, width=None):
+def render(result: dict[str, Any], terminal: bool = False, width: int | None = None) -> str:
     """The tables as text.
 
     Parameters
@@ -25,7 +28,7 @@ def render(result, terminal=False, width=None):
     return text_tables.render(lambda style: _parts(result, style), terminal, width)
 
 
-def rows_of_agreement(result):
+def rows_of_agreement(result: dict[str, Any]) -> list[Any]:
     """(what, this package, mmtbx, measured how) of the numbers that measure agreement."""
     protein, mask, maps, gradients = (result[name] for name in ("f_protein", "f_mask", "mask_map", "gradients"))
     default, equal = mask["mmtbx_default"], mask["equal_radii"]
@@ -73,7 +76,7 @@ def rows_of_agreement(result):
     return rows
 
 
-def rows_of_r_factors(result):
+def rows_of_r_factors(result: dict[str, Any]) -> list[Any]:
     """(what, R-work, R-free)."""
     part = result["r_factors"]
     mask = result["f_mask"]["method"].replace("_", " ")
@@ -103,12 +106,12 @@ def rows_of_r_factors(result):
     return rows[:-1] + own + twins + rows[-1:]
 
 
-def scaled_by(result):
+def scaled_by(result: dict[str, Any]) -> str:
     """One sentence on where the scales come from."""
     return f"Scales by {result['r_factors']['scaling']}, except where another is named, and those of the header."
 
 
-def rows_of_times(result):
+def rows_of_times(result: dict[str, Any]) -> list[Any]:
     """(what, this package, mmtbx, ratio mmtbx / this package)."""
     names = (
         ("f_protein", "F_protein"),
@@ -124,7 +127,7 @@ def rows_of_times(result):
     return rows
 
 
-def conditions(result):
+def conditions(result: dict[str, Any]) -> str:
     """One sentence on how times were taken."""
     part = result["timing_s"]["conditions"]
     threads = part["threads_sfdiff"]
@@ -136,7 +139,7 @@ def conditions(result):
     )
 
 
-def duration(seconds):
+def duration(seconds: float | None) -> str:
     """Seconds as text: "12 ms", "3.4 s", "5.2 min"."""
     if seconds is None:
         return "-"
@@ -145,7 +148,7 @@ def duration(seconds):
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def heading(result):
+def heading(result: dict[str, Any]) -> str:
     """One line that says what the entry is."""
     return (
         f"{result['entry']}: {result['space_group']}, {result['d_max']:.1f}-{result['d_min']:.2f} Å, "
@@ -153,7 +156,7 @@ def heading(result):
     )
 
 
-def _parts(result, style):
+def _parts(result: dict[str, Any], style: Any) -> Iterator[Any]:
     yield Text(heading(result), style="bold")
     if result["simulated"]:
         yield Text("SIMULATED amplitudes, not measured: R factors say nothing about a real crystal.", style="bold red")
@@ -170,13 +173,13 @@ def _parts(result, style):
         yield Text(f"Note: {message}", style="dim")
 
 
-def _error(value):
+def _error(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
 
 
-def _cc(value, digits=4):
+def _cc(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _r(value):
+def _r(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"

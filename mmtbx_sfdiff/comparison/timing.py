@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 # A call that takes longer than this, in seconds, is run once: more would double the wait for no new insight.
 SLOW = 5.0
 
 
-def timed(function):
+def timed(function: Callable[..., Any]) -> tuple[Any, float]:
     """Call a function; return (its result, seconds of wall time)."""
     start = time.perf_counter()
     result = function()
     return result, time.perf_counter() - start
 
 
-def side_by_side(functions, first_times, repeats, prepare=None):
+def side_by_side(
+    functions: dict[str, Callable[..., Any]],
+    first_times: dict[str, float],
+    repeats: int,
+    prepare: dict[str, Callable[[], Any]] | None = None,
+) -> dict[str, float]:
     """Median wall time of each function, called in turns.
 
     Parameters

@@ -3,7 +3,10 @@
 The names are loaded when they are first used, so that what needs no cctbx serves where it is not installed.
 """
 
+from __future__ import annotations
+
 import importlib
+from typing import Any
 
 _HOME = {
     "alphafold": ("find_predicted_model", "normalise_accession"),
@@ -29,7 +32,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)
@@ -37,5 +40,5 @@ def __getattr__(name):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))

@@ -4,8 +4,13 @@ The same care as for entries of the PDB (:mod:`.download`, :mod:`.fetch`): only 
 an address or of a path, what arrives has to be a model of that accession, and it is kept in the cache.
 """
 
+from __future__ import annotations
+
 import os
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
 
 from .download import Failed, NotThere, Timeouts, download, lock, make_folder
 from .errors import Sorry
@@ -18,7 +23,7 @@ VERSIONS = (6, 4)  # of the database, the newest first
 _ACCESSION = re.compile(r"[OPQ][0-9][A-Z0-9]{3}[0-9]|[A-NR-Z][0-9]([A-Z][A-Z0-9]{2}[0-9]){1,2}", re.ASCII)
 
 
-def normalise_accession(text):
+def normalise_accession(text: str) -> str:
     """A UniProt accession in upper case.
 
     Raises
@@ -35,7 +40,14 @@ def normalise_accession(text):
     return name
 
 
-def find_predicted_model(accession, download_allowed=True, cache_dir=None, progress=None, log=None, timeouts=None):
+def find_predicted_model(
+    accession: str,
+    download_allowed: bool = True,
+    cache_dir: str | Path | None = None,
+    progress: Callable[..., Any] | None = None,
+    log: TextIO | None = None,
+    timeouts: Timeouts | None = None,
+) -> Path:
     """The predicted model of a protein: from the cache, or downloaded.
 
     Parameters
@@ -94,8 +106,8 @@ def find_predicted_model(accession, download_allowed=True, cache_dir=None, progr
     raise Sorry(f"Cannot download the predicted model of {name} ({said}): give the name of a model file.")
 
 
-def _checker(name):
-    def check(head):
+def _checker(name: str) -> Callable[[bytes], str | None]:
+    def check(head: bytes) -> str | None:
         text = head.decode("utf-8", errors="replace")
         match = re.search(r"^data_(\S+)", text, flags=re.MULTILINE)
         if not match:

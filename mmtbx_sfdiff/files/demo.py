@@ -6,10 +6,13 @@ fits the data better because they were made with it.  The file's title, its colu
 simulated.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import iotbx
 import libtbx.load_env
@@ -37,7 +40,7 @@ _MODELS = (
 )
 
 
-def shipped_model():
+def shipped_model() -> Path:
     """The model that the demonstration uses, inside the installed cctbx.
 
     Returns
@@ -65,7 +68,7 @@ def shipped_model():
     )
 
 
-def demo_entry(directory=".", d_min=1.6, seed=0):
+def demo_entry(directory: str | Path = ".", d_min: float = 1.6, seed: int = 0) -> EntryFiles:
     """Write simulated data for a model shipped with cctbx.
 
     Parameters
@@ -112,7 +115,7 @@ def demo_entry(directory=".", d_min=1.6, seed=0):
     )
 
 
-def simulate(xray_structure, d_min, seed=0):
+def simulate(xray_structure: Any, d_min: float, seed: int = 0) -> tuple[Any, Any]:
     """Amplitudes with bulk solvent and noise, and a test set.
 
     Parameters

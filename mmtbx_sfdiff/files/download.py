@@ -4,6 +4,8 @@ A download is written under a temporary name beside its destination, checked (st
 content), flushed to disk and only then renamed, so no reader ever sees part of a file.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import gzip
@@ -14,8 +16,10 @@ import time
 import urllib.parse
 import urllib.request
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import urllib3
@@ -33,6 +37,10 @@ _HEADERS = {"User-Agent": "mmtbx_sfdiff (https://github.com/cctbx)", "Accept-Enc
 _REDIRECTS_ONLY = urllib3.Retry(
     total=None, connect=0, read=0, status=0, other=0, redirect=10, respect_retry_after_header=False
 )
+
+
+#: Called with bytes received, and bytes expected or None.
+Progress = Callable[[int, int | None], object]
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class _Again(Exception):
     """An attempt failed in a way that may pass."""
 
 
-def _sorry_for_disk(error, path):
+def _sorry_for_disk(error: OSError, path: str | os.PathLike[str]) -> Exception:
     """Turn an error of the file system into one sentence."""
     folder = Path(path).parent
     kind = DiskFull if error.errno in DISK_FULL else Sorry
@@ -85,7 +93,7 @@ def _sorry_for_disk(error, path):
     )
 
 
-def make_folder(folder):
+def make_folder(folder: Path) -> None:
     """Create a folder of the cache.
 
     Raises
@@ -97,13 +105,13 @@ def make_folder(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Sorry(
-            f"Cannot create the folder {folder} for downloads ({os.strerror(error.errno)}): set "
+            f"Cannot create the folder {folder} for downloads ({_short(error)}): set "
             "MMTBX_SFDIFF_CACHE_DIR to a folder that you can write to."
         ) from None
 
 
 @contextlib.contextmanager
-def lock(path, timeout=900.0, busy=None):
+def lock(path: str | os.PathLike[str], timeout: float = 900.0, busy: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (created if needed) for the duration of a ``with`` block.
 
     The lock belongs to the open file, so the system drops it when a process dies: there is no stale lock.
@@ -134,7 +142,13 @@ def lock(path, timeout=900.0, busy=None):
         held.release()
 
 
-def download(url, destination, check, timeouts=None, progress=None):
+def download(
+    url: str,
+    destination: Path,
+    check: Callable[[bytes], str | None],
+    timeouts: Timeouts | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Fetch ``url`` into ``destination``, always stored compressed with gzip.
 
     Parameters
@@ -175,10 +189,18 @@ def download(url, destination, check, timeouts=None, progress=None):
         wait *= 2
 
 
-def _attempt(url, destination, check, wait, deadline, progress):
+def _attempt(
+    url: str,
+    destination: Path,
+    check: Callable[[bytes], str | None],
+    wait: float,
+    deadline: float,
+    progress: Progress | None,
+) -> None:
     """One try: receive into a temporary file, check it, rename it."""
     try:
-        handle, part = tempfile.mkstemp(dir=destination.parent, prefix="." + destination.name, suffix=".part")
+        handle, name = tempfile.mkstemp(dir=destination.parent, prefix="." + destination.name, suffix=".part")
+        part = Path(name)
     except OSError as error:
         raise _sorry_for_disk(error, destination) from None
     try:
@@ -203,7 +225,7 @@ def _attempt(url, destination, check, wait, deadline, progress):
             os.unlink(part)
 
 
-def _receive(url, out, destination, wait, deadline, progress):
+def _receive(url: str, out: Any, destination: Path, wait: float, deadline: float, progress: Progress | None) -> None:
     """The bytes that the server sends, into an open file."""
     try:
         with _connections(url) as pool:
@@ -224,18 +246,18 @@ def _receive(url, out, destination, wait, deadline, progress):
         raise _reason(error, url) from None
 
 
-def _connections(url):
+def _connections(url: str) -> Any:
     """Connections by the proxy that ``http_proxy``, ``https_proxy``, ``no_proxy`` or the system name, if any."""
     parts = urllib3.util.parse_url(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if not proxy or urllib.request.proxy_bypass(parts.netloc or ""):
+    named = urllib.request.getproxies().get(parts.scheme or "")
+    if not named or urllib.request.proxy_bypass(parts.netloc or ""):
         return urllib3.PoolManager()
-    proxy = urllib3.util.parse_url(proxy if "://" in proxy else "http://" + proxy)
+    proxy = urllib3.util.parse_url(named if "://" in named else "http://" + named)
     headers = urllib3.make_headers(proxy_basic_auth=urllib.parse.unquote(proxy.auth)) if proxy.auth else None
     return urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=headers)
 
 
-def _accepted(status):
+def _accepted(status: int) -> None:
     if status in _NOT_THERE:
         raise NotThere(f"answered {status}")
     if status in _RETRY_STATUS:
@@ -244,7 +266,7 @@ def _accepted(status):
         raise Failed(f"answered {status}")
 
 
-def _copy(response, out, destination, deadline, progress):
+def _copy(response: Any, out: Any, destination: Path, deadline: float, progress: Progress | None) -> None:
     expected = response.headers.get("Content-Length")
     expected = int(expected) if expected and expected.isdigit() else None
     if expected is not None and expected > MAX_BYTES:
@@ -266,7 +288,7 @@ def _copy(response, out, destination, deadline, progress):
         raise _Again("sent an empty file")
 
 
-def _reason(error, url):
+def _reason(error: BaseException, url: str) -> Exception:
     """What happened, in a few words, as an exception that says whether to try again."""
     exceptions = urllib3.exceptions
     if isinstance(error, exceptions.ProxyError):
@@ -291,22 +313,22 @@ def _reason(error, url):
     return _Again("broke the connection")
 
 
-def _short(reason):
+def _short(reason: BaseException) -> str:
     while reason.__cause__ is not None:
         reason = reason.__cause__
     return reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
 
 
-def _is_gzip(file):
+def _is_gzip(file: Any) -> bool:
     file.seek(0)
-    return file.read(2) == b"\x1f\x8b"
+    return file.read(2) == b"\x1f\x8b"  # type: ignore[no-any-return]
 
 
-def _unpacked_head(file, size=2**20):
+def _unpacked_head(file: Any, size: int = 2**20) -> bytes:
     """Unpack everything, which checks gzip's own checksum, and return the beginning."""
     if not _is_gzip(file):
         file.seek(0)
-        return file.read(size)
+        return file.read(size)  # type: ignore[no-any-return]
     file.seek(0)
     try:
         return check_gzip(file, size)
@@ -314,7 +336,7 @@ def _unpacked_head(file, size=2**20):
         raise _Again("sent a damaged gzip file") from None
 
 
-def check_gzip(file, size=0):
+def check_gzip(file: Any, size: int = 0) -> bytes:
     """Read a whole gzip file, which verifies its checksum; return the first ``size`` unpacked bytes.
 
     Raises
@@ -332,7 +354,7 @@ def check_gzip(file, size=0):
     return head
 
 
-def _not_text(head):
+def _not_text(head: bytes) -> str | None:
     start = head[:4096].lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "sent a web page instead of the file"
@@ -341,7 +363,7 @@ def _not_text(head):
     return None
 
 
-def _compressed(file, part, destination):
+def _compressed(file: Any, part: Path, destination: Path) -> Path:
     """Compress what was received into a second temporary file; return its name, the first one removed."""
     handle, packed = tempfile.mkstemp(dir=destination.parent, prefix="." + destination.name, suffix=".part")
     try:
@@ -356,11 +378,11 @@ def _compressed(file, part, destination):
         os.unlink(packed)
         raise
     os.unlink(part)
-    return packed
+    return Path(packed)
 
 
 @contextlib.contextmanager
-def progress_bar(name):
+def progress_bar(name: str) -> Iterator[Progress | None]:
     """A bar on a terminal, nothing elsewhere, as a callback for :func:`download`."""
     if not sys.stderr.isatty():
         yield None

@@ -4,7 +4,11 @@ The pieces live in their own modules: :mod:`.model` (coordinates), :mod:`.observ
 and :mod:`.symmetry` (whose cell and space group).  Finding the files is :mod:`.fetch`.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from .data import Data, read_data
 from .errors import Sorry
@@ -31,41 +35,41 @@ class Entry:
     model: Model
     data: Data
     entry_id: str | None = None
-    messages: tuple = field(default_factory=tuple)
-    options: dict = field(default_factory=dict, repr=False)
+    messages: tuple[str, ...] = field(default_factory=tuple)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def again(self, **changes):
+    def again(self, **changes: Any) -> Entry:
         """The same files read with other arguments of :func:`load_entry`."""
         return load_entry(self.model.path, self.data.path, **(self.options | changes))
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The entry, or the name of the model file."""
         return self.entry_id or self.model.path.name.split(".")[0]
 
 
 def load_entry(
-    model_path,
-    data_path,
-    scattering_table="n_gaussian",
-    labels=None,
-    free=None,
-    test_value=None,
-    free_file=None,
-    d_min=None,
-    d_max=None,
-    anomalous=False,
-    prefer="amplitudes",
-    strict=True,
-    crystal_symmetry=None,
-    allow_other_entry=False,
-    reindex=None,
-    space_group=None,
-    unit_cell=None,
-    model_shift=None,
-    r_free_labels=None,
-    test_flag_value=None,
-):
+    model_path: str | Path,
+    data_path: str | Path,
+    scattering_table: str = "n_gaussian",
+    labels: str | None = None,
+    free: str | None = None,
+    test_value: int | None = None,
+    free_file: str | Path | None = None,
+    d_min: float | None = None,
+    d_max: float | None = None,
+    anomalous: bool = False,
+    prefer: str = "amplitudes",
+    strict: bool = True,
+    crystal_symmetry: Any = None,
+    allow_other_entry: bool = False,
+    reindex: Any = None,
+    space_group: Any = None,
+    unit_cell: Any = None,
+    model_shift: Any = None,
+    r_free_labels: str | None = None,
+    test_flag_value: int | None = None,
+) -> Entry:
     """Read a model and its data and check that they belong together.
 
     Parameters

@@ -6,11 +6,15 @@ Order: ``MMTBX_SFDIFF_PDB_DIR``; Phenix's mirror variables ``PDB_MIRROR_MMCIF``,
 ``iotbx.pdb.fetch.all_links_dict`` or their present successors.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TextIO
 
 import platformdirs
 
@@ -36,6 +40,10 @@ class Unreachable(Sorry):
     """No server gave a usable file; another time one may."""
 
 
+#: Called with file name, bytes received, and bytes expected or None; False for silence, None for a bar.
+NamedProgress = Callable[[str, int, int | None], object] | Literal[False] | None
+
+
 @dataclass(frozen=True)
 class EntryFiles:
     """The two files of an entry.
@@ -50,7 +58,7 @@ class EntryFiles:
         ``+`` when the model and the data came from different places.
     """
 
-    entry: str
+    entry: str | None
     model: Path
     data: Path
     source: str
@@ -65,10 +73,10 @@ class Server:
     model: str
     data: str
 
-    def address(self, kind, entry):
+    def address(self, kind: str, entry: str) -> str:
         """The URL of ``kind`` ('model' or 'data') of an entry."""
         base = (os.environ.get(self.variable) or self.url).rstrip("/")
-        return base + getattr(self, kind).format(id=entry, middle=entry[-3:-1])
+        return base + getattr(self, kind).format(id=entry, middle=entry[-3:-1])  # type: ignore[no-any-return]
 
 
 _DIVIDED = "/pub/pdb/data/structures/divided"
@@ -106,7 +114,7 @@ _NAMES = {
 _WHAT = {"model": "coordinates", "data": "structure factors"}
 
 
-def cache_folder(cache_dir=None):
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """The folder in which downloads are kept.
 
     Parameters
@@ -124,8 +132,14 @@ def cache_folder(cache_dir=None):
 
 
 def find_entry(
-    entry_id, download=True, cache_dir=None, mirrors=("rcsb", "pdbe", "pdbj"), progress=None, log=None, timeouts=None
-):
+    entry_id: str,
+    download: bool = True,
+    cache_dir: str | Path | None = None,
+    mirrors: Any = ("rcsb", "pdbe", "pdbj"),
+    progress: NamedProgress = None,
+    log: TextIO | None = None,
+    timeouts: Timeouts | None = None,
+) -> EntryFiles:
     """Find an entry's model and data on this machine, or download them.
 
     Parameters
@@ -159,7 +173,7 @@ def find_entry(
     for name in mirrors:
         if name not in SERVERS:
             raise Sorry(f"{name!r} is not a server: choose among {', '.join(SERVERS)}.")
-    found = {}
+    found: dict[str, tuple[Path, str]] = {}
     for source, files in _local_places(entry):
         if len(files) == 2:
             return EntryFiles(entry, files["model"], files["data"], source)
@@ -183,7 +197,7 @@ def find_entry(
     return EntryFiles(entry, found["model"][0], found["data"][0], "+".join(sources))
 
 
-def _first_file(folders, names):
+def _first_file(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
     for folder in folders:
         for name in names:
             path = folder / name
@@ -192,7 +206,7 @@ def _first_file(folders, names):
     return None
 
 
-def _local_places(entry):
+def _local_places(entry: str) -> Iterator[Any]:
     """Yield (name of the place, {kind: path}) for the places that need no network."""
     own = os.environ.get("MMTBX_SFDIFF_PDB_DIR")
     if own:
@@ -212,7 +226,7 @@ def _local_places(entry):
         yield "PDB_MIRROR_STRUCTURE_FACTORS", _pair([], data, entry)
 
 
-def _pair(model_folders, data_folders, entry):
+def _pair(model_folders: Iterable[Path], data_folders: Iterable[Path], entry: str) -> dict[str, Any]:
     found = {}
     for kind, folders in (("model", model_folders), ("data", data_folders)):
         path = _first_file(folders, [name.format(id=entry) for name in _NAMES[kind]])
@@ -221,11 +235,11 @@ def _pair(model_folders, data_folders, entry):
     return found
 
 
-def _cached(folder, kind, entry):
+def _cached(folder: Path, kind: str, entry: str) -> Path | None:
     return _cached_file(folder / _NAMES[kind][0].format(id=entry))
 
 
-def _cached_file(path):
+def _cached_file(path: Path) -> Path | None:
     """The cached file if it is whole; a damaged one is as good as none and gets replaced."""
     try:
         with open(path, "rb") as file:
@@ -235,7 +249,9 @@ def _cached_file(path):
     return path
 
 
-def _fetch(kind, entry, folder, mirrors, progress, log, timeouts):
+def _fetch(
+    kind: str, entry: str, folder: Path, mirrors: Any, progress: NamedProgress, log: TextIO | None, timeouts: Timeouts
+) -> tuple[Path, str]:
     """Download one file under the entry's lock; return (path, server name)."""
     make_folder(folder)
     destination = folder / _NAMES[kind][0].format(id=entry)
@@ -245,7 +261,7 @@ def _fetch(kind, entry, folder, mirrors, progress, log, timeouts):
         for leftover in folder.glob(".*.part"):  # of a run that was killed; nobody else holds the lock
             with contextlib.suppress(OSError):
                 leftover.unlink()
-        answers = {}
+        answers: dict[str, NotThere | Failed] = {}
         for name in mirrors:
             url = SERVERS[name].address(kind, entry)
             try:
@@ -260,7 +276,7 @@ def _fetch(kind, entry, folder, mirrors, progress, log, timeouts):
     raise _explain(kind, entry, answers)
 
 
-def _progress(progress, name):
+def _progress(progress: NamedProgress, name: str) -> contextlib.AbstractContextManager[Any]:
     if progress is None:
         return progress_bar(name)
     if progress is False:
@@ -268,11 +284,11 @@ def _progress(progress, name):
     return contextlib.nullcontext(lambda done, total: progress(name, done, total))
 
 
-def _checker(kind, entry):
+def _checker(kind: str, entry: str) -> Callable[[bytes], str | None]:
     """A check that the file received is a CIF of this kind and of this entry."""
     named = entry_id_in_model if kind == "model" else entry_id_in_data
 
-    def check(head):
+    def check(head: bytes) -> str | None:
         text = head.decode("utf-8", errors="replace")
         if not any(line.startswith("data_") for line in text.splitlines()):
             return "sent something that is not a CIF file"
@@ -286,7 +302,7 @@ def _checker(kind, entry):
     return check
 
 
-def _explain(kind, entry, answers):
+def _explain(kind: str, entry: str, answers: dict[str, NotThere | Failed]) -> Exception:
     said = "; ".join(f"{name} {answer}" for name, answer in answers.items())
     if answers and all(isinstance(answer, NotThere) for answer in answers.values()):
         if kind == "data":

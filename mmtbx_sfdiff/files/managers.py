@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mmtbx.f_model
 import numpy as np
@@ -17,7 +18,7 @@ from .writing import write_all
 MAPS = (("2mFo-DFc", "2FOFCWT"), ("mFo-DFc", "FOFCWT"))
 
 
-def as_manager(atoms, reflections, scales, f_calc, f_mask):
+def as_manager(atoms: Any, reflections: Any, scales: Any, f_calc: Any, f_mask: Any) -> Any:
     """An ``mmtbx.f_model.manager`` of the reflections that the scales are for.
 
     Parameters
@@ -32,10 +33,10 @@ def as_manager(atoms, reflections, scales, f_calc, f_mask):
     f_obs.set_observation_type_xray_amplitude()
     used = scales.selection
 
-    def real(values):
+    def real(values: Any) -> Any:
         return flex.double(np.ascontiguousarray(values[used].detach().cpu().numpy(), dtype=np.float64))
 
-    def structure_factors(values):
+    def structure_factors(values: Any) -> Any:
         return miller_array(f_obs, values[used])
 
     return mmtbx.f_model.manager(
@@ -51,13 +52,13 @@ def as_manager(atoms, reflections, scales, f_calc, f_mask):
     )
 
 
-def map_coefficients(manager):
+def map_coefficients(manager: Any) -> list[tuple[str, Any]]:
     """(label, miller array) of 2mFo-DFc and mFo-DFc of a manager."""
     maps = manager.electron_density_map()
     return [(label, maps.map_coefficients(map_type=kind, fill_missing=False)) for kind, label in MAPS]
 
 
-def map_file(manager, has_flags):
+def map_file(manager: Any, has_flags: bool) -> bytes:
     """Map coefficients, F_model, the data used and (where there are some) the free flags of a manager as MTZ, bytes."""
     mtz = MTZ("mmtbx_sfdiff: map coefficients")
     mtz.add(manager.f_obs(), "F-obs-filtered")
@@ -70,7 +71,7 @@ def map_file(manager, has_flags):
     return mtz.as_bytes()
 
 
-def model_file(source, atoms, suffix):
+def model_file(source: Any, atoms: Any, suffix: str) -> str:
     """The model of an entry with other parameters of its atoms, bytes; as mmCIF for the suffix ".cif".
 
     Parameters
@@ -94,10 +95,10 @@ def model_file(source, atoms, suffix):
         raise Sorry(
             "The model does not fit into the PDB format (too many atoms, or long names): write it as mmCIF (.cif)."
         )
-    return (manager.model_as_mmcif() if suffix == ".cif" else manager.model_as_pdb()).encode()
+    return (manager.model_as_mmcif() if suffix == ".cif" else manager.model_as_pdb()).encode()  # type: ignore[no-any-return]
 
 
-def write(path, content):
+def write(path: str | Path, content: Any) -> None:
     """Write one file, complete or not at all.
 
     Raises

@@ -5,11 +5,15 @@ The scattering-type registry is set by ``mmtbx.model.manager.setup_scattering_di
 depend on the resolution.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import iotbx.pdb
 import iotbx.pdb.mmcif
@@ -23,7 +27,7 @@ from libtbx.utils import null_out
 
 from ..numerics import symmetric
 from ..rules import radiation_messages
-from ..symmetry.frame import frame_of, scale_of_block, scale_of_pdb
+from ..symmetry.frame import Frame, frame_of, scale_of_block, scale_of_pdb
 from .cif_symmetry import symmetry_of_block
 from .content import read_content
 from .entry_id import entry_id_in_model
@@ -63,18 +67,18 @@ class Model:
     """
 
     path: Path
-    manager: object
-    xray_structure: object
-    crystal_symmetry: object
+    manager: Any
+    xray_structure: Any
+    crystal_symmetry: Any
     entry_id: str | None = None
     r_work: float | None = None
     r_free: float | None = None
     d_min: float | None = None
     scattering_table: str = "n_gaussian"
-    frame: object = None
-    messages: tuple = field(default_factory=tuple)
+    frame: Frame | None = None
+    messages: tuple[str, ...] = field(default_factory=tuple)
 
-    def with_scattering(self, table, d_min):
+    def with_scattering(self, table: str, d_min: float | None) -> Model:
         """The same model with form factors of another table or resolution.
 
         Parameters
@@ -100,14 +104,14 @@ class Model:
 
 
 def read_model(
-    path,
-    scattering_table="n_gaussian",
-    d_min=None,
-    crystal_symmetry=None,
-    space_group=None,
-    unit_cell=None,
-    shift=None,
-):
+    path: str | Path,
+    scattering_table: str = "n_gaussian",
+    d_min: float | None = None,
+    crystal_symmetry: Any = None,
+    space_group: Any = None,
+    unit_cell: Any = None,
+    shift: Any = None,
+) -> Model:
     """Read a model in PDB or mmCIF format, plain or compressed with gzip.
 
     Parameters
@@ -183,7 +187,7 @@ def read_model(
     )
 
 
-def turn(atoms, frame, back=False):
+def turn(atoms: Any, frame: Any, back: bool = False) -> None:
     """Turn the atoms of a hierarchy into the standard frame, or back; changes them."""
     sites = atoms.extract_xyz().as_double().as_numpy_array().reshape(-1, 3)
     sites = frame.to_file(sites) if back else frame.to_standard(sites)
@@ -196,7 +200,7 @@ def turn(atoms, frame, back=False):
             atom.uij = tuple(tensor)
 
 
-def _parse(text, kind, path):
+def _parse(text: str, kind: str, path: str | Path) -> tuple[Any, Any]:
     """cctbx's input object and hierarchy; whatever its parsers raise becomes one sentence."""
     lines = flex.std_string(text.splitlines())
     try:
@@ -215,7 +219,7 @@ def _parse(text, kind, path):
         raise Sorry(f"{path} is not a readable model ({one_line(error)}): correct or replace it.") from None
 
 
-def _symmetry(pdb_input, block, given, path):
+def _symmetry(pdb_input: Any, block: Any, given: Any, path: str | Path) -> Any:
     try:
         symmetry = pdb_input.crystal_symmetry()
         if block is not None and (symmetry is None or symmetry.space_group() is None or symmetry.unit_cell() is None):
@@ -238,7 +242,7 @@ def _symmetry(pdb_input, block, given, path):
     )
 
 
-def _as_asked(symmetry, space_group, unit_cell, path):
+def _as_asked(symmetry: Any, space_group: Any, unit_cell: Any, path: str | Path) -> tuple[Any, list[str]]:
     """The symmetry with another group or cell, and what to say of it."""
     if space_group is None and unit_cell is None:
         return symmetry, []
@@ -264,17 +268,17 @@ def _as_asked(symmetry, space_group, unit_cell, path):
         ) from None
 
 
-def _move(atoms, cell, shift):
+def _move(atoms: Any, cell: Any, shift: Any) -> str:
     """Shift the atoms by fractions of the cell; changes them."""
     atoms.set_xyz(atoms.extract_xyz() + cell.orthogonalize(tuple(shift)))
     return f"the model was moved by {', '.join(f'{x:g}' for x in shift)} of the cell, as asked"
 
 
-def _label(atom):
+def _label(atom: Any) -> str:
     return " ".join(atom.id_str().replace("pdb=", "").replace('"', " ").split())
 
 
-def _check_atoms(atoms, path):
+def _check_atoms(atoms: Any, path: str | Path) -> None:
     """Refuse what makes every structure factor meaningless."""
     xyz = atoms.extract_xyz().as_double()
     for i in _unusable(xyz, -MAX_COORDINATE, MAX_COORDINATE):
@@ -302,12 +306,12 @@ def _check_atoms(atoms, path):
             )
 
 
-def _unusable(values, low, high):
+def _unusable(values: Any, low: float, high: float) -> Any:
     """Indices of the values outside [low, high]; comparisons are written so that NaN is outside too."""
     return (~((values >= low) & (values <= high))).iselection()
 
 
-def _manager(pdb_input, symmetry, messages):
+def _manager(pdb_input: Any, symmetry: Any, messages: list[str]) -> Any:
     """mmtbx's manager; where the NCS matrices in the file are no rotations, without applying them."""
     with contextlib.redirect_stdout(io.StringIO()):  # cctbx prints the offending matrices
         try:
@@ -321,7 +325,7 @@ def _manager(pdb_input, symmetry, messages):
             )
 
 
-def _restore_digits(manager, pdb_input):
+def _restore_digits(manager: Any, pdb_input: Any) -> None:
     """mmtbx copies the input through PDB records, which end at three decimals; an mmCIF may have more."""
     if manager.mtrix_expanded() or not isinstance(pdb_input, iotbx.pdb.mmcif.cif_input):
         return
@@ -336,12 +340,12 @@ def _restore_digits(manager, pdb_input):
     atoms.set_uij(exact.extract_uij())
 
 
-def _rows_by_label(atoms, wanted):
+def _rows_by_label(atoms: Any, wanted: Any) -> Any:
     """Which of the atoms has the label of each wanted one, in the order of the file where labels repeat; None without a match.
 
     The two hierarchies can differ in order where the conformers or residues of one place take turns in the file.
     """
-    found = {}
+    found: dict[str, list[int]] = {}
     for row, atom in enumerate(atoms):
         found.setdefault(atom.id_str(suppress_segid=True), []).append(row)
     rows = [found.get(atom.id_str(suppress_segid=True)) for atom in wanted]
@@ -352,7 +356,7 @@ def _rows_by_label(atoms, wanted):
     return None if None in rows else flex.size_t(rows)
 
 
-def set_scattering(manager, table, d_min, path):
+def set_scattering(manager: Any, table: str, d_min: float | None, path: str | Path) -> None:
     """Give the manager's structure the form factors of a table, as mmtbx does; changes the manager.
 
     Raises
@@ -372,7 +376,7 @@ def set_scattering(manager, table, d_min, path):
         ) from None
 
 
-def _set_isotopes(manager, table):
+def _set_isotopes(manager: Any, table: str) -> None:
     """Electrons do not tell deuterium from hydrogen, and their table has hydrogen only."""
     elements = [element.strip().upper() for element in manager.get_hierarchy().atoms().extract_element()]
     if "D" not in elements:
@@ -385,7 +389,7 @@ def _set_isotopes(manager, table):
     structure.discard_scattering_type_registry()
 
 
-def _published(pdb_input, text):
+def _published(pdb_input: Any, text: str) -> tuple[float | None, ...]:
     """R-work, R-free and resolution from the header; None for what is absent or unreadable."""
     try:
         found = pdb_input.get_r_rfree_sigma()
@@ -400,7 +404,7 @@ def _published(pdb_input, text):
     return tuple(_number(value, high) for value, high in zip(values, (1.0, 1.0, 100.0)))
 
 
-def _number(value, high):
+def _number(value: Any, high: float) -> float | None:
     try:
         value = float(value)
     except (TypeError, ValueError):
@@ -408,13 +412,13 @@ def _number(value, high):
     return value if 0 < value < high else None
 
 
-def _messages(hierarchy):
+def _messages(hierarchy: Any) -> Iterator[str]:
     n_models = hierarchy.models_size()
     if n_models > 1:
         yield f"the model file holds {n_models} models; all of them scatter, each with its own occupancies"
 
 
-def _repeated(atoms):
+def _repeated(atoms: Any) -> list[str]:
     """Atoms that stand in the file twice, in the same place."""
     seen = set()
     repeated = 0
@@ -425,7 +429,7 @@ def _repeated(atoms):
     return [f"atoms that occur twice, in the same place; both scatter: {repeated}"] if repeated else []
 
 
-def _structure_messages(structure):
+def _structure_messages(structure: Any) -> Iterator[str]:
     bad = structure.is_positive_definite_u().count(False)
     if bad:
         yield f"atoms whose displacement parameters are not positive definite: {bad}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from iotbx.mtz import label_decorator
 _MAP_LABELS = label_decorator(phases_prefix="PH")
 
 
-def miller_array(miller_set, values, sigmas=None):
+def miller_array(miller_set: Any, values: Any, sigmas: Any = None) -> Any:
     """Values of a tensor (n,), real, complex, bool or integer, as a miller array of that set."""
     values = values.detach().cpu()
     if values.dtype == torch.bool:
@@ -27,7 +28,7 @@ def miller_array(miller_set, values, sigmas=None):
     return miller_set.array(data=data, sigmas=None if sigmas is None else _flex_double(sigmas))
 
 
-def _flex_double(values):
+def _flex_double(values: Any) -> Any:
     return flex.double(np.ascontiguousarray(values.detach().cpu().numpy(), dtype=np.float64))
 
 
@@ -41,10 +42,11 @@ class MTZ:
         Å.
     """
 
-    def __init__(self, title, wavelength=None):
-        self._title, self._wavelength, self._dataset = title, wavelength or 0.0, None
+    def __init__(self, title: str, wavelength: float | None = None) -> None:
+        self._title, self._wavelength = title, wavelength or 0.0
+        self._dataset: Any = None
 
-    def add(self, array, label, column_types=None, is_map=False):
+    def add(self, array: Any, label: str, column_types: str | None = None, is_map: bool = False) -> None:
         """Add a miller array; the labels of its columns are made from the one given.
 
         Parameters
@@ -64,7 +66,7 @@ class MTZ:
         else:
             self._dataset.add_miller_array(array, column_root_label=label, **options)
 
-    def as_bytes(self):
+    def as_bytes(self) -> bytes:
         """The content of the file."""
         with tempfile.TemporaryDirectory() as folder:
             name = os.path.join(folder, "columns.mtz")

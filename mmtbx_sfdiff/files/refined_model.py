@@ -69,7 +69,7 @@ def _numbered(lines: list[str]) -> bool:
 def _scale(cell: gemmi.UnitCell, frame: Any) -> list[list[float]]:
     """Rows of SCALEn of the file's own frame: x_fractional = standard (rotation x + shift)."""
     standard = np.array(cell.frac.mat.tolist())
-    return np.column_stack([standard @ frame.rotation, standard @ frame.shift]).tolist()
+    return np.column_stack([standard @ frame.rotation, standard @ frame.shift]).tolist()  # type: ignore[no-any-return]
 
 
 def _with_scale(text: str, scale: list[list[float]]) -> str:

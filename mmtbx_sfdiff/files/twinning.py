@@ -12,11 +12,13 @@ Reference: ``mmtbx.scaling.twin_analyses.twin_laws``.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
 import mmtbx.scaling.twin_analyses
 import numpy as np
+import numpy.typing as npt
 from cctbx import miller, sgtbx
 
 from ..numerics.residual import r_factor
@@ -40,10 +42,10 @@ class Twin:
     r_reindexed: float = 1.0
 
     @property
-    def suspected(self):
+    def suspected(self) -> bool:
         return self.fraction >= LEAST_FRACTION and self.r_twinned <= (1 - LEAST_GAIN) * self.r
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"The data look twinned: with a fraction of {self.fraction:.2f} by the law {self.law}, R falls from {self.r:.3f} "
             f"to {self.r_twinned:.3f}. R factors, scales and what is refined here are those of a single crystal: "
@@ -51,7 +53,7 @@ class Twin:
         )
 
 
-def twin_sentence(fmodel):
+def twin_sentence(fmodel: Any) -> str:
     """What to say of an FModel of a twin with scales."""
     known = fmodel.recognised_twin
     how = "The data look twinned" if known else "The data are taken as those of a twin"
@@ -62,7 +64,7 @@ def twin_sentence(fmodel):
     )
 
 
-def twin_messages(fmodel):
+def twin_messages(fmodel: Any) -> list[str]:
     """What to tell the user of an FModel with scales: one sentence or two about the likeliest twin, or nothing."""
     if fmodel.twin_law is not None:
         return [twin_sentence(fmodel)]
@@ -78,7 +80,7 @@ def twin_messages(fmodel):
     return [str(min(found, key=lambda twin: twin.r_twinned))] if found else []
 
 
-def twins(fmodel):
+def twins(fmodel: Any) -> list[Twin]:
     """A :class:`Twin` for each law that the lattice allows, over the work set."""
     reflections = fmodel.reflections
     f_obs, _ = reflections.to_cctbx()
@@ -104,11 +106,11 @@ def twins(fmodel):
     return [twin for twin in found if twin is not None]
 
 
-def _best(law, observed, own, mate):
+def _best(law: str, observed: npt.NDArray[Any], own: npt.NDArray[Any], mate: npt.NDArray[Any]) -> Twin | None:
     if len(observed) < 100:
         return None
 
-    def r(fraction):
+    def r(fraction: float) -> float:
         model = np.sqrt((1 - fraction) * own**2 + fraction * mate**2)
         return float(r_factor(torch.from_numpy(observed), torch.from_numpy(model)))
 

@@ -7,6 +7,7 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .errors import Sorry
 
@@ -17,7 +18,7 @@ class DiskFull(Sorry):
     """There is no room left to write to; nothing is wrong with what was to be written."""
 
 
-def check_writable(paths, overwrite=True):
+def check_writable(paths: Any, overwrite: bool = True) -> None:
     """Refuse, before anything is computed, what could not be written afterwards.
 
     Parameters
@@ -47,7 +48,7 @@ def check_writable(paths, overwrite=True):
             raise Sorry(f"{path} exists: choose another output.prefix, or set overwrite=True.")
 
 
-def write_all(contents):
+def write_all(contents: Any) -> None:
     """Write several files; each appears complete, and none appears unless all could be written.
 
     What a symbolic link points to is replaced, not the link; a device or a pipe is written to.
@@ -91,7 +92,7 @@ def write_all(contents):
                 os.unlink(part)
 
 
-def write_atomically(path, content):
+def write_atomically(path: str | Path, content: Any) -> None:
     """Write one file, text or bytes, as :func:`write_all` does.
 
     Parameters
@@ -106,7 +107,7 @@ def write_atomically(path, content):
     write_all({path: content.encode() if isinstance(content, str) else content})
 
 
-def _umask():
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
