@@ -37,7 +37,7 @@ def measure(
     entry: Entry,
     settings: Any = Settings(),
     report: Callable[..., Any] | None = None,
-    compiling: Callable[..., Any] | None = None,
+    compiling: Any = None,
 ) -> Comparison:
     """Compare this package with mmtbx on one entry.
 

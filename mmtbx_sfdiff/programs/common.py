@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,12 +20,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from ..bulk_solvent import DEFAULT_MASK, MASKS
 from ..files import SCATTERING_TABLES, SERVERS, find_entry, load_entry
 from ..files.demo import demo_entry
+from ..files.entry import Entry
 from ..plans.twin import parse_law
 from ..structure_factors import METHODS
 from ..versions import __version__
 
 
-def choices(names, default):
+def choices(names: Iterable[str], default: str) -> str:
     """A PHIL choice among names, with its default marked."""
     return " ".join("*" + name if name == default else name for name in names)
 
@@ -191,7 +194,7 @@ class EntryProgram(ProgramTemplate):
     epilog = ""
 
     @property
-    def inputs(self):
+    def inputs(self) -> Any:
         """The extracted scope of that name."""
         return getattr(self.params, self.input_scope)
 
@@ -200,7 +203,7 @@ class EntryProgram(ProgramTemplate):
     #: Whether a program can make new flags (r_free_flags.generate).
     makes_flags = False
 
-    def check_inputs(self, data_needed=True):
+    def check_inputs(self, data_needed: bool = True) -> None:
         """One entry, or a model and (unless not needed) data, or the demonstration."""
         params = self.inputs
         self._join_flag_names()
@@ -216,7 +219,7 @@ class EntryProgram(ProgramTemplate):
         if unknown or not params.mirrors:
             raise Sorry(f"mirrors={' '.join(unknown)} is not possible: choose from {', '.join(SERVERS)}.")
 
-    def _join_flag_names(self):
+    def _join_flag_names(self) -> None:
         """r_free_flags { } and its older names say the same from here on."""
         params, scope = self.inputs, self.inputs.r_free_flags
         if not params.read_free_flags:
@@ -246,7 +249,7 @@ class EntryProgram(ProgramTemplate):
         if scope.file_name and not (params.data_file or params.entry_id or params.demo):
             raise Sorry("r_free_flags.file_name goes with data: give a data file.")
 
-    def check_numbers(self, limits):
+    def check_numbers(self, limits: Any) -> None:
         """Parameters of the input scope against ``{name: (lowest, highest, whether None is allowed)}``.
 
         The lowest value itself is allowed unless it is 0.
@@ -259,7 +262,7 @@ class EntryProgram(ProgramTemplate):
                 remedy = "a positive number" if low == 0 and math.isinf(high) else f"{low:g} to {high:g}"
                 raise Sorry(f"{name}={value} is not possible: give {remedy}.")
 
-    def check_twins(self):
+    def check_twins(self) -> None:
         """Twin law and fraction, as far as they can be checked before there is a crystal."""
         params = self.inputs
         try:
@@ -274,7 +277,7 @@ class EntryProgram(ProgramTemplate):
         if params.twin_fraction is not None and law is None:
             raise Sorry("twin_fraction goes with twin_law: give a law, such as h,-k,-l, or auto.")
 
-    def twin_options(self):
+    def twin_options(self) -> dict[str, Any]:
         """What FModel takes of twin_law and twin_fraction."""
         law = self.inputs.twin_law
         word = "auto" if law is Auto else "none" if law is None else str(law).strip()
@@ -283,7 +286,7 @@ class EntryProgram(ProgramTemplate):
         law = "auto" if word.lower() == "auto" else word.strip("\"'")
         return {"twin_law": law, "twin_fraction": getattr(self.inputs, "twin_fraction", None)}
 
-    def check_computing(self):
+    def check_computing(self) -> None:
         """Accuracy, mask grid and device."""
         params = self.inputs
         self.check_numbers({"accuracy": (0, math.inf, False), "grid_step": (0.1, 1, False)})
@@ -291,7 +294,7 @@ class EntryProgram(ProgramTemplate):
             raise Sorry(f"accuracy={params.accuracy:g} is not possible: give a relative error below 1, such as 1e-4.")
         check_device(params.device)
 
-    def prefix(self):
+    def prefix(self) -> str:
         """What the names of written files begin with."""
         params = self.inputs
         prefix = self.params.output.prefix or ("demo" if params.demo else params.entry_id)
@@ -300,7 +303,7 @@ class EntryProgram(ProgramTemplate):
             raise Sorry(f"output.prefix={prefix} holds a folder: name the folder with output.directory.")
         return prefix
 
-    def find_files(self, folder, report):
+    def find_files(self, folder: str | Path, report: Callable[..., Any]) -> Any:
         """(model, data) as given, found, downloaded, or, in that folder, simulated; data may be None."""
         params = self.inputs
         if params.demo:
@@ -320,10 +323,10 @@ class EntryProgram(ProgramTemplate):
             return params.model_file, params.data_file
         return files.model, files.data
 
-    def load(self, model, data, d_min, d_max, **options):
+    def load(self, model: str | Path, data: str | Path, d_min: float, d_max: float, **options: Any) -> Entry:
         """Read a model and its data as the parameters say."""
         params = self.inputs
-        return load_entry(
+        return load_entry(  # type: ignore[no-any-return]
             model,
             data,
             scattering_table=params.scattering_table,
@@ -342,12 +345,12 @@ class EntryProgram(ProgramTemplate):
             **options,
         )
 
-    def on_terminal(self, stream):
+    def on_terminal(self, stream: Any) -> bool:
         """Whether output goes to a person at a terminal, and --quiet was not given."""
         return stream.isatty() and any(f is sys.stdout for f in getattr(self.logger, "file_objects", ()))
 
     @contextlib.contextmanager
-    def progress(self):
+    def progress(self) -> Iterator[Callable[..., None]]:
         """A function (what is being done, fraction or None) that shows it: on a terminal only."""
         if not self.on_terminal(sys.stderr):
             yield lambda step, fraction=None: None
@@ -362,21 +365,21 @@ class EntryProgram(ProgramTemplate):
         ) as progress:
             task = progress.add_task("starting", total=None)
 
-            def report(step, fraction=None):
+            def report(step: str, fraction: float | None = None) -> None:
                 progress.update(
                     task, description=step, completed=fraction or 0, total=None if fraction is None else 1.0
                 )
 
             yield report
 
-    def get_results(self):
+    def get_results(self) -> Any:
         return getattr(self, "result", None)
 
-    def get_results_as_JSON(self):
+    def get_results_as_JSON(self) -> Any:
         return self._json
 
 
-def check_device(name):
+def check_device(name: str) -> None:
     """Refuse a device that this machine lacks."""
     try:
         device = torch.device(name)

@@ -6,10 +6,12 @@ import math
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from libtbx.utils import Sorry
 
 from ..comparison import Settings, measure, output, table
+from ..comparison.settings import Comparison
 from ..kernels import compilation
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, TWIN_LAW, EntryProgram
 
@@ -69,7 +71,7 @@ The exit code is 0 only if everything was computed and written.
 """
     master_phil_str = _PHIL
 
-    def validate(self):
+    def validate(self) -> None:
         """Everything that can be wrong with the parameters, before any work."""
         params = self.params.compare
         self.check_inputs()
@@ -93,7 +95,7 @@ The exit code is 0 only if everything was computed and written.
         self._paths = output.paths(out.directory or ".", self.prefix(), kinds)
         output.check_writable(list(self._paths.values()))
 
-    def run(self):
+    def run(self) -> None:
         params = self.params.compare
         settings = Settings(
             **{
@@ -139,7 +141,7 @@ The exit code is 0 only if everything was computed and written.
             print(f"The model and the simulated data: {names}", file=self.logger)
             print(f"Go on with them as with your own: mmtbx_sfdiff.fmodel {names}", file=self.logger)
 
-    def _contents(self, comparison):
+    def _contents(self, comparison: Comparison) -> dict[str, Any]:
         # matplotlib takes half a second to import: not for --help.
         from ..comparison import figure, page
 
@@ -153,7 +155,7 @@ The exit code is 0 only if everything was computed and written.
         return contents
 
 
-def _kernels_for(settings):
+def _kernels_for(settings: Any) -> tuple[str, ...]:
     """What is going to be timed; the masks first, with which the demonstration begins."""
     method = {"direct": ("direct",), "fft": ("structure_factors", "gradients")}
     wanted = ("masks", *method.get(settings.method, method["fft"]))

@@ -9,6 +9,7 @@ import random
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,7 +70,7 @@ The exit code is 0 only if everything was computed and written.
 """
     master_phil_str = PHIL
 
-    def validate(self):
+    def validate(self) -> None:
         """Everything that can be wrong with the parameters, before any work."""
         params, out = self.inputs, self.params.output
         self.check_inputs(data_needed=False)
@@ -113,11 +114,11 @@ The exit code is 0 only if everything was computed and written.
         self._path = Path(out.directory or ".").expanduser() / f"{self.prefix()}_fmodel.mtz"
         check_writable([self._path], overwrite=out.overwrite)
 
-    def _with_data(self):
+    def _with_data(self) -> bool:
         params = self.inputs
         return bool(params.data_file or params.demo or params.entry_id)
 
-    def run(self):
+    def run(self) -> None:
         params = self.inputs
         with tempfile.TemporaryDirectory() as folder, self.progress() as report:
             model_name, data_name = self.find_files(folder, report)
@@ -138,7 +139,7 @@ The exit code is 0 only if everything was computed and written.
 
     # Model and data
 
-    def _read(self, model_name, data_name):
+    def _read(self, model_name: str | Path, data_name: str | Path | None) -> None:
         params = self.inputs
         if data_name is None:
             self._entry = None
@@ -180,7 +181,7 @@ The exit code is 0 only if everything was computed and written.
             self._reflections = self._complete_set(structure, options)
         self._model = model
 
-    def _complete_set(self, structure, options):
+    def _complete_set(self, structure: Any, options: Any) -> Reflections:
         """All reflections between the limits, with amplitudes of zero."""
         params = self.inputs
         miller_set = structure.build_miller_set(
@@ -193,11 +194,11 @@ The exit code is 0 only if everything was computed and written.
                 f"The crystal has no reflection to high_resolution={params.high_resolution:g} Å: give a smaller number."
             )
         blank = miller_set.array(data=flex.double(miller_set.size(), 0.0)).set_observation_type_xray_amplitude()
-        return Reflections.from_cctbx(blank, **options)
+        return Reflections.from_cctbx(blank, **options)  # type: ignore[no-any-return]
 
     # Structure factors
 
-    def _compute(self):
+    def _compute(self) -> _Parts:
         params = self.inputs
         if self._entry is None or params.scales == "given":
             return self._compute_given()
@@ -233,7 +234,7 @@ The exit code is 0 only if everything was computed and written.
             scales.selection,
         )
 
-    def _compute_given(self):
+    def _compute_given(self) -> _Parts:
         params = self.inputs
         crystal, indices = self._reflections.crystal, self._reflections.miller_indices
         try:
@@ -252,7 +253,7 @@ The exit code is 0 only if everything was computed and written.
 
     # Output
 
-    def _content(self, parts):
+    def _content(self, parts: _Parts) -> bytes:
         params, out = self.inputs, self.params.output
         reflections = parts.reflections
         miller_set = reflections.miller_set()
@@ -279,22 +280,21 @@ The exit code is 0 only if everything was computed and written.
             for label, values in (("KMASK", parts.k_mask), ("KTOTAL", parts.k_total)):
                 mtz.add(miller_array(miller_set, values), label, column_types="R")
         if out.maps and parts.fmodel is not None:
-            for label, coefficients in self._maps(parts):
-                scaled = coefficients.data() * parts.fmodel.scales.f_obs_scale
+            for label, coefficients in self._maps(parts, parts.fmodel):
+                scaled = coefficients.data() * parts.fmodel.scales.f_obs_scale  # type: ignore[union-attr]
                 mtz.add(coefficients.customized_copy(data=scaled), label, is_map=True)
         return mtz.as_bytes()
 
     @staticmethod
-    def _maps(parts):
+    def _maps(parts: _Parts, fmodel: FModel) -> list[tuple[str, Any]]:
         """(label, miller array) of each map; of a twin by this package, of detwinned data."""
-        fmodel = parts.fmodel
         if fmodel.twin_law is None:
             return map_coefficients(fmodel.to_cctbx(parts.f_calc, parts.f_mask))
         used = fmodel.reflections.select(parts.selection).miller_set()
         found = fmodel.map_coefficients()
         return [(label, miller_array(used, found[kind])) for kind, label in MAPS]
 
-    def _add_f_model(self, mtz, miller_set, f_model):
+    def _add_f_model(self, mtz: Any, miller_set: Any, f_model: Any) -> None:
         params, out = self.inputs, self.params.output
         if out.type == "complex":
             mtz.add(miller_array(miller_set, f_model), out.label)
@@ -310,10 +310,10 @@ The exit code is 0 only if everything was computed and written.
             array = array.f_as_f_sq().set_observation_type_xray_intensity()
         mtz.add(array, out.label)
 
-    def _describe(self, parts):
+    def _describe(self, parts: _Parts) -> None:
         params, reflections = self.inputs, parts.reflections
         d = reflections.d_spacings
-        scales = parts.fmodel and parts.fmodel.scales
+        scales = None if parts.fmodel is None else parts.fmodel.scales
         k1 = scales.f_obs_scale if scales else 1.0
         r_work = r_free = None
         if self._entry is not None:
@@ -340,7 +340,7 @@ The exit code is 0 only if everything was computed and written.
             "r_work": r_work,
             "r_free": r_free,
             "twin": None
-            if parts.fmodel is None or parts.fmodel.twin_law is None
+            if parts.fmodel is None or scales is None or parts.fmodel.twin_law is None
             else {"law": parts.fmodel.twin_law, "fraction": scales.twin_fraction},
             "scales": "given" if scales is None else "mmtbx" if scales.exponential is None else "exponential",
             "exponential": exponential
@@ -369,7 +369,7 @@ The exit code is 0 only if everything was computed and written.
         }
         self._json = json.dumps(self.result, indent=1, ensure_ascii=False) + "\n"
 
-    def _shells(self, parts):
+    def _shells(self, parts: _Parts) -> list[dict[str, Any]]:
         reflections = parts.reflections
         used = torch.ones_like(reflections.work) if parts.selection is None else parts.selection
         shells = []

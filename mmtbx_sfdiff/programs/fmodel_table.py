@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from rich.text import Text
 
 from .. import text_tables
 
 
-def render(result, terminal=False, width=None):
+def render(result: dict[str, Any], terminal: bool = False, width: int | None = None) -> str:
     """The result as text; see :func:`mmtbx_sfdiff.text_tables.render`."""
     return text_tables.render(lambda style: _parts(result, style), terminal, width)
 
 
-def _parts(result, style):
+def _parts(result: dict[str, Any], style: Any) -> Iterator[Any]:
     yield Text(
         f"{result['entry']}: {result['space_group']}, {result['d_max']:.1f}-{result['d_min']:.2f} Å, "
         f"{result['n_atoms']:,} atoms, {result['n_reflections']:,} reflections"
@@ -40,7 +43,7 @@ def _parts(result, style):
         yield Text(f"Note: {message}", style="dim")
 
 
-def _row(shell, with_data):
+def _row(shell: dict[str, Any], with_data: bool) -> list[str]:
     row = [
         f"{shell['d_max']:.2f}-{shell['d_min']:.2f}",
         f"{shell['n']:,}",

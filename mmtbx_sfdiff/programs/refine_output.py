@@ -106,7 +106,7 @@ def record(result: dict[str, Any], free_selection: str | None) -> dict[str, Any]
     """The refinement as :mod:`mmtbx_sfdiff.files.deposition` takes it."""
     final, settings = result["final"], result["settings"]
     counts = result["displacements"]
-    return result["in_use"] | {
+    return result["in_use"] | {  # type: ignore[no-any-return]
         "entry": result["entry"],
         "program": "mmtbx_sfdiff",
         "version": result["versions"]["mmtbx_sfdiff"],

@@ -197,7 +197,7 @@ def restraint_types(geometry: Any, sites_cart: torch.Tensor) -> list[tuple[str, 
 def _complete(reflections: Any) -> torch.Tensor:
     """Resolution of every reflection that there could be to the data's limit; of anomalous data both mates."""
     crystal = reflections.crystal
-    return crystal.d_spacings(crystal.build_miller_indices(reflections.d_min * (1 - 1e-9), reflections.anomalous))
+    return crystal.d_spacings(crystal.build_miller_indices(reflections.d_min * (1 - 1e-9), reflections.anomalous))  # type: ignore[no-any-return]
 
 
 def _r(f_obs: torch.Tensor, model: torch.Tensor, rows: torch.Tensor, k: float | None = 1.0) -> float | None:

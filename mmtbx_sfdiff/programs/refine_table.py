@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from rich.text import Text
 
 from .. import text_tables
 
 
-def render(result, terminal=False, width=None):
+def render(result: dict[str, Any], terminal: bool = False, width: int | None = None) -> str:
     """The result as text; see :func:`mmtbx_sfdiff.text_tables.render`."""
     return text_tables.render(lambda style: _parts(result, style), terminal, width)
 
 
-def heading(result):
+def heading(result: dict[str, Any]) -> str:
     """One line that says what is refined, and one more for simulated data."""
     line = (
         f"{result['entry']}: {result['space_group']}, {result['d_max']:.1f}-{result['d_min']:.2f} Å, "
@@ -23,7 +26,7 @@ def heading(result):
     return line
 
 
-def cycle_line(cycle):
+def cycle_line(cycle: dict[str, Any]) -> str:
     """A macro-cycle in one line, for a log."""
     return (
         f"Macro-cycle {cycle['cycle']}: to {cycle['d_min']:.2f} Å, {' and '.join(cycle['refined'])}, "
@@ -33,7 +36,7 @@ def cycle_line(cycle):
     )
 
 
-def _parts(result, style):
+def _parts(result: dict[str, Any], style: Any) -> Iterator[Any]:
     names = ("Cycle", "to Å", "steps", "R-work", "R-free", "bonds Å", "angles °", "weight", "s")
     yield text_tables.table(style, names, [_row(cycle) for cycle in result["cycles"]])
     yield Text("Of the reflections of each macro-cycle; weight: of the geometry.", style="dim")
@@ -54,7 +57,7 @@ def _parts(result, style):
         yield Text(f"Note: {message}", style="dim")
 
 
-def _row(cycle):
+def _row(cycle: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"{cycle['cycle']}",
         f"{cycle['d_min']:.2f}",
@@ -68,6 +71,6 @@ def _row(cycle):
     )
 
 
-def optional(value, digits=4):
+def optional(value: float | None, digits: int = 4) -> str:
     """A number, or – where there is none."""
     return "–" if value is None or value != value else f"{value:.{digits}f}"

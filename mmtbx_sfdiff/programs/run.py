@@ -12,7 +12,9 @@ import importlib.util
 import re
 import runpy
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import mmtbx_sfdiff
 
@@ -29,7 +31,7 @@ _DISPATCHER = re.compile(r"[A-Za-z]\w*(\.\w+)+")
 _NAME_LINE = re.compile(r"^\s*#\s*LIBTBX_SET_DISPATCHER_NAME\s+(\S+)", re.MULTILINE)
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     """The command line of the program."""
     result = argparse.ArgumentParser(
         prog="mmtbx_sfdiff.run",
@@ -88,12 +90,12 @@ MMTBX_SFDIFF_REPORT=1 makes a program say at its end which calls went through mm
     return result
 
 
-def run(args=None):
+def run(args: Sequence[str] | None = None) -> int:
     """Run it; return the exit code."""
     return guarded(lambda: _run(parser().parse_args(args)))
 
 
-def _run(options):
+def _run(options: Any) -> None:
     if options.install_startup or options.remove_startup:
         if options.program:
             raise Sorry(f"--install-startup and --remove-startup run no program: leave out {options.program}.")
@@ -127,7 +129,7 @@ def _run(options):
         sys.argv = argv
 
 
-def find_program(name):
+def find_program(name: str) -> Callable[..., Any]:
     """What starts a program of that name: a function of its arguments.
 
     Looks, in this order, for a file, for ``<module>/command_line/<command>.py``, for a file there that names itself
@@ -163,14 +165,14 @@ def find_program(name):
     )
 
 
-def _script(path):
+def _script(path: str) -> Callable[..., Any]:
     return lambda arguments: runpy.run_path(path, run_name="__main__")
 
 
-def _own_script(path):
+def _own_script(path: str) -> Callable[..., Any]:
     """As ``python script.py`` does, with the folder of the script first on the path, for what it imports from there."""
 
-    def start(arguments):
+    def start(arguments: Sequence[str]) -> None:
         before = list(sys.path)
         sys.path.insert(0, str(Path(path).resolve().parent))
         try:
@@ -181,14 +183,14 @@ def _own_script(path):
     return start
 
 
-def _finds(module):
+def _finds(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
 
 
-def _command_folders(first):
+def _command_folders(first: str) -> Iterator[tuple[str, Path]]:
     """(module, folder) of the command-line programs of the modules that libtbx knows, and of the first."""
     names = [first] + [module.name for module in libtbx.env.module_list] + ["cctbx", "iotbx", "mmtbx", "phenix"]
     for name in dict.fromkeys(names):

@@ -13,6 +13,8 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import libtbx
 from iotbx.cli_parser import CCTBXParser, run_program
@@ -27,11 +29,11 @@ _PHIL_SUFFIXES = (".eff", ".phil", ".param", ".params", ".def")
 class Parser(CCTBXParser):
     """cctbx's parser, but files that are not PHIL are kept for the program, which reads them itself."""
 
-    def __init__(self, *args, **kwargs):
-        self.plain_files = []
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.plain_files: list[str] = []
         super().__init__(*args, **kwargs)
 
-    def parse_args(self, args=None, *more, **kwargs):
+    def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:
         if args is not None:
             args = [_outside_of_flags(word, self.master_phil) for word in args]
         try:
@@ -49,7 +51,7 @@ class Parser(CCTBXParser):
                 "--show-defaults --attributes-level=2 for what is possible."
             ) from None
 
-    def process_files(self, file_list, message="Processing files:"):
+    def process_files(self, file_list: Any, message: str = "Processing files:") -> None:
         phil = [name for name in file_list if name.lower().endswith(_PHIL_SUFFIXES)]
         if message == "Processing files:":
             self.plain_files = [name for name in file_list if name not in phil]
@@ -63,7 +65,7 @@ class Parser(CCTBXParser):
                 )
 
 
-def _outside_of_flags(word, master_phil):
+def _outside_of_flags(word: str, master_phil: Any) -> str:
     """``name=value`` with its scope where the name also occurs in ``r_free_flags { }``, whose names need theirs."""
     name, equals, value = word.partition("=")
     if name.endswith(("r_free_flags.label", "free_flag_labels")) and value.lower() == "none":
@@ -75,13 +77,13 @@ def _outside_of_flags(word, master_phil):
     return f"{others[0]}={value}" if len(others) == 1 and len(paths) > 1 else word
 
 
-def inputs_from_arguments(scope_name):
+def inputs_from_arguments(scope_name: str) -> Callable[..., Any]:
     """A ``custom_process_arguments`` that makes parameters of bare entry ids, ``demo`` and files.
 
     The scope of that name has ``entry_id``, ``model_file``, ``data_file`` and ``demo``.
     """
 
-    def process(parser):
+    def process(parser: Any) -> None:
         _refuse_auto(parser.working_phil)
         params = parser.working_phil.extract()
         scope = getattr(params, scope_name)
@@ -107,7 +109,7 @@ def inputs_from_arguments(scope_name):
     return process
 
 
-def _refuse_auto(working_phil):
+def _refuse_auto(working_phil: Any) -> None:
     """PHIL lets every parameter be Auto; it means something where the help of the parameter says what."""
     for definition in working_phil.all_definitions():
         if definition.object.extract() is libtbx.Auto and "Auto" not in (definition.object.help or ""):
@@ -116,14 +118,14 @@ def _refuse_auto(working_phil):
             )
 
 
-def _set_once(scope, name, value, what):
+def _set_once(scope: Any, name: str, value: Any, what: str) -> None:
     before = getattr(scope, name)
     if before is not None and before != value:
         raise Sorry(f"Two values for the {what} were given, {before} and {value}: give one.")
     setattr(scope, name, value)
 
 
-def _holds_reflections(path):
+def _holds_reflections(path: str) -> bool:
     content = read_content(path, "model or data")
     if content.kind == "mtz":
         return True
@@ -133,7 +135,7 @@ def _holds_reflections(path):
     return "_refln" in text or path.lower().endswith((".hkl", ".sca", ".cv", ".fcf", ".mtz", ".mtz.gz"))
 
 
-def main(program_class, args=None):
+def main(program_class: Any, args: Sequence[str] | None = None) -> int:
     """Run a program.
 
     Parameters
@@ -161,7 +163,7 @@ def main(program_class, args=None):
     )
 
 
-def guarded(run, interrupted="Interrupted."):
+def guarded(run: Callable[[], object], interrupted: str = "Interrupted.") -> int:
     """Call ``run()``; say what went wrong in one sentence, and return the exit code as :func:`main` does."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the libraries were loaded
         with contextlib.suppress(ValueError):  # not the main thread
@@ -195,11 +197,11 @@ def guarded(run, interrupted="Interrupted."):
 
 
 @contextlib.contextmanager
-def _no_interrupt_lost():
+def _no_interrupt_lost() -> Iterator[None]:
     """Ctrl-C that arrives in a finaliser or a weak reference's callback, where Python drops it, comes again."""
     before = sys.unraisablehook
 
-    def hook(unraisable):
+    def hook(unraisable: Any) -> None:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             before(unraisable)
             return
@@ -215,6 +217,6 @@ def _no_interrupt_lost():
         sys.unraisablehook = before
 
 
-def _say(text):
+def _say(text: str) -> None:
     sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)

@@ -8,6 +8,8 @@ calls that this package answered.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 import mmtbx_sfdiff
 import torch
@@ -29,17 +31,17 @@ from .runner import guarded
 _D_MIN = 2.5
 
 
-def run(args=None):
+def run(args: Sequence[str] | None = None) -> int:
     """Print the table; return the exit code."""
 
-    def show():
+    def show() -> None:
         argparse.ArgumentParser(prog="mmtbx_sfdiff.show_backend", description=__doc__.splitlines()[0]).parse_args(args)
         print(report())
 
     return guarded(show)
 
 
-def report():
+def report() -> str:
     """The table as text."""
     lines = [" ".join(f"{name} {value}" for name, value in versions().items() if value)]
     lines.append(
@@ -50,7 +52,7 @@ def report():
     lines.append(f"Algorithms that cctbx knows now: {', '.join(sorted(algorithms))}")
     counts, ours = {}, {}
 
-    def count(mode, algorithm):
+    def count(mode: str, algorithm: str) -> None:
         before = usage.OURS.copy()
         counts[mode] = count_calls(algorithm)
         ours[mode] = usage.OURS - before
@@ -71,7 +73,7 @@ def report():
     return "\n".join(lines)
 
 
-def count_calls(algorithm="fft"):
+def count_calls(algorithm: str = "fft") -> dict[str, int]:
     """Calls of the C++ entry points in a round through mmtbx.
 
     Parameters
@@ -102,7 +104,7 @@ def count_calls(algorithm="fft"):
     return counts
 
 
-def _round(structure, f_obs, flags, parameters, mask):
+def _round(structure: Any, f_obs: Any, flags: Any, parameters: Any, mask: Any) -> None:
     manager = mmtbx.f_model.manager(
         f_obs=f_obs,
         r_free_flags=flags.customized_copy(data=flags.data() == 1),
