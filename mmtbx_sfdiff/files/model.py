@@ -352,8 +352,8 @@ def _rows_by_label(atoms: Any, wanted: Any) -> Any:
     if atoms.size() != wanted.size() or None in rows or sum(map(len, found.values())) != len(rows):
         return None
     counts = {key: iter(places) for key, places in found.items()}
-    rows = [next(counts[atom.id_str(suppress_segid=True)], None) for atom in wanted]
-    return None if None in rows else flex.size_t(rows)
+    order = [next(counts[atom.id_str(suppress_segid=True)], None) for atom in wanted]
+    return None if None in order else flex.size_t(order)
 
 
 def set_scattering(manager: Any, table: str, d_min: float | None, path: str | Path) -> None:
