@@ -12,7 +12,8 @@ Both are made of one dictionary, the record of a refinement:
     shells            [{d_max, d_min, n_work, n_free, completeness, r_all, r_work, r_free}], low resolution first
     restraint_types   [(name, number, root mean square deviation, unit)]
     twin              None or {law, fraction}
-    tls               [{id, selection, origin, T, L, S}], tensors as rows: Å^2, degrees^2, Å degrees
+    tls               [{id, selection, chain, first, last, origin, T, L, S}], tensors as rows: Å^2, degrees^2, Å degrees; first and
+                      last residue, or None for all of the chain. B factors and tensors of the atoms are whole, TLS included
 
 References: the PDBx/mmCIF dictionary (categories refine, refine_ls_shell, refine_ls_restr, refine_hist, reflns, software,
 pdbx_reflns_twin, pdbx_refine_tls); the PDB format 3.3, REMARK 3.
@@ -162,6 +163,12 @@ def _tls_lines(groups: Sequence[dict[str, Any]]) -> list[str]:
                 ("11", "12", "13"), ("21", "22", "23"), ("31", "32", "33"))  # fmt: skip
             for row in pairs:
                 lines.append("    " + " ".join(f"{name}{ij}: {m[int(ij[0]) - 1][int(ij[1]) - 1]:8.4f}" for ij in row))
+    # Without this, programs add the TLS part once more.
+    lines += [
+        "",
+        "  ATOM RECORD CONTAINS SUM OF TLS AND RESIDUAL B FACTORS",
+        "  ANISOU RECORD CONTAINS SUM OF TLS AND RESIDUAL U FACTORS",
+    ]
     return [*lines, ""]
 
 
@@ -196,9 +203,14 @@ def _tls(block: gemmi.cif.Block, groups: Sequence[dict[str, Any]]) -> None:
     for group in groups:
         values = [_n(group[name][i][j], 4) for name, (i, j) in tensors]
         _row(loop, _METHOD, group["id"], "refined", *(_n(x, 4) for x in group["origin"]), *values)
-    loop = block.init_loop("_pdbx_refine_tls_group.", ["pdbx_refine_id", "id", "refine_tls_id", "selection_details"])
+    ends = ["beg_auth_asym_id", "beg_auth_seq_id", "end_auth_asym_id", "end_auth_seq_id"]
+    loop = block.init_loop(
+        "_pdbx_refine_tls_group.", ["pdbx_refine_id", "id", "refine_tls_id", *ends, "selection_details"]
+    )
     for group in groups:
-        _row(loop, _METHOD, group["id"], group["id"], group["selection"])
+        chain = None if group["first"] is None else group["chain"]
+        span = (chain, group["first"], chain, group["last"])
+        _row(loop, _METHOD, group["id"], group["id"], *span, group["selection"])
 
 
 def _pairs(block: gemmi.cif.Block, category: str, values: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ def refined_model(source: Any, atoms: Any, suffix: str, record: dict[str, Any]) 
     frame = source.model.frame
     if frame is not None:
         turn(hierarchy.atoms(), frame, back=True)
+        record = record | {"tls": [_turned_back(group, frame) for group in record["tls"]]}
     adopt(structure, rows, hierarchy.atoms())
     if not from_file:
         structure.name = str(record["entry"])
@@ -60,6 +61,13 @@ def refined_model(source: Any, atoms: Any, suffix: str, record: dict[str, Any]) 
     structure.raw_remarks = [*before, *remark_3(record), *after]
     text = str(structure.make_pdb_string())
     return (text if frame is None else _with_scale(text, _scale(structure.cell, frame))).encode()
+
+
+def _turned_back(group: dict[str, Any], frame: Any) -> dict[str, Any]:
+    """A TLS group in the frame of the file."""
+    tensors = frame.turned(np.array([group[name] for name in "TLS"]), back=True)
+    origin = frame.to_file(np.array([group["origin"]]))[0]
+    return group | {"origin": origin.tolist()} | dict(zip("TLS", tensors.tolist(), strict=True))
 
 
 def _numbered(lines: list[str]) -> bool:

@@ -27,7 +27,7 @@ Matrix = npt.NDArray[np.float64]
 
 _DEGREE = math.pi / 180
 _FLOAT = r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)"
-_CHAIN = r"chain\s+['\"]?(\w+)['\"]?"
+_CHAIN = r"chain\s+['\"]?(\w+|(?<=['\"]) (?=['\"]))['\"]?"
 _RANGE = r"res(?:seq|id|i)\s+['\"]?(-?\d+)\s*(?::|-|\s+through\s+|\s+thru\s+)\s*(-?\d+)['\"]?"
 _ONE = re.compile(rf"\(*\s*{_CHAIN}\s*\)*(?:\s+and\s+\(*\s*{_RANGE}\s*\)*)?", re.IGNORECASE)
 _ONLY = re.compile("RESIDUAL B FACTORS ONLY", re.IGNORECASE)

@@ -10,6 +10,7 @@ import torch
 
 from ..files.refined_model import refined_model
 from ..real_space.files import map_coefficient_bytes
+from ..refinement.groups import AtomLabels
 from ..versions import versions
 from . import refine_statistics as statistics
 
@@ -78,6 +79,7 @@ def describe(
         "final": r_factors(refined),
         "geometry": {"start": held.rms(first.atoms), "final": held.rms(refined.atoms)},
         "twin": twin(refined),
+        "tls": tls(history, entry),
         "ramachandran": {"start": statistics.ramachandran(before), "final": statistics.ramachandran(after)},
         "in_use": statistics.overall(refined),
         "shells": statistics.shells(refined),
@@ -102,6 +104,23 @@ def twin(fmodel: Any) -> dict[str, Any] | None:
     return {"law": fmodel.twin_law, "fraction": fmodel.scales.twin_fraction}
 
 
+def tls(history: Any, entry: Any) -> list[dict[str, Any]]:
+    """The TLS groups as they were refined last: {id, selection, chain, first, last, origin, T, L, S}; [] where none were."""
+    found = next((cycle["tls"] for cycle in reversed(history.cycles) if cycle.get("tls")), [])
+    if not found:
+        return []
+    labels = AtomLabels.from_hierarchy(entry.model.manager.get_hierarchy())
+    spans = labels.spans(labels.polymer_chains())
+    result = []
+    for group in found:
+        chain, first, last = spans[group["group"]]
+        named = f"chain {chain}" if chain.strip() else "chain ' '"
+        selection = named if first is None else f"{named} and resseq {first}:{last}"
+        place = {"id": str(len(result) + 1), "selection": selection, "chain": chain, "first": first, "last": last}
+        result.append(place | {name: group[name] for name in ("origin", "T", "L", "S")})
+    return result
+
+
 def record(result: dict[str, Any], free_selection: str | None) -> dict[str, Any]:
     """The refinement as :mod:`mmtbx_sfdiff.files.deposition` takes it."""
     final, settings = result["final"], result["settings"]
@@ -122,7 +141,7 @@ def record(result: dict[str, Any], free_selection: str | None) -> dict[str, Any]
         "shells": result["shells"],
         "restraint_types": result["restraint_types"],
         "twin": result["twin"],
-        "tls": result.get("tls") or [],
+        "tls": result["tls"],
     }
 
 

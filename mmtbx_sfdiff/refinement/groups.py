@@ -6,6 +6,7 @@ Groups are arrays of one number for each atom, -1 for atoms that are in none.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ _BACKBONE = frozenset(
     + tuple(f"{name}{mark}" for name in ("O5", "C5", "C4", "O4", "C3", "O3", "C2", "O2", "C1") for mark in "'*")
 )
 _WATERS = frozenset(("HOH", "DOD", "WAT", "H2O"))
+_DECIMAL = re.compile(r"-?\d+(?=\D?$)")
 _LEAST_ATOMS = 20  # of a chain that has a motion of its own
 
 
@@ -116,6 +118,18 @@ class AtomLabels:
         return self._numbered(
             lambda i: self.chains[i] if self.polymer[i] and counts[self.chains[i]] >= _LEAST_ATOMS else None
         )
+
+    def spans(self, groups: np.ndarray) -> dict[int, tuple[str, int | None, int | None]]:
+        """{group: (chain, first, last residue)} of groups (n,) within a chain; None for numbers that are not decimal."""
+        result: dict[int, tuple[str, int | None, int | None]] = {}
+        for group in sorted(set(groups.tolist()) - {-1}):
+            rows = np.nonzero(groups == group)[0]
+            numbers = [_DECIMAL.match(self.residues[row].rpartition(" ")[2]) for row in rows]
+            known = [int(number.group()) for number in numbers if number is not None]
+            whole = len(known) < len(rows)
+            chain = self.chains[rows[0]]
+            result[group] = (chain, None, None) if whole else (chain, min(known), max(known))
+        return result
 
     def _numbered(self, key: Callable[[int], Hashable]) -> np.ndarray:
         numbers: dict[Hashable, int] = {}

@@ -290,7 +290,7 @@ class _Cycle:
         last = end.info["target"]
         with torch.no_grad():
             atoms = _detached(variables(vector))
-        self._close(first, end, last, adp, atoms, time.perf_counter() - start)
+        self._close(first, end, last, adp, atoms, time.perf_counter() - start, variables.tls_groups(vector))
         return atoms
 
     def _estimate(self):
@@ -389,7 +389,7 @@ class _Cycle:
             min(1.0, self.taken / self.settings.steps),
         )
 
-    def _close(self, first, end, last, adp, atoms, seconds):
+    def _close(self, first, end, last, adp, atoms, seconds, tls):
         reflections = self.fmodel.reflections
         before = first.info["target"]
         decrease = before - last
@@ -416,6 +416,7 @@ class _Cycle:
                 "r_free": end.info["r_free"],
                 "seconds": seconds,
             }
+            | ({"tls": tls} if tls else {})
             | ({} if self.restraint is None else self.restraint.close(atoms))
         )
 

@@ -10,6 +10,9 @@ Reference: Schomaker & Trueblood (1968), Acta Cryst. B24, 63; Winn et al. (2001)
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 
 from ..numerics.symmetric import PAIRS
@@ -19,6 +22,7 @@ _LEAST_LIBRATION = 1e-5  # rad^2: 0.2 degrees, for a derivative
 _LEAST_TRANSLATION = 1e-3  # Å^2
 _QUANTILE = 0.05
 _TRACE_WEIGHT = 1e-4
+_DEGREE = math.pi / 180
 
 
 class TLSGroups:
@@ -87,6 +91,19 @@ class TLSGroups:
         """(n_groups, 6, 6): L (rad^2), S and T (Å^2) of each group, about its origin."""
         k = self._k + self._lower(vector)
         return k @ k.mT
+
+    def tensors_by_group(self, vector: torch.Tensor) -> list[dict[str, Any]]:
+        """[{group, origin, T, L, S}] in the units of a deposition: Å, Å^2, degrees^2, Å degrees; S without a trace, which moves no atom."""
+        unit = torch.eye(3, dtype=torch.float64, device=vector.device)
+        result = []
+        for group, c in enumerate(self.covariances(vector)):
+            s = c[:3, 3:] - c[:3, 3:].diagonal().mean() * unit
+            tensors = {"T": c[3:, 3:], "L": c[:3, :3] / _DEGREE**2, "S": s / _DEGREE}
+            origin = self.origins[group].tolist()
+            result.append(
+                {"group": group, "origin": origin} | {name: value.tolist() for name, value in tensors.items()}
+            )
+        return result
 
     def _lower(self, vector: torch.Tensor) -> torch.Tensor:
         full = torch.zeros(self.n_groups, 36, dtype=torch.float64, device=vector.device)

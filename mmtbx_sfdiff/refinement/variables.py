@@ -196,6 +196,12 @@ class Variables:
                   if limit is not None and len(part) and float(part.max()) > 0]  # fmt: skip
         return min([1.0, *limits])
 
+    def tls_groups(self, vector):
+        """Motion of each TLS group for a vector (n,), as :meth:`.tls.TLSGroups.tensors_by_group` has it; none where none is refined."""
+        if self._tls is None or not self.adp:
+            return []
+        return self._tls.tensors_by_group((vector * self.scale).split(self.sizes)[3].detach())
+
     def damping(self, vector, strength):
         """(penalty, its gradient (n,)) of shifts: springs of equal strength in Å for all sites."""
         weight = torch.full_like(self.scale, strength)

@@ -1,16 +1,26 @@
 """Refinement metadata: read back by gemmi from both formats; new flags by every door."""
 
+import dataclasses
+
 import torch
+from mmtbx_sfdiff import Atoms, structure_factors
 from mmtbx_sfdiff.files import load_entry
 from mmtbx_sfdiff.files.demo import demo_entry
 from mmtbx_sfdiff.files.deposition import REFINEMENT_CATEGORIES, add_to_cif, remark_3
 from mmtbx_sfdiff.files.new_flags import new_flags
 from mmtbx_sfdiff.files.refined_model import refined_model
+from mmtbx_sfdiff.files.tls import groups_of_block, groups_of_pdb
+from mmtbx_sfdiff.programs.refine_output import tls
+from mmtbx_sfdiff.refinement import History
+from mmtbx_sfdiff.refinement.groups import AtomLabels
+from mmtbx_sfdiff.refinement.parameters import Parameters
+from mmtbx_sfdiff.refinement.variables import Variables
 from mmtbx_sfdiff.symmetry.frame import Frame
 
 import gemmi
 import numpy as np
 import pytest
+from scitbx.math import euler_angles_as_matrix
 
 SHELL = {"n": 50, "n_work": 45, "n_free": 5, "completeness": 0.9, "r_all": 0.2, "r_work": 0.19, "r_free": 0.25}
 RECORD = {
@@ -20,7 +30,7 @@ RECORD = {
     "restraints": "a monomer library", "restraint_types": [("bond", 300, 0.0101, "ANGSTROMS"), ("angle", 400, 1.5, "DEGREES")],
     "shells": [SHELL | {"d_max": 20.0, "d_min": 3.0}, SHELL | {"d_max": 3.0, "d_min": 1.85}],
     "twin": {"law": "-h,-k,l", "fraction": 0.31},
-    "tls": [{"id": "1", "selection": "chain A and resseq 1:20", "origin": (1.0, 2.0, 3.0),
+    "tls": [{"id": "1", "selection": "chain A and resseq 1:20", "chain": "A", "first": 1, "last": 20, "origin": (1.0, 2.0, 3.0),
              "T": np.diag([0.1, 0.2, 0.3]).tolist(), "L": np.diag([1.0, 2.0, 3.0]).tolist(),
              "S": [[0.01, 0.02, 0.03], [0.04, 0.05, 0.06], [0.07, 0.08, -0.06]]}],
 }  # fmt: skip
@@ -84,22 +94,18 @@ def demo(tmp_path_factory):
     return load_entry(files.model, files.data)
 
 
+def turned_entry(entry):
+    """Of a file with a frame of its own."""
+    rotation = np.array(euler_angles_as_matrix((10, 20, 30), deg=True).as_numpy_array()).reshape(3, 3)
+    frame = Frame(rotation, np.array([1.0, 2, 3]))
+    return dataclasses.replace(entry, model=dataclasses.replace(entry.model, frame=frame))
+
+
 @pytest.mark.parametrize("suffix", [".pdb", ".cif"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_refined_model_is_the_atoms_given(suffix, turned, demo, tmp_path):
     """Read again: the same atoms, to the digits of the format; also where the file has a frame of its own."""
-    import dataclasses
-
-    from mmtbx_sfdiff import Atoms
-
-    from scitbx.math import euler_angles_as_matrix
-
-    entry = demo
-    if turned:
-        rotation = np.array(euler_angles_as_matrix((10, 20, 30), deg=True).as_numpy_array()).reshape(3, 3)
-        entry = dataclasses.replace(
-            demo, model=dataclasses.replace(demo.model, frame=Frame(rotation, np.array([1.0, 2, 3])))
-        )
+    entry = turned_entry(demo) if turned else demo
     atoms = Atoms.from_cctbx(demo.model.xray_structure)
     moved = atoms.replace(sites_cart=atoms.sites_cart + 0.25, u_iso=atoms.u_iso + 0.01)
     path = tmp_path / f"m{suffix}"
@@ -113,6 +119,52 @@ def test_a_refined_model_is_the_atoms_given(suffix, turned, demo, tmp_path):
     torch.testing.assert_close(read.sites_cart, moved.sites_cart, rtol=0, atol=tolerance)
     torch.testing.assert_close(read.b_iso, moved.b_iso, rtol=0, atol=0.02)
     assert again.model.r_work == pytest.approx(RECORD["r_work"], abs=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_tls_groups_are_recorded_and_counted_once(suffix, turned, demo, tmp_path):
+    """Our reader gets the same F from the file: it adds nothing. The tensors recorded are those of the atoms but for an isotropic part."""
+    entry = turned_entry(demo) if turned else demo
+    atoms = Atoms.from_cctbx(demo.model.xray_structure)
+    labels = AtomLabels.from_hierarchy(demo.model.manager.get_hierarchy())
+    groups = torch.from_numpy(np.where(atoms.hydrogens.numpy(), -1, labels.polymer_chains()))
+    parameters = Parameters(tls=groups.numpy())
+    variables = Variables(parameters.prepared(atoms), sites=False, parameters=parameters)
+    vector = 0.05 * torch.randn(variables.n, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    refined = variables(vector)
+    history = History(cycles=[{"tls": variables.tls_groups(vector)}, {}], steps=[])
+    recorded = tls(history, demo)
+    assert len(recorded) == int(groups.max()) + 1 >= 1
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(refined_model(entry, refined, suffix, RECORD | {"tls": recorded}))
+
+    again = load_entry(path, demo.data.path, allow_other_entry=True)
+    assert not any("TLS" in message for message in again.model.messages)
+    indices = demo.data.f_obs.indices().as_vec3_double().as_numpy_array().astype(np.int64)
+    f, expected = (structure_factors(x, atoms.crystal, indices, method="direct")
+                   for x in (Atoms.from_cctbx(again.model.xray_structure), refined))  # fmt: skip
+    assert float((f - expected).abs().sum() / expected.abs().sum()) < 3e-3
+
+    text = path.read_text()
+    found = groups_of_pdb(text) if suffix == ".pdb" else groups_of_block(gemmi.cif.read_string(text)[0])
+    structure = gemmi.read_structure(str(path))
+    n = 0
+    for chain in structure[0]:
+        for residue in chain:
+            mine = [g for g in found if g.holds(chain.name.strip("_") or " ", residue.seqid.num)]
+            for atom in residue:
+                if atom.is_hydrogen() or not mine:
+                    continue
+                left = np.array(atom.aniso.as_mat33().tolist()) - mine[0].u(np.array([atom.pos.tolist()]))[0]
+                assert np.abs(left - np.eye(3) * np.trace(left) / 3).max() < 5e-4
+                n += 1
+    assert n == int((groups >= 0).sum())
+
+
+def test_chains_whose_numbers_are_not_decimal_are_recorded_whole():
+    labels = AtomLabels.from_columns(["CA"] * 4, [""] * 4, ["GLY"] * 4, list("AABB"), ["-2A", "7", "9999", "A000"])
+    assert labels.spans(np.array([0, 0, 1, 1])) == {0: ("A", -2, 7), 1: ("B", None, None)}
 
 
 def _order(hierarchy):

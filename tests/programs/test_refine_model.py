@@ -2,9 +2,11 @@
 
 import json
 
+from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.command_line.refine import run
 
 import gemmi
+import numpy as np
 import pytest
 
 from tests.support.monomers import library_or_skip
@@ -46,6 +48,25 @@ def test_parameters_that_are_asked_for(words, check, files_1yjp, tmp_path):
     assert check(structure)
     assert result["final"]["r_work"] < result["start"]["r_work"] + 0.02
     assert result["geometry"]["final"]["bond"] < 0.03
+
+
+@pytest.mark.parametrize("kind", ["pdb", "mmcif"])
+def test_tls_groups_are_in_every_file_and_counted_once(kind, files_1yjp, tmp_path):
+    """R of the file that was written, read again, is the refinement's."""
+    library_or_skip()
+    words = ["adp_model=tls", f"model_format={kind}", f"directory={tmp_path}"]
+    assert run([*files_1yjp, *FEW, *words]) == 0
+    result = json.loads((tmp_path / "1yjp_refined.json").read_text())
+    (group,) = result["tls"]
+    assert group["selection"] == "chain A and resseq 1:7" and group["T"] == result["cycles"][-1]["tls"][0]["T"]
+    path = next(p for p in tmp_path.glob("1yjp_refined.*") if p.suffix in (".pdb", ".cif"))
+    again = FModel.from_files(path, files_1yjp[1], mask={"method": "binary"})
+    again.update_scales()
+    assert again.r_factors()[0] == pytest.approx(result["final"]["r_work"], abs=2e-3)
+    (read,) = gemmi.read_structure(str(path)).meta.refinement[0].tls_groups
+    for name in "TLS":
+        assert np.allclose(np.array(getattr(read, name).tolist() if name == "S" else getattr(read, name).as_mat33().tolist()),
+                           group[name], atol=1e-4)  # fmt: skip
 
 
 def test_hydrogens_are_added_ride_and_are_written(files_1yjp, tmp_path):
