@@ -15,7 +15,8 @@ from typing_extensions import Self
 from .atoms import Atoms
 from .crystal import Crystal
 from .numerics.residual import scale as numerics_scale
-from .real_space import anomalous_difference_coefficients, map_coefficient_bytes, map_coefficients
+from .real_space import map_coefficient_bytes, map_coefficients
+from .real_space.mates import difference_column, mates_in_rows
 from .reflections import Reflections
 from .scaling import Scales
 
@@ -175,6 +176,10 @@ class FModelIO:
 
     def map_file(self) -> bytes:
         """The content of the file of :meth:`write_map_coefficients`."""
+        return map_coefficient_bytes(self.reflections.crystal, *self.map_columns())
+
+    def map_columns(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Indices (n, 3) and columns, by label, of the file of :meth:`write_map_coefficients`."""
         data = self.known_scales().selected(self.reflections)
         with torch.no_grad():
             f_model = self.f_model()[self.selection]
@@ -186,7 +191,10 @@ class FModelIO:
         columns["F-model"] = f_model * numerics_scale(data.f_obs, f_model.abs())
         found = self.map_coefficients()
         columns |= {"2FOFCWT": found["2mFo-DFc"], "FOFCWT": found["mFo-DFc"]}
-        return map_coefficient_bytes(data.crystal, *_merged(data, columns, f_model))
+        indices, columns = mates_in_rows(data, columns, apart=("F-model",))
+        if data.anomalous:
+            columns["PANOM"] = difference_column(indices, data, f_model)
+        return indices, columns
 
     def map_coefficients(self) -> dict[str, torch.Tensor]:
         """Coefficients of 2mFo-DFc and mFo-DFc of the reflections in use, see :func:`mmtbx_sfdiff.real_space.map_coefficients`.
@@ -228,37 +236,6 @@ class FModelIO:
         from .files.managers import model_file, write
 
         write(path, model_file(self.source, self.atoms, Path(path).suffix))
-
-
-def _merged(
-    data: Reflections, columns: dict[str, torch.Tensor], f_model: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Indices and columns of an MTZ file: of anomalous data one row for both mates, and what each has in columns of its own."""
-    h = data.miller_indices
-    if not data.anomalous:
-        return h, columns
-    digits = torch.tensor([2**40, 2**20, 1], dtype=torch.int64, device=h.device)
-    positive = (h * digits).sum(-1) > 0
-    keys, row = torch.unique((h * digits).sum(-1).abs(), return_inverse=True)
-    n = len(keys)
-    indices = h.new_zeros(n, 3).index_copy(0, row, torch.where(positive[:, None], h, -h))
-    centric = data.crystal.centric_flags(h)
-    result: dict[str, torch.Tensor] = {}
-    for label, values in columns.items():
-        if values.is_complex() and label != "F-model":
-            same = torch.where(positive, values, values.conj())
-            total = same.new_zeros(n).index_add(0, row, same)
-            result[label] = total / torch.bincount(row, minlength=n)
-        elif values.dtype == torch.bool:
-            result[label] = values.new_zeros(n).index_copy(0, row, values)
-        else:
-            for sign, chosen in (("(+)", positive | centric), ("(-)", ~positive & ~centric)):
-                blank = torch.full((n,), float("nan"), dtype=values.dtype, device=h.device)
-                result[label + sign] = blank.index_copy(0, row[chosen], values[chosen])
-    first, coefficients = anomalous_difference_coefficients(data, f_model)
-    place = torch.searchsorted(keys, (first * digits).sum(-1))
-    blank = torch.full((n,), float("nan"), dtype=coefficients.dtype, device=h.device)
-    return indices, result | {"PANOM": blank.index_copy(0, place, coefficients)}
 
 
 def _read_without_cctbx(

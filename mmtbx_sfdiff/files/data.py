@@ -48,6 +48,8 @@ class Data:
         What the file itself says.
     setting : str or None
         Operator by which the indices were brought to the model's setting.
+    mates : str or None
+        Columns of the file that have Bijvoet mates apart, whether taken or not.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Data:
     messages: tuple[str, ...] = ()
     stated: Symmetry | None = None
     setting: str | None = None
+    mates: str | None = None
 
 
 def read_data(
@@ -180,6 +183,7 @@ def as_data(observations: Observations, crystal_symmetry: Any = None) -> Data:
         messages=o.messages,
         stated=o.stated,
         setting=o.setting,
+        mates=o.mates,
     )
 
 

@@ -59,7 +59,7 @@ class Observations:
     free : numpy.ndarray or None
         (n,) bool, True for the test set.
     anomalous : bool
-        Whether Bijvoet mates are apart.
+        Whether Bijvoet mates are apart: they were asked for, and there are pairs.
     labels : str
         Columns that were taken.
     free_labels : str or None
@@ -77,6 +77,8 @@ class Observations:
         What the file itself says.
     setting : str or None
         Operator by which the indices were brought to the model's setting.
+    mates : str or None
+        Columns of the file that have Bijvoet mates apart, whether taken or not.
     """
 
     path: Path
@@ -98,6 +100,7 @@ class Observations:
     messages: tuple[str, ...] = ()
     stated: Symmetry | None = None
     setting: str | None = None
+    mates: str | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -182,7 +185,7 @@ def read_observations(
     path, word = split_word(path)
     source = read_reflection_file(read_content(path, "data"), word, symmetry)
     try:
-        table, observed, messages = _choose(source, symmetry, labels, prefer, anomalous)
+        table, observed, mates, messages = _choose(source, symmetry, labels, prefer, anomalous)
     except ValueError as error:
         raise Sorry(str(error)) from None
     messages = [*source.messages, *messages]
@@ -193,7 +196,9 @@ def read_observations(
     rows.indices, whole = agreement.changed(rows.indices)
     rows.keep(whole, NO_INDEX)
     _within_limits(rows, agreement.symmetry, d_min, d_max, path)
-    result, kind = _merged(rows, observed.kind, agreement.symmetry, anomalous, messages, path, observed.labels)
+    symmetry_of_all = agreement.symmetry
+    anomalous = anomalous and _has_pairs(rows.indices, symmetry_of_all)
+    result, kind = _merged(rows, observed.kind, symmetry_of_all, anomalous, messages, path, observed.labels)
     try:
         flags, flag_table, more = find_flags(source, table, observed, free, test_value, free_file, symmetry, strict)
     except ValueError as error:
@@ -226,7 +231,16 @@ def read_observations(
         messages=tuple(messages),
         stated=own,
         setting=agreement.setting,
+        mates=mates,
     )
+
+
+def _has_pairs(indices: Indices, symmetry: Symmetry) -> bool:
+    """Whether some reflection is there with its Friedel mate, which no operation makes its equivalent."""
+    if not len(indices):
+        return False
+    standard, mate = to_asu(indices, symmetry)
+    return len(group_rows(np.where(mate[:, None], -standard, standard)).indices) > len(group_rows(standard).indices)
 
 
 def _agreement(own: Symmetry, model: Symmetry | None, path: Any, reindex: str | None, trust: bool) -> Agreement:
@@ -245,8 +259,8 @@ def _agreement(own: Symmetry, model: Symmetry | None, path: Any, reindex: str | 
 
 def _choose(
     source: ReflectionFile, symmetry: Symmetry | None, labels: Any, prefer: str, anomalous: bool
-) -> tuple[Table, Observation, list[str]]:
-    """The table and its observations; among several, those whose cell is the model's."""
+) -> tuple[Table, Observation, str | None, list[str]]:
+    """The table and its observations, and those with mates apart; among several, those whose cell is the model's."""
     tables = source.tables
     messages: list[str] = []
     columns = [column for table in tables for column in table.columns]
@@ -260,7 +274,8 @@ def _choose(
                 messages.append(f"not the model's cell, and therefore not looked at: {'; '.join(left)}")
     observed, more = rules.choose_observation(columns, labels, prefer, anomalous, where=str(source.path))
     table = next(table for table in tables if observed.value in table.columns)
-    return table, observed, messages + more
+    mates = [one for one in (observed, *rules.observations(columns)[0]) if one.is_anomalous]
+    return table, observed, mates[0].labels if mates else None, messages + more
 
 
 def _has(columns: list[Column], labels: Any) -> bool:

@@ -25,7 +25,7 @@ from ..refinement import History, Settings, refine, state
 from ..refinement.run import check_settings
 from ..refinement.weight import choose_weight
 from ..reflections import Reflections
-from . import refine_model, refine_output
+from . import refine_anomalous, refine_model, refine_output
 from .common import EntryProgram
 from .refine_parameters import MASTER_PHIL
 from .refine_restraints import biased_flags, hold
@@ -104,6 +104,7 @@ everything was computed and written.
             raise Sorry(str(error)) from None
         self.check_computing()
         self.check_twins()
+        refine_anomalous.check(params)
         folder, prefix = Path(out.directory or ".").expanduser(), self.prefix()
         suffixes = [self._model_suffix(), ".mtz", ".json"] + [".html"] * bool(out.report) + [".png"] * bool(out.figure)
         self._paths = {suffix: folder / f"{prefix}_refined{suffix}" for suffix in suffixes}
@@ -186,6 +187,7 @@ everything was computed and written.
                 break
             data = self._entry.data
             self._entry = dataclasses.replace(self._entry, model=self.load(made.path, data.path, None, None).model)
+            refine_anomalous.give_inelastic(self.inputs, self._entry.model.xray_structure)
             atoms = Atoms.from_cctbx(self._entry.model.xray_structure, dtype=refined.atoms.dtype,
                                      device=refined.atoms.device)  # fmt: skip
             start = refined.with_(atoms=atoms, source=self._entry)
@@ -213,7 +215,10 @@ everything was computed and written.
 
     def _read(self, model, data):
         params = self.inputs
-        entry = self._entry = self._with_flags(self.load(model, data, params.d_min, params.d_max))
+        apart = params.wavelength is not None
+        entry = self._entry = self._with_flags(self.load(model, data, params.d_min, params.d_max, anomalous=apart))
+        refine_anomalous.give_inelastic(params, entry.model.xray_structure)
+        self._flag_messages += refine_anomalous.messages(params, entry.data)
         options = {"dtype": getattr(torch, params.dtype), "device": params.device}
         try:
             atoms = Atoms.from_cctbx(entry.model.xray_structure, **options)
@@ -365,6 +370,7 @@ everything was computed and written.
             "geometry_weight",
             "bond_rms",
             "adp_weight",
+            "wavelength",
         )
         decisive = {name: getattr(params, name) for name in (*names, *refine_model.DECISIVE)} | dataclasses.asdict(
             self._settings

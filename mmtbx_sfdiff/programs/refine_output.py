@@ -10,12 +10,15 @@ import torch
 
 from ..files.refined_model import refined_model
 from ..real_space.files import map_coefficient_bytes
+from ..real_space.mates import mates_in_rows
 from ..refinement.groups import AtomLabels
 from ..versions import versions
 from . import refine_statistics as statistics
+from .refine_anomalous import differences
 
 _SETTINGS = (
-    "method", "accuracy", "mask", "grid_step", "device", "dtype", "scattering_table", "shake", "random_seed",
+    "method", "accuracy", "mask", "grid_step", "device", "dtype", "scattering_table", "wavelength", "shake",
+    "random_seed",
 )  # fmt: skip
 _TARGETS = {
     "maximum_likelihood": "maximum likelihood",
@@ -48,6 +51,7 @@ def header(entry: Any, fmodel: Any) -> dict[str, Any]:
         "d_min": float(d.min()),
         "n_atoms": fmodel.atoms.n_atoms,
         "n_reflections": len(reflections),
+        "anomalous": reflections.anomalous,
         "n_free": None if reflections.r_free_flags is None else int(reflections.r_free_flags.sum()),
         "reflections": entry.data.reflections,
     }
@@ -192,7 +196,8 @@ def map_file(fmodel: Any, labels: str = "ccp4") -> bytes:
 
     CCP4's labels: F, SIGF, FREE (0 for the test set, as CCP4's programs take it) of all reflections; FC, PHIC of the atoms
     and FC_ALL, PHIC_ALL with solvent, on the scale of F; FWT, PHWT (2mFo-DFc) and DELFWT, PHDELWT (mFo-DFc) of the
-    reflections in use, without number for the others.
+    reflections in use, without number for the others. Where the data have Bijvoet mates FAN, PHAN (PANOM, PHPANOM) is the anomalous
+    difference map; those that were refined apart have F(+), SIGF(+), F(-), SIGF(-), and the other columns are of the mean of both.
 
     Parameters
     ----------
@@ -200,20 +205,23 @@ def map_file(fmodel: Any, labels: str = "ccp4") -> bytes:
         With scales.
     labels : {"ccp4", "phenix"}
     """
-    if labels == "phenix" or fmodel.reflections.anomalous:
-        return bytes(fmodel.map_file())
-    reflections = fmodel.reflections
-    return map_coefficient_bytes(reflections.crystal, reflections.miller_indices, _ccp4_columns(fmodel))
+    crystal, source = fmodel.reflections.crystal, fmodel.source
+    indices, columns = (fmodel.map_columns if labels == "phenix" else lambda: _ccp4_columns(fmodel))()
+    if labels != "phenix" or not fmodel.reflections.anomalous:
+        found = differences(fmodel, source, indices)
+        if found is not None:
+            columns["PANOM" if labels == "phenix" else "FAN"] = found
+    return map_coefficient_bytes(crystal, indices, columns)
 
 
-def _ccp4_columns(fmodel: Any) -> dict[str, torch.Tensor]:
+def _ccp4_columns(fmodel: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     reflections, scales = fmodel.reflections, fmodel.scales
     used = scales.selection
     columns = {"F": reflections.f_obs}
     if reflections.sigmas is not None:
         columns["SIGF"] = reflections.sigmas
     if reflections.r_free_flags is not None:
-        columns["FREE"] = (~reflections.r_free_flags).to(torch.int32)
+        columns["FREE"] = reflections.r_free_flags
     with torch.no_grad():
         k = scales.k_total * scales.f_obs_scale
         columns |= {"FC": k * fmodel.f_calc(), "FC_ALL": scales.f_obs_scale * fmodel.f_model()}
@@ -221,7 +229,10 @@ def _ccp4_columns(fmodel: Any) -> dict[str, torch.Tensor]:
         values = fmodel.map_coefficients()[kind]
         blank = torch.full((len(reflections),), complex(float("nan"), float("nan")), dtype=values.dtype)
         columns[label] = blank.to(values.device).index_copy(0, used.nonzero()[:, 0], values)
-    return columns
+    indices, columns = mates_in_rows(reflections, columns)
+    if "FREE" in columns:
+        columns["FREE"] = (~columns["FREE"]).to(torch.int32)
+    return indices, columns
 
 
 def r_factors(fmodel: Any) -> dict[str, float | None]:

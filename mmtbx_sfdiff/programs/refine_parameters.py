@@ -6,6 +6,7 @@ from ..refinement import Settings
 from ..refinement.minimise import MINIMISERS
 from ..refinement.run import ANISOTROPIC, MASK_UPDATES
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, TWINS, choices
+from .refine_anomalous import PHIL as ANOMALOUS
 from .refine_model import MODEL_PHIL
 from .refine_restraints import PHIL
 
@@ -15,6 +16,7 @@ refine {{
   {INPUTS}
   {LIMITS}
   {TWINS}
+  {ANOMALOUS}
   {PHIL}
   {MODEL_PHIL}
   target = *maximum_likelihood least_squares intensity_least_squares
@@ -118,7 +120,7 @@ output {{
   mtz_labels = *ccp4 phenix
     .type = choice
     .short_caption = Column labels
-    .help = "ccp4: F, SIGF, FREE, FC, PHIC, FWT, PHWT, DELFWT, PHDELWT. phenix: F-obs-filtered, R-free-flags, F-model, 2FOFCWT, \
+    .help = "ccp4: F, SIGF, FREE, FC, PHIC, FWT, PHWT, DELFWT, PHDELWT, FAN, PHAN. phenix: F-obs-filtered, R-free-flags, F-model, 2FOFCWT, \
             PH2FOFCWT, FOFCWT, PHFOFCWT. Coot opens the maps of both by itself."
   flag_style = *phenix ccp4
     .type = choice

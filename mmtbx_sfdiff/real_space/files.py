@@ -15,7 +15,7 @@ from ..crystal import Crystal
 
 # Labels of phases that programs look for; others are PHI and the amplitude's.
 _PHASES = {"2FOFCWT": "PH2FOFCWT", "FOFCWT": "PHFOFCWT", "PANOM": "PHPANOM", "FWT": "PHWT", "DELFWT": "PHDELWT",
-           "FC": "PHIC", "FC_ALL": "PHIC_ALL"}  # fmt: skip
+           "FC": "PHIC", "FC_ALL": "PHIC_ALL", "FAN": "PHAN"}  # fmt: skip
 
 
 def write_map(path: str | Path, rho: torch.Tensor, crystal: Crystal) -> None:
@@ -108,8 +108,8 @@ def write_map_coefficients(
         (n, 3) integers.
     columns : dict of str to torch.Tensor
         (n,) each, by label: complex ones are amplitude and phase ("2FOFCWT" with "PH2FOFCWT", which Coot opens by itself, and
-        others, such as "F-model", with "PHIF-model"), labels that begin with SIG are standard deviations, bool and integers
-        are flags.
+        others, such as "F-model", with "PHIF-model"), labels that begin with SIG are standard deviations, those that end with (+)
+        or (-) of one mate of a pair, bool and integers are flags.
 
     Raises
     ------
@@ -151,7 +151,9 @@ def map_coefficient_bytes(crystal: Crystal, miller_indices: torch.Tensor, column
             mtz.add_column(_PHASES.get(label, f"PHI{label}"), "P")
             data += [np.abs(values)[:, None], np.degrees(np.angle(values))[:, None]]
             continue
-        kind = "I" if values.dtype.kind in "bi" else "Q" if label.startswith("SIG") else "F"
+        mate = label.endswith(("(+)", "(-)"))
+        amplitude, error = ("G", "L") if mate else ("F", "Q")
+        kind = "I" if values.dtype.kind in "bi" else error if label.startswith("SIG") else amplitude
         mtz.add_column(label, kind)
         data.append(values.astype(np.float64)[:, None])
     mtz.set_data(np.concatenate(data, 1).astype(np.float32))

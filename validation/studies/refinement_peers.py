@@ -85,7 +85,7 @@ def cut_to_alanine(structure):
                     not amino
                     or residue.name in ("GLY", "PRO")
                     or residue.het_flag == "H"
-                    or not residue.sole_or_first("CA")
+                    or residue.find_atom("CA", "*") is None
                 ):
                     continue
                 for atom in [a for a in residue if a.name not in kept]:
