@@ -116,7 +116,7 @@ def interpret(manager: Any, parameters: Any = None) -> CctbxRestraints:
         log=null_out(),
     )
     try:
-        with _library_in_environment():
+        with library_in_environment():
             copy.process(pdb_interpretation_params=parameters, make_restraints=True)
     except Sorry as error:
         text = " ".join(str(error).split())
@@ -132,7 +132,7 @@ def interpret(manager: Any, parameters: Any = None) -> CctbxRestraints:
 
 
 @contextlib.contextmanager
-def _library_in_environment() -> Iterator[None]:
+def library_in_environment() -> Iterator[None]:
     """mmtbx finds a library by the environment, or inside Phenix: where it finds none, that of :func:`find_library`."""
     try:
         server.server()

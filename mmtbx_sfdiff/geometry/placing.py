@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import gemmi
 import numpy as np
 
+from .chain_links import joined
 from .library import MonomerLibrary
 from .topology import with_current_names
 
@@ -45,8 +46,9 @@ def with_hydrogens(
     copy = structure.clone()
     copy.setup_entities()
     with_current_names(copy, monomers)
-    for number in range(len(copy)):
-        gemmi.prepare_topology(copy, monomers, number, gemmi.HydrogenChange.ReAddKnown, False, io.StringIO(), False)
+    for number, model in enumerate(copy):
+        with joined(model):
+            gemmi.prepare_topology(copy, monomers, number, gemmi.HydrogenChange.ReAddKnown, False, io.StringIO(), False)
     waters = {"HOH", "DOD", "WAT"}
     for model in copy:
         for chain in model:

@@ -4,6 +4,8 @@ Links, alternative conformations and modifications (termini, deprotonation, ...)
 library does not know has its present geometry for its ideal one, which gemmi derives; an atom that its residue's
 monomer does not have is tied to its neighbors in the same way. Both are named in ``messages``.
 
+Residues that follow one another in a chain's sequence are linked up to 3 Å apart (:mod:`.chain_links`).
+
 Torsions: side chains, omega, disulfides, and sp2 and sp3 torsions of ligands. Phi, psi and the backbone of nucleic
 acids are what the data decide; sugar puckers are listed for both kinds at once; torsions of an esd of 0 are flat
 rings, which planes restrain.
@@ -23,6 +25,7 @@ import gemmi
 import numpy as np
 from scipy.spatial import cKDTree
 
+from .chain_links import joined
 from .library import MonomerLibrary
 
 TORSIONS = ("omega", "chi", "ss", "sp2", "sp3", "hh")
@@ -132,9 +135,14 @@ def topology(
     copy.setup_entities()
     with_current_names(copy, monomers)
     parts = []
+    stretched: list[str] = []
     offset = 0
     for index in range(len(copy)):
-        top = gemmi.prepare_topology(copy, monomers, index, gemmi.HydrogenChange.NoChange, False, io.StringIO(), False)
+        with joined(copy[index]) as links:
+            top = gemmi.prepare_topology(
+                copy, monomers, index, gemmi.HydrogenChange.NoChange, False, io.StringIO(), False
+            )
+        stretched += links
         offset = _number(copy[index], structure[index], offset)
         # The topology points into the copy, whose serials are rows now: read it before the next model's.
         parts.append(_read(top, tuple(torsions)))
@@ -149,6 +157,11 @@ def topology(
         messages.append(
             f"no monomer library knows {', '.join(several)}: held to the geometry that it starts with; give its "
             "restraints as a CIF file (ligands=...)"
+        )
+    if stretched:
+        messages.append(
+            f"{len(stretched)} links of a chain are stretched ({', '.join(stretched[:5])}{', ...' if len(stretched) > 5 else ''}): "
+            "restrained as bonds, since the residues follow one another in the sequence"
         )
     if tied:
         messages.append(
