@@ -137,3 +137,45 @@ def test_what_no_waters_are_placed_in(case, words, data):
         rules = WaterRules(d_min=1.5)
     with pytest.raises(ValueError, match=words):
         update_waters(structure, fmodel, rules)
+
+
+def test_the_peaks_are_those_of_cctbx_finder(data):
+    """The same maxima, places and heights as ``maptbx.peak_search``, which ``mmtbx.find_peaks`` and ordered_solvent look with."""
+    maptbx = pytest.importorskip("cctbx.maptbx")
+    from mmtbx_sfdiff.refinement.waters import maps
+
+    from cctbx.array_family import flex
+
+    dry = structure_of(())
+    fmodel = fmodel_of(dry, data)
+    rho, _ = maps(fmodel)
+    symmetry = fmodel.atoms.to_cctbx().crystal_symmetry()
+    gridding = maptbx.crystal_gridding(
+        unit_cell=symmetry.unit_cell(), space_group_info=symmetry.space_group_info(),
+        symmetry_flags=maptbx.use_space_group_symmetry, pre_determined_n_real=rho.shape,
+    )  # fmt: skip
+    apart = 1.5  # Å: lower maxima nearer than that to a higher one are of its cluster, for cctbx
+    parameters = maptbx.peak_search_parameters(
+        peak_search_level=1, peak_cutoff=4.0, interpolate=True, min_distance_sym_equiv=1.0, general_positions_only=False,
+        min_cross_distance=apart,
+    )  # fmt: skip
+    found = maptbx.crystal_gridding_tags(gridding=gridding).peak_search(
+        parameters=parameters, map=flex.double(np.ascontiguousarray(rho))
+    )
+    clusters = found.all(max_clusters=1000)
+    theirs = [(height, np.array(site)) for height, site in zip(clusters.heights(), clusters.sites(), strict=True)]
+    ours = [(height, np.array(site.tolist())) for height, site in peaks(rho, dry.cell, 4.0)]
+    operations = [(np.array(op.r().as_double()).reshape(3, 3), np.array(op.t().as_double()))
+                  for op in symmetry.space_group().all_ops()]  # fmt: skip
+    orthogonal = np.array(dry.cell.orth.mat.tolist())
+
+    def distance(a, b):
+        shifts = [(r @ a + t - b) for r, t in operations]
+        return min(float(np.linalg.norm(orthogonal @ (s - np.round(s)))) for s in shifts)
+
+    assert len(theirs) >= 5
+    for height, site in theirs:
+        same = min(ours, key=lambda one: distance(one[1], site))
+        assert distance(same[1], site) < 0.1 and same[0] == pytest.approx(height, rel=0.05)
+    for height, site in ours:
+        assert any(distance(other, site) < apart for _, other in theirs), height
