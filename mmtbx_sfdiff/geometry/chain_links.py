@@ -77,7 +77,7 @@ def _neighbors(chain: gemmi.Chain) -> Iterator[tuple[gemmi.Residue, gemmi.Residu
 def _follows(before: gemmi.Residue, after: gemmi.Residue) -> bool:
     if before.label_seq is not None and after.label_seq is not None:
         return bool(after.label_seq == before.label_seq + 1)
-    step = after.seqid.num - before.seqid.num
+    step = (after.seqid.num or 0) - (before.seqid.num or 0)
     return bool(step == 1 or (step == 0 and after.seqid.icode != before.seqid.icode))
 
 

@@ -110,12 +110,12 @@ def twin(fmodel: Any) -> dict[str, Any] | None:
 
 def tls(history: Any, entry: Any) -> list[dict[str, Any]]:
     """The TLS groups as they were refined last: {id, selection, chain, first, last, origin, T, L, S}; [] where none were."""
-    found = next((cycle["tls"] for cycle in reversed(history.cycles) if cycle.get("tls")), [])
+    found: list[dict[str, Any]] = next((cycle["tls"] for cycle in reversed(history.cycles) if cycle.get("tls")), [])
     if not found:
         return []
     labels = AtomLabels.from_hierarchy(entry.model.manager.get_hierarchy())
     spans = labels.spans(labels.polymer_chains())
-    result = []
+    result: list[dict[str, Any]] = []
     for group in found:
         chain, first, last = spans[group["group"]]
         named = f"chain {chain}" if chain.strip() else "chain ' '"

@@ -88,8 +88,11 @@ def cut_to_alanine(structure):
                     or residue.find_atom("CA", "*") is None
                 ):
                     continue
-                for atom in [a for a in residue if a.name not in kept]:
-                    residue.remove_atom(atom.name, atom.altloc, atom.element)
+                going = [
+                    (a.name, a.altloc, a.element) for a in residue if a.name not in kept
+                ]  # not the atoms, which move up
+                for atom in going:
+                    residue.remove_atom(*atom)
                 residue.name = "ALA"
     present = {(cra.chain.name, str(cra.residue.seqid), cra.atom.name) for cra in structure[0].all()}
     gone = [c for c in structure.connections
