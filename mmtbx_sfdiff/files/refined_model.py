@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import gemmi
@@ -46,6 +47,8 @@ def refined_model(source: Any, atoms: Any, suffix: str, record: dict[str, Any]) 
     adopt(structure, rows, hierarchy.atoms())
     if not from_file:
         structure.name = str(record["entry"])
+    if suffix == ".cif":
+        record = record | {"tls": _named(structure, record["tls"])}
     structure.setup_entities()
     if suffix == ".cif":
         structure.assign_label_seq_id()
@@ -61,6 +64,21 @@ def refined_model(source: Any, atoms: Any, suffix: str, record: dict[str, Any]) 
     structure.raw_remarks = [*before, *remark_3(record), *after]
     text = str(structure.make_pdb_string())
     return (text if frame is None else _with_scale(text, _scale(structure.cell, frame))).encode()
+
+
+def _named(structure: gemmi.Structure, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """TLS groups of a structure whose nameless chains, which an mmCIF cannot have, get the first free letter; changes the structure."""
+    used = {chain.name for model in structure for chain in model}
+    name = next(letter for letter in (*string.ascii_uppercase, *string.ascii_lowercase, "AA") if letter not in used)
+    nameless = [chain for model in structure for chain in model if not chain.name.strip()]
+    for chain in nameless:
+        chain.name = name
+    for connection in structure.connections:
+        for partner in (connection.partner1, connection.partner2):
+            if not partner.chain_name.strip():
+                partner.chain_name = name
+    return [group if group["chain"].strip() else group | {"chain": name, "selection": group["selection"].replace("chain ' '", f"chain {name}")}
+            for group in groups]  # fmt: skip
 
 
 def _turned_back(group: dict[str, Any], frame: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ left out of these.
     python -m validation.studies.refinement_peers --out FOLDER --servalcat PATH --library FOLDER [--entries 3sb3 ...]
         [--start deposited 0.3 0.6 alanine] [--hydrogens] [--programs servalcat sfdiff torchref] [--torchref PATH] [--label NAME]
         [words for mmtbx_sfdiff.refine ...]
+    python -m validation.studies.refinement_peers --out FOLDER --servalcat PATH --library FOLDER --time [--entries ...] report=False
     python -m validation.studies.refinement_peers --out FOLDER --table [--json FILE] [--csv FILE] [--figure FILE]
 
 What is there already (``FOLDER/<entry>/<start>/<program>.json``) is not done again.
@@ -17,8 +18,10 @@ What is there already (``FOLDER/<entry>/<start>/<program>.json``) is not done ag
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -203,6 +206,23 @@ def study(entry, kind, program, options):
     return result
 
 
+def time_both(entry, kind, options):
+    """Seconds of the programs, one after the other, of runs whose results are not kept; the first of each in a session compiles and is not counted."""
+    options.entry = entry
+    model, data = make_start(entry, kind, options.out / entry / kind)
+    found = {}
+    for program in options.programs:
+        for _ in range(2):
+            with tempfile.TemporaryDirectory() as folder:
+                found[program] = PROGRAMS[program](model, data, Path(folder), options)[1]
+        print(
+            f"{entry} {kind} {program}: {found[program]['wall']:.1f} s, {found[program]['cpu']:.1f} s of CPU",
+            flush=True,
+        )
+    write_all({options.out / entry / kind / "times": json.dumps(found).encode()})
+    return found
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -214,12 +234,22 @@ def main(arguments=None):
     parser.add_argument("--hydrogens", action="store_true", help="both add them and write them")
     parser.add_argument("--programs", nargs="*", default=["servalcat", "sfdiff"], choices=PROGRAMS)
     parser.add_argument("--label", default="", help="of a variant of our own, by the words that follow")
+    parser.add_argument(
+        "--time", action="store_true", help="only times, of a second run each: for a machine that is quiet"
+    )
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--names", nargs="*", default=["servalcat", "sfdiff"])
     for kind in ("json", "csv", "figure"):
         parser.add_argument(f"--{kind}", type=Path)
     options, options.words = parser.parse_known_args(arguments)
     options.out = options.out.resolve()
+    if options.time:
+        both = [time_both(entry, kind, options) for kind in options.start for entry in options.entries]
+        for name in options.programs[1:]:
+            for what in ("wall", "cpu"):
+                ratio = statistics.median(one[name][what] / one[options.programs[0]][what] for one in both)
+                print(f"{name} / {options.programs[0]}, {what}: {ratio:.2f} in the median of {len(both)}")
+        return 0
     if not options.table:
         for kind in options.start:
             for entry in options.entries:
