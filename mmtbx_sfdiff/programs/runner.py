@@ -35,7 +35,7 @@ class Parser(CCTBXParser):
 
     def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:
         if args is not None:
-            args = [_outside_of_flags(word, self.master_phil) for word in args]
+            args = [_named_shelx(_outside_of_flags(word, self.master_phil)) for word in args]
         try:
             return super().parse_args(args, *more, **kwargs)
         except RuntimeError as error:
@@ -75,6 +75,13 @@ def _outside_of_flags(word: str, master_phil: Any) -> str:
     paths = [found.path for found in master_phil.all_definitions() if found.object.name == name]
     others = [path for path in paths if ".r_free_flags." not in path]
     return f"{others[0]}={value}" if len(others) == 1 and len(paths) > 1 else word
+
+
+def _named_shelx(word: str) -> str:
+    """``x.hkl=hklf4`` alone is a data file: PHIL would take its name for that of a parameter."""
+    name, _, kind = word.rpartition("=")
+    alone = kind.lower() in ("hklf3", "hklf4", "amplitudes", "intensities") and "=" not in name and os.path.isfile(name)
+    return f"data_file={word}" if alone else word
 
 
 def inputs_from_arguments(scope_name: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import torch
 from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.command_line.refine import run
 from mmtbx_sfdiff.files.demo import demo_entry
-from mmtbx_sfdiff.programs import refine_pictures
+from mmtbx_sfdiff.programs import refine_page, refine_pictures
 
 import gemmi
 import numpy as np
@@ -135,6 +135,18 @@ def test_the_report_is_one_file(refined):
     assert text.count("<svg") == 4 and "SIMULATED" in text
     for needle in (f"{result['final']['r_work']:.4f}", f"{result['final']['r_free']:.4f}", "Ramachandran", "2mFo-DFc"):
         assert needle in text
+
+
+@pytest.mark.parametrize(
+    "missing", [{"shells": 1}, {"residues": 0}, {"steps": 0}, {"shells": 1, "residues": 1, "steps": 0}]
+)
+def test_the_report_does_without_a_picture_that_cannot_be_drawn(refined, missing):
+    """Few reflections have one shell, waters alone no residues."""
+    _, result = refined
+    result = result | {name: result[name][:count] for name, count in missing.items()}
+    drawn = refine_pictures.pictures(result)
+    assert not set(missing) & set(drawn)
+    assert refine_page.render(result, drawn).count("<svg") == len(drawn)
 
 
 def test_no_legend_covers_a_curve(refined):

@@ -6,11 +6,11 @@ import subprocess
 import sys
 import weakref
 
-from mmtbx_sfdiff.programs.runner import guarded
+from mmtbx_sfdiff.programs.runner import _named_shelx, guarded
 
 PROGRAM = """
 import mmtbx_sfdiff, os, signal, sys, time
-from mmtbx_sfdiff.programs.runner import guarded
+from mmtbx_sfdiff.programs.runner import _named_shelx, guarded
 
 class Finalised:
     def __del__(self):
@@ -53,3 +53,11 @@ def test_other_errors_of_finalisers_are_reported_as_ever(monkeypatch):
 
     assert guarded(run) == 0
     assert seen == [ZeroDivisionError] and sys.unraisablehook is hook
+
+
+def test_a_shelx_file_with_its_word_alone_is_the_data(tmp_path):
+    path = tmp_path / "x.hkl"
+    path.write_text("")
+    assert _named_shelx(f"{path}=hklf4") == f"data_file={path}=hklf4"
+    for word in (str(path), f"data_file={path}=hklf4", f"{path}=other", "x=amplitudes"):
+        assert _named_shelx(word) == word

@@ -9,6 +9,7 @@ import shutil
 import socket
 import time
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 from libtbx.utils import Sorry
@@ -331,6 +332,8 @@ def test_texts_are_escaped_and_nothing_is_loaded(hostile):
     assert "&lt;script&gt;alert(2)" in (hostile / "report" / "index.html").read_text()
     page = (hostile / "report" / "entries" / f"{GOOD}.html").read_text()
     assert f"python -m validation run {GOOD} --out again_{GOOD}" in page and "data:image/svg+xml" in page
+    folder = re.search(r"env MMTBX_SFDIFF_PDB_DIR=(\S+) python", page).group(1)
+    assert any(path.name.startswith(GOOD) for path in Path(folder).iterdir())
 
 
 def test_report_of_few_pages_and_of_nothing(hostile, tmp_path, capsys):

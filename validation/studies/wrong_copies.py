@@ -4,9 +4,9 @@
 
 Of each entry, found as :doc:`files` says and not downloaded, copies are made in which one thing is wrong: the data indexed in another
 way that the lattice allows (or with their axes in another order), the enantiomorphic space group, the model moved by (1/4, 1/8, 3/8) of
-the cell where the group fixes the origin, the model's cell 0.9 % too large.  Each is scaled; where its R-work is above the limit
-(:data:`~mmtbx_sfdiff.files.disagreement.HIGH`) the programs say something, and it is right if the R-work that the sentence promises is
-within 0.02 of the entry's own.  The entry itself is asked, too: what is said there is a false alarm.
+the cell, the model's cell 0.9 % too large.  Each is scaled.  It is *named* if the R-work that the sentence promises is within 0.02 of
+the entry's own; if not, it is *missed* where its R-work is absurd (:data:`~mmtbx_sfdiff.files.disagreement.ABSURD`), and *not absurd*
+where it is below, where nothing need be said.  The entry itself is asked, too: what is said there is a *false alarm*.
 
 The table has a row a copy; rows that the file has are not computed again.
 """
@@ -24,13 +24,13 @@ from typing import Any
 
 import mmtbx_sfdiff as sfdiff
 from mmtbx_sfdiff.files import find_entry, load_entry
-from mmtbx_sfdiff.files.disagreement import HIGH, _lattice_operators, disagreement_messages
+from mmtbx_sfdiff.files.disagreement import ABSURD, _lattice_operators, disagreement_messages
 from mmtbx_sfdiff.files.screening import Screen
 
 from cctbx import sgtbx
 
 ENTRIES = ("1aie", "1dtx", "1rx2", "2apb", "3zt9", "1ehz", "3ds1", "5gge", "4cjl", "1cbs", "5kzb", "3v3x")
-COLUMNS = ("entry", "wrong", "r_work_right", "r_work", "r_work_promised", "named", "said", "seconds")
+COLUMNS = ("entry", "wrong", "r_work_right", "r_work", "r_work_promised", "verdict", "said", "seconds")
 NEAR = 0.02
 
 
@@ -80,13 +80,13 @@ def rows_of(entry: str, known: set[tuple[str, str]]) -> Any:
         promised = re.search(r"but ([0-9.]+) if", said)
         r_promised = float(promised.group(1)) if promised else None
         if wrong == "nothing":
-            named = "false alarm" if said else "silent"
-        elif r <= HIGH:
-            named = "not looked at"
+            verdict = "false alarm" if said else "silent"
+        elif r_promised is not None and r_promised <= r_right + NEAR:
+            verdict = "named"
         else:
-            named = "yes" if r_promised is not None and r_promised <= r_right + NEAR else "no"
+            verdict = "missed" if r > ABSURD else "not absurd"
         seconds = time.perf_counter() - start
-        yield [entry, wrong, f"{r_right:.4f}", f"{r:.4f}", r_promised or "", named, said, f"{seconds:.1f}"]
+        yield [entry, wrong, f"{r_right:.4f}", f"{r:.4f}", r_promised or "", verdict, said, f"{seconds:.1f}"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,9 +111,9 @@ def main(arguments: list[str] | None = None) -> int:
         rows = list(csv.DictReader(file))
     kinds = dict.fromkeys(row["wrong"] for row in rows)
     for kind in kinds:
-        found = [row["named"] for row in rows if row["wrong"] == kind]
+        found = [row["verdict"] for row in rows if row["wrong"] == kind]
         print(f"{kind}: " + ", ".join(f"{found.count(what)} {what}" for what in dict.fromkeys(found)))
-    return int(any(row["named"] == "false alarm" for row in rows))
+    return int(any(row["verdict"] == "false alarm" for row in rows))
 
 
 if __name__ == "__main__":

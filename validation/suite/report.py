@@ -14,6 +14,7 @@ import base64
 import csv
 import hashlib
 import io
+import os
 import shlex
 import statistics
 from pathlib import Path
@@ -113,15 +114,19 @@ def _cell(value, form):
     return (value, value) if form is None else (form.format(value), repr(value))
 
 
-def command(entry, description):
-    """The command that computes one entry again, as this run did."""
+def command(record, description):
+    """The command that computes one entry again, as this run did, with the local files that it took."""
+    entry = record["entry"]
     changed = [
         word
         for name, value in description["parameters"].items()
         if value != getattr(Parameters, name)
         for word in ("--" + name.replace("_", "-"), str(value))
     ]
-    words = ["python", "-m", "validation", "run", entry, "--out", f"again_{entry}", *changed]
+    local = record.get("files") if record.get("source") == "MMTBX_SFDIFF_PDB_DIR" else None
+    folder = os.path.commonpath([os.path.dirname(name) for name in local]) if local else None
+    where = ["env", f"MMTBX_SFDIFF_PDB_DIR={folder}"] if folder else []
+    words = [*where, "python", "-m", "validation", "run", entry, "--out", f"again_{entry}", *changed]
     return shlex.join(words)
 
 
@@ -132,6 +137,7 @@ def _shown(value):
 def entry_page(record, folder, description, problems):
     """The page of one entry, a text."""
     facts = [
+        *([f"files: {', '.join(record['files'])}"] if record.get("files") else []),
         f"{record['wall_s']:.0f} s, of which {record['cpu_s']:.0f} s of CPU; "
         f"{record['peak_bytes'] / 2**30:.2f} GiB of memory; on {record['host']}",
         *(
@@ -145,7 +151,7 @@ def entry_page(record, folder, description, problems):
     common = {
         "notes": notes,
         "facts": facts,
-        "command": command(record["entry"], description),
+        "command": command(record, description),
         "commit": description["commit"],
     }
     if record["status"] == "ok":

@@ -92,6 +92,7 @@ def _compute(job, report):
         "result": json.loads(json_text(comparison.result)),
         "contracts": contracts,
         "source": files.source,
+        "files": [str(Path(name).absolute()) for name in (files.model, files.data)],
     }
     return answer, {"figure.svg": svg, "section.npz": as_npz(comparison.section)}
 
