@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import inspect
 import re
+from pathlib import Path
 
+import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff.geometry import find_library
 
@@ -114,3 +116,24 @@ def test_the_example_runs(name, tmp_path, monkeypatch):
     with torch.random.fork_rng():
         result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
     assert result.attempted and not result.failed, "".join(said)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.rst"])
+def test_the_lines_that_a_reader_sees_first_run(page):
+    text = (Path(__file__).resolve().parent.parent / page).read_text()
+    if page.endswith(".md"):
+        blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    else:
+        found = re.findall(r"code-block:: python\n\n((?:   .*\n|\n)+)", text)
+        blocks = ["".join(line[3:] if line.strip() else line for line in block.splitlines(True)) for block in found]
+    assert len(blocks) == 2
+    names = example_names()
+    sites = names["atoms"].sites_cart.clone().requires_grad_()
+    names |= {"sites": sites, "miller_indices": names["data"].miller_indices, "mmtbx_sfdiff": sfdiff}
+    exec(compile(blocks[0], page, "exec"), names)
+    assert sites.grad.shape == sites.shape and bool(names["loss"].isfinite())
+    if importlib.util.find_spec("cctbx") is not None:
+        try:
+            exec(compile(blocks[1], page, "exec"), names)
+        finally:
+            sfdiff.unregister()

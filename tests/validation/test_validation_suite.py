@@ -9,14 +9,13 @@ import shutil
 import socket
 import time
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 from libtbx.utils import Sorry
 
 from tests.support.server import only_site
 from validation.__main__ import main
-from validation.suite import audit, measures, selection
+from validation.suite import audit, measures, report, selection
 from validation.suite.records import Run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -332,8 +331,14 @@ def test_texts_are_escaped_and_nothing_is_loaded(hostile):
     assert "&lt;script&gt;alert(2)" in (hostile / "report" / "index.html").read_text()
     page = (hostile / "report" / "entries" / f"{GOOD}.html").read_text()
     assert f"python -m validation run {GOOD} --out again_{GOOD}" in page and "data:image/svg+xml" in page
-    folder = re.search(r"env MMTBX_SFDIFF_PDB_DIR=(\S+) python", page).group(1)
-    assert any(path.name.startswith(GOOD) for path in Path(folder).iterdir())
+
+
+def test_the_command_of_an_entry_names_its_local_files():
+    record = {"entry": "1abc", "files": ["/a b/1abc/1abc.cif", "/a b/1abc/1abc.mtz"], "source": "MMTBX_SFDIFF_PDB_DIR"}
+    again = "python -m validation run 1abc --out again_1abc"
+    assert report.command(record, {"parameters": {}}) == f"env 'MMTBX_SFDIFF_PDB_DIR=/a b/1abc' {again}"
+    assert report.command(record | {"source": "rcsb"}, {"parameters": {}}) == again
+    assert report.command({"entry": "1abc"}, {"parameters": {}}) == again
 
 
 def test_report_of_few_pages_and_of_nothing(hostile, tmp_path, capsys):
