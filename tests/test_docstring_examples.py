@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.example_names import example_names
 
-ROOMS = ("", "bulk_solvent", "geometry", "kernels", "likelihood", "plans", "real_space", "rules", "scaling",
+ROOMS = ("", "bulk_solvent", "geometry", "kernels", "latent", "likelihood", "plans", "real_space", "rules", "scaling",
          "structure_factors", "targets")  # fmt: skip
 # Public names elsewhere; the members of these classes are another program's interface, which docs/ describe.
 DOORS = ("interop.jax.structure_factors", "interop.rewards.StructureFactorReward", "interop.sfcalculator.PDBParser",
@@ -111,6 +111,12 @@ def test_the_example_runs(name, tmp_path, monkeypatch):
             pytest.skip("no monomer library")
     monkeypatch.chdir(tmp_path)
     names = vars(inspect.getmodule(thing)) | example_names()
+    if thing.__module__.startswith("mmtbx_sfdiff.latent") and "gemmi" not in source and "TorsionTree" not in source:
+        for library in ("cctbx", "openmm", "pdbfixer", "normflows"):
+            pytest.importorskip(library, reason=f"needs {library}")
+        from tests.support.latent_example_names import latent_example_names
+
+        names |= latent_example_names()
     test = doctest.DocTestParser().get_doctest(inspect.cleandoc(doc), names, name, None, None)
     said = []
     with torch.random.fork_rng():

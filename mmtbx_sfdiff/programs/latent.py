@@ -12,7 +12,7 @@ import torch
 from libtbx import Auto
 from libtbx.utils import Sorry
 
-from ..files import check_writable
+from ..files import check_writable, find_entry, find_predicted_model
 from ..latent.refinement.baselines import BASELINES
 from ..latent.refinement.objective import OBJECTIVES
 from ..latent.refinement.optimise import Settings
@@ -313,17 +313,48 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
                     raise Sorry(f"{scope}.{name}={value} is not possible: see mmtbx_sfdiff.latent --show-defaults.")
 
     def run(self):
-        from . import latent_refining, latent_stages
+        # Imports OpenMM's users: only when a stage runs.
+        from ..latent import workflow
 
-        module = latent_refining if self.inputs.stage in ("refine", "report") else latent_stages
+        inputs = self.inputs
+        if inputs.refine.force_field_weight is Auto:
+            inputs.refine.force_field_weight = None
         with self.progress() as report:
+            context = workflow.Context(
+                self.work, inputs, self.say, report, self.verbose, bool(self.params.output.figures)
+            )
             try:
-                self.result = getattr(module, self.inputs.stage)(self, report)
+                stage = getattr(workflow, inputs.stage)
+                self.result = (
+                    stage(context, *self._model_and_data(report)) if inputs.stage == "prep" else stage(context)
+                )
             except (ValueError, IndexError, ImportError) as error:
                 raise Sorry(" ".join(str(error).split())) from None
             except torch.cuda.OutOfMemoryError:
                 raise Sorry(f"The device {self.inputs.device} has too little free memory: use device=cpu.") from None
         self._json = json.dumps(self.result, indent=1, ensure_ascii=False) + "\n"
+
+    def _model_and_data(self, report):
+        """Paths of both; downloads what is asked for."""
+        params = self.inputs
+        report("model and data", None)
+        if not params.prep.uniprot_id:
+            if params.demo:
+                raise Sorry("There is no demonstration of this program: give a model and a data file, or a PDB entry.")
+            return self.find_files(None, report)
+        data = params.data_file
+        if not data:
+            data = find_entry(
+                params.entry_id,
+                download=params.download,
+                mirrors=params.mirrors,
+                cache_dir=params.cache_dir,
+                log=self.logger,
+            ).data
+        return (
+            find_predicted_model(params.prep.uniprot_id, params.download, params.cache_dir, log=self.logger),
+            data,
+        )
 
     def say(self, *words):
         print(*words, file=self.logger)

@@ -10,7 +10,7 @@ from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.command_line.latent import run
 from mmtbx_sfdiff.latent import BoltzmannGenerator
 from mmtbx_sfdiff.latent.workdir import STAGES, WorkDir
-from mmtbx_sfdiff.programs.latent_placing import place_on
+from mmtbx_sfdiff.latent.workflow.placing import place_on
 
 import numpy as np
 import pytest

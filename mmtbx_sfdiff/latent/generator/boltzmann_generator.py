@@ -32,6 +32,19 @@ class BoltzmannGenerator(nn.Module):
     ------
     ValueError
         When their numbers of features differ.
+
+    Examples
+    --------
+    >>> generator = BoltzmannGenerator(transform, LinearFlow.from_samples(x, 0.3, transform.kinds))
+    >>> z, log_det = generator.encode(frames)
+    >>> sites, _ = generator.decode(z)
+    >>> z.shape == (len(frames), generator.n_latent), sites.shape, generator.log_prob(frames).shape
+    (True, torch.Size([80, 22, 3]), torch.Size([80]))
+    >>> generator.sample(3, scale=0.5, generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([3, 22, 3])
+    >>> generator.save("generator.pt")
+    >>> bool(torch.equal(BoltzmannGenerator.load("generator.pt").decode(z)[0], sites))
+    True
     """
 
     def __init__(self, transform, flow):

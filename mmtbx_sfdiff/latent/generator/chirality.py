@@ -11,6 +11,12 @@ def chiral_centres(prepared):
     Parameters
     ----------
     prepared : PreparedModel
+
+    Examples
+    --------
+    >>> centres = chiral_centres(model)
+    >>> [[model.names[i] for i in row] for row in centres.tolist()]
+    [['CA', 'N', 'C', 'CB']]
     """
     atoms = {}
     for i, (name, residue) in enumerate(zip(prepared.names, prepared.residue_index.tolist())):
@@ -38,6 +44,13 @@ def handedness(sites_cart, centres):
     -------
     torch.Tensor
         (..., n)
+
+    Examples
+    --------
+    >>> centres = chiral_centres(model)
+    >>> mirror = torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
+    >>> float(handedness(model.sites_cart, centres) * handedness(mirror * model.sites_cart, centres))
+    -1.0
     """
     centre, a, b, c = (sites_cart[..., centres[:, column].to(sites_cart.device), :] for column in range(4))
     return torch.sign((torch.linalg.cross(a - centre, b - centre) * (c - centre)).sum(-1))

@@ -32,6 +32,16 @@ class RealNVP(nn.Module):
         Logarithms of scale factors are within plus and minus this.
     seed : int
         Of the first weights.
+
+    Examples
+    --------
+    >>> flow = RealNVP(LinearFlow.from_samples(x, 0.3, transform.kinds), n_blocks=2, hidden=16)
+    >>> z, _ = flow.encode(x)
+    >>> bool(torch.allclose(flow.decode(z)[0], x)), z.shape[1] == flow.n_latent
+    (True, True)
+    >>> again = RealNVP.from_state(flow.config(), flow.state_dict())
+    >>> bool(torch.equal(again.encode(x)[0], z))
+    True
     """
 
     def __init__(self, base, n_blocks=6, hidden=192, bound=1.0, seed=0):
@@ -130,6 +140,16 @@ class SplineFlow(nn.Module):
         Splines act on linear latent variables between plus and minus this.
     seed : int
         Of the first weights.
+
+    Examples
+    --------
+    >>> flow = SplineFlow.from_samples(x, transform.kinds, 0.3, n_layers=2, hidden=16)
+    >>> z, _ = flow.encode(x)
+    >>> bool(torch.allclose(flow.decode(z)[0], x, atol=1e-5)), z.shape[1] == flow.n_latent
+    (True, True)
+    >>> again = SplineFlow.from_state(flow.config(), flow.state_dict())
+    >>> bool(torch.allclose(again.encode(x)[0], z))
+    True
     """
 
     def __init__(self, base, circular, n_layers=4, n_blocks=1, hidden=128, n_bins=8, tail=5.0, seed=0):

@@ -57,6 +57,16 @@ class OpenMMEnergy:
         Of each context, on the CPU platform.
     n_contexts : int
         Conformers evaluated at the same time.
+
+    Examples
+    --------
+    >>> energy = OpenMMEnergy(system)
+    >>> sites = model.sites_cart.clone().requires_grad_()
+    >>> value = energy(sites)
+    >>> (gradient,) = torch.autograd.grad(value, sites)
+    >>> energies, gradients = energy.energy_and_gradient(model.sites_cart[None].numpy())
+    >>> bool(torch.allclose(gradient, torch.from_numpy(gradients[0]))), energies.shape
+    (True, (1,))
     """
 
     def __init__(self, system, platform="CPU", threads=1, n_contexts=1):
@@ -176,6 +186,11 @@ def log_clip(energy, e_high, e_max=float("inf")):
     ------
     ValueError
         When `e_max` is below `e_high`.
+
+    Examples
+    --------
+    >>> log_clip(torch.tensor([5.0, 10.0, 1e9]), e_high=10.0, e_max=1e6).tolist()
+    [5.0, 10.0, 23.81550...]
     """
     if e_max < e_high:
         raise ValueError(f"e_max ({e_max}) must not be below e_high ({e_high}).")

@@ -38,6 +38,11 @@ def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_s
     ------
     ValueError
         For a choice of constraints that is not known, or a residue the force field does not have.
+
+    Examples
+    --------
+    >>> create_system(model).getNumParticles(), create_system(model).getNumConstraints()
+    (22, 12)
     """
     if constraints not in CONSTRAINTS:
         raise ValueError(f"constraints must be 'h-bonds' or None, not {constraints!r}.")
@@ -104,6 +109,12 @@ def add_position_restraints(system, sites_cart, index, k):
     ------
     ValueError
         For a negative or non-finite k, or shapes that do not fit.
+
+    Examples
+    --------
+    >>> held = add_position_restraints(create_system(model), model.sites_cart, model.ca_index, 0.5)
+    >>> held.getForces()[-1].getName()
+    'PositionRestraints'
     """
     openmm = require("openmm")
     index = np.asarray(index, dtype=np.int64)
@@ -145,6 +156,11 @@ def plddt_force_constants(plddt, k_max=0.5):
     ------
     ValueError
         For values that are no pLDDT.
+
+    Examples
+    --------
+    >>> plddt_force_constants([40, 75, 100], k_max=0.4).tolist()
+    [0.0, 0.1, 0.4]
     """
     plddt = np.asarray(plddt, dtype=np.float64)
     if not np.isfinite(plddt).all() or plddt.min(initial=0) < 0 or plddt.max(initial=0) > 100:

@@ -49,6 +49,12 @@ def minimise(system, sites_cart, n_steps=0, tolerance=10.0, platform="CPU", thre
     ------
     ValueError
         When no finite energy is found.
+
+    Examples
+    --------
+    >>> sites, energy = minimise(system, frames[0], n_steps=20)
+    >>> sites.shape, energy < 0
+    (torch.Size([22, 3]), True)
     """
     openmm = require("openmm")
     context = make_context(system, openmm.VerletIntegrator(0.001), platform, threads)
@@ -120,6 +126,12 @@ def run_md(
     ------
     ValueError
         For settings that make no sense, a folder with a run of other settings, or dynamics that blow up.
+
+    Examples
+    --------
+    >>> folder = run_md(model, system, "md", duration=0.4, frame_interval=0.04, chunk_frames=5, seed=1)
+    >>> sorted(path.name for path in folder.glob("frames_*.npz"))
+    ['frames_0000.npz', 'frames_0001.npz']
     """
     openmm = require("openmm")
     for name, value in (
@@ -218,6 +230,13 @@ def load_frames(folder, skip=0.0):
     ------
     ValueError
         When there are no frames.
+
+    Examples
+    --------
+    >>> folder = run_md(model, system, "md", duration=0.4, frame_interval=0.04, chunk_frames=5, seed=1)
+    >>> sites, energies = load_frames(folder, skip=0.08)
+    >>> sites.shape, energies.shape
+    (torch.Size([8, 22, 3]), torch.Size([8]))
     """
     folder = Path(folder)
     sites, energies = [], []

@@ -48,6 +48,13 @@ def prepare_model(hierarchy, crystal_symmetry=None, oligomer=(), ph=7.0, seed=0)
     ValueError
         Several models, no protein, an atom that is not the element its name says, or atoms the force field
         does not know.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.latent.demo import alanine_dipeptide
+    >>> model = prepare_model(alanine_dipeptide())
+    >>> model.n_ff, len(model.heavy_index), model.dropped
+    (22, 10, ())
     """
     app = require("openmm.app")
     if len(hierarchy.models()) != 1:

@@ -35,6 +35,16 @@ class PreparedModel:
         Labels and reasons of what was left out and of what the model did not have.
     n_copies : int
         Symmetry copies in the topology, the model itself first.
+
+    Examples
+    --------
+    >>> model.n_ff, model.names[:3], model.residue_names
+    (22, ('C', 'O', 'CH3'), ('ACE', 'ALA', 'NME'))
+    >>> moved = model.replace(sites_cart=model.sites_cart + 1.0)
+    >>> moved.save("prepared")
+    >>> again = PreparedModel.load("prepared")
+    >>> bool(torch.equal(again.sites_cart, moved.sites_cart)), again.first_copy() is again
+    (True, True)
     """
 
     topology: object

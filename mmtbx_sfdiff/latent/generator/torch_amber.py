@@ -43,6 +43,11 @@ def energy_on(system, device="cpu", dtype=torch.float64, chunk=None):
     -------
     callable
         Sites (..., n_ff, 3), Å, to kJ/mol.
+
+    Examples
+    --------
+    >>> energy_on(system)(frames[:2]).shape
+    torch.Size([2])
     """
     if torch.device(device).type == "cpu":
         return OpenMMEnergy(system)
@@ -64,6 +69,17 @@ class TorchAmber(nn.Module):
     ------
     ValueError
         For forces or cutoffs that are not described here.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.latent import OpenMMEnergy
+    >>> amber = TorchAmber(system)
+    >>> terms = amber.terms(frames[:2])
+    >>> sorted(terms)
+    ['angle', 'bond', 'nonbonded', 'solvent', 'torsion']
+    >>> value = amber.forward(frames[:2])
+    >>> bool(torch.allclose(value, sum(terms.values()))), bool(torch.allclose(value, OpenMMEnergy(system, "Reference")(frames[:2])))
+    (True, True)
     """
 
     def __init__(self, system, dtype=torch.float64, chunk=None):

@@ -56,6 +56,12 @@ class TrainingSettings:
     max_norm : float
         Gradients are shortened to this.
     seed : int
+
+    Examples
+    --------
+    >>> settings = TrainingSettings(steps=200, w_kl=1.0, w_ml=0.2)
+    >>> settings.e_high
+    (100000.0, 1000.0)
     """
 
     steps: int = 1000
@@ -108,6 +114,11 @@ def frame_features(transform, frames):
     -------
     torch.Tensor
         (n, n_features), of the dtype of the transform.
+
+    Examples
+    --------
+    >>> frame_features(transform, frames).shape
+    torch.Size([80, 48])
     """
     with torch.no_grad():
         placed, _ = superpose(frames.to(transform.reference), transform.reference, transform.cart_index)
@@ -166,6 +177,14 @@ def train(generator, frames, settings, energy=None, start=None, checkpoint=None,
     ------
     ValueError
         When something is missing, or the checkpoint belongs to another training.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.latent import BoltzmannGenerator, LinearFlow, RealNVP
+    >>> flow = RealNVP(LinearFlow.from_samples(x, 0.3, transform.kinds), n_blocks=1, hidden=8)
+    >>> history = train(BoltzmannGenerator(transform, flow), frames, TrainingSettings(steps=4, batch_size=8, evaluate_every=2))
+    >>> [row["step"] for row in history]
+    [2, 4]
     """
     if settings.w_kl and energy is None:
         raise ValueError("w_kl needs an energy.")

@@ -3,24 +3,19 @@ already."""
 
 from __future__ import annotations
 
-import iotbx.pdb
-from cctbx.array_family import flex
-from libtbx.utils import Sorry
-from mmtbx.alignment import align
-from scitbx.math import superpose
-
 _LEAST_MATCHES = 10
 _LEAST_IDENTITY = 0.5
 
 
-def place_on(predicted, reference, log=None):
+def place_on(predicted, reference, say=None):
     """Copies of a predicted model on the protein chains of a placed one.
 
     Parameters
     ----------
     predicted, reference : iotbx.pdb.hierarchy.root
         Neither is changed.
-    log : file, optional
+    say : callable, optional
+        Takes a line for each chain.
 
     Returns
     -------
@@ -30,9 +25,13 @@ def place_on(predicted, reference, log=None):
 
     Raises
     ------
-    libtbx.utils.Sorry
+    ValueError
         When no chain matches in sequence.
     """
+    import iotbx.pdb
+    from cctbx.array_family import flex
+    from scitbx.math import superpose
+
     result = iotbx.pdb.hierarchy.root()
     model = iotbx.pdb.hierarchy.model()
     result.append_model(model)
@@ -55,15 +54,16 @@ def place_on(predicted, reference, log=None):
                 copy.append_residue_group(group.detached_copy())
         copy.atoms().set_xyz(fit.r.elems * copy.atoms().extract_xyz() + fit.t)
         model.append_chain(copy)
-        if log is not None:
+        if say is not None:
             rms = fixed.rms_difference(fit.other_sites_best_fit())
-            print(
+            say(
                 f"Chain {chain.id}: {len(pairs)} of {len(target)} residues match, CA atoms within {rms:.2f} Å (root mean "
                 "square)",
-                file=log,
             )
     if not model.chains():
-        raise Sorry("No chain of the model to be placed has the sequence of a chain of superpose_on: check both files.")
+        raise ValueError(
+            "No chain of the model to be placed has the sequence of a chain of superpose_on: check both files."
+        )
     result.atoms().reset_i_seq()
     result.atoms().reset_serial()
     return result
@@ -82,6 +82,8 @@ def _residues(chain):
 
 
 def _matches(source, target):
+    from mmtbx.alignment import align
+
     sequences = ["".join(residue[0] for residue in chain) for chain in (source, target)]
     alignment = align(*sequences).extract_alignment()
     pairs = [

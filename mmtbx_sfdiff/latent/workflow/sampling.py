@@ -1,4 +1,4 @@
-"""The first stages of ``mmtbx_sfdiff.latent``: each takes the program and returns its record."""
+"""The first stages: a model prepared, its dynamics, a generator trained on them."""
 
 from __future__ import annotations
 
@@ -6,38 +6,25 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from libtbx.utils import Sorry
-
-from ..files import (
-    data_symmetry,
-    find_entry,
-    find_predicted_model,
-    load_entry,
-    read_model,
-)
-from ..files.writing import write_atomically
-from ..latent import (
-    BoltzmannGenerator,
-    LinearFlow,
-    MixedTransform,
-    PreparedModel,
-    RealNVP,
-    SplineFlow,
-    TrainingSettings,
-    add_position_restraints,
-    create_system,
-    energy_on,
-    frame_features,
-    load_frames,
-    plddt_force_constants,
-    prepare_model,
-    run_md,
-)
-from ..latent.generator.train import train as fit
-from .latent_placing import place_on
+from ...files import data_symmetry, load_entry, read_model
+from ...files.writing import write_atomically
+from ..generator.boltzmann_generator import BoltzmannGenerator
+from ..generator.coupling_flows import RealNVP, SplineFlow
+from ..generator.flows import LinearFlow
+from ..generator.force_field import add_position_restraints, create_system, plddt_force_constants
+from ..generator.molecular_dynamics import load_frames, run_md
+from ..generator.prepare import prepare_model
+from ..generator.prepared_model import PreparedModel
+from ..generator.torch_amber import energy_on
+from ..generator.train import TrainingSettings, frame_features
+from ..generator.train import train as fit
+from ..generator.transform import MixedTransform
+from .context import Context
+from .placing import place_on
 
 _READING = (
     "labels",
@@ -49,19 +36,12 @@ _READING = (
 )
 
 
-def already(program, stage):
-    program.say(f"The stage {stage} is finished in {program.work.path}; set restart=True to do it again.")
-    return program.work.record(stage)
-
-
 # prep
 
 
-def prep(program, report):
+def prep(context: Context, model_path: str, data_path: str) -> dict[str, Any] | None:
     """Model and data into the folder; what the force field sees of the model."""
-    params, work = program.inputs, program.work
-    report("model and data", None)
-    model_path, data_path = _model_and_data(program, report)
+    params, work, report = context.inputs, context.work, context.progress
     inputs = {"model": model_path, "data": data_path}
     if params.prep.superpose_on:
         inputs["superpose_on"] = params.prep.superpose_on
@@ -71,7 +51,7 @@ def prep(program, report):
         **{name: getattr(params, name) for name in _READING},
     }
     if not work.begin("prep", settings, inputs, params.random_seed, params.restart):
-        return already(program, "prep")
+        return context.already("prep")
     folder = work.folder("prep")
     data_copy = folder / ("data" + "".join(Path(data_path).suffixes[-2:]))
     shutil.copyfile(data_path, data_copy)
@@ -84,11 +64,11 @@ def prep(program, report):
         hierarchy = place_on(
             hierarchy,
             read_model(params.prep.superpose_on, crystal_symmetry=symmetry).manager.get_hierarchy(),
-            program.logger,
+            context.say,
         )
     crystal = symmetry if params.prep.superpose_on or predicted else model.crystal_symmetry
     write_atomically(model_copy, hierarchy.as_mmcif_string(crystal_symmetry=crystal))
-    entry = _entry(program, model_copy, data_copy, settings)
+    entry = _entry(context, model_copy, data_copy, settings)
     report("hydrogens", None)
     prepared = prepare_model(
         entry.model.manager.get_hierarchy(),
@@ -98,7 +78,7 @@ def prep(program, report):
     )
     prepared.save(folder)
     for label, reason in (*prepared.dropped, *prepared.added):
-        program.say(f"{label}: {reason}")
+        context.say(f"{label}: {reason}")
     facts = {
         "dropped": prepared.dropped,
         "added": prepared.added,
@@ -110,7 +90,7 @@ def prep(program, report):
         "messages": list(entry.messages),
         "name": Path(model_path).name.split(".")[0],
     }
-    program.say(
+    context.say(
         f"{prepared.n_ff} atoms with hydrogens, {len(prepared.model_index)} of them of the model's "
         f"{entry.model.xray_structure.scatterers().size()}; {len(entry.data.f_obs.indices())} reflections to "
         f"{entry.data.f_obs.d_min():.2f} Å."
@@ -119,28 +99,7 @@ def prep(program, report):
     return work.finish("prep", outputs, **facts)
 
 
-def _model_and_data(program, report):
-    params = program.inputs
-    if not params.prep.uniprot_id:
-        if params.demo:
-            raise Sorry("There is no demonstration of this program: give a model and a data file, or a PDB entry.")
-        return program.find_files(None, report)
-    data = params.data_file
-    if not data:
-        data = find_entry(
-            params.entry_id,
-            download=params.download,
-            mirrors=params.mirrors,
-            cache_dir=params.cache_dir,
-            log=program.logger,
-        ).data
-    return (
-        find_predicted_model(params.prep.uniprot_id, params.download, params.cache_dir, log=program.logger),
-        data,
-    )
-
-
-def _entry(program, model, data, settings, d_min=None):
+def _entry(context, model, data, settings, d_min=None):
     return load_entry(
         model,
         data,
@@ -153,18 +112,19 @@ def _entry(program, model, data, settings, d_min=None):
     )
 
 
-def prepared_entry(program, d_min=None):
-    record, folder = program.work.need("prep"), program.work.folder("prep")
+def prepared_entry(context, d_min=None):
+    record, folder = context.work.need("prep"), context.work.folder("prep")
     facts = record["facts"]
-    return _entry(program, folder / facts["model"], folder / facts["data"], record["settings"], d_min)
+    return _entry(context, folder / facts["model"], folder / facts["data"], record["settings"], d_min)
 
 
 # md
 
 
-def md(program, report):
+def md(context: Context) -> dict[str, Any] | None:
     """Molecular dynamics from the prepared model."""
-    params, work = program.inputs.md, program.work
+    report = context.progress
+    params, work = context.inputs.md, context.work
     names = (
         "duration",
         "frame_interval",
@@ -177,20 +137,20 @@ def md(program, report):
     )
     settings = {name: getattr(params, name) for name in names}
     if not work.begin(
-        "md", settings, None, program.inputs.random_seed, program.inputs.restart, resumable=("duration",)
+        "md", settings, None, context.inputs.random_seed, context.inputs.restart, resumable=("duration",)
     ):
-        return already(program, "md")
+        return context.already("md")
     prepared = PreparedModel.load(work.folder("prep"))
     system = create_system(prepared)
     if params.restraint:
-        system = add_position_restraints(system, prepared.sites_cart, prepared.ca_index, _constants(program, prepared))
+        system = add_position_restraints(system, prepared.sites_cart, prepared.ca_index, _constants(context, prepared))
     last = [time.perf_counter()]
 
     def progress(done, total, energy):
         report(f"molecular dynamics, {energy:.0f} kJ/mol", done / total)
-        if program.verbose and (time.perf_counter() - last[0] > 60 or done == total):
+        if context.verbose and (time.perf_counter() - last[0] > 60 or done == total):
             last[0] = time.perf_counter()
-            program.say(f"Frame {done} of {total}, {energy:.0f} kJ/mol")
+            context.say(f"Frame {done} of {total}, {energy:.0f} kJ/mol")
 
     folder = run_md(
         prepared,
@@ -200,7 +160,7 @@ def md(program, report):
         frame_interval=params.frame_interval,
         solvent_interval=params.solvent_interval,
         temperature=params.temperature,
-        seed=program.inputs.random_seed,
+        seed=context.inputs.random_seed,
         platform=params.platform,
         threads=params.threads,
         progress=progress,
@@ -214,11 +174,11 @@ def md(program, report):
     )
 
 
-def _constants(program, prepared):
-    params = program.inputs.md
+def _constants(context, prepared):
+    params = context.inputs.md
     if not params.restrain_by_plddt:
         return params.restraint
-    entry = prepared_entry(program)
+    entry = prepared_entry(context)
     b = entry.model.manager.get_hierarchy().atoms().extract_b()
     place = dict(zip(prepared.heavy_index.tolist(), prepared.model_index.tolist()))
     n = prepared.n_ff // prepared.n_copies
@@ -228,15 +188,16 @@ def _constants(program, prepared):
 # train
 
 
-def train(program, report):
+def train(context: Context) -> dict[str, Any] | None:
     """A generator of structures like those of the dynamics."""
-    params, work = program.inputs.train, program.work
+    report = context.progress
+    params, work = context.inputs.train, context.work
     names = ("flow", "shrink", "skip") + (
         () if params.flow == "linear" else ("ml_steps", "kl_steps", "samples", "star_weight")
     )
     settings = {name: getattr(params, name) for name in names}
-    if not work.begin("train", settings, None, program.inputs.random_seed, program.inputs.restart):
-        return already(program, "train")
+    if not work.begin("train", settings, None, context.inputs.random_seed, context.inputs.restart):
+        return context.already("train")
     report("generator", None)
     prepared, frames = one_copy(work, params.skip)
     folder = work.folder("train")
@@ -248,29 +209,29 @@ def train(program, report):
     flow = linear
     if params.flow != "linear":
         flow = (
-            RealNVP(linear, seed=program.inputs.random_seed)
+            RealNVP(linear, seed=context.inputs.random_seed)
             if params.flow == "realnvp"
-            else SplineFlow.from_samples(features, transform.kinds, params.shrink, seed=program.inputs.random_seed)
+            else SplineFlow.from_samples(features, transform.kinds, params.shrink, seed=context.inputs.random_seed)
         )
     generator = BoltzmannGenerator(transform, flow)
     if params.flow != "linear":
-        history = _train_flow(program, generator, prepared, frames, folder, report)
+        history = _train_flow(context, generator, prepared, frames, folder, report)
         write_atomically(folder / "history.json", json.dumps(history, indent=1))
         outputs.append(folder / "history.json")
     generator.save(folder / "generator.pt")
     with torch.no_grad():
         z, _ = generator.encode(prepared.sites_cart[None])
     norm = float(z.norm()) / generator.n_latent**0.5
-    program.say(
+    context.say(
         f"{len(frames)} frames, {generator.n_latent} latent variables; the model's latent vector has a length of "
         f"{norm:.2f} sqrt(n)."
     )
     return work.finish("train", outputs, n_frames=len(frames), n_latent=generator.n_latent, z_norm_start=norm)
 
 
-def _train_flow(program, generator, prepared, frames, folder, report):
+def _train_flow(context, generator, prepared, frames, folder, report):
     """Likelihood, then likelihood with the energy; the rows of both."""
-    params, seed, device = program.inputs.train, program.inputs.random_seed, program.inputs.device
+    params, seed, device = context.inputs.train, context.inputs.random_seed, context.inputs.device
     # Batches of energies on a GPU are several times faster in single precision, and no less useful.
     dtype = torch.float64 if torch.device(device).type == "cpu" else torch.float32
     generator.to(device=device, dtype=dtype)
@@ -295,8 +256,8 @@ def _train_flow(program, generator, prepared, frames, folder, report):
 
         def progress(row, steps=steps):
             report(f"training, {row['nll_validation']:.2f} nats a variable held out", row["step"] / steps)
-            if program.verbose:
-                program.say(
+            if context.verbose:
+                context.say(
                     f"Step {row['step']} of {steps}: held-out likelihood {row['nll_validation']:.3f} nats a variable"
                     + (
                         f", samples {row['median_energy']:.0f} kJ/mol above the frames"

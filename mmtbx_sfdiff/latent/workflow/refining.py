@@ -1,44 +1,38 @@
-"""The last stages of ``mmtbx_sfdiff.latent``: refinement and its report."""
+"""The stage that refines: latent starts, polishing, baselines; the model, maps and table."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import torch
 
-from cctbx.array_family import flex
-from libtbx import Auto
-
-from ..files import read_model
-from ..files.managers import map_file, model_file
-from ..files.writing import write_atomically
-from ..fmodel import FModel
-from ..latent import (
-    BoltzmannGenerator,
-    OpenMMEnergy,
-    create_system,
-    energy_on,
-    figures,
-    prepare_model,
-)
-from ..latent import report as reporting
-from ..latent.refinement.baselines import run_baseline
-from ..latent.refinement.experiment import Experiment
-from ..latent.refinement.optimise import Settings
-from ..latent.refinement.polish import polish
-from ..latent.refinement.problem import make_problem, stripped
-from ..latent.refinement.refine import STARTS, refine_latent
-from ..latent.refinement.side_chains import rotors
-from ..reflections import Reflections
-from .latent_stages import already, one_copy, prepared_entry
-
-_SAMPLES = 100
+from ...files import read_model
+from ...files.managers import map_file, model_file
+from ...files.writing import write_atomically
+from ...fmodel import FModel
+from ...reflections import Reflections
+from .. import report as reporting
+from ..generator.boltzmann_generator import BoltzmannGenerator
+from ..generator.force_field import create_system
+from ..generator.prepare import prepare_model
+from ..generator.torch_amber import energy_on
+from ..refinement.baselines import run_baseline
+from ..refinement.experiment import Experiment
+from ..refinement.optimise import Settings
+from ..refinement.polish import polish
+from ..refinement.problem import make_problem, stripped
+from ..refinement.refine import STARTS, refine_latent
+from ..refinement.side_chains import rotors
+from .context import Context
+from .sampling import one_copy, prepared_entry
 
 
-def refine(program, report):
+def refine(context: Context) -> dict[str, Any] | None:
     """The latent vector against the data, polishing, baselines; the model, maps and table."""
-    params, work = program.inputs.refine, program.work
+    report = context.progress
+    params, work = context.inputs.refine, context.work
     names = (
         "d_min",
         "objective",
@@ -52,23 +46,23 @@ def refine(program, report):
         "turn_side_chains",
     )
     settings = {name: getattr(params, name) for name in names} | {"baselines": list(params.baselines)}
-    weight = None if params.force_field_weight is Auto else params.force_field_weight
-    settings |= {name: getattr(program.inputs, name) for name in ("method", "mask", "grid_step")}
+    weight = params.force_field_weight
+    settings |= {name: getattr(context.inputs, name) for name in ("method", "mask", "grid_step")}
     settings["force_field_weight"] = weight
     facts = work.need("prep")["facts"]
     settings["b_source"] = params.b_source if params.b_source != "auto" else "plddt" if facts["predicted"] else "wilson"
     inputs = {"benchmark": params.benchmark} if params.benchmark else {}
     if not work.begin(
-        "refine", settings, inputs, program.inputs.random_seed, program.inputs.restart, resumable=("starts",)
+        "refine", settings, inputs, context.inputs.random_seed, context.inputs.restart, resumable=("starts",)
     ):
-        return already(program, "refine")
-    entry = prepared_entry(program, params.d_min)
+        return context.already("refine")
+    entry = prepared_entry(context, params.d_min)
     prepared, frames = one_copy(work, work.need("train")["settings"]["skip"])
     problem = make_problem(
         prepared,
         entry,
         settings["b_source"],
-        device=program.inputs.device,
+        device=context.inputs.device,
         method=settings["method"],
         mask={"method": settings["mask"], "grid_step": settings["grid_step"]},
     )
@@ -79,8 +73,8 @@ def refine(program, report):
         first_d_min=params.first_d_min,
         learning_rate=params.learning_rate,
     )
-    energy = energy_on(create_system(prepared, constraints=None, hydrogen_mass=None), program.inputs.device)
-    turning = rotors(prepared, program.inputs.device) if params.turn_side_chains else None
+    energy = energy_on(create_system(prepared, constraints=None, hydrogen_mass=None), context.inputs.device)
+    turning = rotors(prepared, context.inputs.device) if params.turn_side_chains else None
 
     def polished(run):
         return polish(
@@ -88,11 +82,11 @@ def refine(program, report):
         )
 
     folder = work.folder("refine")
-    runs = _starts(program, problem, how, folder, report)
+    runs = _starts(context, problem, how, folder, report)
     best = runs[0]
     final = (
         _kept(
-            program,
+            context,
             folder / "polished.npz",
             lambda: polished(best),
         )
@@ -120,33 +114,33 @@ def refine(program, report):
             end.label = name
             return end
 
-        others.append(_kept(program, folder / f"baseline_{name}.npz", compute))
-    return _write_refined(program, problem, entry, runs, final, others, report)
+        others.append(_kept(context, folder / f"baseline_{name}.npz", compute))
+    return _write_refined(context, problem, entry, runs, final, others, report)
 
 
-def _kept(program, path, compute):
+def _kept(context, path, compute):
     """A run read from its file, or computed and written there."""
-    run = reporting.load_run(path, program.inputs.device)
+    run = reporting.load_run(path, context.inputs.device)
     if run is None:
         run = compute()
         reporting.save_run(path, run)
-        program.say(f"{run.label}: target {run.target:.0f}, {_r(run.r_work, run.r_free)}, {run.seconds:.0f} s")
+        context.say(f"{run.label}: target {run.target:.0f}, {_r(run.r_work, run.r_free)}, {run.seconds:.0f} s")
     return run
 
 
-def _starts(program, problem, how, folder, report):
-    params = program.inputs.refine
-    generator = BoltzmannGenerator.load(program.work.folder("train") / "generator.pt", program.inputs.device)
+def _starts(context, problem, how, folder, report):
+    params = context.inputs.refine
+    generator = BoltzmannGenerator.load(context.work.folder("train") / "generator.pt", context.inputs.device)
     runs = [
         _kept(
-            program,
+            context,
             folder / f"start_{number}.npz",
             lambda n=number: refine_latent(
                 problem,
                 generator,
                 how,
                 STARTS[n : n + 1],
-                program.inputs.random_seed * 100 + n,
+                context.inputs.random_seed * 100 + n,
                 params.prior_weight,
                 report,
             )[0],
@@ -156,12 +150,12 @@ def _starts(program, problem, how, folder, report):
     for number, run in enumerate(runs, 1):
         run.label = run.label.replace("start 1:", f"start {number}:")
     runs.sort(key=lambda run: run.target)
-    program.say(f"Taken by the target of the work set: {runs[0].label}")
+    context.say(f"Taken by the target of the work set: {runs[0].label}")
     return runs
 
 
-def _write_refined(program, problem, entry, runs, final, others, report):
-    work, params = program.work, program.inputs.refine
+def _write_refined(context, problem, entry, runs, final, others, report):
+    work, params = context.work, context.inputs.refine
     folder = work.folder("refine")
     report("writing", None)
     experiment = Experiment(problem.fmodel)
@@ -187,7 +181,7 @@ def _write_refined(program, problem, entry, runs, final, others, report):
     if params.benchmark:
         rows += _benchmark(params.benchmark, entry, problem)
     rows = [(name, a, b if flags else None, note) for name, a, b, note in rows]
-    program.say(reporting.table(rows))
+    context.say(reporting.table(rows))
     content = {
         "name": work.need("prep")["facts"]["name"],
         "rows": rows,
@@ -205,12 +199,14 @@ def _write_refined(program, problem, entry, runs, final, others, report):
     }
     for name, text in files.items():
         write_atomically(folder / name, text)
-    program.say("Written: " + ", ".join(str(folder / name) for name in files))
+    context.say("Written: " + ", ".join(str(folder / name) for name in files))
     return work.finish("refine", [folder / name for name in files], final=content["final"])
 
 
 def _stripped_entry(entry, problem):
     """The entry with the atoms that were refined."""
+    from cctbx.array_family import flex
+
     flags = flex.bool(entry.model.xray_structure.scatterers().size(), False)
     flags.set_selected(flex.size_t(problem.selection.tolist()), True)
     manager = entry.model.manager.select(flags)
@@ -248,63 +244,3 @@ def _benchmark(path, entry, problem):
 
 def _r(r_work, r_free):
     return f"R-work {r_work:.4f}" + ("" if r_free is None else f", R-free {r_free:.4f}")
-
-
-# report
-
-
-def report(program, progress):
-    """Figures 4a and 4b, and the table once more."""
-    work = program.work
-    settings = {"figures": bool(program.params.output.figures)}
-    if not work.begin("report", settings, None, program.inputs.random_seed, program.inputs.restart):
-        return already(program, "report")
-    folder, refined = work.folder("report"), work.folder("refine")
-    content = json.loads((refined / "table.json").read_text())
-    program.say(reporting.table([tuple(row) for row in content["rows"]]))
-    write_atomically(folder / "report.txt", reporting.table([tuple(row) for row in content["rows"]]) + "\n")
-    outputs = [folder / "report.txt"]
-    if settings["figures"]:
-        progress("energies of samples", None)
-        outputs += [_energies(program, folder), _course(folder, refined, content)]
-    program.say("Written: " + ", ".join(map(str, outputs)))
-    return work.finish("report", outputs)
-
-
-def _energies(program, folder):
-    work = program.work
-    prepared, frames = one_copy(work, work.need("train")["settings"]["skip"])
-    energy = OpenMMEnergy(create_system(prepared))
-    random = torch.Generator().manual_seed(program.inputs.random_seed)
-    flow = work.need("train")["settings"]["flow"]
-    with torch.no_grad():
-        chosen = frames[torch.linspace(0, len(frames) - 1, min(_SAMPLES, len(frames))).long()]
-        values = {"dynamics": energy(chosen)}
-        for name in dict.fromkeys(("linear", flow)):
-            file = "linear.pt" if name == "linear" else "generator.pt"
-            generator = BoltzmannGenerator.load(work.folder("train") / file)
-            values[name] = energy(generator.sample(_SAMPLES, 1.0, random))
-        values[f"{flow}, z x 0.5"] = energy(generator.sample(_SAMPLES, 0.5, random))
-    picture = figures.energies({k: v.numpy() for k, v in values.items()}, prepared.n_ff, "Energies of structures")
-    path = folder / "energies.png"
-    write_atomically(path, figures.png(picture))
-    return path
-
-
-def _course(folder, refined, content):
-    best = content["runs"][0]["label"]
-    found = {}
-    for path in sorted(refined.glob("*.npz")):
-        run = reporting.load_run(path)
-        if path.name.startswith("start") and run.target == content["runs"][0]["target"]:
-            found = {f"latent ({best})": list(run.history.steps), **found}
-        elif path.name.startswith("baseline"):
-            found[run.label] = run.history.steps
-    polished = reporting.load_run(refined / "polished.npz")
-    if polished is not None and found:
-        first = next(iter(found))
-        found[first] = found[first] + polished.history.steps
-    lines = {row[0]: (row[1], row[2]) for row in content["rows"] if row[0].startswith("reference")}
-    path = folder / "course.png"
-    write_atomically(path, figures.png(figures.course(found, lines, content["name"])))
-    return path
