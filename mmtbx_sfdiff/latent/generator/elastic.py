@@ -118,15 +118,9 @@ class ElasticNetwork(nn.Module):
 
         Examples
         --------
-        >>> import gemmi
-        >>> structure = gemmi.read_pdb_string(chr(10).join(
-        ...     f"ATOM  {i:5d}  {name:<3s} {residue} A{number:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 20.00           {name[0]}"
-        ...     for i, (name, residue, number, x, y, z) in enumerate([
-        ...         ("N", "ALA", 1, 4.724, 6.932, 7.057), ("CA", "ALA", 1, 3.224, 7.084, 6.958), ("C", "ALA", 1, 2.7, 5.7, 6.6),
-        ...         ("N", "ALA", 2, 3.6, 4.75, 6.5), ("CA", "ALA", 2, 3.3, 3.38, 6.2), ("C", "ALA", 2, 4.5, 2.5, 5.9)])))
-        >>> prior = ElasticNetwork.from_gemmi(structure, rms=0.3)
+        >>> prior = ElasticNetwork.from_gemmi(structure, rms=0.1)
         >>> prior.n_latent, len(prior.labels), prior.sample(5).shape
-        (2, 6, torch.Size([5, 6, 3]))
+        (3, 10, torch.Size([5, 10, 3]))
         """
         from .protein_torsions import protein_torsions
 
