@@ -77,7 +77,8 @@ def ensemble_f_mask(
         Of :func:`~mmtbx_sfdiff.solvent_structure_factors`.
     """
     if solvent == "combined":
-        return _recomputed(lambda all_: solvent_structure_factors(all_, plan, ensemble=weights, **options), atoms)
+        # What this keeps, two numbers a point and conformer, is little beside what it would take to make it again.
+        return solvent_structure_factors(atoms, plan, ensemble=weights, **options)
     one_by_one = [
         _recomputed(lambda one: solvent_structure_factors(one, plan, **options), _conformer(atoms, k))
         for k in range(len(weights))

@@ -1,6 +1,10 @@
 """FModel over conformers: F, scales, gradients, memory."""
 
 import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import mmtbx_sfdiff as sfdiff
 import torch
@@ -8,6 +12,7 @@ import torch
 import pytest
 
 from tests.support.scaling_data import manager
+from validation.studies.ensembles import gradient_table
 
 COMBINED = pytest.mark.skipif(
     "ensemble" not in inspect.signature(sfdiff.solvent_mask).parameters, reason="masks of ensembles are not there yet"
@@ -69,6 +74,26 @@ def test_gradients_of_r_with_a_live_mask_agree_with_finite_differences(ensemble)
             parameter += step
         expected = float((parameter.grad * step).sum() * 2)
         assert float(above - below) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("solvent", ["combined", "per_conformer"])
+def test_what_a_finite_step_adds_to_the_gradient_of_r_are_its_kinks(solvent):
+    """To 2 % over 0.003 Å (rms of a coordinate); over 0.01 Å still, where signs of |F_model| - F_obs are kept."""
+    rows = gradient_table(solvent, "single", n_directions=4, n_atoms=60, steps=(1e-4, 1e-3, 3e-3, 1e-2))
+    fine, small, middle, large = rows
+    assert fine["r_worst"] < 0.005 and small["r_worst"] < 0.01 and middle["r_worst"] < 0.02
+    assert large["signs_kept_worst"] < 0.02 and large["signs_changed"] > 0
+    assert 0.05 < fine["r_work"] < 0.5
+
+
+def test_memory_of_sixteen_conformers_is_bounded():
+    """A step with one mask of all and its gradient, in a process of its own; the bound of the full study is 600 MB."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read where Linux keeps it")
+    command = [sys.executable, "-m", "validation.studies.ensembles", "--one", "combined", "--atoms", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["conformers"] == 16 and max(found["first_step_mb"], found["second_step_mb"]) < 450
 
 
 @pytest.mark.parametrize("solvent", ["per_conformer", pytest.param("combined", marks=COMBINED)])

@@ -40,6 +40,8 @@ SMALLEST_SOFTNESS = 1e-3
 SMALLEST_RADIUS = 1e-3
 # Of an exponential, beside a Fourier transform's.
 _WORK = 0.25
+# On a CPU the fields E of several models may take one in so many bytes of the memory; those of more are worked out again.
+_FIELDS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +122,10 @@ def _groups(
         ball = Ball(r_shrink, EDGE_RATIO * softness)
         same = found[-1] if found and not engine.batched and rows[first] == rows[first - 1] else None
         if same is None:
-            job = how.job(crystal, fine, ball.reach, dtype, how.memory // len(models) * len(part))
+            kept = how.memory // len(models) * len(part)
+            if len(models) > 1 and not engine.batched:
+                kept //= _FIELDS
+            job = how.job(crystal, fine, ball.reach, dtype, kept)
             if engine.batched:
                 counts = torch.tensor([len(one.radii) for one in part])
                 model = torch.arange(len(part)).repeat_interleave(counts).to(sites_cart.device)
