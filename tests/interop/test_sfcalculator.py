@@ -1,9 +1,12 @@
 """SFcalculator's interface: against direct summation and the definitions, and programs that were written for it."""
 
+import re
+from pathlib import Path
+
 import mmtbx_sfdiff as sfdiff
 import torch
-from mmtbx_sfdiff.interop import sfc_utils, sfcalculator
-from mmtbx_sfdiff.interop.sfcalculator import PDBParser, SFcalculator
+from mmtbx_sfdiff.interop import sfcalculator
+from mmtbx_sfdiff.interop.sfcalculator import PDBParser, SFcalculator, mask, symmetry
 
 import gemmi
 import numpy as np
@@ -207,9 +210,9 @@ def test_reciprocal_space_in_p1_is_that_of_the_operators():
     generator = torch.Generator().manual_seed(0)
     sites = 20 * torch.rand(5, 3, generator=generator, dtype=torch.float64)
     atoms = sfdiff.Atoms.from_arrays(crystal, ["C"] * 5, sites, b_iso=[20.0] * 5)
-    asu = sfc_utils.generate_reciprocal_asu(cell, group, 4.0)
+    asu = symmetry.generate_reciprocal_asu(cell, group, 4.0)
     f = sfdiff.structure_factors(atoms, crystal, torch.as_tensor(asu, dtype=torch.int64), method="direct")
-    indices, found = sfc_utils.expand_to_p1(group, asu, f, dmin_mask=5.0, unitcell=cell)
+    indices, found = symmetry.expand_to_p1(group, asu, f, dmin_mask=5.0, unitcell=cell)
     direct = sfdiff.structure_factors(atoms, crystal, torch.as_tensor(indices, dtype=torch.int64), method="direct")
     assert relative(found, direct) < 1e-10 and len(np.unique(indices, axis=0)) == len(indices)
 
@@ -227,7 +230,7 @@ def test_installed_under_its_name(monkeypatch):
         from SFC_Torch.mask import reciprocal_grid
 
         assert calculator is same is SFcalculator and parser is PDBParser
-        assert reciprocal_grid is sfc_utils.reciprocal_grid
+        assert reciprocal_grid is mask.reciprocal_grid
         assert sfcalculator.install() is package
     finally:
         for name in [n for n in sys.modules if n.split(".")[0] == "SFC_Torch"]:
@@ -237,16 +240,26 @@ def test_installed_under_its_name(monkeypatch):
         sfcalculator.install()
 
 
+@pytest.mark.parametrize("way", ["installed", "import changed"])
 @pytest.mark.parametrize("program", ["likelihood_gain", "ensemble_reward", "map_loss"])
-def test_programs_written_for_the_published_package_run(program, files):
+def test_programs_written_for_the_published_package_run(program, way, files):
     if program == "ensemble_reward":
         pytest.importorskip("reciprocalspaceship")
     import sys
 
     assert "SFC_Torch" not in sys.modules
-    sfcalculator.install()
+    if way == "installed":
+        sfcalculator.install()
+        source = programs
+    else:
+        text = Path(programs.__file__).read_text()
+        changed = re.sub(r"^(\s+(?:import|from) )SFC_Torch\b", r"\1mmtbx_sfdiff.interop.sfcalculator", text, flags=re.M)
+        assert changed.count("mmtbx_sfdiff.interop.sfcalculator") == 7
+        source = type(sys)("changed")
+        exec(compile(changed, "changed", "exec"), vars(source))
     try:
-        found = getattr(programs, program)(*map(str, files))
+        found = getattr(source, program)(*map(str, files))
+        assert ("SFC_Torch" in sys.modules) == (way == "installed")
     finally:
         for name in [n for n in sys.modules if n.split(".")[0] == "SFC_Torch"]:
             del sys.modules[name]
@@ -254,3 +267,16 @@ def test_programs_written_for_the_published_package_run(program, files):
     assert flat and np.isfinite(flat).all()
     if program == "likelihood_gain":
         assert found["losses"][-1] < found["losses"][0] and found["sequence"]
+
+
+def test_a_flag_that_is_absent_by_default_is_warned_of(files, tmp_path):
+    mtz = gemmi.read_mtz_file(str(files[1]))
+    mtz.remove_column(5)
+    mtz.write_to_file(str(tmp_path / "plain.mtz"))
+    with pytest.warns(UserWarning, match="no column 'FreeR_flag': there is no test set"):
+        sfc = SFcalculator(str(files[0]), str(tmp_path / "plain.mtz"), device="cpu")
+    assert not sfc.free_flag.any()
+    sfc.calc_fprotein()
+    sfc.calc_fsolvent()
+    sfc.get_scales_adam()
+    assert float(sfc.r_work) < 0.1 and np.isnan(float(sfc.r_free))

@@ -45,7 +45,7 @@ def _models() -> dict[str, list]:
     return {"general": general, "special": general[:10] + axis, "ions": general[:10] + ions}
 
 
-def _write(folder: Path) -> None:
+def write(folder: Path) -> None:
     for name, atoms in _models().items():
         structure = gemmi.Structure()
         structure.cell, structure.spacegroup_hm = gemmi.UnitCell(*CELL), GROUP
@@ -65,7 +65,7 @@ def _write(folder: Path) -> None:
         structure.write_pdb(str(folder / f"{name}.pdb"))
     group = gemmi.SpaceGroup(GROUP)
     indices = np.array(gemmi.make_miller_array(gemmi.UnitCell(*CELL), group, 2.5))
-    f = np.abs(_exact("general", indices))
+    f = np.abs(exact("general", indices))
     flags = np.minimum(np.random.default_rng(1).integers(0, 20, len(f)), 1)
     for name, columns in (("data", [f, 0.03 * f, flags]), ("noflags", [f, 0.03 * f])):
         mtz = gemmi.Mtz(with_base=True)
@@ -78,7 +78,7 @@ def _write(folder: Path) -> None:
         mtz.write_to_file(str(folder / f"{name}.mtz"))
 
 
-def _exact(name: str, indices: np.ndarray) -> np.ndarray:
+def exact(name: str, indices: np.ndarray) -> np.ndarray:
     """cctbx's direct summation."""
     symmetry = crystal.symmetry(CELL, GROUP)
     structure = xray.structure(crystal_symmetry=symmetry)
@@ -102,7 +102,7 @@ def compare(python: str) -> list[dict]:
     """Rows: case, quantity, ours, theirs, the oracle."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write(folder)
+        write(folder)
         found = {}
         for side, interpreter in (("ours", sys.executable), ("published", python)):
             out = folder / f"{side}.npz"
@@ -119,7 +119,7 @@ def compare(python: str) -> list[dict]:
 
         sides = [found["ours"], found["published"]]
         for case in ("general", "special", "ions"):
-            errors = [_distance(x[f"{case}_f"], _exact(case, x[f"{case}_indices"].astype(int))) for x, _ in sides]
+            errors = [_distance(x[f"{case}_f"], exact(case, x[f"{case}_indices"].astype(int))) for x, _ in sides]
             row(case, "relative error of F", errors, "cctbx direct")
         for case in ("shrunk", "swollen"):
             errors = [_distance(x[f"batch_{case}"], x["batch_same"]) for x, _ in sides]
@@ -132,6 +132,7 @@ def compare(python: str) -> list[dict]:
             for _, words in sides:
                 answer = words[case]
                 told = answer["error"] or "; ".join(answer["said"]) or "nothing said"
+                told = told.replace(f"{folder}/", "").rpartition(" | ")[2]
                 answers.append(f"{answer['free']} free; {told}" if answer["error"] is None else told)
             row(case, "what happens", answers, oracle)
     return rows

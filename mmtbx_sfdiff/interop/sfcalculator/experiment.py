@@ -9,9 +9,11 @@ import torch
 
 import numpy as np
 
-from ..rules.columns import is_constant
-from . import sfc_data, sfc_utils
-from .sfc_model import ModelState
+from ...rules.columns import is_constant
+from . import data as sfc_data
+from .model import ModelState
+from .symmetry import generate_reciprocal_asu
+from .utils import assert_numpy, bin_by_logarithmic, r_factor
 
 # Normalized amplitudes beyond which a reflection is an outlier, of probability 1e-6: Read (1999), Acta Cryst. D55, 1759.
 _CENTRIC_LIMIT, _ACENTRIC_LIMIT = 4.89, 3.72
@@ -100,7 +102,7 @@ class ExperimentState(ModelState):
             self.asu2HKL_index = np.arange(len(d))
         else:
             group = self.space_group
-            self.Hasu_array = sfc_utils.generate_reciprocal_asu(self.unit_cell, group, self.dmin, self.anomalous)
+            self.Hasu_array = generate_reciprocal_asu(self.unit_cell, group, self.dmin, self.anomalous)
             self.asu2HKL_index = _places(self.Hasu_array, table.indices)
         self.dr2HKL_array = self.unit_cell.calculate_1_d2_array(table.indices)
 
@@ -111,9 +113,9 @@ class ExperimentState(ModelState):
         return_labels: bool = False,
         format_str: str = ".2f",
     ) -> list[str] | None:
-        """Put the reflections into ``bins``, ``n_bins`` and ``bin_labels``; see :func:`.sfc_utils.bin_by_logarithmic`."""
+        """Put the reflections into ``bins``, ``n_bins`` and ``bin_labels``; see :func:`.utils.bin_by_logarithmic`."""
         d = self.dHKL if self.HKL_array is not None else self.dHasu
-        assigned, edges = sfc_utils.bin_by_logarithmic(d, bins, Nmin)
+        assigned, edges = bin_by_logarithmic(d, bins, Nmin)
         used, self.bins = np.unique(assigned, return_inverse=True)
         self.n_bins = len(used)
         self.bin_labels = [f"{edges[i]:{format_str}} - {edges[i + 1]:{format_str}}" for i in used]
@@ -145,9 +147,9 @@ class ExperimentState(ModelState):
         R-free is NaN where there is no test set.
         """
         ftotal = self.Ftotal_HKL.detach() if ftotal is None else ftotal
-        chosen = ~self.Outlier if mask is None else ~self.Outlier & sfc_utils.assert_numpy(mask)
+        chosen = ~self.Outlier if mask is None else ~self.Outlier & assert_numpy(mask)
         rows = torch.as_tensor(chosen, device=self.device)
-        return sfc_utils.r_factor(self.Fo[rows], ftotal.abs()[rows], self.free_flag[chosen])
+        return r_factor(self.Fo[rows], ftotal.abs()[rows], self.free_flag[chosen])
 
 
 def _places(all_indices: np.ndarray, some: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ import torch
 
 import numpy as np
 
-from .sfc_scales import ScaleState
-from .sfc_utils import assert_numpy, r_factor
+from .scales import ScaleState
+from .utils import assert_numpy, r_factor
 
 
 class Report(ScaleState):

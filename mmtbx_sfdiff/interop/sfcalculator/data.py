@@ -10,11 +10,11 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from ..files.merging import to_asu
-from ..files.symmetry import Symmetry
-from ..reflection_columns import columns_of_dataset, columns_of_gemmi
-from ..rules import Column, excluded, free_of_equivalents
-from ..rules.free_flags import ENOUGH, LEAST, MOST
+from ...files.merging import to_asu
+from ...files.symmetry import Symmetry
+from ...reflection_columns import columns_of_dataset, columns_of_gemmi
+from ...rules import Column, excluded, free_of_equivalents
+from ...rules.free_flags import ENOUGH, LEAST, MOST
 
 #: The label that is looked for where none is given; only this one may be missing.
 DEFAULT_FLAG = "FreeR_flag"

@@ -14,8 +14,8 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from ..files.model_text import read_structure
-from ..numerics.symmetric import PAIRS
+from ...files.model_text import read_structure
+from ...numerics.symmetric import PAIRS
 
 _Path = str | os.PathLike[str]
 

@@ -11,13 +11,13 @@ import torch
 import gemmi
 import numpy as np
 
-from ..atom_arrays import EIGHT_PI_SQ
-from ..atoms import Atoms
-from ..crystal import Crystal
-from ..displacements import packed, u_cart_as_u_star
-from ..rules import radiation_messages
-from .sfc_parser import PDBParser
-from .sfc_utils import assert_tensor
+from ...atom_arrays import EIGHT_PI_SQ
+from ...atoms import Atoms
+from ...crystal import Crystal
+from ...displacements import packed, u_cart_as_u_star
+from ...rules import radiation_messages
+from .io import PDBParser
+from .utils import assert_tensor
 
 
 class ModelState:

@@ -1,21 +1,8 @@
-"""SFcalculator's interface over this engine: a program written against SFcalculator_torch 0.3.3 runs with the import changed.
-
-    from mmtbx_sfdiff.interop.sfcalculator import SFcalculator, PDBParser
-
-or, where the program cannot be edited, :func:`install` before it is imported.  Attributes have the names, types, shapes and
-orders of that package (NumPy or tensors as there, float32, reflections in the order of the file); the numbers are this
-package's: structure factors to a stated accuracy with the weights of special positions, the probe-shrink mask, mmtbx's
-scales.  docs/sfcalculator.rst lists what differs and which is right.  Wrong labels and flags are errors here.
-
-M. Li and D. R. Hekstra (2022), "Towards automated crystallographic structure refinement with a differentiable pipeline",
-Machine Learning for Structural Biology workshop, NeurIPS.
-"""
+"""``SFcalculator`` itself: structure factors of atoms and solvent."""
 
 from __future__ import annotations
 
 import os
-import sys
-import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,18 +11,15 @@ import torch
 import gemmi
 import numpy as np
 
-from ..atoms import Atoms
-from ..bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
-from ..structure_factors import structure_factors
-from . import sfc_utils
-from .sfc_parser import PDBParser
-from .sfc_report import Report
-from .sfc_utils import try_gpu
+from ...atoms import Atoms
+from ...bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
+from ...structure_factors import structure_factors
+from .io import PDBParser
+from .report import Report
+from .symmetry import generate_reciprocal_asu
+from .utils import try_gpu
 
-__all__ = ["PDBParser", "SFcalculator", "install"]
-
-#: Version of the package whose interface this is.
-INTERFACE_VERSION = "0.3.3"
+__all__ = ["SFcalculator"]
 
 
 class SFcalculator(Report):
@@ -115,7 +99,7 @@ class SFcalculator(Report):
                 raise ValueError("Without data, give dmin: the resolution to which there shall be reflections, Å.")
             self._init_symmetry()
             self.dmin, self.HKL_array = dmin, None
-            self.Hasu_array = sfc_utils.generate_reciprocal_asu(self.unit_cell, self.space_group, dmin, anomalous)
+            self.Hasu_array = generate_reciprocal_asu(self.unit_cell, self.space_group, dmin, anomalous)
             self.dHasu = self.unit_cell.calculate_d_array(self.Hasu_array).astype("float32")
         else:
             self._init_data(mtzdata, dmin, tuple(expcolumns))
@@ -291,44 +275,3 @@ class SFcalculator(Report):
         found = self._f_mask(self._atoms(self._batch), dmin_nonzero)
         setattr(self, f"Fmask_{self._kind}_batch", found)
         return found if Return else None
-
-
-def install() -> types.ModuleType:
-    """Put this interface under the name ``SFC_Torch``, for programs that cannot be edited; returns that module.
-
-    To be called before the program imports ``SFC_Torch``; calling it again changes nothing.
-
-    Raises
-    ------
-    RuntimeError
-        When the package of that name has been imported already.
-
-    Examples
-    --------
-    >>> from mmtbx_sfdiff.interop import sfcalculator
-    >>> sfcalculator.install().__name__
-    'SFC_Torch'
-    """
-    present = sys.modules.get("SFC_Torch")
-    if present is not None:
-        if getattr(present, "SFcalculator", None) is SFcalculator:
-            return present
-        raise RuntimeError("SFC_Torch has been imported already: call install() before whatever imports it.")
-    package = types.ModuleType("SFC_Torch", __doc__)
-    contents: dict[str, Any] = {"SFcalculator": SFcalculator, "PDBParser": PDBParser}
-    vars(package).update(contents, __path__=[], __version__=INTERFACE_VERSION)
-    sys.modules["SFC_Torch"] = package
-    functions = {name: value for name, value in vars(sfc_utils).items() if isinstance(value, types.FunctionType)}
-    modules: dict[str, dict[str, Any]] = {
-        "Fmodel": {"SFcalculator": SFcalculator},
-        "io": {"PDBParser": PDBParser},
-        "utils": functions,
-        "mask": functions,
-        "symmetry": functions,
-    }
-    for name, contents in modules.items():
-        module = types.ModuleType(f"SFC_Torch.{name}")
-        vars(module).update(contents)
-        sys.modules[module.__name__] = module
-        setattr(package, name, module)
-    return package

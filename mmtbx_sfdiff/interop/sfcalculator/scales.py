@@ -14,10 +14,10 @@ import torch
 
 import numpy as np
 
-from ..reflections import Reflections
-from ..scaling import update_all_scales
-from .sfc_experiment import ExperimentState
-from .sfc_utils import aniso_scaling, assert_numpy
+from ...reflections import Reflections
+from ...scaling import update_all_scales
+from .experiment import ExperimentState
+from .utils import aniso_scaling, assert_numpy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
