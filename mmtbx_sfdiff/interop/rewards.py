@@ -212,7 +212,7 @@ class StructureFactorReward:
         elements : torch.Tensor, optional
             Not read: the atoms are those of :meth:`prepare`.
         b_factors : torch.Tensor, optional
-            (b, n) Å^2; by default those of :meth:`prepare`.
+            (b, n) Å^2, of every atom, also where :meth:`prepare` was given tensors; by default what it was given.
         occupancies : torch.Tensor, optional
             (b, n); by default 1/b.
         unique_combinations, inverse_indices
@@ -292,6 +292,10 @@ class StructureFactorReward:
         if self.hydrogens == "absent":
             occupancy = torch.where(atoms.hydrogens, 0.0, occupancy)
         u_iso = each(None if b_factors is None else b_factors.to(atoms.dtype) / EIGHT_PI_SQ, atoms.u_iso)
+        if b_factors is not None:
+            # A number for each atom: the tensors of prepare() have no say beside it.
+            isotropic = torch.ones_like(atoms.use_u_iso)
+            atoms = dataclasses.replace(atoms, use_u_iso=isotropic, use_u_aniso=~isotropic)
         placed: Atoms = atoms.replace(sites_cart=sites, u_iso=u_iso, occupancies=occupancy)
         return placed
 

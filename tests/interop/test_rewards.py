@@ -82,6 +82,23 @@ def test_occupancies_of_one_over_n_are_the_default(files, model):
     torch.testing.assert_close(first, reward(x, None, b), rtol=1e-9, atol=0)
 
 
+def test_b_factors_replace_tensors_too(files):
+    """Of an anisotropic model the given B counts as of an isotropic one."""
+    plain, tensors = (gemmi.read_structure(str(files[0])) for _ in range(2))
+    for atom in (atom for chain in tensors[0] for residue in chain for atom in residue):
+        atom.aniso = gemmi.SMat33f(0.3, 0.1, 0.2, 0, 0, 0)
+    isotropic, anisotropic = (
+        prepared(files, structure, target="least_squares", refresh_scales=0) for structure in (plain, tensors)
+    )
+    assert bool(anisotropic._atoms.use_u_aniso.all())
+    x = members(isotropic, 2)
+    b = (12.0 + 5 * torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(0))).requires_grad_()
+    value = anisotropic(x, None, b)
+    torch.testing.assert_close(value, isotropic(x, None, b), rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(value, b)
+    assert bool((gradient != 0).any(0).all())
+
+
 def test_missing_coordinates_by_policy(files, model):
     x = members(prepared(files, model), 2)
     x[1, 5] = float("nan")

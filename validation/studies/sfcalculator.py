@@ -59,6 +59,8 @@ COLUMNS = [
     "r_free_common_ours",
     "r_free_common_theirs",
     "standard_error",
+    "r_work_their_mask",
+    "r_free_their_mask",
     "seconds_ours",
     "seconds_theirs",
     "step_ours",
@@ -68,8 +70,9 @@ COLUMNS = [
 ]
 
 
-def write_plain(entry, folder: Path, d_min: float | None = None):
-    """model.pdb and data.mtz of an entry, to a resolution; the flags with 0 for the test set, drawn by chance where it has none."""
+def write_plain(entry, folder: Path, d_min: float | None = None, test: np.ndarray | None = None):
+    """model.pdb and data.mtz of an entry, to a resolution; the flags with 0 for the test set, drawn by chance where it has none,
+    or ``test`` (n,) bool."""
     (folder / "model.pdb").write_text(entry.model.manager.model_as_pdb())
     f_obs, flags = entry.data.f_obs, entry.data.r_free_flags
     mtz = gemmi.Mtz(with_base=True)
@@ -80,7 +83,9 @@ def write_plain(entry, folder: Path, d_min: float | None = None):
         mtz.add_column(label, kind)
     indices = np.array(list(f_obs.indices()))
     sigmas = f_obs.sigmas().as_numpy_array() if f_obs.sigmas() is not None else np.ones(len(indices))
-    if flags is None:
+    if test is not None:
+        free = 1.0 - test
+    elif flags is None:
         free = (np.random.default_rng(0).random(len(indices)) >= 0.05).astype(float)
     else:
         free = 1.0 - flags.data().as_numpy_array()
@@ -119,14 +124,59 @@ def exact_f(folder: Path, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     return found[0], found[1], special, len(charged)
 
 
-def common_r_free(a: dict, b: dict) -> tuple[float, float, float]:
-    """R-free of both over the same reflections, and the standard error of the difference."""
+def common_residuals(a: dict, b: dict) -> tuple[np.ndarray, list[np.ndarray]]:
+    """F_obs and the residuals of both, over the free reflections that neither calls an outlier."""
     rows = a["free_flag"] & ~a["Outlier"] & ~b["Outlier"]
     f_obs = a["Fo"][rows].astype(np.float64)
-    residuals = [np.abs(f_obs - np.abs(x["Ftotal_HKL"][rows])) for x in (a, b)]
+    return f_obs, [np.abs(f_obs - np.abs(x["Ftotal_HKL"][rows])) for x in (a, b)]
+
+
+def common_r_free(f_obs: np.ndarray, residuals: list[np.ndarray]) -> tuple[float, float, float]:
+    """R-free of both over the same reflections, and the standard error of the difference."""
     draw = np.random.default_rng(0).integers(0, len(f_obs), (1000, len(f_obs)))
     spread = (residuals[0] - residuals[1])[draw].sum(1) / f_obs[draw].sum(1)
     return (*(float(x.sum() / f_obs.sum()) for x in residuals), float(spread.std()))
+
+
+def with_their_mask(folder: Path, a: dict, b: dict) -> tuple[float, float]:
+    """R-work and R-free of our F and our scaling, with their mask in the place of ours."""
+    crystal = sfdiff.Atoms.from_gemmi(gemmi.read_structure(str(folder / "model.pdb"))).crystal
+    f_obs, free = torch.as_tensor(a["Fo"]).double().clamp(min=0), torch.as_tensor(a["free_flag"])
+    sigmas = torch.as_tensor(a["SigF"]).double()
+    indices = torch.as_tensor(a["HKL_array"].astype(np.int64))
+    data = sfdiff.Reflections.from_arrays(crystal, indices, f_obs, sigmas=sigmas, free=free)
+    f_protein, f_mask = (torch.as_tensor(x).to(torch.complex128) for x in (a["Fprotein_HKL"], b["Fmask_HKL"]))
+    scales = sfdiff.update_all_scales(data, f_protein, f_mask)
+    return scales.r_work, scales.r_free
+
+
+def redrawn(name: str, python: str, folder: Path, n_sets: int) -> dict:
+    """R-free of both over every reflection of an entry, each in the test set once: ``n_sets`` runs with sets drawn by chance."""
+    files = find_entry(name)
+    entry = load_entry(files.model, files.data)
+    number = np.random.default_rng(0).integers(0, n_sets, entry.data.f_obs.size())
+    f_obs, ours, theirs, lower = [], [], [], 0
+    for k in range(n_sets):
+        part = folder / f"set{k}"
+        part.mkdir(parents=True, exist_ok=True)
+        write_plain(entry, part, test=number == k)
+        found = [run(*which, part, False) for which in ((sys.executable, "ours"), (python, "published"))]
+        if any(side is None for side, _ in found):
+            raise RuntimeError("; ".join(why for _, why in found if why))
+        f, (r_ours, r_theirs) = common_residuals(*(arrays for (arrays, _), _ in found))
+        f_obs, ours, theirs = [*f_obs, f], [*ours, r_ours], [*theirs, r_theirs]
+        lower += r_ours.sum() <= r_theirs.sum()
+    pooled = np.concatenate(f_obs), [np.concatenate(ours), np.concatenate(theirs)]
+    r_ours, r_theirs, error = common_r_free(*pooled)
+    return {
+        "entry": name,
+        "n": len(pooled[0]),
+        "r_free_ours": r_ours,
+        "r_free_theirs": r_theirs,
+        "standard_error": error,
+        "sets_not_above": int(lower),
+        "sets": n_sets,
+    }
 
 
 def _as_text(value) -> str:
@@ -168,7 +218,8 @@ def compare(name: str, python: str, folder: Path, speed: bool, d_min: float | No
         "n_ions": ions,
         "f_theirs_own_conventions": error(b["Fprotein_HKL"], f_as_theirs),
     }
-    common = common_r_free(a, b)
+    row["r_work_their_mask"], row["r_free_their_mask"] = with_their_mask(folder, a, b)
+    common = common_r_free(*common_residuals(a, b))
     row["r_free_common_ours"], row["r_free_common_theirs"], row["standard_error"] = common
     for side, found, about in (("ours", a, about_a), ("theirs", b, about_b)):
         row[f"f_{side}"] = error(found["Fprotein_HKL"])
@@ -188,7 +239,24 @@ def main(arguments=None):
     parser.add_argument(
         "--work", type=Path, help="keep the files here; entries that are there already are not run again"
     )
+    parser.add_argument(
+        "--redraw",
+        type=int,
+        metavar="N",
+        help="instead: R-free over N test sets, drawn so that each reflection is in one",
+    )
     options = parser.parse_args(arguments)
+    if options.redraw:
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in options.entries or all_entries():
+                row = redrawn(name, options.python, (options.work or Path(scratch)) / name, options.redraw)
+                print(
+                    f"{name}: {row['n']} reflections, each free once in {row['sets']} sets: R-free {row['r_free_ours']:.4f}, theirs "
+                    f"{row['r_free_theirs']:.4f}; difference {row['r_free_ours'] - row['r_free_theirs']:+.4f} (standard error "
+                    f"{row['standard_error']:.4f}); not above in {row['sets_not_above']} of {row['sets']} sets",
+                    flush=True,
+                )
+        return 0
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.entries or all_entries():
