@@ -22,6 +22,7 @@ import torch
 from ..crystal import Crystal
 from ..kernels import opaque
 from ..kernels.engines import SoftMask
+from ..kernels.recent import Recent
 from ..kernels.scratch import scratch_like
 from .ball import Ball, fineness
 from .mask_atoms import LARGEST_LENGTH, Spheres, spheres
@@ -93,8 +94,27 @@ class _Group:
         return values[self.models.start : self.models.stop].reshape(-1)
 
 
+_recent: Recent[list[_Group]] = Recent()
+
+
 def _groups(
-    atoms: tuple[torch.Tensor, ...],
+    atoms: Sequence[torch.Tensor],
+    lengths: torch.Tensor,
+    candidates: torch.Tensor,
+    crystal: int,
+    recipe: str,
+) -> list[_Group]:
+    """The models as an engine takes them: for the gradient the same as for the values."""
+
+    def make(*tensors: torch.Tensor) -> list[_Group]:
+        *atoms, lengths, candidates = tensors
+        return _make_groups(atoms, lengths, candidates, opaque.held(crystal), Recipe.unpacked(recipe))
+
+    return _recent.get((*atoms, lengths, candidates), (crystal, recipe), make)
+
+
+def _make_groups(
+    atoms: Sequence[torch.Tensor],
     lengths: torch.Tensor,
     candidates: torch.Tensor,
     crystal: Crystal,
@@ -161,6 +181,10 @@ def check_lengths(r_probe: float, r_shrink: float, softness: float) -> None:
 def _cover(occupancies: torch.Tensor, how: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
     """c_j and its derivative by the occupancy, (n,) float64."""
     cover, slope = torch.ones_like(occupancies), torch.zeros_like(occupancies)
+    if occupancies.device.type == "cpu" and occupancies.numpy().min(initial=math.inf) >= max(
+        how.full_occupancy, 1e-300
+    ):
+        return cover, slope
     if how.full_occupancy > 0:
         t = (occupancies / how.full_occupancy).clamp(0, 1)
         cover, slope = t * t * (3 - 2 * t), 6 * t * (1 - t) / how.full_occupancy
@@ -203,8 +227,7 @@ def soft_mask(
     ``atoms`` are sites_cart, rounding, occupancies and radii of :class:`~.mask_atoms.MaskAtoms`, ``lengths`` (n_models, 3)
     r_probe, r_shrink and softness.
     """
-    there, how = opaque.held(crystal), Recipe.unpacked(recipe)
-    groups = _groups(tuple(atoms), lengths, candidates, there, how)
+    how, groups = Recipe.unpacked(recipe), _groups(atoms, lengths, candidates, crystal, recipe)
     n_models, points, own = len(atoms[0]), n_points(crystal, recipe), how.kernel_dtype(atoms[0].dtype)
     sizes = {group.field_size for group in groups} if keep else set()
     values, volumes, field = (
@@ -259,7 +282,7 @@ def soft_mask_gradient(
     ``volumes`` and ``field`` are what :func:`soft_mask` kept; where they are empty, they are worked out again.
     """
     there, how = opaque.held(crystal), Recipe.unpacked(recipe)
-    groups = _groups(tuple(atoms), lengths, candidates, there, how)
+    groups = _groups(atoms, lengths, candidates, crystal, recipe)
     results = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (atoms[0], *atoms[2:], lengths))
 
     def one(number: int) -> None:

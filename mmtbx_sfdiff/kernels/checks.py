@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-import numpy as np
-
 from . import deferred
 
 #: Largest size of each parameter, and its unit.  Positions beyond are rounded by more than a thousandth of an Å in single
@@ -185,14 +183,15 @@ def _within(value: torch.Tensor, limit: float) -> bool:
         if stride == 0 and size > 1:
             value = value.narrow(dim, 0, 1)
     if value.device.type == "cpu":
-        array = value.numpy()
         if value.is_contiguous():
             # One pass: a sum of squares within the limit's bounds them all.  It is NaN where one of them is, and a
             # comparison with NaN is false.
-            flat = array.reshape(-1)
-            # Not dot: from ten thousand numbers on OpenBLAS wakes threads of its own for it, which takes milliseconds.
-            if bool(np.einsum("i,i", flat, flat) <= limit * limit):
+            # Not NumPy's dot: from ten thousand numbers on OpenBLAS wakes threads of its own for it, which takes
+            # milliseconds; torch's has the caller's one.
+            flat = value.reshape(-1)
+            if float(torch.dot(flat, flat)) <= limit * limit:
                 return True
+        array = value.numpy()
         return bool(array.max() <= limit) and bool(array.min() >= -limit)
     low, high = torch.aminmax(value)
     return bool((low >= -limit) & (high <= limit))
@@ -209,6 +208,8 @@ def check_same(name: str, tensors: Mapping[str, torch.Tensor], dtypes: Sequence[
     dtypes : sequence of torch.dtype
     """
     (first, one), *others = tensors.items()
+    if one.dtype in dtypes and all(value.dtype == one.dtype and value.device == one.device for _, value in others):
+        return
     if one.dtype not in dtypes:
         raise TypeError(f"{first} of {name} is {one.dtype}: convert it to {' or '.join(map(str, dtypes))}.")
     for other, value in others:

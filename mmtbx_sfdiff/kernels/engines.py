@@ -6,6 +6,7 @@ the specification: ``tests/kernels/conformance.py`` holds every other engine to 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -217,6 +218,12 @@ def engine(device: torch.device | str, name: str | None = None) -> Engine:
             f"engine={name!r} cannot be used here: choose 'torch', 'cpu' for tensors on the CPU with numba "
             "installed, or 'triton' for tensors on a GPU with Triton installed."
         )
+    return _loaded(name)
+
+
+@functools.cache
+def _loaded(name: str) -> Engine:
     # Compilers are loaded by whoever uses them.
     module = {"cpu": ".cpu.engine", "triton": ".cuda.engine", "torch": ".reference.engine"}[name]
-    return importlib.import_module(module, __package__).ENGINE
+    found: Engine = importlib.import_module(module, __package__).ENGINE
+    return found

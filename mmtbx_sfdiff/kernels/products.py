@@ -11,12 +11,14 @@ import torch
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
-def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """``a @ b``, in ``out`` if given."""
-    wide = _DOUBLE.get(a.dtype)
-    if wide is None or not reduced(a.device):
+def product(
+    a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None, wide: bool | None = None
+) -> torch.Tensor:
+    """``a @ b``, in ``out`` if given; ``wide`` is :func:`reduced` where it is known already, for many small ones."""
+    double = _DOUBLE.get(a.dtype)
+    if double is None or not (reduced(a.device) if wide is None else wide):
         return torch.matmul(a, b) if out is None else torch.matmul(a, b, out=out)
-    found = torch.matmul(a.to(wide), b.to(wide)).to(a.dtype)
+    found = torch.matmul(a.to(double), b.to(double)).to(a.dtype)
     return found if out is None else out.copy_(found)
 
 

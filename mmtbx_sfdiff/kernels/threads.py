@@ -4,10 +4,8 @@ counts (beside ``_runtime``, where cctbx came before torch, and in forked childr
 Between two parallel regions the threads of an OpenMP pool spin for milliseconds and keep other threads from
 their cores, so a pool of its own beside torch's would run at the speed of one thread.  Here nothing enters
 torch's pool: a transform is cut up by hand, and meanwhile torch and MKL have one thread in each of these
-threads, the caller's own included, which gets its number back afterwards.
-
-To wake a sleeping thread takes longer than a small transform.  So a calculation is handed over once, between
-its phases the threads wait for one another awake, and afterwards they stay awake for a moment.
+threads, the caller's own included, which gets its number back afterwards.  The threads are a ``ThreadPoolExecutor``'s, and
+sleep when there is nothing to do.
 
 Work is cut into pieces of about a tenth of a second, and between pieces every thread looks whether the calculation has been
 given up: an error in one thread, or Ctrl-C, ends all of them.
@@ -15,12 +13,13 @@ given up: an error in one thread, or Ctrl-C, ends all of them.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import contextvars
+import functools
 import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -28,15 +27,11 @@ import torch
 
 import numpy as np
 
-from .flags import make_flags, reached, set_flag
 from .interrupts import interruption
 
 T = TypeVar("T")
-_FAILED = 1 << 30
 #: Seconds of work between two looks at whether it has been given up.
 PIECE = 0.1
-# Teams of different sizes that are kept.
-_MOST_TEAMS = 4
 
 
 class _Here(threading.local):
@@ -54,141 +49,127 @@ class _GivenUp(Exception):
 
 
 class _Call:
-    """One calculation: its phases, how far each member has come, and what it met."""
+    """One calculation: the first error that anybody met, and what a thread has of its own in torch, which is the caller's."""
 
-    def __init__(self, n: int, phases: Sequence[Sequence[Callable[[], Any]]]):
-        self.n, self.phases, self.flags = n, phases, make_flags(n)
-        self.results: list[Any] = [None] * n
+    def __init__(self) -> None:
         self.error: BaseException | None = None
-        # What a thread has of its own in torch, and context variables, are the caller's.
-        self.context = [contextvars.copy_context() for _ in range(n)]
         self.gradients, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
-    def member(self, i: int) -> None:
-        """Take part as member i, to the end or to the first error in any of them."""
+    def member(self, function: Callable[[], T]) -> T:
+        """The function's result in one of the threads."""
         before, _here.call = (_here.number, _here.call), self
         # Whoever asks here has one thread.
         _here.number = 1
         try:
-            for number, phase in enumerate(self.phases):
-                if self.error is None:
-                    self.results[i] = phase[i]()
-                set_flag(self.flags, i, number + 1)
-                if number + 1 < len(self.phases):
-                    self.wait(number + 1)
+            check()
+            return function()
         except BaseException as error:
             self.stop(error)
-            # The others go on to the end without doing anything.
-            set_flag(self.flags, i, _FAILED)
+            raise
         finally:
             _here.number, _here.call = before
 
-    def helper(self, i: int) -> None:
+    def helper(self, context: contextvars.Context, function: Callable[[], T]) -> T:
         """:meth:`member` in a thread that is not the caller's."""
         with torch.inference_mode(self.inference), torch.set_grad_enabled(self.gradients):
-            self.context[i].run(self.member, i)
+            return context.run(self.member, function)
 
     def stop(self, error: BaseException) -> None:
         error = interruption(error) or error
         if self.error is None and not isinstance(error, _GivenUp):
             self.error = error
 
-    def wait(self, number: int) -> None:
-        """Until all members have done so many phases."""
-        while not reached(self.flags, 0, self.n, number):
-            time.sleep(2e-5)
 
+class _Pool:
+    """The threads beside the caller's, for one caller at a time."""
 
-class _Team:
-    """A caller and n - 1 threads."""
-
-    def __init__(self, n: int):
-        self.n, self.condition = n, threading.Condition()
-        # Whose calculation they are at: number of a thread, or None.
+    def __init__(self, size: int) -> None:
+        self.size = size
+        #: Whose calculation they are at: number of a thread, or None.
         self.owner: int | None = None
-        # How many calculations have been handed over, and the last of them; None: the threads may go.
-        self.handed = make_flags(1)
-        self.current: tuple[int, _Call | None] = (0, None)
-        ready = threading.Semaphore(0)
+        self.executor = concurrent.futures.ThreadPoolExecutor(
+            size, thread_name_prefix="sfdiff", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        everyone = threading.Barrier(size + 1)
         try:
-            for i in range(1, n):
-                threading.Thread(target=self._help, args=(i, ready), name=f"sfdiff-{i}", daemon=True).start()
-            for _ in range(1, n):
-                ready.acquire()
+            for _ in range(size):
+                self.executor.submit(everyone.wait)
+            everyone.wait()
         except BaseException:
+            everyone.abort()
             self.close()
             raise
-
-    def take(self) -> bool:
-        """Whether this thread has the team now."""
-        me = threading.get_ident()
-        with _lock:
-            # Ctrl-C in the wrong moment leaves it to a thread that is no longer at anything.
-            if self.owner is None or (self.owner == me and _here.call is None):
-                self.owner = me
-                return True
-        return False
+        # Counts set in new threads are also the default of threads to come: put that back.
+        torch.set_num_threads(torch.get_num_threads())
 
     def run(self, phases: Sequence[Sequence[Callable[[], Any]]]) -> list[Any]:
-        call = _Call(self.n, phases)
+        call, futures, results = _Call(), [], []
         try:
-            self._hand_over(call)
-            call.member(0)
-            call.wait(len(phases))
+            for phase in phases:
+                futures, rest = [], list(phase[1:])
+                # A pool that was replaced, or the interpreter's end: the caller does what is left.
+                with contextlib.suppress(RuntimeError):
+                    while rest:
+                        futures.append(self.executor.submit(call.helper, contextvars.copy_context(), rest[0]))
+                        del rest[0]
+                results = [call.member(phase[0])]
+                results += [future.result() for future in futures]
+                results += [call.member(function) for function in rest]
+            return results
         except BaseException as error:
-            # Ctrl-C outside a phase.  The threads may be within one: nobody leaves before they have noticed.
             call.stop(error)
-            set_flag(call.flags, 0, _FAILED)
-            call.wait(len(phases))
-            raise
-        # Nothing of it is kept.
-        self.current = self.current[0], None
-        if call.error is not None:
-            raise call.error
-        return list(call.results)
-
-    def _hand_over(self, call: _Call | None) -> None:
-        with self.condition:
-            number = self.current[0] + 1
-            self.current = number, call
-            set_flag(self.handed, 0, number)
-            self.condition.notify_all()
+            # Nobody leaves before all threads have noticed, whatever signals arrive.
+            while not all(future.cancel() or future.done() for future in futures):
+                try:
+                    concurrent.futures.wait(futures)
+                except KeyboardInterrupt as again:
+                    call.error = again
+            assert call.error is not None
+            raise call.error from None
+        finally:
+            # A traceback keeps this frame: nothing of the calculation is to be kept with it.
+            del call, futures, results, phases
 
     def close(self) -> None:
         """Let the threads go, when they have done what they are at."""
-        self._hand_over(None)
-
-    def _help(self, i: int, ready: threading.Semaphore) -> None:
-        torch.set_num_threads(1)
-        ready.release()
-        done = 0
-        while True:
-            if not reached(self.handed, 0, 1, done + 1):
-                with self.condition:
-                    while self.current[0] == done:
-                        self.condition.wait()
-            done, call = self.current
-            if call is None:
-                return
-            call.helper(i)
-            del call
+        self.executor.shutdown(wait=False)
 
 
 _lock = threading.Lock()
-_teams: dict[int, _Team] = {}
+_pool: _Pool | None = None
 
 
-def _team(n: int) -> _Team:
+def _pool_of(size: int) -> _Pool | None:
+    """A pool of at least so many threads that this thread has now, or None where another has it, or no thread begins any more."""
+    global _pool
     with _lock:
-        team = _teams.pop(n, None)
-        if team is None:
-            team = _Team(n)
-            # Counts set in new threads are also the default of threads to come: put that back.
-            torch.set_num_threads(torch.get_num_threads())
-            while len(_teams) >= _MOST_TEAMS:
-                _teams.pop(next(iter(_teams))).close()
-        _teams[n] = team
-        return team
+        if _pool is not None and _pool.size < size and _pool.owner is None:
+            _pool.close()
+            _pool = None
+        if _pool is None:
+            try:
+                _pool = _Pool(size)
+            except RuntimeError:  # at the end of the interpreter
+                return None
+        me = threading.get_ident()
+        # Ctrl-C in the wrong moment leaves it to a thread that is no longer at anything.
+        if _pool.size >= size and (_pool.owner is None or _pool.owner == me):
+            _pool.owner = me
+            return _pool
+        return None
+
+
+def _forsake(pool: _Pool) -> None:
+    """Use a pool no more, and wait until none of its threads does anything."""
+    global _pool
+    with _lock:
+        if _pool is pool:
+            _pool = None
+    while True:
+        try:
+            return pool.executor.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt:
+            continue
 
 
 def run(*phases: Sequence[Callable[[], T]]) -> list[T]:
@@ -211,30 +192,29 @@ def run(*phases: Sequence[Callable[[], T]]) -> list[T]:
     """
     n = len(phases[0])
     with _lowered():
-        if n > 1:
-            team = _team(n)
-            # Where another thread has the team, its caller does everything itself.
-            if team.take():
+        if n > 1 and _here.call is None:
+            pool = _pool_of(n - 1)
+            # Where another thread has the pool, its caller does everything itself.
+            if pool is not None:
                 try:
-                    return team.run(phases)
+                    return pool.run(phases)
                 except BaseException as error:
                     if not isinstance(error, Exception):
                         # Interrupted anywhere: nobody can say what state it is in.
-                        with _lock:
-                            if _teams.get(n) is team:
-                                del _teams[n]
-                        team.close()
+                        _forsake(pool)
                     raise
                 finally:
-                    team.owner = None
+                    pool.owner = None
         results: list[T] = []
         for phase in phases:
             results = [function() for function in phase]
         return results
 
 
-def over(n: int, function: Callable[[int, int], T], per_thread: int = 5, seconds: float = 0.0) -> list[T]:
+def over(n: int, function: Callable[[int, int], T], per_thread: int = 8, seconds: float = 0.0) -> list[T]:
     """function(first, after) on consecutive ranges that cover 0..n, in a few threads; results in order.
+
+    Later ranges are smaller, so that threads end at about the same time.
 
     Parameters
     ----------
@@ -246,12 +226,11 @@ def over(n: int, function: Callable[[int, int], T], per_thread: int = 5, seconds
         What one thread would take for all of it, about; there are more ranges for long work.
     """
     n_threads = n_workers()
-    n_ranges = max(per_thread * n_threads if n_threads > 1 else 1, math.ceil(seconds / PIECE))
+    n_ranges = max(per_thread * n_threads if n_threads > 1 else 1, math.ceil(2 * seconds / PIECE))
     if n < 2 or n_ranges == 1:
         check()
         return [function(0, n)]
-    edges = np.linspace(0, n, min(n, n_ranges) + 1).astype(np.int64).tolist()
-    ranges = list(zip(edges[:-1], edges[1:]))
+    ranges = _ranges(n, n_threads, n_ranges)
     queue = iter(range(len(ranges)))
     results: list[Any] = [None] * len(ranges)
 
@@ -262,6 +241,16 @@ def over(n: int, function: Callable[[int, int], T], per_thread: int = 5, seconds
 
     run([work] * n_threads)
     return results
+
+
+@functools.lru_cache(maxsize=256)
+def _ranges(n: int, n_threads: int, count: int) -> list[tuple[int, int]]:
+    """About so many ranges that cover 0..n, each round of the threads' a step smaller than the one before."""
+    rounds = -(-count // n_threads)
+    sizes = np.repeat(np.arange(rounds, 0, -1), n_threads)[:count]
+    edges = np.unique(np.rint(np.cumsum(sizes) * (n / sizes.sum())).astype(np.int64)).tolist()
+    edges = [0, *(edge for edge in edges if edge)]
+    return list(zip(edges[:-1], edges[1:]))
 
 
 def portions(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
@@ -328,9 +317,8 @@ def models_at_once(n_models: int, device: torch.device | str = "cpu") -> int:
 
 def _forget() -> None:
     """A forked child has none of its parent's threads."""
-    global _lock
-    _lock = threading.Lock()
-    _teams.clear()
+    global _lock, _pool
+    _lock, _pool = threading.Lock(), None
     _here.call = None
 
 

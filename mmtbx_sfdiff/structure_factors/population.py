@@ -58,43 +58,36 @@ def population(scatterers: Scatterers, tables: Tables, wanted: tuple[bool, ...] 
     # The gradient of a term that may be zero: as if it were as large as a form factor.
     least = tables.terms.typical_factor if wanted and (wanted[4] or wanted[5]) else 0.0
     extras = [value for i, value in enumerate((s.fp, s.fdp)) if (wanted and wanted[4 + i]) or (s.has_fp, s.has_fdp)[i]]
-    found = (_compiled if s.device.type == "cpu" else _torch)(s, extras, least, tables)
+    mixed = bool(wanted) and s.has_u_aniso
+    found = (_compiled if s.device.type == "cpu" else _torch)(s, extras, least, tables, mixed)
     if not found.n_atoms:
         found.histogram[0, error_model.N_E // 2] = 1.0
     extra = max((float(value.abs().max()) for value in extras), default=0.0)
-    contributions = None
-    parts: list[Population] = []
-    if wanted and found.n_atoms and s.has_u_aniso:
-        contributions = _with_mean_u(s, tables)
-        for chosen, want in ((~s.use_u_aniso, wanted[1]), (s.use_u_aniso, wanted[2])):
-            if want and 0 < int(chosen.sum()) < s.n_atoms:
-                those = dataclasses.replace(s, weights=torch.where(chosen, s.weights, 0.0))
-                part = (_compiled if s.device.type == "cpu" else _torch)(those, [], 0.0, tables)
-                if part.n_atoms:
-                    parts.append(dataclasses.replace(part, contributions=_with_mean_u(those, tables)))
-    return dataclasses.replace(
-        found, n_atoms=max(found.n_atoms, 1), extra=extra, contributions=contributions, parts=tuple(parts)
-    )
+    parts: tuple[Population, ...] = ()
+    if mixed and found.n_atoms and len(found.parts) == 2:
+        assert wanted is not None
+        parts = tuple(part for part, want in zip(found.parts, wanted[1:3]) if want and part.n_atoms)
+    return dataclasses.replace(found, n_atoms=max(found.n_atoms, 1), extra=extra, parts=parts)
 
 
-def _with_mean_u(s: Scatterers, tables: Tables) -> np.ndarray:
-    """The histogram where anisotropic atoms have the mean of their U."""
-    mean = s.u_iso + (_cart_trace(s) / 3).to(s.dtype)
-    round_ones = dataclasses.replace(s, u_iso=mean, use_u_aniso=torch.zeros_like(s.use_u_aniso))
-    return (_compiled if s.device.type == "cpu" else _torch)(round_ones, [], 0.0, tables).histogram
+_Ends = tuple[float, float, tuple[int, int], tuple[int, int], float]
 
 
-def _compiled(s: Scatterers, extras: list[torch.Tensor], least: float, tables: Tables) -> Population:
+def _counted(
+    s: Scatterers, extras: list[torch.Tensor], least: float, tables: Tables
+) -> tuple[np.ndarray, int, int, _Ends]:
+    """Histograms of isotropic atoms, and of anisotropic ones by their least and by their mean U; their numbers, and ends."""
+
     def array(value: torch.Tensor) -> np.ndarray:
-        return value.numpy().astype(np.float64, copy=False)
+        return np.ascontiguousarray(value.numpy(), np.float64)
 
-    histogram = np.zeros((len(tables.terms.constants) + 1, error_model.N_E))
+    histograms = np.zeros((3, len(tables.terms.constants) + 1, error_model.N_E))
     use_aniso, types = s.use_u_aniso.numpy(), s.type_index.numpy()
     orthogonalization = s.crystal.orthogonalization.numpy()
     u_iso, weights = array(s.u_iso), array(s.weights)
     u_star = array(s.u_star) if s.has_u_aniso else np.zeros((len(u_iso), 1, 6))
     extra = np.stack([array(x) for x in extras]) if extras else np.zeros((0, len(u_iso), 1))
-    n_atoms, heaviest = 0, 0.0
+    n_iso, n_aniso, heaviest = 0, 0, 0.0
     largest, smallest = (0.0, (0, 0)), (0.0, (0, 0))
     for i in range(len(u_iso)):
         found = add_population(
@@ -110,15 +103,52 @@ def _compiled(s: Scatterers, extras: list[torch.Tensor], least: float, tables: T
             error_model.E_FIRST,
             error_model.E_SCALE,
             math.log(error_model.E_GROWTH),
-            histogram,
+            histograms,
         )
-        n_atoms, heaviest = n_atoms + found[0], max(heaviest, found[2])
-        largest = max(largest, (found[1], (i, found[4])), key=lambda x: x[0])
-        smallest = min(smallest, (found[3], (i, found[5])), key=lambda x: x[0])
-    return Population(histogram, n_atoms, largest[0], smallest[0], largest[1], smallest[1], heaviest, 0.0)
+        n_iso, n_aniso, heaviest = n_iso + found[0], n_aniso + found[1], max(heaviest, found[3])
+        largest = max(largest, (found[2], (i, found[5])), key=lambda x: x[0])
+        smallest = min(smallest, (found[4], (i, found[6])), key=lambda x: x[0])
+    return histograms, n_iso, n_aniso, (largest[0], smallest[0], largest[1], smallest[1], heaviest)
 
 
-def _torch(s: Scatterers, extras: list[torch.Tensor], least: float, tables: Tables) -> Population:
+def _compiled(s: Scatterers, extras: list[torch.Tensor], least: float, tables: Tables, mixed: bool) -> Population:
+    histograms, n_iso, n_aniso, first_ends = _counted(s, extras, least, tables)
+    ends = (*first_ends, 0.0)
+    round_ones, least_ones, mean_ones = histograms
+    contributions, parts = None, []
+    histogram = round_ones + least_ones
+    if mixed:
+        round_ones[-1] = 0
+        contributions = round_ones + mean_ones
+        if 0 < int(s.use_u_aniso.numpy().sum()) < s.n_atoms:
+            parts = [
+                Population(round_ones, n_iso, *ends, contributions=round_ones),
+                Population(least_ones, n_aniso, *ends, contributions=mean_ones),
+            ]
+    return Population(histogram, n_iso + n_aniso, *ends, contributions, tuple(parts))
+
+
+def _torch(s: Scatterers, extras: list[torch.Tensor], least: float, tables: Tables, mixed: bool) -> Population:
+    found = _torch_of(s, extras, least, tables)
+    if not mixed:
+        return found
+    contributions, parts = _with_mean_u(s, tables), []
+    for chosen in (~s.use_u_aniso, s.use_u_aniso):
+        if 0 < int(chosen.sum()) < s.n_atoms:
+            those = dataclasses.replace(s, weights=torch.where(chosen, s.weights, 0.0))
+            part = _torch_of(those, [], 0.0, tables)
+            parts.append(dataclasses.replace(part, contributions=_with_mean_u(those, tables)))
+    return dataclasses.replace(found, contributions=contributions, parts=tuple(parts))
+
+
+def _with_mean_u(s: Scatterers, tables: Tables) -> np.ndarray:
+    """The histogram where anisotropic atoms have the mean of their U."""
+    mean = s.u_iso + (_cart_trace(s) / 3).to(s.dtype)
+    round_ones = dataclasses.replace(s, u_iso=mean, use_u_aniso=torch.zeros_like(s.use_u_aniso))
+    return _torch_of(round_ones, [], 0.0, tables).histogram
+
+
+def _torch_of(s: Scatterers, extras: list[torch.Tensor], least: float, tables: Tables) -> Population:
     n_types, n_e = len(tables.terms.constants), error_model.N_E
     u = s.u_iso.to(torch.float64)
     widest = u

@@ -79,7 +79,7 @@ def compiled(value):
     """The kernels below the engine's, which have no job."""
     from mmtbx_sfdiff.kernels.cpu.histogram import population
 
-    result = np.zeros((2, 20))
+    result = np.zeros((3, 2, 20))
     for i in range(3):
         numbers = [np.full(3, 0.1), np.zeros((3, 6)), np.ones(3)]
         numbers[i].reshape(-1)[0] = value

@@ -65,8 +65,8 @@ def test_what_was_compiled_ahead_is_not_compiled_again(tmp_path, n_processes):
 SMALL = """
 import sys
 from mmtbx_sfdiff.kernels import compilation
-from mmtbx_sfdiff.kernels.flags import set_flag, make_flags
-task = next(t for t in compilation._tasks(("structure_factors",)) if t[1] == "flags.set_flag")
+from mmtbx_sfdiff.kernels.cpu.histogram import summary
+task = next(t for t in compilation._tasks(("structure_factors",)) if t[1] == "cpu.histogram.summary")
 print(compilation.__file__, compilation._compile_one(task) or "nowhere")
 """
 

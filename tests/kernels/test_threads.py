@@ -175,19 +175,45 @@ def test_nothing_of_a_calculation_is_kept(three_threads):
     assert seen() is None
 
 
-def test_many_sizes_of_teams_do_not_pile_up():
-    before = torch.get_num_threads()
-    try:
-        for n in range(2, 12):
-            assert threads.run([lambda i=i: i for i in range(n)]) == list(range(n))
-    finally:
-        torch.set_num_threads(before)
-    assert len(threads._teams) <= 4
+def test_pools_of_many_sizes_do_not_pile_up():
+    for n in (*range(2, 12), 3):
+        assert threads.run([lambda i=i: i for i in range(n)]) == list(range(n))
     for _ in range(100):
-        if sum(t.name.startswith("sfdiff-") for t in threading.enumerate()) <= 8 + 9 + 10 + 11:
+        if sum(t.name.startswith("sfdiff") for t in threading.enumerate()) <= 10:
             break
         time.sleep(0.01)
-    assert sum(t.name.startswith("sfdiff-") for t in threading.enumerate()) <= 8 + 9 + 10 + 11
+    assert sum(t.name.startswith("sfdiff") for t in threading.enumerate()) == 10
+
+
+def test_a_caller_whose_pool_is_closed_under_it_does_the_rest_itself():
+    assert threads.run([int, int]) == [0, 0]
+
+    def close():
+        threads._pool.close()
+        return "closed"
+
+    assert threads.run([close, lambda: 1], [lambda: 2, lambda: 3]) == [2, 3]
+
+
+AT_THE_END = """
+import atexit
+import mmtbx_sfdiff
+from mmtbx_sfdiff.kernels import threads
+
+def late():
+    assert threads.run([lambda: 1, lambda: 2]) == [1, 2]
+    print("passed")
+
+atexit.register(late)
+if {before}:
+    threads.run([int, int])
+"""
+
+
+@pytest.mark.parametrize("before", (True, False))
+def test_what_is_called_at_the_end_of_the_interpreter_is_done_without_threads(before):
+    done = child(AT_THE_END.format(before=before))
+    assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-2000:]
 
 
 SLOW_HELPER = """
@@ -296,11 +322,11 @@ import torch
 from mmtbx_sfdiff.kernels import threads
 
 torch.set_num_threads(2)
-assert threads.over(10, lambda a, b: b - a) and threads._teams
+assert threads.over(10, lambda a, b: b - a) and threads._pool
 child = os.fork()
 if child == 0:
     torch.set_num_threads(1)
-    ok = not threads._teams and threads.run([lambda: 1, lambda: 2]) == [1, 2]
+    ok = not threads._pool and threads.run([lambda: 1, lambda: 2]) == [1, 2]
     os._exit(0 if ok else 1)
 assert os.waitpid(child, 0)[1] == 0
 print("passed")
@@ -333,3 +359,13 @@ def test_ctrl_c_inside_a_dispatcher_is_ctrl_c():
             call()
     assert interruption(SystemError("of its own")) is None
     assert threads.run([int, int]) == [0, 0]
+
+
+@pytest.mark.parametrize("n", (1, 2, 7, 30, 1000))
+@pytest.mark.parametrize("per_thread", (1, 4, 8))
+def test_ranges_cover_everything_and_shrink(three_threads, n, per_thread):
+    ranges = threads.over(n, lambda a, b: (a, b), per_thread=per_thread)
+    assert ranges[0][0] == 0 and ranges[-1][1] == n
+    assert all(x[1] == y[0] for x, y in zip(ranges, ranges[1:])) and all(a < b for a, b in ranges)
+    sizes = [b - a for a, b in ranges]
+    assert max(sizes) <= sizes[0] + 1 and len(ranges) <= max(3 * per_thread, 1)

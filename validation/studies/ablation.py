@@ -1,11 +1,9 @@
-"""What the hand-written machinery of the CPU kernels is worth: vector instructions and own threads, each against the plain thing.
+"""What the hand-written vector instructions of the CPU kernels are worth, against plain loops.
 
-Three processes, of which only the one whose turn it is runs:
+Two processes, of which only the one whose turn it is runs:
 
 * ``own``: as shipped;
-* ``plain loops``: the vector instructions are replaced by plain loops for numba (:mod:`.plain_vectors`) before anything is compiled;
-* ``executor``: the workers of ``kernels/threads.py``, which wait for one another awake, are replaced by a
-  ``concurrent.futures.ThreadPoolExecutor``, which is handed the same shares of the same phases.
+* ``plain loops``: the vector instructions are replaced by plain loops for numba (:mod:`.plain_vectors`) before anything is compiled.
 
 Everything else, torch's number of threads included, is the same, and so are the results, to rounding: that is checked first.
 Conditions: an idle machine, one with a busy process on every core, and a batch of four models on an idle one.
@@ -32,7 +30,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mmtbx_sfdiff as sfdiff
@@ -40,11 +37,10 @@ import torch
 from mmtbx_sfdiff.files import find_entry, load_entry
 from mmtbx_sfdiff.files.writing import write_all
 from mmtbx_sfdiff.kernels import cpu
-from mmtbx_sfdiff.kernels import threads as own_threads
 
 import numpy as np
 
-VARIANTS = ("own", "plain loops", "executor")
+VARIANTS = ("own", "plain loops")
 OPERATIONS = ("F", "F + gradient", "mask", "mask + gradient")
 CONDITIONS = ("idle", "busy", "batch of 4")
 #: What makes it worth keeping, and how far results may be apart: single precision, sums in another order.
@@ -63,35 +59,6 @@ def replace_vectors() -> int:
     return sum(
         _replace(getattr(module, name), getattr(plain_vectors, name), (module.__name__,)) for module, name in names
     )
-
-
-def replace_threads(n_threads: int) -> int:
-    """Put an executor where the kernels have their own threads; in how many modules."""
-    executor = ThreadPoolExecutor(max(1, n_threads - 1), initializer=torch.set_num_threads, initargs=(1,))
-    here = own_threads._here
-
-    def member(function, gradients):
-        before, here.number = here.number, 1
-        try:
-            with torch.set_grad_enabled(gradients):
-                return function()
-        finally:
-            here.number = before
-
-    def run(*phases):
-        gradients = torch.is_grad_enabled()
-        with own_threads._lowered():
-            for first, *others in phases:
-                futures = [executor.submit(member, function, gradients) for function in others]
-                results = [member(first, gradients)]
-                results += [future.result() for future in futures]
-        return results
-
-    # Threads begin before the number for threads to come is what the caller has.
-    before = torch.get_num_threads()
-    list(executor.map(lambda _: time.sleep(0.01), range(n_threads)))
-    torch.set_num_threads(before)
-    return _replace(own_threads.run, run)
 
 
 def _replace(old, new, but=()):
@@ -141,10 +108,7 @@ class Case:
 def serve(variant: str, n_threads: int, accuracy: float) -> None:
     """Be one variant: answer what comes on standard input."""
     torch.set_num_threads(n_threads)
-    replaced = {"own": lambda: 1, "plain loops": replace_vectors, "executor": lambda: replace_threads(n_threads)}[
-        variant
-    ]()
-    if not replaced:
+    if variant != "own" and not replace_vectors():
         raise SystemExit(f"{variant}: nothing was replaced; the kernels' names have changed.")
     case = None
     for line in sys.stdin:
@@ -191,7 +155,7 @@ def _fingerprint() -> str:
     """Of what the replaced kernels are made of."""
     here = Path(__file__).parent
     found = hashlib.sha256((here / "plain_vectors.py").read_bytes())
-    for path in sorted((Path(own_threads.__file__).parent / "cpu").glob("*.py")):
+    for path in sorted(Path(cpu.__file__).parent.glob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
@@ -277,12 +241,19 @@ def main(arguments=None):
         for variant in variants:
             variant.process.stdin.close()
             variant.process.wait()
-    header = ["entry", "n_atoms", "operation", "condition", "own_ms", "plain_loops_ms", "executor_ms"]
-    header += ["plain_loops_over_own", "executor_over_own", "difference"]
-    for name, column in (("plain loops", 7), ("executor", 8)):
-        best = max(rows, key=lambda row: float(row[column]))
-        verdict = "keep" if float(best[column]) >= WORTH else "not worth keeping"
-        print(f"own against {name}: at most {best[column]} ({', '.join(map(str, best[:4]))}): {verdict}")
+    header = [
+        "entry",
+        "n_atoms",
+        "operation",
+        "condition",
+        "own_ms",
+        "plain_loops_ms",
+        "plain_loops_over_own",
+        "difference",
+    ]
+    best = max(rows, key=lambda row: float(row[6]))
+    verdict = "keep" if float(best[6]) >= WORTH else "not worth keeping"
+    print(f"own against plain loops: at most {best[6]} ({', '.join(map(str, best[:4]))}): {verdict}")
     if options.csv:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *rows])

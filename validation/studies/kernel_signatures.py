@@ -28,7 +28,7 @@ if not CHECK:
 import mmtbx_sfdiff as sfdiff  # noqa: E402
 import torch  # noqa: E402
 from mmtbx_sfdiff import kernels  # noqa: E402
-from mmtbx_sfdiff.kernels import cpu, flags, threads  # noqa: E402
+from mmtbx_sfdiff.kernels import cpu  # noqa: E402
 from mmtbx_sfdiff.kernels.compilation import ALL_GROUPS, read_signatures  # noqa: E402
 
 TABLE = Path(cpu.__file__).parent / "signatures.json"
@@ -65,11 +65,6 @@ def calls(group):
             f.abs().sum().backward()
         if group == "direct":
             sfdiff.structure_factors(_moved(atoms), atoms.crystal, few, method="direct").abs().sum().backward()
-    if group in ("structure_factors", "double"):  # two threads that wait for one another
-        numbers = flags.make_flags(4)
-        flags.set_flag(numbers, 1, 1)
-        flags.reached(numbers, 1, 2, 1)
-        threads.run([lambda: None, lambda: None])
     if group == "masks":
         for options in ({}, {"softness": 0.0}):
             mask = sfdiff.solvent_mask(atoms, atoms.crystal, grid_step=0.9, **options)

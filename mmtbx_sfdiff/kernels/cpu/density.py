@@ -181,7 +181,7 @@ def values(job):
         spectrum_cpu.pack(half.numpy().reshape(last - first, -1), plan.columns, first, packed)
 
     def columns(first, last):
-        transform[first:last] = torch.fft.fft(torch.from_numpy(packed[first:last])).numpy()
+        torch.fft.fft(torch.from_numpy(packed[first:last]), out=torch.from_numpy(transform[first:last]))
 
     def reflections(first, last):
         spectrum_cpu.read_reflections(
@@ -228,7 +228,7 @@ def gradients(seed, job):
             plan.bounds[first],
             plan.bounds[last],
         )
-        packed[first:last] = torch.fft.ifft(torch.from_numpy(spectrum), norm="forward").numpy()
+        torch.fft.ifft(torch.from_numpy(spectrum), norm="forward", out=torch.from_numpy(packed[first:last]))
 
     def planes(first, last):
         # Along q only where s is within the band, with q contiguous; then along s.

@@ -15,7 +15,7 @@ import torch
 import numpy as np
 
 from ..checks import BadAtom
-from ..jit import jit
+from ..jit import jit, jit_in_place
 from ..jobs import MaskJob
 from ..threads import over
 from .asymmetric_unit import NEVER, Unit, spread_to_cell, sum_over_orbits, unit_of
@@ -52,6 +52,35 @@ def _frame(grid, first, after, fine, margin):
     return low, shape, windows
 
 
+@functools.lru_cache(maxsize=64)
+def _slabs(grid, reach, fine, memory, bytes_per_point):
+    shape, margin = unit_of(grid).shape, np.abs(_steps(grid, reach, fine)[0]).max(0)
+    plane = np.prod(shape[1:] * fine + 2 * margin[1:] + fine) * bytes_per_point
+    planes = int(max(1, (memory / plane - 2 * margin[0]) // fine))
+    return [(first, min(first + planes, int(shape[0]))) for first in range(0, int(shape[0]), planes)]
+
+
+@functools.lru_cache(maxsize=64)
+def _by_memory(grid, reach, fine, m1, m2):
+    """Order of the steps by where they lead in a field (., m1, m2) that is split by parity, and these offsets."""
+    d0, d1, d2 = _steps(grid, reach, fine)[0].T
+    offsets = (d0 * m1 + d1) * m2 + (d2 % fine) * (m2 // fine) + d2 // fine
+    order = np.argsort(offsets, kind="stable")
+    return order, offsets[order]
+
+
+@functools.lru_cache(maxsize=64)
+def _by_parity(grid, reach, fine, strides):
+    """Order of the steps by parity, where minus each of them leads in coarse points, and where each parity begins."""
+    steps = _steps(grid, reach, fine)[0]
+    # Of a fine point of parity r, the coarse point at minus the step d is (d - r) / fine away, for d of that parity.
+    parity = steps % fine
+    group = (parity[:, 0] * fine + parity[:, 1]) * fine + parity[:, 2]
+    order = np.argsort(group, kind="stable")
+    offsets = (-(steps // fine) @ np.array(strides))[order]
+    return order, offsets, np.searchsorted(group[order], np.arange(fine**3 + 1))
+
+
 class FineGrid:
     """The finer grid of a job.
 
@@ -72,12 +101,17 @@ class FineGrid:
         self.margin = np.abs(self.steps).max(0)
         self.voxel = job.grid.cell.volume / float(np.prod(self.unit.n_real * job.fine))
 
+    def by_memory(self, shape):
+        """Order of the steps in a field of that shape, split by parity: neighbours in memory follow one another; and offsets."""
+        return _by_memory(self.job.grid, self.job.reach, self.fine, int(shape[1]), int(shape[2]))
+
+    def by_parity(self, strides):
+        """Order of the steps by parity, offsets of minus each in coarse points, and where each parity begins."""
+        return _by_parity(self.job.grid, self.job.reach, self.fine, tuple(strides.tolist()))
+
     def slabs(self, bytes_per_point):
         """Ranges of planes of the unit, each with a box of about the job's memory."""
-        unit, fine, margin = self.unit, self.fine, self.margin
-        plane = np.prod(unit.shape[1:] * fine + 2 * margin[1:] + fine) * bytes_per_point
-        planes = int(max(1, (self.job.memory / plane - 2 * margin[0]) // fine))
-        return [(first, min(first + planes, int(unit.shape[0]))) for first in range(0, int(unit.shape[0]), planes)]
+        return _slabs(self.job.grid, self.job.reach, self.fine, self.job.memory, bytes_per_point)
 
     def shape(self, planes):
         """Points along each axis of the box of some planes, (3,)."""
@@ -175,62 +209,91 @@ class Box:
         tiles = (self.positions[:, :2] // _TILE).astype(np.int64)
         order = np.argsort(tiles[:, 0] * (int(self.shape[1]) + 1) + tiles[:, 1], kind="stable")
         self.positions, self.atoms, self.operators = self.positions[order], self.atoms[order], self.operators[order]
+        self._tiles = tiles[order, 0]
         self.extent = unit.extent * steps
         basis = unit.metric_basis / fine
         gram = basis.T @ basis
         self.gram = np.array([gram[0, 0], gram[1, 1], gram[2, 2], 2 * gram[0, 1], gram[0, 2], gram[1, 2]])
         self.steps = steps
+        self._reach = float(reach.max(initial=0)) * float(self.extent[0]) + 1  # more than rounding
+
+    def near(self, first, after):
+        """Which images may reach into some planes: a slice of them."""
+        low, high = (
+            int((plane + reach) // _TILE) for plane, reach in ((first, -self._reach), (after - 1, self._reach))
+        )
+        begin, end = np.searchsorted(self._tiles, (low, high + 1)).tolist()
+        return slice(begin, end)
 
     @property
     def nbytes(self):
         """With what finds it again."""
-        return 2 * sum(x.nbytes for x in (self.positions, self.atoms, self.operators))
+        return 2 * sum(x.nbytes for x in (self.positions, self.atoms, self.operators, self._tiles))
 
     def to_atoms(self, by_position, n_atoms, *others):
         """Sum gradients of the images into those of the atoms' fractional sites, and of other things."""
-        by_position = np.einsum("ni,nij->nj", by_position * self.steps, self.unit.rotations[self.operators])
-        sites = np.stack([np.bincount(self.atoms, by_position[:, a], n_atoms) for a in range(3)], -1)
+        sites = np.zeros((n_atoms, 3))
+        _add_to_atoms(by_position, self.steps, self.unit.rotations, self.operators, self.atoms, sites)
         return sites, *(np.bincount(self.atoms, values, n_atoms) for values in others)
 
 
-@jit
-def _images(sites, rotations, translations, reach, low, high, extent):
-    count = 0
-    first, last = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)
-    positions = np.empty((0, 3))
-    atoms, operators = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    for filling in range(2):
-        if filling:
-            positions = np.empty((count, 3))
-            atoms, operators = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
-        count = 0
-        for atom in range(len(sites)):
-            for operator in range(len(rotations)):
-                r = rotations[operator]
-                x = np.empty(3)
-                number = 1
-                for a in range(3):
-                    x[a] = (
-                        r[a, 0] * sites[atom, 0]
-                        + r[a, 1] * sites[atom, 1]
-                        + r[a, 2] * sites[atom, 2]
-                        + translations[operator, a]
-                    )
-                    if not (abs(x[a]) < _FAR and abs(extent[a] * reach[atom]) < _MOST_CELLS):
-                        return atom + 1, positions, atoms, operators
-                    first[a] = int(np.ceil(low[a] - extent[a] * reach[atom] - x[a]))
-                    last[a] = int(np.floor(high[a] + extent[a] * reach[atom] - x[a]))
-                    number *= max(0, last[a] - first[a] + 1)
-                if filling == 0 or number == 0:
-                    count += number
-                    continue
-                for i in range(first[0], last[0] + 1):
-                    for j in range(first[1], last[1] + 1):
-                        for k in range(first[2], last[2] + 1):
-                            positions[count, 0], positions[count, 1], positions[count, 2] = x[0] + i, x[1] + j, x[2] + k
-                            atoms[count], operators[count] = atom, operator
-                            count += 1
-    return 0, positions, atoms, operators
+@jit_in_place
+def _range(x, low, high, reach):
+    """First and last translation that bring x to within ``reach`` of low..high."""
+    return int(np.ceil(low - reach - x)), int(np.floor(high + reach - x))
+
+
+@jit_in_place
+def _find_images(sites, rotations, translations, reach, low, high, extent, positions, atoms, operators):
+    """Images that reach into a box, written down as far as there is room; (1 + the number of an atom whose place or radius
+    is no number, or 0, how many there are)."""
+    count, room = 0, len(atoms)
+    for atom in range(len(sites)):
+        s0, s1, s2 = sites[atom, 0], sites[atom, 1], sites[atom, 2]
+        r0, r1, r2 = extent[0] * reach[atom], extent[1] * reach[atom], extent[2] * reach[atom]
+        if not (abs(r0) < _MOST_CELLS and abs(r1) < _MOST_CELLS and abs(r2) < _MOST_CELLS):
+            return atom + 1, 0
+        for operator in range(len(rotations)):
+            r, t = rotations[operator], translations[operator]
+            x0 = r[0, 0] * s0 + r[0, 1] * s1 + r[0, 2] * s2 + t[0]
+            x1 = r[1, 0] * s0 + r[1, 1] * s1 + r[1, 2] * s2 + t[1]
+            x2 = r[2, 0] * s0 + r[2, 1] * s1 + r[2, 2] * s2 + t[2]
+            if not (abs(x0) < _FAR and abs(x1) < _FAR and abs(x2) < _FAR):
+                return atom + 1, 0
+            first0, last0 = _range(x0, low[0], high[0], r0)
+            first1, last1 = _range(x1, low[1], high[1], r1)
+            first2, last2 = _range(x2, low[2], high[2], r2)
+            number = max(0, last0 - first0 + 1) * max(0, last1 - first1 + 1) * max(0, last2 - first2 + 1)
+            if number == 0 or count + number > room:
+                count += number
+                continue
+            for i in range(first0, last0 + 1):
+                for j in range(first1, last1 + 1):
+                    for k in range(first2, last2 + 1):
+                        positions[count, 0], positions[count, 1], positions[count, 2] = x0 + i, x1 + j, x2 + k
+                        atoms[count], operators[count] = atom, operator
+                        count += 1
+    return 0, count
+
+
+def _images(sites, *box):
+    """(1 + the number of a bad atom, or 0), fractional positions (n, 3), atoms and operators (n,) of images."""
+    count, room = 0, 3 * len(sites) + 64
+    while True:
+        positions, (atoms, operators) = np.empty((room, 3)), np.empty((2, room), dtype=np.int64)
+        lost, count = _find_images(sites, *box, positions, atoms, operators)
+        if lost or count <= room:
+            return lost, positions[:count], atoms[:count], operators[:count]
+        room = count
+
+
+@jit_in_place
+def _add_to_atoms(by_position, steps, rotations, operators, atoms, out):
+    for n in range(len(atoms)):
+        r, atom = rotations[operators[n]], atoms[n]
+        x0, x1, x2 = by_position[n, 0] * steps[0], by_position[n, 1] * steps[1], by_position[n, 2] * steps[2]
+        for a in range(3):
+            out[atom, a] += x0 * r[0, a] + x1 * r[1, a] + x2 * r[2, a]
 
 
 @jit

@@ -21,6 +21,16 @@ def _cart(u, o, p, q):
 
 
 @jit_in_place
+def _bin(e, first, scale, log_growth, n_bins):
+    """The bin of an exponent, and how much of it belongs to the next one."""
+    at = math.log(max((e - first) / scale + 1, 1.0)) / log_growth
+    # What is no number goes to the first bin.
+    at = min(at, n_bins - 1.001) if at > 0 else 0.0
+    low = int(at)
+    return low, at - low
+
+
+@jit_in_place
 def population(
     u_iso,
     u_star,
@@ -36,19 +46,20 @@ def population(
     log_growth,
     result,
 ):
-    """Add the atoms of one model to ``result``, (n_types + 1, n_bins): squared weights by type and exponent.
+    """Add the atoms of one model to ``result``, (3, n_types + 1, n_bins): squared weights by type and exponent.
 
-    The exponents are u_iso scale; anisotropic atoms enter with the smallest eigenvalue of their U.
-    ``extras`` is (n_extras, n_atoms), constant terms of the form factor, taken to be ``least_extra`` at
-    least.  Returns (number of atoms with weight, largest exponent in any direction, largest |weight|, smallest exponent in
-    any direction, atoms of the largest and of the smallest exponent).
+    The exponents are u_iso scale, of isotropic atoms in result[0]; anisotropic atoms enter with the smallest eigenvalue of
+    their U in result[1], and with the mean in result[2].  ``extras`` is (n_extras, n_atoms), constant terms of the form
+    factor, taken to be ``least_extra`` at least: in the last row of result[0].  Returns (numbers of isotropic and of
+    anisotropic atoms with weight, largest exponent in any direction, largest |weight|, smallest exponent in any direction,
+    atoms of the largest and of the smallest exponent).
     """
-    n_bins = result.shape[1]
-    n_atoms, largest, heaviest, least, widest_atom, least_atom = 0, 0.0, 0.0, 0.0, 0, 0
+    n_bins = result.shape[2]
+    n_iso, n_aniso, largest, heaviest, least, widest_atom, least_atom = 0, 0, 0.0, 0.0, 0.0, 0, 0
     o = orthogonalization
     for a in range(len(weights)):
         e = u_iso[a] * scale
-        widest = e
+        widest, middle = e, e
         if use_aniso[a]:
             u = u_star[a]
             xx, yy, zz = _cart(u, o, 0, 0), _cart(u, o, 1, 1), _cart(u, o, 2, 2)
@@ -60,6 +71,7 @@ def population(
             size = max(math.sqrt((x * x + y * y + z * z + 2 * off) / 6), 1e-30)
             det = (x * (y * z - yz**2) - xy * (xy * z - yz * xz) + xz * (xy * yz - y * xz)) / (2 * size**3)
             angle = math.acos(min(max(det, -1.0), 1.0)) / 3
+            middle += scale * max(mean, 0.0)
             e += scale * (mean + 2 * size * math.cos(angle + 2 * math.pi / 3))
             widest += scale * (mean + 2 * size * math.cos(angle))
         weight = weights[a] * weights[a]
@@ -69,37 +81,46 @@ def population(
         if e < least:
             least, least_atom = e, a
         if weight > 0:
-            n_atoms += 1
-        at = math.log(max((e - first) / bin_scale + 1, 1.0)) / log_growth
-        # What is no number goes to the first bin.
-        at = min(at, n_bins - 1.001) if at > 0 else 0.0
-        low = int(at)
-        high = at - low
-        result[types[a], low] += weight * (1 - high)
-        result[types[a], low + 1] += weight * high
+            if use_aniso[a]:
+                n_aniso += 1
+            else:
+                n_iso += 1
+        low, high = _bin(e, first, bin_scale, log_growth, n_bins)
+        part = 1 if use_aniso[a] else 0
+        result[part, types[a], low] += weight * (1 - high)
+        result[part, types[a], low + 1] += weight * high
         for i in range(extras.shape[0]):
             extra = max(abs(extras[i, a]), least_extra)
-            result[result.shape[0] - 1, low] += weight * extra * extra
-    return n_atoms, largest, math.sqrt(heaviest), least, widest_atom, least_atom
+            result[0, result.shape[1] - 1, low] += weight * extra * extra
+        if use_aniso[a]:
+            low, high = _bin(middle, first, bin_scale, log_growth, n_bins)
+            result[2, types[a], low] += weight * (1 - high)
+            result[2, types[a], low + 1] += weight * high
+    return n_iso, n_aniso, largest, math.sqrt(heaviest), least, widest_atom, least_atom
 
 
 @jit_in_place
 def sharpest(aliases, noises, histogram, norms, wanted, rounding, bound):
     """:meth:`ErrorModel.sharpening`: the largest number of the ladder with errors within the bound, or -1."""
+    begin, end = histogram.shape[1], 0
+    for e in range(histogram.shape[1]):
+        for t in range(histogram.shape[0]):
+            if histogram[t, e] != 0:
+                begin, end = min(begin, e), e + 1
     for p in range(aliases.shape[0] - 1, -1, -1):
         worst = 0.0
         for order in range(3):
             if wanted[order]:
                 found = 0.0
                 for t in range(histogram.shape[0]):
-                    for e in range(histogram.shape[1]):
+                    for e in range(begin, end):
                         found += aliases[p, order, t, e] * histogram[t, e]
                 worst = max(worst, found / norms[order])
         if worst > bound:
             continue
         noise = 0.0
         for t in range(histogram.shape[0]):
-            for e in range(histogram.shape[1]):
+            for e in range(begin, end):
                 noise += noises[p, t, e] * histogram[t, e]
         if worst + rounding * rounding * noise / norms[0] <= bound:
             return p

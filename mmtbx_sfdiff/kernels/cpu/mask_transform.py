@@ -17,7 +17,7 @@ import numpy as np
 
 from ..jit import jit
 from ..jobs import Columns
-from ..products import product
+from ..products import product, reduced
 from ..threads import over
 from .asymmetric_unit import Unit
 from .spectrum import read_reflections
@@ -30,7 +30,7 @@ _DTYPES: dict[torch.dtype, tuple[np.dtype[Any], np.dtype[Any]]] = {
 
 # Points that are multiplied at once, and into how many blocks at most: whatever the number of threads, and so the sums the
 # same.  Many small products take longer than a few large ones.
-_POINTS = 2**14
+_POINTS = 2**15
 _BLOCKS = 8
 
 
@@ -100,7 +100,7 @@ class UnitTransform:
 
     def forward(self, values):
         """F of all the reflections, (n,) numpy, of a map (n_orbits,)."""
-        unit, (h, k, l) = self.unit, self.limits
+        unit, (h, k, l), wide = self.unit, self.limits, reduced(torch.device("cpu"))
         b0, b1, b2 = (int(n) for n in unit.shape)
         starts = np.searchsorted(unit.places[:, 0], np.arange(b0 + 1))
         planes = torch.empty((b0, 2 * k + 1, l + 1), dtype=self.wave_a.dtype)
@@ -109,15 +109,15 @@ class UnitTransform:
         def within(first, after):
             dense = np.zeros((after - first, b1, b2), dtype=self.dtype)
             _lay_out(values, self.shares, unit.places, starts[first], starts[after], first, dense)
-            rows = product(torch.from_numpy(dense).flatten(0, 1), self.wave_c)
+            rows = product(torch.from_numpy(dense).flatten(0, 1), self.wave_c, wide=wide)
             rows = torch.view_as_complex(rows.view(after - first, b1, l + 1, 2))
-            product(self.wave_b, rows, out=planes[first:after])
+            product(self.wave_b, rows, planes[first:after], wide)
 
         _over_blocks(b0, max(1, _POINTS // (b1 * b2)), within)
         columns, spectrum = planes.view(b0, -1), torch.empty((2 * h + 1, planes[0].numel()), dtype=planes.dtype)
 
         def across(first, after):
-            spectrum[:, first:after] = product(self.wave_a, columns[:, first:after])
+            spectrum[:, first:after] = product(self.wave_a, columns[:, first:after], wide=wide)
 
         _over_blocks(columns.shape[1], max(64, _POINTS // b0), across)
         flat = spectrum.view(-1).numpy()
@@ -131,7 +131,7 @@ class UnitTransform:
 
     def backward(self, gradient):
         """dT/d(map), (n_orbits,) numpy, from dT/dF, (n,)."""
-        unit, (h, k, l) = self.unit, self.limits
+        unit, (h, k, l), wide = self.unit, self.limits, reduced(torch.device("cpu"))
         b0, b1, b2 = (int(n) for n in unit.shape)
         gradient = np.ascontiguousarray(gradient, dtype=self.complex)
         spectrum = np.zeros((2 * h + 1) * (2 * k + 1) * (l + 1), dtype=self.complex)
@@ -155,15 +155,15 @@ class UnitTransform:
         columns = planes.view(b0, -1)
 
         def across(first, after):
-            columns[:, first:after] = product(self.wave_a.mH, spectrum[:, first:after])
+            columns[:, first:after] = product(self.wave_a.mH, spectrum[:, first:after], wide=wide)
 
         _over_blocks(columns.shape[1], max(64, _POINTS // b0), across)
         starts = np.searchsorted(unit.places[:, 0], np.arange(b0 + 1))
         result = np.empty(len(unit.places), dtype=self.dtype)
 
         def within(first, after):
-            rows = product(self.wave_b.mH, planes[first:after])
-            dense = product(torch.view_as_real(rows).flatten(2).flatten(0, 1), self.wave_c.T)
+            rows = product(self.wave_b.mH, planes[first:after], wide=wide)
+            dense = product(torch.view_as_real(rows).flatten(2).flatten(0, 1), self.wave_c.T, wide=wide)
             _read_out(
                 dense.view(after - first, b1, b2).numpy(),
                 self.shares,

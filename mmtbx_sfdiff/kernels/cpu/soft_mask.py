@@ -49,9 +49,10 @@ class _Field:
     gram: np.ndarray
     values: np.ndarray
 
-    @property
-    def images(self):
-        return self.box.positions, self.radii, self.cover, self.width, self.gram, self.box.extent
+    def images(self, chosen):
+        """What the kernels take of a slice of the images."""
+        box = self.box
+        return box.positions[chosen], self.radii[chosen], self.cover[chosen], self.width, self.gram, box.extent
 
 
 class SoftMask:
@@ -91,7 +92,8 @@ class SoftMask:
 
         def fill(first, after):
             field.values[first:after] = 1
-            _accessibility(field.values, box.windows, first, after, *field.images, *_rows(field.values))
+            images = field.images(box.near(first, after))
+            _accessibility(field.values, box.windows, first, after, *images, *_rows(field.values))
 
         over(len(field.values), fill)
         return field
@@ -114,12 +116,10 @@ class SoftMask:
         for planes in self._slabs():
             field = self._field(planes, sites, radii, cover, width, given)
             split = self._split(field.values)
-            d0, d1, d2 = self.grid.steps.T
             m1, m2 = field.values.shape[1:]
-            offsets = (d0 * m1 + d1) * m2 + (d2 % fine) * (m2 // fine) + d2 // fine
-            # Neighbours in memory follow one another.
-            order = np.argsort(offsets, kind="stable")
+            order, offsets = self.grid.by_memory(field.values.shape)
             for values, array in zip(out, weights):
+                ordered = array.numpy()[order]
                 over(
                     planes[1] - planes[0],
                     lambda first, after: _gather(
@@ -131,8 +131,8 @@ class SoftMask:
                         planes[0] + after,
                         fine,
                         field.box.low,
-                        offsets[order],
-                        array.numpy()[order],
+                        offsets,
+                        ordered,
                         unit.places,
                         starts,
                         values,
@@ -155,12 +155,15 @@ class SoftMask:
             windows = self._by_field(field, by_field, planes, gradient, weights.numpy())
 
             def attribute(first, after):
-                out = np.zeros((len(field.radii), SUMS))
+                chosen = field.box.near(first, after)
+                images, out = field.images(chosen), np.zeros((chosen.stop - chosen.start, SUMS))
                 sums = np.empty(LANES * SUMS, dtype=self.dtype), np.empty(SUMS, dtype=self.dtype)
-                _attribute(by_field, windows, first, after, *field.images, not sites_only, out, *_rows(by_field), *sums)
-                return out
+                _attribute(by_field, windows, first, after, *images, not sites_only, out, *_rows(by_field), *sums)
+                return chosen, out
 
-            parts = sum(over(len(field.values), attribute))
+            parts = np.zeros((len(field.radii), SUMS))
+            for chosen, part in over(len(field.values), attribute):
+                parts[chosen] += part
             found = field.box.to_atoms(parts[:, :3], n, parts[:, 3], parts[:, 4])
             for i in range(3):
                 total[i] += found[i]
@@ -181,12 +184,8 @@ class SoftMask:
         origin = pad - np.array([planes[0], 0, 0])
         places, values = unit.places[part], gradient[part]
         over(len(places), lambda first, after: _lay_out(places, values, first, after, origin, strides, dense))
-        # Of a fine point of parity r, the coarse point at minus the step d is (d - r) / fine away, for d of that parity.
-        parity = self.grid.steps % fine
-        group = (parity[:, 0] * fine + parity[:, 1]) * fine + parity[:, 2]
-        order = np.argsort(group, kind="stable")
-        offsets = (-(self.grid.steps // fine) @ strides)[order]
-        starts = np.searchsorted(group[order], np.arange(fine**3 + 1))
+        order, offsets, starts = self.grid.by_parity(strides)
+        weights = weights[order]
         windows = np.zeros_like(box.windows)
         over(
             len(field.values),
@@ -203,7 +202,7 @@ class SoftMask:
                 fine,
                 box.low,
                 offsets,
-                weights[order],
+                weights,
                 starts,
                 np.empty((fine, out.shape[2] // fine + _BEYOND), dtype=self.dtype),
                 np.empty(out.shape[2] // LANES, dtype=np.uint8),
