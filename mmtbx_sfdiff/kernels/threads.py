@@ -103,7 +103,9 @@ class _Pool:
         torch.set_num_threads(torch.get_num_threads())
 
     def run(self, phases: Sequence[Sequence[Callable[[], Any]]]) -> list[Any]:
-        call, futures, results = _Call(), [], []
+        call = _Call()
+        futures: list[concurrent.futures.Future[Any]] = []
+        results: list[Any] = []
         try:
             for phase in phases:
                 futures, rest = [], list(phase[1:])
