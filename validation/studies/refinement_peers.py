@@ -91,17 +91,14 @@ def cut_to_alanine(structure):
                     or residue.find_atom("CA", "*") is None
                 ):
                     continue
-                going = [
-                    (a.name, a.altloc, a.element) for a in residue if a.name not in kept
-                ]  # not the atoms, which move up
-                for atom in going:
-                    residue.remove_atom(*atom)
+                for place in reversed([i for i, atom in enumerate(residue) if atom.name not in kept]):
+                    del residue[place]
                 residue.name = "ALA"
     present = {(cra.chain.name, str(cra.residue.seqid), cra.atom.name) for cra in structure[0].all()}
-    gone = [c for c in structure.connections
-            if any((p.chain_name, str(p.res_id.seqid), p.atom_name) not in present for p in (c.partner1, c.partner2))]  # fmt: skip
-    for connection in gone:
-        structure.connections.pop(next(i for i, c in enumerate(structure.connections) if c.name == connection.name))
+    for place in reversed(range(len(structure.connections))):
+        ends = (structure.connections[place].partner1, structure.connections[place].partner2)
+        if any((p.chain_name, str(p.res_id.seqid), p.atom_name) not in present for p in ends):
+            structure.connections.pop(place)
     structure.cispeps.clear()
 
 
@@ -258,7 +255,7 @@ def main(arguments=None):
                     print(entry, kind, program, reporting.cell(result) if "failed" not in result else result["failed"],
                           flush=True)  # fmt: skip
     rows = reporting.collect(options.out, options.start)
-    for kind in options.start:
+    for kind in dict.fromkeys(row["start"] for row in rows):
         print(reporting.table(rows, kind, options.names))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -13,13 +13,23 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito
 _MARKERS = "os^D"
 
 
+WITH_HYDROGENS = " with hydrogens"
+
+
 def collect(out, starts):
-    """[{entry, start, program, r_work, ..., seconds or failed}]"""
-    found = []
+    """[{entry, start, program, r_work, ..., seconds or failed}]; runs with hydrogens on both sides are of a start of their own."""
+    found, wet = [], []
     for kind in starts:
         for path in sorted(out.glob(f"*/{kind}/*.json")):
-            found.append({"entry": path.parts[-3], "start": kind, "program": path.stem} | json.loads(path.read_text()))
-    return found
+            row = {"entry": path.parts[-3], "start": kind, "program": path.stem} | json.loads(path.read_text())
+            if path.stem == "start":
+                wet.append(row | {"start": kind + WITH_HYDROGENS})
+            if path.stem.endswith("_h"):
+                wet.append(row | {"start": kind + WITH_HYDROGENS, "program": path.stem.removesuffix("_h")})
+            else:
+                found.append(row)
+    known = {(row["entry"], row["start"]) for row in wet if row["program"] != "start"}
+    return found + [row for row in wet if (row["entry"], row["start"]) in known]
 
 
 def by_entry(rows, kind):
@@ -100,11 +110,16 @@ def as_csv(rows):
     return text.getvalue()
 
 
-def draw(rows, names):
-    """R-free of ours against the first program's, one panel for each start."""
-    kinds = list(dict.fromkeys(row["start"] for row in rows))
-    figure = Figure(figsize=(3.4 * len(kinds), 3.7), layout="constrained")
-    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+def draw(rows, names, columns=3):
+    """R-free of ours against the first program's, one panel for each start that some entry has of both."""
+    kinds = [kind for kind in dict.fromkeys(row["start"] for row in rows)
+             if any(pairs(rows, kind, name, names[0]) for name in names[1:])]  # fmt: skip
+    columns = max(1, min(columns, len(kinds)))
+    lines = max(1, -(-len(kinds) // columns))
+    figure = Figure(figsize=(3.4 * columns, 3.7 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis in axes[len(kinds) :]:
+        axis.remove()
     for axis, kind in zip(axes, kinds):
         values = []
         for number, name in enumerate(names[1:]):
@@ -120,9 +135,14 @@ def draw(rows, names):
             low, high = min(values) - 0.01, max(values) + 0.01
             axis.plot([low, high], [low, high], color="#888888", linewidth=0.8)
             axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-        axis.set_title({"deposited": "deposited models", "alanine": "side chains cut to alanine"}.get(
-            kind, f"shaken by {kind} Å"), fontsize=10)  # fmt: skip
+        axis.set_title(_title(kind), fontsize=10)
+        axis.set_ylabel("R-free, " + ", ".join(names[1:]))
         axis.set_xlabel(f"R-free, {names[0]}")
         axis.legend(loc="upper left", fontsize=8, frameon=False)
-    axes[0].set_ylabel("R-free")
     return figure
+
+
+def _title(kind):
+    dry = kind.removesuffix(WITH_HYDROGENS)
+    known = {"deposited": "deposited models", "alanine": "side chains cut to alanine"}
+    return known.get(dry, f"shaken by {dry} Å") + ("" if dry == kind else ", hydrogens on both sides")
