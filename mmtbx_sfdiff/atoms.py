@@ -149,7 +149,7 @@ class Atoms(AtomTensors):
         if u is not None and u.shape != (n, 6):
             raise ValueError(f"u_cart must have the shape ({n}, 6) or ({n}, 3, 3), not {u.shape}.")
         b = None if b_iso is None else _one_each("b_iso", b_iso, n)
-        isotropic = np.ones(n, bool) if u is None else np.isnan(u).any(1)
+        isotropic = np.ones(n, bool) if u is None else np.isnan(u).all(1)
         if b is None and isotropic.any():
             raise ValueError(
                 f"{int(isotropic.sum())} atoms have no displacements, atom {int(np.flatnonzero(isotropic)[0])} first: give "
@@ -157,10 +157,11 @@ class Atoms(AtomTensors):
             )
         occupancy = _one_each("occupancies", 1.0 if occupancies is None else occupancies, n)
         names = tuple(labels) if labels is not None else ()
-        for name, values in (("sites_cart", sites), ("occupancies", occupancy)):
+        given = {"sites_cart": sites, "occupancies": occupancy}
+        given |= {} if b is None else {"b_iso": np.where(isotropic, b, 0.0)}
+        given |= {} if u is None else {"u_cart": np.where(isotropic[:, None], 0.0, u)}
+        for name, values in given.items():
             check_finite(name, values, names or None)
-        if b is not None:
-            check_finite("b_iso", np.where(isotropic, b, 0.0), names or None)
         types = types_of(elements, charges, table, d_min)
         arrays = placed(crystal, types, names, fractional(crystal, sites), b, u, occupancy)
         atoms = cls._from_placed(arrays, crystal, table, d_min, dtype, device)

@@ -74,7 +74,12 @@ def test_a_live_mask_refuses_the_hessian_in_a_sentence(fmodel, name):
     for attempt in (
         lambda: torch.autograd.functional.hessian(total, sites),
         lambda: torch.autograd.functional.hvp(total, sites, torch.ones_like(sites)),
+        lambda: torch.autograd.functional.vhp(total, sites, torch.ones_like(sites)),
         lambda: torch.func.hessian(total)(sites),
+        lambda: torch.func.jacrev(torch.func.jacrev(total))(sites),
+        lambda: torch.func.jvp(torch.func.grad(total), (sites,), (torch.ones_like(sites),)),
+        lambda: torch.func.jacfwd(total)(sites),
+        lambda: gradient(lambda x: torch.autograd.grad(total(x), x, create_graph=True)[0].sum(), sites),
     ):
         with pytest.raises(NotImplementedError, match="of the solvent mask.*not available: detach"):
             attempt()

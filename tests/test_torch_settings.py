@@ -11,6 +11,7 @@ from mmtbx_sfdiff.likelihood.alpha_beta import estimate_alpha_beta
 import pytest
 
 from tests.support.long_life import random_atoms
+from tests.support.monomers import peptide_restraints
 
 CELL = (14.0, 15.0, 17.0, 90.0, 90.0, 90.0)
 D_MIN = 2.2
@@ -172,6 +173,26 @@ def nouns(atoms, data):
     ]  # fmt: skip
 
 
+def restraints(atoms, data):
+    """Bonds and the like of two residues, whose sites are those of atoms."""
+    geometry = peptide_restraints()
+    sites = atoms.sites_cart[: geometry.n_atoms].detach().clone().requires_grad_()
+    value = geometry(sites)
+    return [value.detach(), *torch.autograd.grad(value, sites)]
+
+
+def plan_of_lists(atoms, data):
+    """A plan of indices as a list, and what follows from it."""
+    place = sfdiff.plan(data.crystal, data.miller_indices.tolist())
+    f = sfdiff.structure_factors(atoms, place, method="direct")
+    return [place.miller_indices, f, sfdiff.solvent_structure_factors(atoms, place)]
+
+
+def scales_of(atoms, data):
+    scales = sfdiff.update_all_scales(data, f_model_of(atoms, data), f_model_of(atoms, data).conj())
+    return [scales.f_model(f_model_of(atoms, data), f_model_of(atoms, data)), scales.to(torch.float64).k_total]
+
+
 OPERATIONS = {
     "structure_factors, direct": structure_factors("direct"),
     "structure_factors, fft": structure_factors("fft"),
@@ -194,7 +215,23 @@ OPERATIONS = {
     "FModel, direct, following scales": fmodel(method="direct", follow_scales=True),
     "FModel of an ensemble": fmodel(ensemble=torch.tensor(WEIGHTS), solvent="combined"),
     "Atoms, Crystal, Reflections": nouns,
+    "plan": plan_of_lists,
+    "Scales": scales_of,
+    "GeometryRestraints": restraints,
 }
+#: Public names without a tensor in them.
+OTHERS = {"register", "takeover", "unregister"}
+#: Names of the operations that are not the public name itself.
+ALSO = {
+    "Atoms": "Atoms, Crystal, Reflections", "Crystal": "Atoms, Crystal, Reflections",
+    "Reflections": "Atoms, Crystal, Reflections", "solvent_mask": "soft mask", "solvent_structure_factors": "soft mask",
+    "structure_factors": "structure_factors, direct", "targets": "least squares",
+}  # fmt: skip
+
+
+def test_every_public_name_is_among_the_operations():
+    named = {name for name in sfdiff.__all__ if name not in OTHERS}
+    assert {name for name in named if ALSO.get(name, name) not in OPERATIONS} == set()
 
 
 @contextlib.contextmanager

@@ -9,11 +9,15 @@ On a GPU :func:`note_numbers` does not wait for the answer: see :mod:`.deferred`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 
+import numpy as np
+
 from . import deferred
+from .cpu.sums import squares
 
 #: Largest size of each parameter, and its unit.  Positions beyond are rounded by more than a thousandth of an Å in single
 #: precision many times over; no table, no data set comes near the others.
@@ -26,6 +30,10 @@ LIMITS: dict[str, tuple[float, str]] = {
     "fdp": (1e6, ""),
     "radii": (1e3, "Å"),
 }
+#: Parts of a number, and 1 where they are of single precision.
+_KINDS = {torch.float32: (1, 1), torch.float64: (1, 0), torch.complex64: (2, 1), torch.complex128: (2, 0)}
+# Tensors that are looked at together.
+_MOST = 16
 
 
 class BadAtom(ValueError):
@@ -65,6 +73,9 @@ def check_numbers(parameters: Mapping[str, torch.Tensor]) -> None:
     BadAtom
         The first model's first bad atom, by the first of its parameters that is bad.
     """
+    total = square_sum(parameters.values())
+    if total is not None and total <= min(LIMITS[name][0] for name in parameters) ** 2:
+        return
     bad = [name for name, value in parameters.items() if value.numel() and not _within(value, LIMITS[name][0])]
     if not bad:
         return
@@ -79,9 +90,14 @@ def check_numbers(parameters: Mapping[str, torch.Tensor]) -> None:
     raise _error(name, parameters[name], atom, model)
 
 
+def shows(device: torch.device) -> bool:
+    """Whether numbers there are looked at outside opaque operations: not under compilation, nor where one would wait."""
+    return not (torch.compiler.is_compiling() or device.type == "meta" or deferred.is_deferred(device))
+
+
 def seen(condition: torch.Tensor) -> bool | None:
     """Whether a condition holds; None where nobody can look, or waits to: under compilation, in ``vmap``, on a GPU."""
-    if torch.compiler.is_compiling() or condition.device.type == "meta" or deferred.is_deferred(condition.device):
+    if not shows(condition.device):
         return None
     try:
         return bool(condition)
@@ -91,6 +107,8 @@ def seen(condition: torch.Tensor) -> bool | None:
 
 def check_where_seen(name: str, value: torch.Tensor) -> None:
     """:func:`check_numbers` of a parameter (..., n_atoms, 3) outside every opaque operation: where values can be looked at."""
+    if not shows(value.device):
+        return
     limit, _ = LIMITS[name]
     value = value.detach()
     if value.numel() and seen((value.abs() <= limit).all()) is False:
@@ -176,6 +194,34 @@ def _error_of(found: deferred.Finding) -> ValueError:
     )
 
 
+class _Table(threading.local):
+    """What :func:`squares` reads, of each thread."""
+
+    def __init__(self) -> None:
+        self.rows = np.empty(3 * _MOST, dtype=np.int64)
+
+
+_table = _Table()
+
+
+def square_sum(values: Collection[torch.Tensor]) -> float | None:
+    """The sum of squares of tensors on the CPU whose numbers, real or complex, lie one after the other; None for others.
+
+    It is NaN where one of them is, and where it is at most the square of a limit all are within that.  One pass, by one thread.
+    """
+    rows, n = _table.rows, 0
+    if 3 * len(values) > len(rows):
+        return None
+    for value in values:
+        kind = _KINDS.get(value.dtype)
+        if kind is None or not value.is_cpu or not value.is_contiguous():
+            return None
+        rows[n], rows[n + 1], rows[n + 2] = value.data_ptr(), kind[0] * value.numel(), kind[1]
+        n += 3
+    found: float = squares(rows, n // 3)
+    return found
+
+
 def _within(value: torch.Tensor, limit: float) -> bool:
     """Whether all are; of numbers that an expanded tensor repeats, once."""
     value = value.detach()
@@ -183,14 +229,6 @@ def _within(value: torch.Tensor, limit: float) -> bool:
         if stride == 0 and size > 1:
             value = value.narrow(dim, 0, 1)
     if value.device.type == "cpu":
-        if value.is_contiguous():
-            # One pass: a sum of squares within the limit's bounds them all.  It is NaN where one of them is, and a
-            # comparison with NaN is false.
-            # Not NumPy's dot: from ten thousand numbers on OpenBLAS wakes threads of its own for it, which takes
-            # milliseconds; torch's has the caller's one.
-            flat = value.reshape(-1)
-            if float(torch.dot(flat, flat)) <= limit * limit:
-                return True
         array = value.numpy()
         return bool(array.max() <= limit) and bool(array.min() >= -limit)
     low, high = torch.aminmax(value)

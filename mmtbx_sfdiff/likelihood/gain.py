@@ -23,6 +23,7 @@ from .distributions import log_cosh, log_i0
 from .intensities import Intensities, log_likelihood_of_intensities
 from .normalization import ResolutionKernel
 from .sigmaa import sigmaa
+from .sizes import a_number
 from .wilson import EValues, e_values, mean_intensity
 
 _LARGEST = 0.999
@@ -142,7 +143,8 @@ def llg(
         if not bool(((s >= 0) & (s < 1)).all()):
             raise ValueError("sigma_a must lie in [0, 1): 1 would make the data certain.")
     d_obs = 1.0 if observed.d_obs is None else observed.d_obs
-    return (weights * _gain(observed.e, d_obs * s * e_calc, 1 - (d_obs * s).square(), observed.centric)).sum(-1)
+    gain = (weights * _gain(observed.e, d_obs * s * e_calc, 1 - (d_obs * s).square(), observed.centric)).sum(-1)
+    return a_number(gain, data, f_model)
 
 
 @full_precision

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..kernels import checks
 from ..numerics import residual
 from ..numerics.amplitudes import amplitudes
 from ..numerics.precision import full_precision
 from .distributions import log_likelihood
+from .sizes import a_number
 
 if TYPE_CHECKING:
     from ..reflections import Reflections
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 LEAST_SQUARES_WEIGHTS = ("sigma", "unit")
 _LEAST_BETA = 1e-3
-# Of the largest F of a model that is not all zeros: squares of these do not overflow in single precision.
-_SIZES = (1e-15, 1e15)
 # Outside this range mmtbx divides f_obs by k1.
 _SAME_SCALE = (0.9, 1.1)
 
@@ -86,7 +84,7 @@ def least_squares(
             "normalized_least_squares with weights='unit', or the maximum-likelihood target."
         )
     w = _sigma_weights(reflections, selection & reflections.work, k)
-    return _a_number((w * (reflections.f_obs / k - amplitudes(f_model)).square()).sum(-1), reflections, f_model)
+    return a_number((w * (reflections.f_obs / k - amplitudes(f_model)).square()).sum(-1), reflections, f_model)
 
 
 @full_precision
@@ -131,7 +129,7 @@ def intensity_least_squares(
     chosen = selection & reflections.work & (sigmas > 0)
     sigma_i = torch.where(chosen, 2 * f_obs * sigmas + sigmas.square(), math.inf)
     square = f_model.real.square() + f_model.imag.square() if f_model.is_complex() else f_model.square()
-    return _a_number(((f_obs.square() - square) / sigma_i).square().sum(-1), reflections, f_model)
+    return a_number(((f_obs.square() - square) / sigma_i).square().sum(-1), reflections, f_model)
 
 
 @full_precision
@@ -184,7 +182,7 @@ def normalized_least_squares(
         # k stays on the graph: it does not change the gradient, but the curvature is not that of a constant k.
         model = residual.scale(f_obs, model, w).unsqueeze(-1) * model
     value = residual.ratio((w * (f_obs - model).square()).sum(-1), (w * f_obs.square()).sum())
-    return _a_number(value, reflections, f_model)
+    return a_number(value, reflections, f_model)
 
 
 @full_precision
@@ -236,7 +234,7 @@ def maximum_likelihood(
     model = amplitudes(f_model)
     values = log_likelihood(f_obs, alpha * model, variance, alpha_beta.centric)
     value = -torch.where(counted & (model != 0), values, 0.0).sum(-1) / work.sum().clamp(min=1)
-    return _a_number(value, reflections, f_model)
+    return a_number(value, reflections, f_model)
 
 
 @full_precision
@@ -269,7 +267,7 @@ def r_factors(
     free = torch.where(free.any(), free, work)
     f_obs, model = reflections.f_obs / k, amplitudes(f_model)
     r_work, r_free = (residual.r_factor(f_obs, model, weights=s.to(f_obs.dtype)) for s in (work, free))
-    return _a_number(r_work, reflections, f_model), _a_number(r_free, reflections, f_model)
+    return a_number(r_work, reflections, f_model), a_number(r_free, reflections, f_model)
 
 
 def _in_use(
@@ -306,36 +304,6 @@ def _in_use(
             _check_scale(reflections.f_obs, f_model.detach().abs(), selection & reflections.work)
         f_obs_scale = 1.0
     return reflections, selection, f_obs_scale
-
-
-def _a_number(value: torch.Tensor, reflections: Reflections, f_model: torch.Tensor) -> torch.Tensor:
-    """The value, where it is one or nobody can look (compiled, in ``vmap``, on a GPU).
-
-    Raises
-    ------
-    ValueError
-        Structure factors that are not finite, by the first; numbers of which squares, or what they are divided by, overflow.
-    """
-    size = f_model.detach().abs()
-    if not size.numel():
-        return value
-    most = size.flatten(0, -2).amax(-1) if size.ndim > 1 else size.amax()
-    usable = (most == 0) | ((most >= _SIZES[0]) & (most <= _SIZES[1]))
-    if checks.seen(usable.all() & torch.isfinite(value.detach()).all()) is not False:
-        return value
-    wrong = (~torch.isfinite(size)).nonzero()
-    if len(wrong):
-        *batch, row = wrong[0].tolist()
-        where = f" in model {tuple(batch) if len(batch) > 1 else batch[0]} of the batch" if batch else ""
-        raise ValueError(
-            f"f_model of reflection {row} {tuple(reflections.miller_indices[row].tolist())}{where} is "
-            f"{complex(f_model.detach()[tuple(wrong[0].tolist())]):g}: it must be finite."
-        )
-    sigmas = "" if reflections.sigmas is None else f", sigmas down to {float(reflections.sigmas.min()):.3g}"
-    raise ValueError(
-        f"These numbers are none to compute with in {str(value.dtype).split('.')[1]}: f_obs is up to "
-        f"{float(reflections.f_obs.max()):.3g}, F_model up to {float(most.min()):.3g}{sigmas}; bring them to a scale near that of electrons."
-    )
 
 
 def _check_scale(f_obs: torch.Tensor, model: torch.Tensor, work: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ Reference: ``mmtbx.f_model.manager.update_all_scales(fast=True)``, ``mmtbx.bulk_
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def update_all_scales(
     ------
     ValueError
         Structure factors of another shape than the reflections, fewer than two reflections, all F_calc or
-        F_obs zero; a twin law; an unknown model.
+        F_obs zero; a twin law; an unknown model; so few or such reflections that no finite scales follow.
 
     Examples
     --------
@@ -135,7 +136,7 @@ def check(
                 f"{name} must be complex with one value for each of the {n} reflections, not "
                 f"{value.dtype} of shape {tuple(value.shape)}; scale the members of a batch one by one."
             )
-        if not bool(torch.isfinite(torch.view_as_real(value)).all()):
+        if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} contains values that are not finite.")
     if f_hydrogen is not None and b_mean is None:
         raise ValueError("b_mean is needed with f_hydrogen: the mean B factor of the other atoms.")
@@ -371,6 +372,12 @@ class Run:
         if self.f_part2 is not None:
             f_part2 = back(self.f_part2, torch.complex64 if dtype == torch.float32 else torch.complex128)
         r_work, r_free = self._r_factors()
+        found = self.k_isotropic_exp * self.k_isotropic * self.k_anisotropic * (1 + self.k_mask)
+        if not (math.isfinite(r_work) and math.isfinite(r_free) and bool(torch.isfinite(found).all())):
+            raise ValueError(
+                f"No scales follow from these {len(found)} reflections, {int(self.kept.sum())} of them in use: there are too few, or "
+                "their amplitudes and those of the model are of no common scale."
+            )
         return Scales(
             k_isotropic_exp=back(self.k_isotropic_exp),
             k_isotropic=back(self.k_isotropic),

@@ -90,7 +90,7 @@ def check_result(s: Scatterers, results: Sequence[torch.Tensor], seed: torch.Ten
     BadAtom
         The atom with the largest displacement parameters.
     """
-    if deferred.is_deferred(s.device) or all(_finite(x) for x in results) or (seed is not None and not _finite(seed)):
+    if deferred.is_deferred(s.device) or _finite(results) or (seed is not None and not _finite([seed])):
         return
     size = s.u_iso.abs() + s.u_star.abs().sum(-1)
     model, atom = divmod(int(size.argmax()), s.n_atoms)
@@ -100,7 +100,7 @@ def check_result(s: Scatterers, results: Sequence[torch.Tensor], seed: torch.Ten
     )  # fmt: skip
 
 
-def _finite(x: torch.Tensor) -> bool:
+def _finite(values: Sequence[torch.Tensor]) -> bool:
     """Whether all are; one pass where they are."""
-    flat = (torch.view_as_real(x) if x.is_complex() else x).reshape(-1)
-    return math.isfinite(float(torch.dot(flat, flat))) or bool(torch.isfinite(flat).all())
+    total = checks.square_sum(values)
+    return (total is not None and math.isfinite(total)) or all(bool(torch.isfinite(x).all()) for x in values)

@@ -3,7 +3,7 @@
 import pickle
 
 import torch
-from mmtbx_sfdiff.kernels import checks
+from mmtbx_sfdiff.kernels import checks, deferred
 
 import pytest
 
@@ -59,3 +59,31 @@ def test_tensors_must_agree():
         checks.check_same("the atoms", {"a": one.half()}, (torch.float32, torch.float64))
     with pytest.raises(ValueError, match="cpu and meta"):
         checks.check_same("the atoms", {"a": one, "b": one.to("meta")}, (torch.float32,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
+def test_sums_of_squares_read_memory_as_it_is(dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, dtype=dtype, generator=generator) for shape in ((), (0, 3), (7,), (2, 5, 3))]
+    expected = sum(float(x.abs().to(torch.float64).square().sum()) for x in values)
+    assert abs(checks.square_sum(values) - expected) <= 1e-6 * expected
+    # A part of a larger tensor begins elsewhere; what does not lie together is not read.
+    assert abs(checks.square_sum([values[3][1]]) - float(values[3][1].abs().to(torch.float64).square().sum())) < 1e-5
+    assert checks.square_sum([values[3].transpose(-1, -2)]) is None
+    assert (
+        checks.square_sum([values[2].to(torch.int64) if not dtype.is_complex else torch.zeros(3, dtype=torch.bool)])
+        is None
+    )
+    values[2][3] = float("nan")
+    assert not checks.square_sum(values) <= 1e300
+    assert checks.square_sum([values[0]] * 99) is None
+
+
+def test_restraints_and_others_outside_an_operation_name_the_atom_where_numbers_are_seen():
+    sites = torch.zeros((2, 4, 3), dtype=torch.float64)
+    sites[1, 2, 0] = float("nan")
+    with pytest.raises(checks.BadAtom, match="sites_cart of atom 2 in model 1 of the batch is .nan, 0, 0."):
+        checks.check_where_seen("sites_cart", sites)
+    with deferred.everywhere():
+        checks.check_where_seen("sites_cart", sites)
+    torch.func.vmap(lambda x: (checks.check_where_seen("sites_cart", x), x)[1])(sites)

@@ -35,7 +35,7 @@ def call(seed):
             grad = torch.autograd.grad(sum(x.abs().sum() for x in live), f, create_graph=order == 2)
             found += grad
             if order == 2 and grad[0].requires_grad:
-                found += torch.autograd.grad(grad[0].abs().square().sum(), f, allow_unused=True)
+                found += torch.autograd.grad(grad[0].abs().sum(), f, allow_unused=True)
     return {"finite": finite(found)}
 
 
@@ -64,9 +64,9 @@ def _arguments(rng, generator):
             f_obs = f_obs * rng.choice(SIZES)
         elif kind == 4:
             f = f * rng.choice(SIZES)
-        elif kind == 5 and n:
+        elif kind == 5 and f.numel() and f.is_complex():
             f = f.clone()
-            f[some] = complex(rng.choice(NUMBERS), rng.choice((0.0, 1.0, float("nan"))))
+            f.view(-1)[rng.randrange(f.numel())] = complex(rng.choice(NUMBERS), rng.choice((0.0, 1.0, float("nan"))))
         elif kind == 6 and f_mask.numel():
             f_mask = f_mask.clone()
             f_mask.view(-1)[0] = rng.choice(NUMBERS)

@@ -8,24 +8,14 @@ import random
 import mmtbx_sfdiff as sfdiff
 import torch
 
-import gemmi
 import numpy as np
 
+from tests.support.monomers import peptide_restraints
 from tests.support.robust_structure_factors import NUMBERS
 from tests.support.robustness import finite
 
 GROUPS = ("P 1", "P 21 21 21", "C 1 2 1", "R 3 :H", "P 31 2 1", "I 41 3 2")
 ANGLES = {"P 1": (80, 95, 100), "C 1 2 1": (90, 105, 90), "R 3 :H": (90, 90, 120), "P 31 2 1": (90, 90, 120)}
-PEPTIDE = """
-ATOM      1  N   GLY A   1       1.000   1.000   1.000  1.00 15.00           N
-ATOM      2  CA  GLY A   1       2.450   1.000   1.000  1.00 15.00           C
-ATOM      3  C   GLY A   1       3.000   2.420   1.000  1.00 15.00           C
-ATOM      4  O   GLY A   1       2.250   3.400   1.000  1.00 15.00           O
-ATOM      5  N   GLY A   2       4.330   2.500   1.000  1.00 15.00           N
-ATOM      6  CA  GLY A   2       5.000   3.790   1.000  1.00 15.00           C
-ATOM      7  C   GLY A   2       6.510   3.600   1.000  1.00 15.00           C
-ATOM      8  O   GLY A   2       7.030   2.480   1.000  1.00 15.00           O
-"""
 _known = {}
 
 
@@ -159,13 +149,9 @@ def _plan(rng):
 
 def _restraints(rng):
     if not _known:
-        structure = gemmi.read_pdb_string(
-            "CRYST1   20.000   22.000   24.000  90.00  90.00  90.00 P 1\n" + PEPTIDE.lstrip() + "END\n"
-        )
-        structure.setup_entities()
-        _known["restraints"] = sfdiff.GeometryRestraints.from_gemmi(structure)
-        _known["sites"] = torch.tensor([list(c.atom.pos) for c in structure[0].all()], dtype=torch.float64)
-    restraints, sites = _known["restraints"], _known["sites"]
+        _known["restraints"] = peptide_restraints()
+    restraints = _known["restraints"]
+    sites = torch.from_numpy(restraints.topology.atoms.sites_cart)
     batch = rng.choice(((), (), (2,), (0,), (2, 2)))
     sites = sites.expand(*batch, *sites.shape).clone()
     kind = rng.randrange(8)
