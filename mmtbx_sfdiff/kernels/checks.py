@@ -17,7 +17,7 @@ import torch
 import numpy as np
 
 from . import deferred
-from .cpu.sums import squares
+from .sums import squares
 
 #: Largest size of each parameter, and its unit.  Positions beyond are rounded by more than a thousandth of an Å in single
 #: precision many times over; no table, no data set comes near the others.

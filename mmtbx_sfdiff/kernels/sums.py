@@ -8,7 +8,7 @@ from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
-from ..jit import jit_sums
+from .jit import jit_sums
 
 
 @intrinsic
