@@ -179,7 +179,14 @@ class FModelIO:
         return map_coefficient_bytes(self.reflections.crystal, *self.map_columns())
 
     def map_columns(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Indices (n, 3) and columns, by label, of the file of :meth:`write_map_coefficients`."""
+        """Indices (n, 3) and columns, by label, of the file of :meth:`write_map_coefficients`.
+
+        Examples
+        --------
+        >>> indices, columns = fmodel.map_columns()
+        >>> len(indices) == len(columns["2FOFCWT"]), columns["2FOFCWT"].dtype
+        (True, torch.complex128)
+        """
         data = self.known_scales().selected(self.reflections)
         with torch.no_grad():
             f_model = self.f_model()[self.selection]
