@@ -1,5 +1,9 @@
 """Alanine dipeptide, the smallest system that has everything: for examples and tests."""
 
+from __future__ import annotations
+
+from typing import Any
+
 _SITES = """\
 ATOM      1  C   ACE A   1       4.724   6.932   7.057  1.00 20.00           C
 ATOM      2  O   ACE A   1       5.429   7.900   7.338  1.00 20.00           O
@@ -14,7 +18,7 @@ ATOM     10  C   NME A   3       7.535   6.925   3.465  1.00 20.00           C
 """
 
 
-def alanine_dipeptide():
+def alanine_dipeptide() -> Any:
     """N-acetyl-L-alanine-N'-methylamide near a minimum of the force field, heavy atoms only.
 
     Returns

@@ -4,6 +4,8 @@ convergence radius."""
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +16,7 @@ _MOST = 1e4  # kJ/mol per atom
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
-def energies(samples, n_atoms, title=""):
+def energies(samples: dict[str, Any], n_atoms: int, title: str = "") -> Figure:
     """Figure 4a: energies of molecular dynamics and of a prior's samples.
 
     Parameters
@@ -40,7 +42,7 @@ def energies(samples, n_atoms, title=""):
     for i, (name, v) in enumerate(values.items()):
         axes.hist(
             v.clip(edges[0], edges[-1]),
-            bins=edges,
+            bins=edges.tolist(),
             density=False,
             weights=np.full(len(v), 1 / len(v)),
             histtype="step",
@@ -58,7 +60,7 @@ def energies(samples, n_atoms, title=""):
     return figure
 
 
-def course(runs, benchmark=None, title=""):
+def course(runs: dict[str, Any], benchmark: dict[str, Any] | None = None, title: str = "") -> Figure:
     """Figure 4b: objective of the work set, R-work and R-free against the step, with baselines and the
     deposited model.
 
@@ -103,7 +105,7 @@ def course(runs, benchmark=None, title=""):
     return figure
 
 
-def convergence(points, title=""):
+def convergence(points: Sequence[dict[str, Any]], title: str = "") -> Figure:
     """Start RMSD against final R-free.
 
     Parameters
@@ -142,7 +144,7 @@ def convergence(points, title=""):
     return figure
 
 
-def png(figure):
+def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,23 +33,20 @@ _COLUMNS = (
 )
 
 
-def save_run(path, run):
+def save_run(path: str | Path, run: Run) -> None:
     """Write a run as ``path`` (NumPy, no pickled objects); its FModel is made again from its sites and B
     factors."""
-    arrays = {"sites_cart": run.sites_cart, "all_sites_cart": run.all_sites_cart, "b": run.b}
+    arrays: dict[str, torch.Tensor] = {"sites_cart": run.sites_cart, "all_sites_cart": run.all_sites_cart, "b": run.b}
     if run.z is not None:
         arrays["z"] = run.z
     text = json.dumps({"summary": run.summary(), "steps": run.history.steps, "cycles": run.history.cycles})
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        text=np.array(text),
-        **{name: value.detach().cpu().double().numpy() for name, value in arrays.items()},
-    )
+    content: dict[str, Any] = {name: value.detach().cpu().double().numpy() for name, value in arrays.items()}
+    np.savez(buffer, text=np.array(text), **content)
     write_atomically(Path(path), buffer.getvalue())
 
 
-def load_run(path, device="cpu"):
+def load_run(path: str | Path, device: str | torch.device = "cpu") -> Run | None:
     """Read what :func:`save_run` wrote, tensors to a device; None where there is nothing that can be read."""
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -66,7 +65,7 @@ def load_run(path, device="cpu"):
         return None
 
 
-def history_csv(runs):
+def history_csv(runs: Sequence[Any]) -> str:
     """Every step of runs, as the text of a CSV file."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -78,7 +77,7 @@ def history_csv(runs):
     return buffer.getvalue()
 
 
-def table(rows):
+def table(rows: Sequence[tuple[Any, ...]]) -> str:
     """Rows of (name, R-work, R-free, note) as lines of text."""
     width = max(len(row[0]) for row in rows)
     lines = [f"{'':{width}s}  R-work  R-free"]

@@ -13,7 +13,9 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..files.writing import write_atomically
 from ..versions import versions
@@ -22,7 +24,7 @@ STAGES = ("prep", "md", "train", "refine", "report")
 _VERSION = 1
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """Of a file's content, hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -39,16 +41,16 @@ class WorkDir:
     path : path
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
 
-    def folder(self, stage):
+    def folder(self, stage: str) -> Path:
         """Of a stage, made if it does not exist."""
         folder = self.path / stage
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def record(self, stage):
+    def record(self, stage: str) -> dict[str, Any] | None:
         """What ``stage.json`` says, or None."""
         try:
             content = json.loads((self.path / stage / "stage.json").read_text())
@@ -56,7 +58,7 @@ class WorkDir:
             return None
         return content if isinstance(content, dict) and content.get("version") == _VERSION else None
 
-    def need(self, stage):
+    def need(self, stage: str) -> dict[str, Any]:
         """The record of a finished stage.
 
         Raises
@@ -71,7 +73,15 @@ class WorkDir:
             )
         return record
 
-    def begin(self, stage, settings, inputs=None, seed=None, restart=False, resumable=()):
+    def begin(
+        self,
+        stage: str,
+        settings: dict[str, Any],
+        inputs: dict[str, Any] | None = None,
+        seed: int | None = None,
+        restart: bool = False,
+        resumable: Sequence[str] = (),
+    ) -> bool:
         """Begin a stage, or go on with it.
 
         Parameters
@@ -130,7 +140,7 @@ class WorkDir:
         self._write(stage)
         return True
 
-    def finish(self, stage, outputs, **facts):
+    def finish(self, stage: str, outputs: Sequence[Any], **facts: Any) -> dict[str, Any]:
         """Say that the stage is done.
 
         Parameters
@@ -150,5 +160,5 @@ class WorkDir:
         self._write(stage)
         return self._record
 
-    def _write(self, stage):
+    def _write(self, stage: str) -> None:
         write_atomically(self.folder(stage) / "stage.json", json.dumps(self._record, indent=1))

@@ -1,8 +1,11 @@
 """The Boltzmann generator: structures from latent vectors and back, with densities."""
 
+from __future__ import annotations
+
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +15,7 @@ from .coupling_flows import RealNVP, SplineFlow
 from .flows import LinearFlow, normal_log_density
 from .transform import MixedTransform, superpose
 
-FLOWS = {"linear": LinearFlow, "realnvp": RealNVP, "spline": SplineFlow}
+FLOWS: dict[str, Any] = {"linear": LinearFlow, "realnvp": RealNVP, "spline": SplineFlow}
 _FORMAT = 1
 
 
@@ -47,7 +50,7 @@ class BoltzmannGenerator(nn.Module):
     True
     """
 
-    def __init__(self, transform, flow):
+    def __init__(self, transform: Any, flow: Any) -> None:
         super().__init__()
         if flow.n_latent != transform.n_features:
             raise ValueError(f"the flow has {flow.n_latent} features, the transform {transform.n_features}.")
@@ -55,11 +58,12 @@ class BoltzmannGenerator(nn.Module):
         self.flow = flow
 
     @property
-    def n_latent(self):
+    def n_latent(self) -> int:
         """Number of latent variables."""
-        return self.flow.n_latent
+        n: int = self.flow.n_latent
+        return n
 
-    def encode(self, sites_cart):
+    def encode(self, sites_cart: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latent vectors of structures.
 
         Parameters
@@ -79,7 +83,7 @@ class BoltzmannGenerator(nn.Module):
         z, log_det_flow = self.flow.encode(x)
         return z, log_det + log_det_flow
 
-    def decode(self, z):
+    def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Structures of latent vectors.
 
         Parameters
@@ -98,12 +102,12 @@ class BoltzmannGenerator(nn.Module):
         sites_cart, log_det_transform = self.transform.to_sites(x)
         return sites_cart, log_det + log_det_transform
 
-    def log_prob(self, sites_cart):
+    def log_prob(self, sites_cart: torch.Tensor) -> torch.Tensor:
         """Logarithm of the density of shapes, (...); volumes in the measure of :mod:`transform`, Å."""
         z, log_det = self.encode(sites_cart)
         return normal_log_density(z) + log_det
 
-    def sample(self, n, scale=1.0, generator=None):
+    def sample(self, n: int, scale: float = 1.0, generator: torch.Generator | None = None) -> torch.Tensor:
         """Structures of random latent vectors.
 
         Parameters
@@ -123,7 +127,7 @@ class BoltzmannGenerator(nn.Module):
         z = torch.randn(n, self.n_latent, dtype=reference.dtype, device=where, generator=generator).to(reference)
         return self.decode(scale * z)[0]
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Write a file of tensors and their description, which no code has to be trusted to read.
 
         Parameters
@@ -145,7 +149,7 @@ class BoltzmannGenerator(nn.Module):
         write_atomically(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path, map_location="cpu"):
+    def load(cls, path: str | Path, map_location: str | torch.device = "cpu") -> BoltzmannGenerator:
         """Read what :meth:`save` wrote.
 
         Parameters

@@ -1,11 +1,15 @@
 """Handedness of chiral centres: CA of every residue but glycine, CB of isoleucine and threonine."""
 
+from __future__ import annotations
+
 import torch
+
+from .prepared_model import PreparedModel
 
 _CENTRES = (("CA", ("N", "C", "CB"), None), ("CB", ("CA", "CG1", "CG2"), "ILE"), ("CB", ("CA", "OG1", "CG2"), "THR"))
 
 
-def chiral_centres(prepared):
+def chiral_centres(prepared: PreparedModel) -> torch.Tensor:
     """(n, 4) long: each centre and three of its neighbours, in an order that is the same for every residue.
 
     Parameters
@@ -18,7 +22,7 @@ def chiral_centres(prepared):
     >>> [[model.names[i] for i in row] for row in centres.tolist()]
     [['CA', 'N', 'C', 'CB']]
     """
-    atoms = {}
+    atoms: dict[int, dict[str, int]] = {}
     for i, (name, residue) in enumerate(zip(prepared.names, prepared.residue_index.tolist())):
         atoms.setdefault(residue, {})[name] = i
     rows = []
@@ -30,7 +34,7 @@ def chiral_centres(prepared):
     return torch.tensor(rows, dtype=torch.long).reshape(-1, 4)
 
 
-def handedness(sites_cart, centres):
+def handedness(sites_cart: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     """1 or -1 for each chiral centre of each structure.
 
     Parameters

@@ -6,7 +6,10 @@ training does is measured against that, and an untrained flow is not a bad one. 
 circular splines: Rezende et al. 2020 through the library normflows.
 """
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +47,12 @@ class RealNVP(nn.Module):
     True
     """
 
-    def __init__(self, base, n_blocks=6, hidden=192, bound=1.0, seed=0):
+    _even: torch.Tensor
+    _odd: torch.Tensor
+
+    def __init__(
+        self, base: LinearFlow, n_blocks: int = 6, hidden: int = 192, bound: float = 1.0, seed: int = 0
+    ) -> None:
         super().__init__()
         if n_blocks < 1 or hidden < 1 or bound <= 0:
             raise ValueError("n_blocks, hidden and bound must be positive.")
@@ -65,20 +73,22 @@ class RealNVP(nn.Module):
                     nn.SiLU(),
                     nn.Linear(hidden, 2 * outside),
                 )
-                nn.init.zeros_(net[-1].weight)
-                nn.init.zeros_(net[-1].bias)
+                last = net[-1]
+                assert isinstance(last, nn.Linear)
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
                 self.networks.append(net)
         self.networks.to(base.mean)
 
-    def _halves(self, n):
+    def _halves(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         return (self._even, self._odd) if n % 2 == 0 else (self._odd, self._even)
 
     @property
-    def n_latent(self):
+    def n_latent(self) -> int:
         """Number of latent variables."""
         return self.base.n_latent
 
-    def encode(self, x):
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (..., n) to latent vectors (..., n) and log_det (...)."""
         z, log_det = self.base.encode(x)
         for n, net in enumerate(self.networks):
@@ -88,9 +98,9 @@ class RealNVP(nn.Module):
             log_det = log_det + log_scale.sum(-1)
         return z, log_det
 
-    def decode(self, z):
+    def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latent vectors (..., n) to features (..., n) and log_det (...)."""
-        log_det = 0.0
+        log_det = z.new_zeros(z.shape[:-1])
         for n, net in reversed(list(enumerate(self.networks))):
             given, changed = self._halves(n)
             log_scale, shift = self._scale_and_shift(net, z[..., given])
@@ -99,11 +109,11 @@ class RealNVP(nn.Module):
         x, log_det_base = self.base.decode(z)
         return x, log_det + log_det_base
 
-    def _scale_and_shift(self, net, given):
+    def _scale_and_shift(self, net: nn.Module, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raw, shift = net(given).chunk(2, -1)
         return self.bound * torch.tanh(raw / self.bound), shift
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """What :meth:`from_state` needs beside the tensors."""
         return {
             "flow": "realnvp",
@@ -114,7 +124,7 @@ class RealNVP(nn.Module):
         }
 
     @classmethod
-    def from_state(cls, config, state):
+    def from_state(cls, config: dict[str, Any], state: dict[str, Any]) -> RealNVP:
         """A flow from the tensors of its ``state_dict``."""
         made = cls(_base(config, state), config["n_blocks"], config["hidden"], config["bound"])
         made.load_state_dict(state)
@@ -152,7 +162,20 @@ class SplineFlow(nn.Module):
     True
     """
 
-    def __init__(self, base, circular, n_layers=4, n_blocks=1, hidden=128, n_bins=8, tail=5.0, seed=0):
+    circular: torch.Tensor
+    _linear: torch.Tensor
+
+    def __init__(
+        self,
+        base: LinearFlow,
+        circular: torch.Tensor,
+        n_layers: int = 4,
+        n_blocks: int = 1,
+        hidden: int = 128,
+        n_bins: int = 8,
+        tail: float = 5.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         normflows = require("normflows")
         circular = torch.as_tensor(circular, dtype=torch.long)
@@ -186,7 +209,9 @@ class SplineFlow(nn.Module):
         self.layers.to(base.mean)
 
     @classmethod
-    def from_samples(cls, x, kinds, shrink=0.1, spread=0.8, **settings):
+    def from_samples(
+        cls, x: torch.Tensor, kinds: torch.Tensor, shrink: float = 0.1, spread: float = 0.8, **settings: Any
+    ) -> SplineFlow:
         """The flow with a linear base of samples, circles where torsions go round.
 
         Parameters
@@ -209,11 +234,11 @@ class SplineFlow(nn.Module):
         )
 
     @property
-    def n_latent(self):
+    def n_latent(self) -> int:
         """Number of latent variables."""
         return self.base.n_latent + len(self.circular)
 
-    def encode(self, x):
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (..., n) to latent vectors (..., n) and log_det (...)."""
         linear, log_det = self.base.encode(x[..., self._linear])
         angles = x[..., self.circular]
@@ -221,7 +246,7 @@ class SplineFlow(nn.Module):
         flat = z.reshape(-1, self.n_latent)
         total = flat.new_zeros(len(flat))
         for layer in self.layers:
-            flat, change = layer.inverse(flat)
+            flat, change = layer.inverse(flat)  # type: ignore[operator]  # of normflows
             total = total + change
         z = flat.reshape(z.shape)
         inside = (z[..., self.base.n_latent :] / math.pi).clamp(-1 + 1e-6, 1 - 1e-6)
@@ -229,7 +254,7 @@ class SplineFlow(nn.Module):
         log_det = log_det + total.reshape(log_det.shape) + (0.5 * normal.square() - 0.5 * _LOG_2PI).sum(-1)
         return torch.cat([z[..., : self.base.n_latent], normal], -1), log_det
 
-    def decode(self, z):
+    def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latent vectors (..., n) to features (..., n) and log_det (...)."""
         normal = z[..., self.base.n_latent :]
         log_det = (0.5 * _LOG_2PI - 0.5 * normal.square()).sum(-1)
@@ -245,12 +270,12 @@ class SplineFlow(nn.Module):
         x = x.index_copy(-1, self.circular, flat[..., self.base.n_latent :])
         return x, log_det + total.reshape(log_det.shape) + log_det_base
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """What :meth:`from_state` needs beside the tensors."""
         return dict(self.settings, flow="spline", base=self.base.config())
 
     @classmethod
-    def from_state(cls, config, state):
+    def from_state(cls, config: dict[str, Any], state: dict[str, Any]) -> SplineFlow:
         """A flow from the tensors of its ``state_dict``."""
         settings = {name: value for name, value in config.items() if name not in ("flow", "base")}
         made = cls(_base(config, state), state["circular"], **settings)
@@ -258,7 +283,7 @@ class SplineFlow(nn.Module):
         return made
 
 
-def _base(config, state):
+def _base(config: dict[str, Any], state: dict[str, Any]) -> LinearFlow:
     return LinearFlow.from_state(
         config["base"], {name[len("base.") :]: value for name, value in state.items() if name.startswith("base.")}
     )

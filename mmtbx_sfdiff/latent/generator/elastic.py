@@ -177,7 +177,8 @@ def _of_size(springs: torch.Tensor, largest: torch.Tensor, moves: torch.Tensor, 
     own = torch.diag(largest.square().reciprocal())
 
     def covariance(log_factor: float) -> torch.Tensor:
-        return torch.linalg.inv(math.exp(log_factor) * springs + own)
+        inverse: torch.Tensor = torch.linalg.inv(math.exp(log_factor) * springs + own)
+        return inverse
 
     def size(c: torch.Tensor) -> float:
         return math.sqrt(float((moves * c).sum()))

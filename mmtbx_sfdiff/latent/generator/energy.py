@@ -1,7 +1,10 @@
 """Potential energies from OpenMM as a torch function with a gradient."""
 
+from __future__ import annotations
+
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -11,7 +14,7 @@ from .requirements import require
 from .units import NM_PER_ANGSTROM, md_value
 
 
-def make_context(system, integrator, platform="CPU", threads=1):
+def make_context(system: Any, integrator: Any, platform: str = "CPU", threads: int = 1) -> Any:
     """An OpenMM context whose results do not depend on timing.
 
     Parameters
@@ -69,7 +72,7 @@ class OpenMMEnergy:
     (True, (1,))
     """
 
-    def __init__(self, system, platform="CPU", threads=1, n_contexts=1):
+    def __init__(self, system: Any, platform: str = "CPU", threads: int = 1, n_contexts: int = 1) -> None:
         if n_contexts < 1:
             raise ValueError("n_contexts must be at least 1.")
         openmm = require("openmm")
@@ -81,7 +84,7 @@ class OpenMMEnergy:
         self._pool = ThreadPoolExecutor(n_contexts) if n_contexts > 1 else None
         self._owner = os.getpid()
 
-    def __call__(self, sites_cart):
+    def __call__(self, sites_cart: torch.Tensor) -> torch.Tensor:
         """Potential energy.
 
         Parameters
@@ -102,9 +105,10 @@ class OpenMMEnergy:
         """
         if sites_cart.shape[-2:] != (self.n_atoms, 3):
             raise ValueError(f"sites_cart has shape {tuple(sites_cart.shape)}, the system {self.n_atoms} atoms.")
-        return _Energy.apply(sites_cart, self)
+        energy: torch.Tensor = _Energy.apply(sites_cart, self)
+        return energy
 
-    def energy_and_gradient(self, sites_cart):
+    def energy_and_gradient(self, sites_cart: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Energies and their gradients as NumPy arrays.
 
         Parameters
@@ -124,7 +128,7 @@ class OpenMMEnergy:
         sites = np.ascontiguousarray(sites_cart, dtype=np.float64)
         energy, gradient = np.empty(len(sites)), np.empty(sites.shape)
 
-        def work(worker):
+        def work(worker: int) -> None:
             for i in range(worker, len(sites), len(self._contexts)):
                 energy[i], gradient[i] = self._one(self._contexts[worker], sites[i])
 
@@ -134,7 +138,7 @@ class OpenMMEnergy:
             list(self._pool.map(work, range(len(self._contexts))))
         return energy, gradient
 
-    def _one(self, context, sites):
+    def _one(self, context: Any, sites: np.ndarray) -> Any:
         if not np.isfinite(sites).all() or np.abs(sites).max() > 1e6:
             return np.inf, 0.0
         openmm = require("openmm")
@@ -152,7 +156,7 @@ class OpenMMEnergy:
 
 class _Energy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sites_cart, bridge):
+    def forward(ctx: Any, sites_cart: torch.Tensor, bridge: Any) -> Any:
         flat = sites_cart.detach().reshape(-1, bridge.n_atoms, 3)
         energy, gradient = bridge.energy_and_gradient(flat.cpu().numpy())
         ctx.save_for_backward(torch.from_numpy(gradient).to(sites_cart).reshape(sites_cart.shape))
@@ -160,12 +164,12 @@ class _Energy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         (gradient,) = ctx.saved_tensors
         return grad[..., None, None] * gradient, None
 
 
-def log_clip(energy, e_high, e_max=float("inf")):
+def log_clip(energy: Any, e_high: float, e_max: float = float("inf")) -> torch.Tensor:
     """An energy that grows only with its logarithm above `e_high` and not at all above `e_max`.
 
     One overlapping pair of atoms has an energy that would drown everything else in a mean over samples.

@@ -4,7 +4,11 @@ All have one interface: ``encode(x) -> z, log_det``, ``decode(z) -> x, log_det``
 logarithm of the volume of the result for each volume of the argument.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +44,12 @@ class LinearFlow(nn.Module):
     True
     """
 
-    def __init__(self, mean, deviation, axes, variance):
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    axes: torch.Tensor
+    variance: torch.Tensor
+
+    def __init__(self, mean: torch.Tensor, deviation: torch.Tensor, axes: torch.Tensor, variance: torch.Tensor) -> None:
         super().__init__()
         if not (variance > 0).all() or not (deviation > 0).all():
             raise ValueError("variances must be positive.")
@@ -48,7 +57,16 @@ class LinearFlow(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     @classmethod
-    def from_samples(cls, x, shrink=0.1, kinds=None, floor=1e-4, ridge=0.005, widen=1.0, localise=None):
+    def from_samples(
+        cls,
+        x: torch.Tensor,
+        shrink: float = 0.1,
+        kinds: torch.Tensor | None = None,
+        floor: float = 1e-4,
+        ridge: float = 0.005,
+        widen: float = 1.0,
+        localise: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> LinearFlow:
         """The flow with the mean and covariance of samples.
 
         Parameters
@@ -113,39 +131,45 @@ class LinearFlow(nn.Module):
         return cls(*(t.to(x.dtype) for t in (mean, deviation, axes.flip(1), variance.flip(0).clamp(min=1e-10))))
 
     @property
-    def n_latent(self):
+    def n_latent(self) -> int:
         """Number of latent variables."""
         return len(self.mean)
 
-    def _log_scale(self):
+    def _log_scale(self) -> torch.Tensor:
         return torch.log(self.deviation).sum() + 0.5 * torch.log(self.variance).sum()
 
-    def encode(self, x):
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (..., n) to latent vectors (..., n) and log_det (...)."""
         z = ((x - self.mean) / self.deviation) @ self.axes * self.variance.rsqrt()
         return z, -self._log_scale().expand(x.shape[:-1])
 
-    def decode(self, z):
+    def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latent vectors (..., n) to features (..., n) and log_det (...)."""
         x = (z * self.variance.sqrt()) @ self.axes.T * self.deviation + self.mean
         return x, self._log_scale().expand(z.shape[:-1])
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """What :meth:`from_state` needs beside the tensors."""
         return {"flow": "linear", "n": self.n_latent}
 
     @classmethod
-    def from_state(cls, config, state):
+    def from_state(cls, config: dict[str, Any], state: dict[str, Any]) -> LinearFlow:
         """A flow from the tensors of its ``state_dict``."""
         return cls(*(state[name] for name in ("mean", "deviation", "axes", "variance")))
 
 
-def normal_log_density(z):
+def normal_log_density(z: torch.Tensor) -> torch.Tensor:
     """Logarithm of the standard normal density: (..., n) -> (...)"""
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * _LOG_2PI)
 
 
-def calibrate(x, kinds=None, shrinks=(0.1, 0.3, 0.6), validation=0.2, localise=None):
+def calibrate(
+    x: torch.Tensor,
+    kinds: torch.Tensor | None = None,
+    shrinks: Sequence[float] = (0.1, 0.3, 0.6),
+    validation: float = 0.2,
+    localise: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[float, float]:
     """How far correlations must be shrunk, and the distribution widened, for the end of a trajectory to be
     likely by its start.
 
@@ -182,4 +206,5 @@ def calibrate(x, kinds=None, shrinks=(0.1, 0.3, 0.6), validation=0.2, localise=N
         log_density = (normal_log_density(z / widen) + log_det).mean().item() - z.shape[-1] * math.log(widen)
         if best is None or log_density > best[0]:
             best = log_density, shrink, widen
+    assert best is not None  # there are shrinks to choose from
     return best[1:]

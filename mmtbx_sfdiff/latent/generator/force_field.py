@@ -5,16 +5,27 @@ OpenMM's ``implicit/obc2.xml`` describes the solvent as a ``CustomGBForce``, whi
 CPUs than the native ``GBSAOBCForce``; this module fills the native force with the same parameters.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 
 import numpy as np
 
+from .prepared_model import PreparedModel
 from .requirements import require
 
 CONSTRAINTS = (None, "h-bonds")
 
 
-def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_solvent=True, electrostatics=True):
+def create_system(
+    prepared: PreparedModel,
+    constraints: str | None = "h-bonds",
+    hydrogen_mass: float | None = 4.0,
+    implicit_solvent: bool = True,
+    electrostatics: bool = True,
+) -> Any:
     """The force field of a prepared model.
 
     Parameters
@@ -70,7 +81,7 @@ def create_system(prepared, constraints="h-bonds", hydrogen_mass=4.0, implicit_s
     return system
 
 
-def _remove_charges(openmm, system):
+def _remove_charges(openmm: Any, system: Any) -> None:
     (force,) = (f for f in system.getForces() if isinstance(f, openmm.NonbondedForce))
     for i in range(force.getNumParticles()):
         force.setParticleParameters(i, 0.0, *force.getParticleParameters(i)[1:])
@@ -79,14 +90,14 @@ def _remove_charges(openmm, system):
         force.setExceptionParameters(i, first, second, 0.0, *others)
 
 
-def _charges(openmm, system):
+def _charges(openmm: Any, system: Any) -> Any:
     for force in system.getForces():
         if isinstance(force, openmm.NonbondedForce):
             return [force.getParticleParameters(i)[0] for i in range(force.getNumParticles())]
     raise ValueError("the system has no NonbondedForce.")
 
 
-def add_position_restraints(system, sites_cart, index, k):
+def add_position_restraints(system: Any, sites_cart: torch.Tensor, index: Any, k: Any) -> Any:
     """Hold atoms near sites by 0.5 k \\|x - x0\\|², in place.
 
     Parameters
@@ -137,7 +148,7 @@ def add_position_restraints(system, sites_cart, index, k):
     return system
 
 
-def plddt_force_constants(plddt, k_max=0.5):
+def plddt_force_constants(plddt: Any, k_max: float = 0.5) -> np.ndarray:
     """Force constants for restraints from AlphaFold's confidence: none below a pLDDT of 50, then rising with
     its square.
 
@@ -165,4 +176,5 @@ def plddt_force_constants(plddt, k_max=0.5):
     plddt = np.asarray(plddt, dtype=np.float64)
     if not np.isfinite(plddt).all() or plddt.min(initial=0) < 0 or plddt.max(initial=0) > 100:
         raise ValueError("a pLDDT is between 0 and 100: are these B factors of a refined model?")
-    return k_max * np.clip((plddt - 50) / 50, 0, 1) ** 2
+    constants: np.ndarray = k_max * np.clip((plddt - 50) / 50, 0, 1) ** 2
+    return constants

@@ -5,10 +5,14 @@ chunk's number. A run that was interrupted and continued is therefore the run th
 Reference platform and on the CPU platform with one thread.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +20,7 @@ import numpy as np
 
 from ...files.writing import write_atomically
 from .energy import make_context
+from .prepared_model import PreparedModel
 from .requirements import require
 from .units import NM_PER_ANGSTROM, md_value
 
@@ -23,7 +28,14 @@ _FORMAT = 1
 _FIRST_ITERATIONS = 200
 
 
-def minimise(system, sites_cart, n_steps=0, tolerance=10.0, platform="CPU", threads=1):
+def minimise(
+    system: Any,
+    sites_cart: torch.Tensor,
+    n_steps: int = 0,
+    tolerance: float = 10.0,
+    platform: str = "CPU",
+    threads: int = 1,
+) -> tuple[torch.Tensor, float]:
     """Sites of a local minimum of the energy.
 
     Parameters
@@ -69,22 +81,22 @@ def minimise(system, sites_cart, n_steps=0, tolerance=10.0, platform="CPU", thre
 
 
 def run_md(
-    prepared,
-    system,
-    folder,
-    duration,
-    frame_interval=0.2,
-    time_step=4.0,
-    temperature=300.0,
-    friction=1.0,
-    solvent_interval=1,
-    seed=0,
-    minimise_first=True,
-    chunk_frames=100,
-    platform="CPU",
-    threads=1,
-    progress=None,
-):
+    prepared: PreparedModel,
+    system: Any,
+    folder: str | Path,
+    duration: float,
+    frame_interval: float = 0.2,
+    time_step: float = 4.0,
+    temperature: float = 300.0,
+    friction: float = 1.0,
+    solvent_interval: int = 1,
+    seed: int = 0,
+    minimise_first: bool = True,
+    chunk_frames: int = 100,
+    platform: str = "CPU",
+    threads: int = 1,
+    progress: Callable[..., None] | None = None,
+) -> Path:
     """Langevin dynamics from the sites of a prepared model, or the rest of it.
 
     Parameters
@@ -209,7 +221,7 @@ def run_md(
     return folder
 
 
-def load_frames(folder, skip=0.0):
+def load_frames(folder: str | Path, skip: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Frames of a trajectory.
 
     Parameters
@@ -239,21 +251,28 @@ def load_frames(folder, skip=0.0):
     (torch.Size([8, 22, 3]), torch.Size([8]))
     """
     folder = Path(folder)
-    sites, energies = [], []
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
     for path in sorted(folder.glob("frames_*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
-            sites.append(arrays["sites_cart"])
-            energies.append(arrays["energy"])
-    if not sites:
+            parts.append((arrays["sites_cart"], arrays["energy"]))
+    if not parts:
         raise ValueError(f"{folder} holds no frames of molecular dynamics.")
     first = round(skip / json.loads((folder / "md.json").read_text())["frame_interval"])
-    sites, energies = np.concatenate(sites)[first:], np.concatenate(energies)[first:]
+    sites, energies = (np.concatenate(values)[first:] for values in zip(*parts))
     if len(sites) == 0:
         raise ValueError(f"skip = {skip} ps leaves no frame of {folder}.")
     return torch.from_numpy(sites), torch.from_numpy(energies)
 
 
-def _first_state(openmm, prepared, system, folder, settings, platform, threads):
+def _first_state(
+    openmm: Any,
+    prepared: PreparedModel,
+    system: Any,
+    folder: Path,
+    settings: dict[str, Any],
+    platform: str,
+    threads: int,
+) -> None:
     sites = prepared.sites_cart
     if settings["minimise_first"]:
         sites, _ = minimise(system, sites, _FIRST_ITERATIONS, platform=platform, threads=threads)
@@ -266,7 +285,7 @@ def _first_state(openmm, prepared, system, folder, settings, platform, threads):
     write_atomically(folder / "state_0000.xml", openmm.XmlSerializer.serialize(state))
 
 
-def _with_groups(openmm, system):
+def _with_groups(openmm: Any, system: Any) -> Any:
     """A copy with the solvent's force in group 1 and all others in group 0."""
     system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
     for force in system.getForces():
@@ -274,7 +293,7 @@ def _with_groups(openmm, system):
     return system
 
 
-def _integrator(openmm, settings, number):
+def _integrator(openmm: Any, settings: dict[str, Any], number: int) -> Any:
     step, ratio = settings["time_step"] * 0.001, settings["solvent_interval"]
     thermostat = settings["temperature"], settings["friction"]
     if ratio == 1:
@@ -285,12 +304,12 @@ def _integrator(openmm, settings, number):
     return integrator
 
 
-def _seed(settings, number):
+def _seed(settings: dict[str, Any], number: int) -> int:
     """A seed for a chunk: positive, because 0 means 'any' to OpenMM."""
     return int(np.random.SeedSequence([settings["seed"], number]).generate_state(1)[0] % (2**31 - 1)) + 1
 
 
-def _check_settings(path, settings):
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     if path.exists():
         try:
             found = json.loads(path.read_text())
@@ -306,9 +325,9 @@ def _check_settings(path, settings):
         write_atomically(path, json.dumps(settings, indent=1))
 
 
-def _set_sites(context, sites_cart):
+def _set_sites(context: Any, sites_cart: torch.Tensor) -> None:
     context.setPositions(np.asarray(torch.as_tensor(sites_cart), dtype=np.float64) * NM_PER_ANGSTROM)
 
 
-def _digest(content):
+def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]

@@ -6,9 +6,13 @@ atoms that the model lacks are added by PDBFixer, and hydrogens by OpenMM. Whate
 listed.
 """
 
+from __future__ import annotations
+
 import io
 import random
+from collections.abc import Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -21,7 +25,9 @@ MAX_PEPTIDE_BOND = 2.0  # Å; a longer C-N distance is a gap in the chain
 _KEPT_OF_MODIFIED = ("N", "CA", "C", "O", "OXT", "CB")
 
 
-def prepare_model(hierarchy, crystal_symmetry=None, oligomer=(), ph=7.0, seed=0):
+def prepare_model(
+    hierarchy: Any, crystal_symmetry: Any = None, oligomer: Sequence[str] = (), ph: float = 7.0, seed: int = 0
+) -> PreparedModel:
     """Strip, complete and protonate a model.
 
     Parameters
@@ -97,14 +103,16 @@ def prepare_model(hierarchy, crystal_symmetry=None, oligomer=(), ph=7.0, seed=0)
     )
 
 
-def _select(hierarchy):
+def _select(hierarchy: Any) -> Any:
     """Protein residues as unbroken segments of (chain id, number, insertion code, name, atoms), and what was left out."""
     from iotbx.pdb import common_residue_names_get_class
     from iotbx.pdb.amino_acid_codes import three_letter_given_one_letter
 
     substitutions = require("pdbfixer.pdbfixer").substitutions
     standard = set(three_letter_given_one_letter.values()) - {"UNK"}
-    segments, dropped, hydrogens = [], [], 0
+    segments: list[Any] = []
+    dropped: list[tuple[str, str]] = []
+    hydrogens = 0
     place = {atom.memory_id(): i for i, atom in enumerate(hierarchy.atoms())}  # i_seq may be an older hierarchy's
     for chain in hierarchy.chains():
         previous = None
@@ -160,9 +168,9 @@ def _select(hierarchy):
     return segments, _without_unknown(segments) + dropped
 
 
-def _one_conformation(group):
+def _one_conformation(group: Any) -> Any:
     """Atoms of the conformation with the highest occupancy (the first of equals), and the others."""
-    totals = {}
+    totals: dict[str, list[float]] = {}
     for atom in group.atoms():
         altloc = atom.parent().altloc.strip()
         if altloc:
@@ -183,7 +191,7 @@ def _one_conformation(group):
     return chosen, others
 
 
-def _without_unknown(segments):
+def _without_unknown(segments: Any) -> Any:
     """Take atoms out that the residue's template does not have; check elements. -> what was dropped"""
     templates, dropped = _templates(), []
     for segment in segments:
@@ -208,7 +216,7 @@ def _without_unknown(segments):
     return dropped
 
 
-def _templates():
+def _templates() -> Any:
     """{residue name: {atom name: element}} of PDBFixer's complete residues, as force fields name them."""
     templates = _blank_fixer().templates
     found = {}
@@ -220,14 +228,14 @@ def _templates():
     return found
 
 
-def _blank_fixer():
+def _blank_fixer() -> Any:
     line = "ATOM      1  CA  GLY A   1       0.000   0.000   0.000  1.00  0.00           C  \nEND\n"
     return require("pdbfixer").PDBFixer(pdbfile=io.StringIO(line))
 
 
-def _to_topology(app, segments, moves):
+def _to_topology(app: Any, segments: Any, moves: Any) -> Any:
     """A topology of all copies, its sites, and the model's number of each of the first copy's atoms."""
-    topology, sites, model_index = app.Topology(), [], []
+    topology, places, model_index = app.Topology(), [], []
     for copy, (rotation, shift) in enumerate(moves):
         for segment in segments:
             chain = topology.addChain(segment[0][0])
@@ -235,16 +243,16 @@ def _to_topology(app, segments, moves):
                 residue = topology.addResidue(name, chain, number, code)
                 for i_seq, atom_name, element, xyz in atoms:
                     topology.addAtom(atom_name, app.Element.getBySymbol(element.capitalize()), residue)
-                    sites.append(rotation @ np.array(xyz) + shift)
+                    places.append(rotation @ np.array(xyz) + shift)
                     if copy == 0:
                         model_index.append(i_seq)
-    sites = np.array(sites)
+    sites = np.array(places)
     topology.createStandardBonds()
     topology.createDisulfideBonds(_quantity(sites))
     return topology, sites, model_index
 
 
-def _cartesian_operators(crystal_symmetry, operators):
+def _cartesian_operators(crystal_symmetry: Any, operators: Any) -> Any:
     if not operators:
         return []
     if crystal_symmetry is None or crystal_symmetry.unit_cell() is None:
@@ -254,7 +262,7 @@ def _cartesian_operators(crystal_symmetry, operators):
     cell = crystal_symmetry.unit_cell()
     orth = np.array(cell.orthogonalization_matrix()).reshape(3, 3)
     frac = np.array(cell.fractionalization_matrix()).reshape(3, 3)
-    moves = []
+    moves: list[Any] = []
     for operator in operators:
         try:
             op = sgtbx.rt_mx(operator)
@@ -272,7 +280,7 @@ def _cartesian_operators(crystal_symmetry, operators):
     return moves
 
 
-def _complete(topology, sites, seed):
+def _complete(topology: Any, sites: np.ndarray, seed: int) -> Any:
     """Atoms that residues lack, added by PDBFixer; no residue is added. -> topology, sites"""
     fixer = _blank_fixer()
     fixer.topology, fixer.positions = topology, _quantity(sites)
@@ -284,22 +292,22 @@ def _complete(topology, sites, seed):
     return fixer.topology, np.array(fixer.positions.value_in_unit(unit.angstrom), dtype=np.float64).reshape(-1, 3)
 
 
-def _force_field(app):
+def _force_field(app: Any) -> Any:
     return app.ForceField("amber14/protein.ff14SB.xml")
 
 
-def _reference():
+def _reference() -> Any:
     return require("openmm").Platform.getPlatformByName("Reference")
 
 
-def _quantity(sites):
+def _quantity(sites: np.ndarray) -> Any:
     unit = require("openmm").unit
     vectors = [require("openmm").Vec3(*map(float, site)) for site in np.asarray(sites)]
     return unit.Quantity(vectors, unit.angstrom).in_units_of(unit.nanometer)
 
 
 @contextmanager
-def _seeded(seed):
+def _seeded(seed: int) -> Any:
     """Python's own random numbers, which OpenMM's Modeller draws from, from a seed; the caller's state comes back."""
     state = random.getstate()
     random.seed(seed)
@@ -309,10 +317,10 @@ def _seeded(seed):
         random.setstate(state)
 
 
-def _keys(topology):
+def _keys(topology: Any) -> Any:
     return [(atom.residue.chain.index, atom.residue.index, atom.name) for atom in topology.atoms()]
 
 
-def _label(atom):
+def _label(atom: Any) -> str:
     residue = atom.residue
     return f"{residue.chain.id.strip()} {residue.name} {residue.id}{residue.insertionCode.strip()} {atom.name}"

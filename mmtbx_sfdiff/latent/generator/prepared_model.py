@@ -1,10 +1,14 @@
 """A model with hydrogens, ready for the force field, and its files."""
 
+from __future__ import annotations
+
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,63 +51,63 @@ class PreparedModel:
     (True, True)
     """
 
-    topology: object
+    topology: Any
     sites_cart: torch.Tensor
     heavy_index: torch.Tensor
     model_index: torch.Tensor
-    dropped: tuple = field(default_factory=tuple)
-    added: tuple = field(default_factory=tuple)
+    dropped: tuple[Any, ...] = field(default_factory=tuple)
+    added: tuple[Any, ...] = field(default_factory=tuple)
     n_copies: int = 1
 
     @property
-    def n_ff(self):
+    def n_ff(self) -> int:
         """Number of force-field atoms."""
         return self.sites_cart.shape[0]
 
     @cached_property
-    def names(self):
+    def names(self) -> tuple[str, ...]:
         """Atom names, one for each force-field atom."""
         return tuple(atom.name for atom in self.topology.atoms())
 
     @cached_property
-    def elements(self):
+    def elements(self) -> tuple[str, ...]:
         """Element symbols, one for each force-field atom."""
         return tuple(atom.element.symbol for atom in self.topology.atoms())
 
     @cached_property
-    def residue_names(self):
+    def residue_names(self) -> tuple[str, ...]:
         """Residue names, one for each residue."""
         return tuple(residue.name for residue in self.topology.residues())
 
     @cached_property
-    def residue_index(self):
+    def residue_index(self) -> torch.Tensor:
         """(n_ff,) long: residue of each force-field atom."""
         return torch.tensor([atom.residue.index for atom in self.topology.atoms()])
 
     @cached_property
-    def chain_index(self):
+    def chain_index(self) -> torch.Tensor:
         """(n_ff,) long: chain of each force-field atom; a chain with gaps counts as several."""
         return torch.tensor([atom.residue.chain.index for atom in self.topology.atoms()])
 
     @cached_property
-    def ca_index(self):
+    def ca_index(self) -> torch.Tensor:
         """(n_residues,) long: the CA atoms."""
         return self._where(("CA",))
 
     @cached_property
-    def backbone_index(self):
+    def backbone_index(self) -> torch.Tensor:
         """N, CA and C atoms of the amino-acid residues, long."""
         return self._where(BACKBONE)
 
-    def _where(self, names):
+    def _where(self, names: Sequence[str]) -> torch.Tensor:
         found = [atom.index for atom in self.topology.atoms() if atom.name in names and atom.residue.name not in CAPS]
         return torch.tensor(found, dtype=torch.long)
 
-    def replace(self, **changes):
+    def replace(self, **changes: Any) -> PreparedModel:
         """A copy with other attributes."""
         return replace(self, **changes)
 
-    def first_copy(self):
+    def first_copy(self) -> PreparedModel:
         """The model without its symmetry copies; its atoms are the first ones of this topology.
 
         Returns
@@ -115,7 +119,7 @@ class PreparedModel:
         n = self.n_ff // self.n_copies
         return self.replace(topology=_first_atoms(self.topology, n), sites_cart=self.sites_cart[:n], n_copies=1)
 
-    def save(self, folder):
+    def save(self, folder: str | Path) -> None:
         """Write ``prepared.json``, ``prepared.npz`` and, to look at, ``prepared.pdb``.
 
         Parameters
@@ -146,7 +150,7 @@ class PreparedModel:
         write_atomically(folder / "prepared.json", json.dumps(description))
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder: str | Path) -> PreparedModel:
         """Read what :meth:`save` wrote.
 
         Parameters
@@ -182,7 +186,7 @@ class PreparedModel:
         )
 
 
-def _topology_to_dict(topology):
+def _topology_to_dict(topology: Any) -> Any:
     return {
         "chains": [chain.id for chain in topology.chains()],
         "residues": [[r.name, r.chain.index, r.id, r.insertionCode] for r in topology.residues()],
@@ -191,7 +195,7 @@ def _topology_to_dict(topology):
     }
 
 
-def _topology_from_dict(description):
+def _topology_from_dict(description: Any) -> Any:
     app = require("openmm.app")
     topology = app.Topology()
     chains = [topology.addChain(name) for name in description["chains"]]
@@ -205,7 +209,7 @@ def _topology_from_dict(description):
     return topology
 
 
-def _first_atoms(topology, n):
+def _first_atoms(topology: Any, n: int) -> Any:
     description = _topology_to_dict(topology)
     n_residues = description["atoms"][n - 1][2] + 1
     n_chains = description["residues"][n_residues - 1][1] + 1

@@ -1,6 +1,9 @@
 """The optional libraries of the latent package, each with one sentence when it is missing."""
 
+from __future__ import annotations
+
 import importlib
+from typing import Any
 
 _PURPOSE = {
     "openmm": "molecular dynamics and force-field energies",
@@ -10,7 +13,7 @@ _PURPOSE = {
 }
 
 
-def require(name):
+def require(name: str) -> Any:
     """Import an optional library.
 
     Parameters

@@ -9,7 +9,10 @@ On a CPU OpenMM itself is faster (:class:`~mmtbx_sfdiff.latent.generator.energy.
 GPU.
 """
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +32,9 @@ _IGNORED = ("CMMotionRemover",)
 _RESTRAINT = "0.5*k*((x-x0)^2+(y-y0)^2+(z-z0)^2)"
 
 
-def energy_on(system, device="cpu", dtype=torch.float64, chunk=None):
+def energy_on(
+    system: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64, chunk: int | None = None
+) -> Any:
     """The fastest energy of a System for tensors on a device: OpenMM's on a CPU, :class:`TorchAmber` elsewhere.
 
     Parameters
@@ -82,7 +87,24 @@ class TorchAmber(nn.Module):
     (True, True)
     """
 
-    def __init__(self, system, dtype=torch.float64, chunk=None):
+    bond_index: torch.Tensor
+    bond_value: torch.Tensor
+    angle_index: torch.Tensor
+    angle_value: torch.Tensor
+    torsion_index: torch.Tensor
+    torsion_value: torch.Tensor
+    exception_index: torch.Tensor
+    exception_value: torch.Tensor
+    restraint_index: torch.Tensor
+    restraint_value: torch.Tensor
+    charge: torch.Tensor
+    pair_index: torch.Tensor
+    pair_value: torch.Tensor
+    solvent_charge: torch.Tensor
+    radius: torch.Tensor
+    scaled: torch.Tensor
+
+    def __init__(self, system: Any, dtype: torch.dtype = torch.float64, chunk: int | None = None) -> None:
         super().__init__()
         openmm = require("openmm")
         self.n_atoms = system.getNumParticles()
@@ -96,7 +118,7 @@ class TorchAmber(nn.Module):
             "GBSAOBCForce": self._read_solvent,
             "CustomExternalForce": self._read_restraints,
         }
-        self._columns = {}
+        self._columns: dict[str, bool] = {}
         seen = set()
         for force in system.getForces():
             kind = type(force).__name__
@@ -110,7 +132,7 @@ class TorchAmber(nn.Module):
             raise ValueError("the system has no NonbondedForce.")
         self.to(dtype)
 
-    def _table(self, name, rows, n_index):
+    def _table(self, name: str, rows: list[Any], n_index: int) -> None:
         """Buffers `name`_index (n_index, n) and `name`_value (columns, n) of rows of indices and numbers."""
         width = len(rows[0]) if rows else n_index + 3
         table = torch.tensor(rows, dtype=torch.float64).reshape(-1, width)
@@ -118,21 +140,21 @@ class TorchAmber(nn.Module):
         self.register_buffer(f"{name}_value", table[:, n_index:].T.contiguous())
         self._columns[name] = True
 
-    def _read_bonds(self, openmm, force):
+    def _read_bonds(self, openmm: Any, force: Any) -> None:
         rows = []
         for n in range(force.getNumBonds()):
             i, j, length, k = force.getBondParameters(n)
             rows.append((i, j, md_value(length), md_value(k)))
         self._table("bond", rows, 2)
 
-    def _read_angles(self, openmm, force):
+    def _read_angles(self, openmm: Any, force: Any) -> None:
         rows = []
         for n in range(force.getNumAngles()):
             i, j, k, angle, constant = force.getAngleParameters(n)
             rows.append((i, j, k, md_value(angle), md_value(constant)))
         self._table("angle", rows, 3)
 
-    def _read_torsions(self, openmm, force):
+    def _read_torsions(self, openmm: Any, force: Any) -> None:
         rows = []
         for n in range(force.getNumTorsions()):
             i, j, k, m, period, phase, constant = force.getTorsionParameters(n)
@@ -141,7 +163,7 @@ class TorchAmber(nn.Module):
                 rows.append((i, j, k, m, period, md_value(phase), constant))
         self._table("torsion", rows, 4)
 
-    def _read_nonbonded(self, openmm, force):
+    def _read_nonbonded(self, openmm: Any, force: Any) -> None:
         if force.getNonbondedMethod() != openmm.NonbondedForce.NoCutoff:
             raise ValueError("TorchAmber evaluates all pairs: the system must be made with NoCutoff.")
         atoms = [[md_value(value) for value in force.getParticleParameters(i)] for i in range(self.n_atoms)]
@@ -163,7 +185,7 @@ class TorchAmber(nn.Module):
             torch.stack([charge[i] * charge[j], 0.5 * (sigma[i] + sigma[j]), torch.sqrt(epsilon[i] * epsilon[j])]),
         )
 
-    def _read_solvent(self, openmm, force):
+    def _read_solvent(self, openmm: Any, force: Any) -> None:
         if force.getNonbondedMethod() != openmm.GBSAOBCForce.NoCutoff:
             raise ValueError("TorchAmber evaluates all pairs: the solvent must be made with NoCutoff.")
         rows = [[md_value(value) for value in force.getParticleParameters(i)] for i in range(self.n_atoms)]
@@ -175,7 +197,7 @@ class TorchAmber(nn.Module):
         self._dielectric = 1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()
         self._surface = 4 * math.pi * md_value(force.getSurfaceAreaEnergy())
 
-    def _read_restraints(self, openmm, force):
+    def _read_restraints(self, openmm: Any, force: Any) -> None:
         if force.getEnergyFunction() != _RESTRAINT:
             raise ValueError(f"TorchAmber does not know the external energy {force.getEnergyFunction()}.")
         rows = []
@@ -184,7 +206,7 @@ class TorchAmber(nn.Module):
             rows.append((atom, *values))
         self._table("restraint", rows, 1)
 
-    def forward(self, sites_cart):
+    def forward(self, sites_cart: torch.Tensor) -> torch.Tensor:
         """Potential energy.
 
         Parameters
@@ -206,14 +228,16 @@ class TorchAmber(nn.Module):
             raise ValueError(f"sites_cart has shape {tuple(sites_cart.shape)}, the system {self.n_atoms} atoms.")
         x = NM_PER_ANGSTROM * sites_cart.reshape(-1, self.n_atoms, 3)
         parts = x.split(self.chunk or max(len(x), 1))
-        return torch.cat([sum(self._terms(part).values()) for part in parts]).reshape(sites_cart.shape[:-2])
+        return torch.cat([torch.stack(list(self._terms(part).values())).sum(0) for part in parts]).reshape(
+            sites_cart.shape[:-2]
+        )
 
-    def terms(self, sites_cart):
+    def terms(self, sites_cart: torch.Tensor) -> dict[str, torch.Tensor]:
         """The same by kind of force, {name: (...)}, kJ/mol."""
         x = NM_PER_ANGSTROM * sites_cart.reshape(-1, self.n_atoms, 3)
         return {name: value.reshape(sites_cart.shape[:-2]) for name, value in self._terms(x).items()}
 
-    def _terms(self, x):
+    def _terms(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         found = {"nonbonded": self._nonbonded(x)}
         for name, function in (
             ("bond", self._bonds),
@@ -227,31 +251,35 @@ class TorchAmber(nn.Module):
             found["solvent"] = self._solvent(x)
         return found
 
-    def _bonds(self, x):
+    def _bonds(self, x: torch.Tensor) -> torch.Tensor:
         i, j = self.bond_index
         length, k = self.bond_value
-        return 0.5 * (k * ((x[:, i] - x[:, j]).norm(dim=-1) - length).square()).sum(-1)
+        energy: torch.Tensor = 0.5 * (k * ((x[:, i] - x[:, j]).norm(dim=-1) - length).square()).sum(-1)
+        return energy
 
-    def _angles(self, x):
+    def _angles(self, x: torch.Tensor) -> torch.Tensor:
         i, j, k = self.angle_index
         angle, constant = self.angle_value
         a, b = x[:, i] - x[:, j], x[:, k] - x[:, j]
         found = torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
-        return 0.5 * (constant * (found - angle).square()).sum(-1)
+        energy: torch.Tensor = 0.5 * (constant * (found - angle).square()).sum(-1)
+        return energy
 
-    def _torsions(self, x):
+    def _torsions(self, x: torch.Tensor) -> torch.Tensor:
         i, j, k, m = self.torsion_index
         period, phase, constant = self.torsion_value
         phi = torch.deg2rad(torsion(torch.stack([x[:, i], x[:, j], x[:, k], x[:, m]], -2)))
-        return (constant * (1 + torch.cos(period * phi - phase))).sum(-1)
+        energy: torch.Tensor = (constant * (1 + torch.cos(period * phi - phase))).sum(-1)
+        return energy
 
-    def _restraints(self, x):
+    def _restraints(self, x: torch.Tensor) -> torch.Tensor:
         (i,) = self.restraint_index
         k, *centre = self.restraint_value
-        return 0.5 * (k * (x[:, i] - torch.stack(centre, -1)).square().sum(-1)).sum(-1)
+        energy: torch.Tensor = 0.5 * (k * (x[:, i] - torch.stack(centre, -1)).square().sum(-1)).sum(-1)
+        return energy
 
-    def _nonbonded(self, x):
-        energy = 0.0
+    def _nonbonded(self, x: torch.Tensor) -> torch.Tensor:
+        energy = x.new_zeros(len(x))
         for index, (charges, sigma, epsilon) in (
             (self.pair_index, self.pair_value),
             (self.exception_index, self.exception_value),
@@ -262,7 +290,7 @@ class TorchAmber(nn.Module):
             energy = energy + (4 * epsilon * (six * six - six) + COULOMB * charges * inverse).sum(-1)
         return energy
 
-    def _solvent(self, x):
+    def _solvent(self, x: torch.Tensor) -> torch.Tensor:
         square = (x[:, :, None] - x[:, None]).square().sum(-1)
         own = torch.eye(self.n_atoms, dtype=x.dtype, device=x.device)
         r = torch.sqrt(square + own)  # 1 on the diagonal, which counts for nothing
@@ -281,4 +309,5 @@ class TorchAmber(nn.Module):
         charges = self.solvent_charge[:, None] * self.solvent_charge[None]
         polar = -0.5 * COULOMB * self._dielectric * (charges / distance).sum((-1, -2))
         area = self._surface * ((self.radius + _PROBE).square() * (self.radius / born) ** 6).sum(-1)
-        return polar + area
+        energy: torch.Tensor = polar + area
+        return energy

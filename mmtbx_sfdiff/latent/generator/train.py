@@ -10,13 +10,17 @@ Frames of the end of the trajectory are kept for validation, in blocks of time: 
 the same, and a random choice of frames would hide that a flow has learnt them by heart.
 """
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,7 +75,7 @@ class TrainingSettings:
     w_kl: float = 0.0
     w_star: float = 0.0
     n_samples: int = 12
-    e_high: tuple = (1e5, 1e3)
+    e_high: tuple[float, float] = (1e5, 1e3)
     e_max: float = 1e10
     temperature: float = 300.0
     validation: float = 0.2
@@ -80,7 +84,7 @@ class TrainingSettings:
     max_norm: float = 10.0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (
             "steps",
             "batch_size",
@@ -101,7 +105,7 @@ class TrainingSettings:
             raise ValueError("e_high must go down from its first to its last value, both below e_max.")
 
 
-def frame_features(transform, frames):
+def frame_features(transform: Any, frames: torch.Tensor) -> torch.Tensor:
     """Features of frames of a trajectory.
 
     Parameters
@@ -122,10 +126,11 @@ def frame_features(transform, frames):
     """
     with torch.no_grad():
         placed, _ = superpose(frames.to(transform.reference), transform.reference, transform.cart_index)
-        return transform.to_features(placed)[0]
+        features: torch.Tensor = transform.to_features(placed)[0]
+    return features
 
 
-def split_in_time(x, validation=0.2):
+def split_in_time(x: torch.Tensor, validation: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
     """The first and the last part of a trajectory.
 
     Parameters
@@ -146,7 +151,15 @@ def split_in_time(x, validation=0.2):
     return x[: len(x) - n_last - gap], x[len(x) - n_last :]
 
 
-def train(generator, frames, settings, energy=None, start=None, checkpoint=None, progress=None):
+def train(
+    generator: Any,
+    frames: torch.Tensor,
+    settings: TrainingSettings,
+    energy: Any = None,
+    start: torch.Tensor | None = None,
+    checkpoint: Any = None,
+    progress: Callable[..., None] | None = None,
+) -> list[dict[str, Any]]:
     """Train a generator's flow, or go on with it.
 
     Parameters
@@ -220,7 +233,16 @@ def train(generator, frames, settings, energy=None, start=None, checkpoint=None,
     return run.history
 
 
-def _step(generator, run, settings, training, x_start, energy, base, k_t):
+def _step(
+    generator: Any,
+    run: _Run,
+    settings: TrainingSettings,
+    training: torch.Tensor,
+    x_start: torch.Tensor | None,
+    energy: Any,
+    base: Any,
+    k_t: float,
+) -> dict[str, Any]:
     flow, n = generator.flow, generator.n_latent
     fraction = run.step / max(settings.steps - 1, 1)
     e_high = settings.e_high[0] * (settings.e_high[1] / settings.e_high[0]) ** fraction
@@ -249,12 +271,13 @@ def _step(generator, run, settings, training, x_start, energy, base, k_t):
     return row
 
 
-def _nll(flow, x):
+def _nll(flow: Any, x: torch.Tensor) -> torch.Tensor:
     z, log_det = flow.encode(x)
-    return -(normal_log_density(z) + log_det)
+    nll: torch.Tensor = -(normal_log_density(z) + log_det)
+    return nll
 
 
-def _held_out(flow, x):
+def _held_out(flow: Any, x: torch.Tensor) -> float:
     with torch.no_grad():
         return _nll(flow, x).mean().item() / x.shape[-1]
 
@@ -262,17 +285,18 @@ def _held_out(flow, x):
 class _Run:
     """What changes during a training, and its file."""
 
-    def __init__(self, flow, parameters, settings, training):
+    def __init__(self, flow: Any, parameters: Any, settings: TrainingSettings, training: torch.Tensor) -> None:
         self.flow, self.parameters, self.settings = flow, parameters, settings
         self.optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
         self.random = torch.Generator().manual_seed(settings.seed)
         self.step, self.skipped, self.lost, self.stopped = 0, 0, 0, False
-        self.history = []
-        self.best, self.best_state, self.since = math.inf, None, 0
+        self.history: list[dict[str, Any]] = []
+        self.best, self.since = math.inf, 0
+        self.best_state: dict[str, Any] | None = None
         content = training.cpu().numpy().tobytes() + b"".join(p.detach().cpu().numpy().tobytes() for p in parameters)
         self.identity = json.dumps([asdict(settings), hashlib.sha256(content).hexdigest()])
 
-    def update(self, loss):
+    def update(self, loss: Any) -> None:
         self.step += 1
         self.optimizer.zero_grad(set_to_none=True)
         if not torch.is_tensor(loss) or not torch.isfinite(loss):
@@ -285,7 +309,7 @@ class _Run:
         else:
             self.skipped += 1
 
-    def evaluated(self, row):
+    def evaluated(self, row: dict[str, Any]) -> None:
         self.history.append(row)
         if self.settings.w_kl:
             return  # the energy decides; likelihood is watched only
@@ -296,11 +320,11 @@ class _Run:
             self.since += 1
             self.stopped = self.since >= self.settings.patience
 
-    def finish(self):
+    def finish(self) -> None:
         if self.best_state is not None:
             self.flow.load_state_dict(self.best_state)
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         content = {
             "identity": self.identity,
             "flow": dict(self.flow.state_dict()),
@@ -316,7 +340,7 @@ class _Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
 
-    def restore(self, path):
+    def restore(self, path: Path) -> None:
         try:
             content = torch.load(path, weights_only=True)
             identity = content["identity"]

@@ -13,12 +13,17 @@ from the first ("sibling"), so that chirality is one number with a narrow distri
 constrained are no features.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ...numerics.superposition import best_rotation
+from .prepared_model import PreparedModel
 from .units import NM_PER_ANGSTROM, md_value
 
 CARTESIAN, BOND, ANGLE, TORSION = range(4)
@@ -65,7 +70,27 @@ class MixedTransform(nn.Module):
     True
     """
 
-    def __init__(self, reference, cart_index, z_matrix, frozen_bond=None, torsion_offset=None):
+    reference: torch.Tensor
+    cart_index: torch.Tensor
+    z_matrix: torch.Tensor
+    frozen_bond: torch.Tensor
+    torsion_offset: torch.Tensor
+    _order: torch.Tensor
+    _position: torch.Tensor
+    _local: torch.Tensor
+    _free: torch.Tensor
+    _basis: torch.Tensor
+    _turn_basis: torch.Tensor
+    _centre: torch.Tensor
+
+    def __init__(
+        self,
+        reference: torch.Tensor,
+        cart_index: torch.Tensor,
+        z_matrix: torch.Tensor,
+        frozen_bond: torch.Tensor | None = None,
+        torsion_offset: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         reference = torch.as_tensor(reference).detach().clone()
         n, k = len(reference), len(z_matrix)
@@ -84,7 +109,7 @@ class MixedTransform(nn.Module):
         self._plan_levels()
         self._frame()
 
-    def _plan_levels(self):
+    def _plan_levels(self) -> None:
         level = {int(atom): 0 for atom in self.cart_index}
         rows, waiting = [], list(range(len(self.z_matrix)))
         table = self.z_matrix.tolist()
@@ -107,7 +132,7 @@ class MixedTransform(nn.Module):
         self.register_buffer("_local", position[self.z_matrix[order, 1:]], persistent=False)
         self.register_buffer("_free", torch.nonzero(free)[:, 0], persistent=False)
 
-    def _frame(self):
+    def _frame(self) -> None:
         r = self.reference[self.cart_index].double()
         centre = r.mean(0)
         r = r - centre
@@ -122,7 +147,13 @@ class MixedTransform(nn.Module):
         self.register_buffer("_centre", centre.to(self.reference), persistent=False)
 
     @classmethod
-    def from_prepared(cls, prepared, system=None, frames=None, reference=None):
+    def from_prepared(
+        cls,
+        prepared: PreparedModel,
+        system: Any = None,
+        frames: torch.Tensor | None = None,
+        reference: torch.Tensor | None = None,
+    ) -> MixedTransform:
         """The transform of a prepared model.
 
         Parameters
@@ -158,23 +189,23 @@ class MixedTransform(nn.Module):
         return cls(reference, cart, z_matrix, frozen, _widest_gap(made._internal(sample.to(reference))[2]))
 
     @property
-    def n_atoms(self):
+    def n_atoms(self) -> int:
         """Number of force-field atoms."""
         return len(self.reference)
 
     @property
-    def n_features(self):
+    def n_features(self) -> int:
         """Number of features."""
         return self._basis.shape[1] + len(self._free) + 2 * len(self.z_matrix)
 
     @property
-    def kinds(self):
+    def kinds(self) -> torch.Tensor:
         """(n_features,) long: 0 Cartesian, 1 bond, 2 angle, 3 torsion."""
         k = len(self.z_matrix)
         counts = torch.tensor([self._basis.shape[1], len(self._free), k, k])
         return torch.repeat_interleave(torch.arange(4), counts)
 
-    def localise(self, covariance, length=20.0):
+    def localise(self, covariance: torch.Tensor, length: float = 20.0) -> torch.Tensor:
         """Damp the covariance of the backbone's features between atoms that are far apart.
 
         The covariance of sites is multiplied by exp(-d²/(2 length²)), d the distance in the reference: what few
@@ -200,7 +231,7 @@ class MixedTransform(nn.Module):
         damping = damping.repeat_interleave(3, 0).repeat_interleave(3, 1)
         return self._basis.T @ (damping * (self._basis @ covariance @ self._basis.T)) @ self._basis
 
-    def to_features(self, sites_cart):
+    def to_features(self, sites_cart: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of structures superposed on the reference (see :func:`superpose`).
 
         Parameters
@@ -227,7 +258,7 @@ class MixedTransform(nn.Module):
         r = torch.where(torch.isnan(self.frozen_bond), r, self.frozen_bond)
         return x, -self._log_volume(cart, r, theta)
 
-    def to_sites(self, x):
+    def to_sites(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sites from features.
 
         Parameters
@@ -270,7 +301,7 @@ class MixedTransform(nn.Module):
             first += size
         return placed[..., self._position, :], self._log_volume(cart, r, theta)
 
-    def _internal(self, sites_cart):
+    def _internal(self, sites_cart: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         a, p, g, t = (sites_cart[..., self.z_matrix[:, column], :] for column in range(4))
         bond, axis, far = a - p, p - g, g - t
         r = bond.norm(dim=-1)
@@ -279,18 +310,19 @@ class MixedTransform(nn.Module):
         across = torch.linalg.cross(normal, axis) / axis.norm(dim=-1, keepdim=True)
         return r, theta, torch.atan2((bond * normal).sum(-1), (bond * across).sum(-1))
 
-    def _log_volume(self, cart, r, theta):
+    def _log_volume(self, cart: torch.Tensor, r: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         turned = _turns(cart)  # (..., 3, m, 3)
         inner = turned.flatten(-2) @ self._turn_basis  # (..., 3, 3)
         orientation = torch.linalg.slogdet(inner)[1]
-        return orientation + (2 * torch.log(r) + torch.log(torch.sin(theta).abs())).sum(-1)
+        volume: torch.Tensor = orientation + (2 * torch.log(r) + torch.log(torch.sin(theta).abs())).sum(-1)
+        return volume
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs beside the tensors."""
         return {"n_ff": self.n_atoms, "n_cart": len(self.cart_index), "n_z": len(self.z_matrix)}
 
     @classmethod
-    def from_state(cls, config, state):
+    def from_state(cls, config: dict[str, Any], state: dict[str, Any]) -> MixedTransform:
         """A transform from the tensors of its ``state_dict``."""
         made = cls(*(state[name] for name in ("reference", "cart_index", "z_matrix", "frozen_bond", "torsion_offset")))
         if made.config() != config:
@@ -298,7 +330,9 @@ class MixedTransform(nn.Module):
         return made
 
 
-def build_z_matrix(cart_index, bonds, elements, residues):
+def build_z_matrix(
+    cart_index: Sequence[int], bonds: Sequence[tuple[int, int]], elements: Sequence[str], residues: Sequence[int]
+) -> torch.Tensor:
     """References for every atom that is not Cartesian.
 
     Parameters
@@ -321,19 +355,19 @@ def build_z_matrix(cart_index, bonds, elements, residues):
     """
     n = len(elements)
     cart = set(cart_index)
-    neighbours = [[] for _ in range(n)]
+    neighbours: list[list[int]] = [[] for _ in range(n)]
     for i, j in bonds:
         neighbours[i].append(j)
         neighbours[j].append(i)
     heavy_first = {i: (elements[i] == "H", i) for i in range(n)}
     for i in range(n):
-        neighbours[i].sort(key=heavy_first.get)
+        neighbours[i].sort(key=heavy_first.__getitem__)
     rank = dict.fromkeys(cart, 0)  # when an atom was placed
     rows = []
     while len(rank) < n:
         level = max(rank.values()) + 1
         found = []
-        for atom in sorted((i for i in range(n) if i not in rank), key=heavy_first.get):
+        for atom in sorted((i for i in range(n) if i not in rank), key=heavy_first.__getitem__):
             parents = [
                 p
                 for p in neighbours[atom]
@@ -355,11 +389,13 @@ def build_z_matrix(cart_index, bonds, elements, residues):
     return torch.tensor(rows, dtype=torch.long).reshape(-1, 4)
 
 
-def _is_bridge(i, j, elements):
+def _is_bridge(i: int, j: int, elements: Sequence[str]) -> bool:
     return elements[i] == "S" and elements[j] == "S"
 
 
-def _references(atom, parent, neighbours, rank):
+def _references(
+    atom: Any, parent: int, neighbours: list[list[int]], rank: dict[int, int]
+) -> tuple[int, int, int] | None:
     """(parent, angle reference, torsion reference) of atoms that are placed, or None."""
     placed = [i for i in neighbours[parent] if i != atom and i in rank]
     placed.sort(key=lambda i: rank[i])  # stable: heavy ones first
@@ -372,7 +408,9 @@ def _references(atom, parent, neighbours, rank):
     return None
 
 
-def superpose(sites_cart, reference, index):
+def superpose(
+    sites_cart: torch.Tensor, reference: torch.Tensor, index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sites moved so that some atoms lie best on those of a reference (Kabsch).
 
     Parameters
@@ -403,7 +441,7 @@ def superpose(sites_cart, reference, index):
     return sites_cart @ rotation.to(sites_cart) + shift.to(sites_cart), rotation.to(sites_cart)
 
 
-def _turns(x):
+def _turns(x: torch.Tensor) -> torch.Tensor:
     """e × x for the three axes e: (..., m, 3) -> (..., 3, m, 3)"""
     zero = torch.zeros_like(x[..., 0])
     a, b, c = x.unbind(-1)
@@ -412,15 +450,16 @@ def _turns(x):
     )
 
 
-def _unit(x):
-    return x / x.norm(dim=-1, keepdim=True)
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    unit: torch.Tensor = x / x.norm(dim=-1, keepdim=True)
+    return unit
 
 
-def _wrap(angle):
+def _wrap(angle: torch.Tensor) -> torch.Tensor:
     return angle - 2 * math.pi * torch.round(angle / (2 * math.pi))
 
 
-def _widest_gap(phi):
+def _widest_gap(phi: torch.Tensor) -> torch.Tensor:
     """The angle opposite to the middle of the widest gap between samples: (n, k) -> (k,)"""
     ordered = torch.sort(phi.reshape(-1, phi.shape[-1]), 0)[0]
     gaps = torch.cat([ordered[1:], ordered[:1] + 2 * math.pi]) - ordered

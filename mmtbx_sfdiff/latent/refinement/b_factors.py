@@ -11,10 +11,14 @@ Predicted models carry pLDDT where B factors would be; the expected error of an 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ...atom_arrays import EIGHT_PI_SQ
+from ...atoms import Atoms
+from ...reflections import Reflections
 
 LEAST_B, MOST_B = 5.0, 80.0  # Å², of starting values
 B_LIMITS = (1.0, 300.0)  # Å², of refined values
@@ -23,22 +27,22 @@ _PER_BIN = 60
 _WILSON_D_MAX = 4.5
 
 
-def b_from_plddt(plddt):
+def b_from_plddt(plddt: Any) -> torch.Tensor:
     """B factors (Å²) for pLDDT (0 to 100, or 0 to 1), within 5 and 80 Å²."""
     plddt = torch.as_tensor(plddt, dtype=torch.float64)
     fraction = plddt / 100 if float(plddt.max()) > 1 else plddt
-    error = 1.5 * (4 * (0.7 - fraction)).exp()
+    error: torch.Tensor = 1.5 * (4 * (0.7 - fraction)).exp()
     return (EIGHT_PI_SQ / 3 * error.square()).clamp(LEAST_B, MOST_B)
 
 
-def b_from_fluctuations(frames, reference=None):
+def b_from_fluctuations(frames: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
     """B factors (n,) Å² from the fluctuations of superposed frames (n_frames, n, 3), within 5 and 80 Å²."""
     frames = frames.to(torch.float64)
     mean = frames.mean(0) if reference is None else reference
     return (EIGHT_PI_SQ / 3 * (frames - mean).square().sum(-1).mean(0)).clamp(LEAST_B, MOST_B)
 
 
-def wilson_b(atoms, reflections):
+def wilson_b(atoms: Atoms, reflections: Reflections) -> float:
     """Overall B (Å²) from the fall-off of the work set's intensities, Wilson's plot beyond 4.5 Å.
 
     Returns
@@ -65,7 +69,7 @@ def wilson_b(atoms, reflections):
     return min(max(-2 * float(slope), LEAST_B), MOST_B)
 
 
-def is_main_chain(names):
+def is_main_chain(names: Sequence[str]) -> torch.Tensor:
     """(n,) bool for atom names."""
     return torch.tensor([name.strip() in _MAIN_CHAIN for name in names])
 
@@ -89,7 +93,19 @@ class ResidueB(torch.nn.Module):
     sigma, sigma_neighbour : float
     """
 
-    def __init__(self, b_start, residue_index, main_chain, chain_index=None, sigma=0.7, sigma_neighbour=0.3):
+    group: torch.Tensor
+    start: torch.Tensor
+    pairs: torch.Tensor
+
+    def __init__(
+        self,
+        b_start: torch.Tensor,
+        residue_index: torch.Tensor,
+        main_chain: torch.Tensor,
+        chain_index: torch.Tensor | None = None,
+        sigma: float = 0.7,
+        sigma_neighbour: float = 0.3,
+    ) -> None:
         super().__init__()
         b_start = b_start.detach().to(torch.float64).clamp(*B_LIMITS)
         residue_index = torch.as_tensor(residue_index, dtype=torch.int64)
@@ -114,11 +130,11 @@ class ResidueB(torch.nn.Module):
         self.log_b = torch.nn.Parameter(start.clone())
         self.sigma, self.sigma_neighbour = sigma, sigma_neighbour
 
-    def forward(self):
+    def forward(self) -> torch.Tensor:
         """(n,) B of every atom, Å²."""
         return self.log_b.clamp(math.log(B_LIMITS[0]), math.log(B_LIMITS[1])).exp()[self.group]
 
-    def penalty(self):
+    def penalty(self) -> torch.Tensor:
         """-ln prior, up to a constant."""
         change = self.log_b - self.start
         i, j = self.pairs.unbind(1)
@@ -143,18 +159,22 @@ class AtomB(torch.nn.Module):
         Å; 1.8 takes bonded atoms.
     """
 
-    def __init__(self, b_start, sites_cart, sigma_neighbour=0.15, reach=1.8):
+    pairs: torch.Tensor
+
+    def __init__(
+        self, b_start: torch.Tensor, sites_cart: torch.Tensor, sigma_neighbour: float = 0.15, reach: float = 1.8
+    ) -> None:
         super().__init__()
         self.log_b = torch.nn.Parameter(b_start.detach().to(torch.float64).clamp(*B_LIMITS).log())
         near = torch.cdist(sites_cart.detach().to(torch.float64), sites_cart.detach().to(torch.float64)) < reach
         self.register_buffer("pairs", near.triu(1).nonzero())
         self.sigma_neighbour = sigma_neighbour
 
-    def forward(self):
+    def forward(self) -> torch.Tensor:
         """(n,) B of every atom, Å²."""
         return self.log_b.clamp(math.log(B_LIMITS[0]), math.log(B_LIMITS[1])).exp()
 
-    def penalty(self):
+    def penalty(self) -> torch.Tensor:
         """-ln prior, up to a constant."""
         i, j = self.pairs.unbind(1)
         return 0.5 * ((self.log_b[i] - self.log_b[j]) / self.sigma_neighbour).square().sum()

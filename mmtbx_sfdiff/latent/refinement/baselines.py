@@ -9,21 +9,24 @@ but sites.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ...numerics.superposition import superposed
-from ...refinement.weight import choose_weight
+from ...refinement.weight import WeightChoice, choose_weight
+from ...reflections import Reflections
 from .experiment import Experiment
 from .models import CartesianModel, relax
 from .optimise import Settings
-from .problem import with_reflections
-from .refine import run_model
+from .problem import Problem, with_reflections
+from .refine import Run, run_model
 
 BASELINES = ("sites", "sites_ff", "average_ff")
 
 
-def trajectory_average(frames, problem, energy=None):
+def trajectory_average(frames: torch.Tensor, problem: Problem, energy: Any = None) -> torch.Tensor:
     """The average of superposed frames (n_frames, n_ff, 3), placed on the start and relaxed; (n_ff, 3)
     Å."""
     frames = torch.as_tensor(frames, device=problem.sites_cart.device)
@@ -38,7 +41,15 @@ def trajectory_average(frames, problem, energy=None):
     return average if energy is None else relax(average, energy, steps=200, hold=1.0)
 
 
-def run_baseline(name, problem, energy=None, frames=None, settings=Settings(), weight=None, report=None):
+def run_baseline(
+    name: str,
+    problem: Problem,
+    energy: Any = None,
+    frames: torch.Tensor | None = None,
+    settings: Settings = Settings(),
+    weight: float | None = None,
+    report: Callable[..., None] | None = None,
+) -> Run:
     """One of :data:`BASELINES`.
 
     Parameters
@@ -68,8 +79,10 @@ def run_baseline(name, problem, energy=None, frames=None, settings=Settings(), w
         raise ValueError(f"The baseline {name} needs an energy.")
     if name == "average_ff" and frames is None:
         raise ValueError("The baseline average_ff needs the frames of a trajectory.")
-    sites = trajectory_average(frames, problem, energy) if name == "average_ff" else problem.sites_cart
-    chosen = {}
+    sites = problem.sites_cart
+    if name == "average_ff" and frames is not None:
+        sites = trajectory_average(frames, problem, energy)
+    chosen: dict[str, Any] = {}
     if name == "sites":
         energy = None
     else:
@@ -77,18 +90,33 @@ def run_baseline(name, problem, energy=None, frames=None, settings=Settings(), w
             choice = baseline_weight(problem, sites, energy, settings)
             weight, chosen = choice.weight, {"weight_tests": choice.tests}
         chosen["weight"] = weight
-    run = _refined(problem, sites, energy, settings, weight, name, report)
+    run = _refined(problem, sites, energy, settings, weight or 0.0, name, report)
     run.facts |= chosen
     return run
 
 
-def _refined(problem, sites, energy, settings, weight, label, report=None):
+def _refined(
+    problem: Problem,
+    sites: torch.Tensor,
+    energy: Any,
+    settings: Settings,
+    weight: float,
+    label: str,
+    report: Callable[..., None] | None = None,
+) -> Run:
     model = CartesianModel(sites, problem.rows, problem.residue_b(), energy, weight)
     experiment = Experiment(problem.fmodel, settings.objective, settings.floor, settings.live_mask)
     return run_model(model, experiment, settings, label, report)
 
 
-def baseline_weight(problem, sites_cart, energy, settings=Settings(), steps=100, **options):
+def baseline_weight(
+    problem: Problem,
+    sites_cart: torch.Tensor,
+    energy: Any,
+    settings: Settings = Settings(),
+    steps: int = 100,
+    **options: Any,
+) -> WeightChoice:
     """The force field's weight for a refinement of sites, by cross-validation inside the work set.
 
     Parameters
@@ -108,7 +136,11 @@ def baseline_weight(problem, sites_cart, energy, settings=Settings(), steps=100,
     """
     short = dataclasses.replace(settings, steps=steps)
 
-    def trial(reflections, weight):
-        return _refined(with_reflections(problem, reflections), sites_cart, energy, short, weight, "trial").r_free
+    def trial(reflections: Reflections, weight: float) -> float:
+        part = with_reflections(problem, reflections)
+        r_free = _refined(part, sites_cart, energy, short, weight, "trial").r_free
+        assert r_free is not None  # of the part set aside
+        return r_free
 
-    return choose_weight(problem.fmodel.reflections, trial, **options)
+    choice: WeightChoice = choose_weight(problem.fmodel.reflections, trial, **options)
+    return choice

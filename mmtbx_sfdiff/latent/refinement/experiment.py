@@ -13,8 +13,11 @@ import dataclasses
 import torch
 
 from ...atom_arrays import EIGHT_PI_SQ
-from ...likelihood import e_values, llg, targets
+from ...atoms import Atoms
+from ...fmodel import FModel
+from ...likelihood import EValues, e_values, llg, targets
 from ...likelihood.gain import calculated_scale
+from ...reflections import Reflections
 from .objective import FLOOR, objective, sigma_a_curve, work_bins
 
 
@@ -43,7 +46,7 @@ class Experiment:
 
     Attributes
     ----------
-    part : FModel or None
+    part : FModel
         Of the reflections in use, with the scales that were determined last.
     f_mask : torch.Tensor or None
         (n,) of the solvent, at the same time.
@@ -54,7 +57,9 @@ class Experiment:
         Anisotropic atoms; a least-squares objective without sigmas.
     """
 
-    def __init__(self, fmodel, name="floored_gaussian", floor=FLOOR, live_mask=False):
+    def __init__(
+        self, fmodel: FModel, name: str = "floored_gaussian", floor: float = FLOOR, live_mask: bool = False
+    ) -> None:
         if bool(fmodel.atoms.use_u_aniso.any()):
             raise ValueError(
                 "Anisotropic displacement parameters are not refined here: make the atoms isotropic first."
@@ -65,15 +70,19 @@ class Experiment:
                 "use floored_gaussian."
             )
         self.whole, self.name, self.floor, self.live_mask = fmodel, name, floor, live_mask
-        self.d_min = None
-        self.part = self.f_mask = self._bins = self._sigma_a = self._scale = None
-        self._limited, self._e_values = {}, {}
+        self.f_mask: torch.Tensor | None = None
+        self._bins: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._sigma_a: torch.Tensor | None = None
+        self._scale: torch.Tensor | None = None
+        self._limited: dict[float | None, Reflections] = {}
+        self._e_values: dict[float | None, EValues] = {}
+        self.limit(None)
 
     @property
-    def has_free(self):
+    def has_free(self) -> bool:
         return self.whole.reflections.r_free_flags is not None
 
-    def limit(self, d_min):
+    def limit(self, d_min: float | None) -> None:
         """Use reflections with d at least ``d_min`` (Å); None for all."""
         self.d_min = d_min
         if d_min not in self._limited:
@@ -83,16 +92,14 @@ class Experiment:
             self._limited[d_min] = reflections
         self.part = self.whole.with_(reflections=self._limited[d_min])
 
-    def refresh(self, sites_cart, b, remove_outliers=False):
+    def refresh(self, sites_cart: torch.Tensor, b: torch.Tensor, remove_outliers: bool = False) -> FModel:
         """Scales and mask of this model, (n, 3) Å and (n,) Å², from now on; the FModel with them."""
-        if self.part is None:
-            self.limit(None)
         part = self.part
         with torch.no_grad():
             part.atoms = self._atoms(sites_cart, b)
-            part.update_scales(remove_outliers=remove_outliers)
+            scales = part.update_scales(remove_outliers=remove_outliers)
             self.f_mask = part.f_mask()
-            self._bins = work_bins(part.reflections, part.scales.selection)
+            self._bins = work_bins(part.reflections, scales.selection)
             if self.name == "likelihood_gain":
                 if self.d_min not in self._e_values:
                     self._e_values[self.d_min] = e_values(part.reflections)
@@ -103,7 +110,7 @@ class Experiment:
                 )
         return part
 
-    def __call__(self, sites_cart, b):
+    def __call__(self, sites_cart: torch.Tensor, b: torch.Tensor) -> Value:
         """The objective of a model, differentiable, with R factors."""
         part = self.part
         part.atoms = self._atoms(sites_cart, b)
@@ -113,13 +120,13 @@ class Experiment:
             r_work, r_free = targets.r_factors(part.reflections, f_model.detach(), **part.in_use())
         return Value(value, float(r_work), float(r_free) if self.has_free else None)
 
-    def objective_of(self, f_model):
+    def objective_of(self, f_model: torch.Tensor) -> torch.Tensor:
         """The objective (...,) of scaled structure factors (..., n) of the reflections in use."""
         if self.name == "likelihood_gain":
             return -self.gain(f_model)
         return objective(self.name, self.part, f_model, self.floor, self._bins)
 
-    def gain(self, f_model, test=False):
+    def gain(self, f_model: torch.Tensor, test: bool = False) -> torch.Tensor:
         """Nats above Wilson's distribution, (...,), of the work set, or of the reflections that are none; after :meth:`refresh`."""
         reflections = self.part.reflections
         if test:
@@ -133,12 +140,13 @@ class Experiment:
             self._scale,
         )
 
-    def finished(self, sites_cart, b):
+    def finished(self, sites_cart: torch.Tensor, b: torch.Tensor) -> FModel:
         """An FModel of this model against all data, with scales and outliers determined."""
         result = self.whole.with_(atoms=self._atoms(sites_cart.detach(), b.detach()))
         result.update_scales()
         return result
 
-    def _atoms(self, sites_cart, b):
+    def _atoms(self, sites_cart: torch.Tensor, b: torch.Tensor) -> Atoms:
         atoms = self.whole.atoms
-        return atoms.replace(sites_cart=sites_cart.to(atoms.dtype), u_iso=(b / EIGHT_PI_SQ).to(atoms.dtype))
+        moved: Atoms = atoms.replace(sites_cart=sites_cart.to(atoms.dtype), u_iso=(b / EIGHT_PI_SQ).to(atoms.dtype))
+        return moved

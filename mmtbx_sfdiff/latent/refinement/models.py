@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 
@@ -64,7 +65,19 @@ class LatentModel(torch.nn.Module):
         How much faster than other variables z goes: with a prior that is wider by a factor, so much.
     """
 
-    def __init__(self, generator, z, rows, b_model, chain_index, target, prior_weight=1.0, stride=1.0):
+    rows: torch.Tensor
+
+    def __init__(
+        self,
+        generator: Any,
+        z: torch.Tensor,
+        rows: torch.Tensor,
+        b_model: Any,
+        chain_index: torch.Tensor,
+        target: torch.Tensor,
+        prior_weight: float = 1.0,
+        stride: float = 1.0,
+    ) -> None:
         super().__init__()
         self._generator = [generator]  # in a list: its parameters are not refined
         self.z = torch.nn.Parameter(z.detach().clone())
@@ -76,20 +89,20 @@ class LatentModel(torch.nn.Module):
         self.placement = Placement(chain_index).superpose(sites, target.to(sites))
 
     @property
-    def generator(self):
+    def generator(self) -> Any:
         return self._generator[0]
 
-    def decoded(self):
+    def decoded(self) -> torch.Tensor:
         """(n_ff, 3) Å in the generator's frame."""
-        sites, _ = self.generator.decode(self.z[None])
+        sites: torch.Tensor = self.generator.decode(self.z[None])[0]
         return sites[0]
 
-    def forward(self):
+    def forward(self) -> State:
         placed = self.placement(self.decoded())
         penalty = 0.5 * self.prior_weight * self.z.square().sum() + self.b_model.penalty()
         return State(placed[self.rows], self.b_model(), penalty, placed)
 
-    def parameter_groups(self, rate):
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
         """For an optimiser; ``rate`` is that of z, in standard deviations a step."""
         return [
             {"params": [self.z], "lr": rate * self.stride, "kind": "internal"},
@@ -98,7 +111,7 @@ class LatentModel(torch.nn.Module):
             {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"},
         ]
 
-    def facts(self):
+    def facts(self) -> dict[str, Any]:
         """What is worth knowing of the present model."""
         return {"z_norm": float(self.z.detach().norm()) / math.sqrt(self.z.numel())}
 
@@ -120,14 +133,24 @@ class CartesianModel(torch.nn.Module):
         kJ/mol.
     """
 
-    def __init__(self, sites_cart, rows, b_model, energy=None, weight=1.0, k_t=KT_300):
+    rows: torch.Tensor
+
+    def __init__(
+        self,
+        sites_cart: torch.Tensor,
+        rows: torch.Tensor,
+        b_model: Any,
+        energy: Any = None,
+        weight: float = 1.0,
+        k_t: float = KT_300,
+    ) -> None:
         super().__init__()
         self.sites = torch.nn.Parameter(sites_cart.detach().to(torch.float64).clone())
         self.register_buffer("rows", rows)
         self.b_model, self.energy, self.weight, self.k_t = b_model, energy, weight, k_t
-        self._last = None
+        self._last: float | None = None
 
-    def forward(self):
+    def forward(self) -> State:
         penalty = self.b_model.penalty()
         if self.energy is not None:
             energy = self.energy(self.sites)
@@ -135,7 +158,7 @@ class CartesianModel(torch.nn.Module):
             penalty = penalty + self.weight * limited(energy / self.k_t)
         return State(self.sites[self.rows], self.b_model(), penalty, self.sites)
 
-    def parameter_groups(self, rate):
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
         """For an optimiser; ``rate`` / 5 is that of sites, in Å a step, as of the shifts of a latent
         model."""
         return [
@@ -143,17 +166,19 @@ class CartesianModel(torch.nn.Module):
             {"params": list(self.b_model.parameters()), "lr": rate / 2, "kind": "b"},
         ]
 
-    def facts(self):
+    def facts(self) -> dict[str, Any]:
         return {} if self._last is None else {"energy": self._last}
 
 
-def limited(value, high=1e4):
+def limited(value: Any, high: float = 1e4) -> torch.Tensor:
     """The value below ``high``, its logarithm beyond: one overlap of two atoms does not drown everything
     else."""
     return torch.where(value < high, value, high + high * (value.clamp(min=high) / high).log())
 
 
-def relax(sites_cart, energy, steps=60, hold=20.0, k_t=KT_300):
+def relax(
+    sites_cart: torch.Tensor, energy: Any, steps: int = 60, hold: float = 20.0, k_t: float = KT_300
+) -> torch.Tensor:
     """Sites of lower energy near the given ones, by L-BFGS with springs.
 
     Parameters
@@ -174,7 +199,7 @@ def relax(sites_cart, energy, steps=60, hold=20.0, k_t=KT_300):
     start = sites_cart.detach().to(torch.float64)
     shift = torch.zeros(start.numel(), dtype=torch.float64, device=start.device, requires_grad=True)
 
-    def evaluate(vector):
+    def evaluate(vector: torch.Tensor) -> Evaluation:
         moved = start + vector.reshape(start.shape)
         value = limited(energy(moved) / k_t) + 0.5 * hold * vector.square().sum()
         (gradient,) = torch.autograd.grad(value, vector)

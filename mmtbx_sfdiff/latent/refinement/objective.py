@@ -21,10 +21,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from ...likelihood import llg, targets
+from ...fmodel import FModel
+from ...likelihood import EValues, llg, targets
 from ...likelihood.gain import calculated_scale
+from ...reflections import Reflections
 
 OBJECTIVES = ("floored_gaussian", "least_squares", "maximum_likelihood", "likelihood_gain")
 FLOOR = 0.15
@@ -34,7 +38,9 @@ _AMPLITUDES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, _LARGEST_SIGMA
 _FALL_OFFS = (0.0, 0.5, 1.0, 2.0, 4.0, 7.0, 12.0, 20.0, 35.0, 60.0, 100.0, 170.0, 300.0)  # Å²
 
 
-def work_bins(reflections, selection=None, per_bin=_PER_BIN):
+def work_bins(
+    reflections: Reflections, selection: torch.Tensor | None = None, per_bin: int = _PER_BIN
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Resolution bins of equal numbers of work reflections.
 
     Parameters
@@ -61,7 +67,14 @@ def work_bins(reflections, selection=None, per_bin=_PER_BIN):
     return rows, bins
 
 
-def floored_gaussian(reflections, f_model, selection=None, f_obs_scale=1.0, floor=FLOOR, bins=None):
+def floored_gaussian(
+    reflections: Reflections,
+    f_model: torch.Tensor,
+    selection: torch.Tensor | None = None,
+    f_obs_scale: Any = 1.0,
+    floor: float = FLOOR,
+    bins: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """See the module.
 
     Parameters
@@ -78,23 +91,29 @@ def floored_gaussian(reflections, f_model, selection=None, f_obs_scale=1.0, floo
     torch.Tensor
         (...,), nats.
     """
-    rows, bins = work_bins(reflections, selection) if bins is None else bins
+    rows, bin_of = work_bins(reflections, selection) if bins is None else bins
     f_obs, model = reflections.f_obs[rows] / f_obs_scale, f_model[..., rows].abs()
-    n_bins = int(bins.max()) + 1 if len(bins) else 0
+    n_bins = int(bin_of.max()) + 1 if len(bin_of) else 0
 
-    def binned(values):
+    def binned(values: Any) -> torch.Tensor:
         zeros = torch.zeros(*values.shape[:-1], n_bins, dtype=values.dtype, device=values.device)
-        return zeros.index_add(-1, bins, values)
+        return zeros.index_add(-1, bin_of, values)
 
     count = binned(torch.ones_like(f_obs))
     observed = binned(f_obs.square())
     # The derivative with respect to k vanishes at its least-squares value.
     k = (binned(f_obs * model) / binned(model.square()).clamp(min=1e-30)).detach()
-    error = binned((f_obs - k[..., bins] * model).square())
+    error = binned((f_obs - k[..., bin_of] * model).square())
     return (0.5 * count * (error / observed + floor**2).log()).sum(-1)
 
 
-def objective(name, fmodel, f_model, floor=FLOOR, bins=None):
+def objective(
+    name: str,
+    fmodel: FModel,
+    f_model: torch.Tensor,
+    floor: float = FLOOR,
+    bins: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """One of :data:`OBJECTIVES` for structure factors of a scaled FModel, (...,) nats, a sum over the work
     set.
 
@@ -114,7 +133,13 @@ def objective(name, fmodel, f_model, floor=FLOOR, bins=None):
     raise ValueError(f"Unknown objective {name!r}: choose from {', '.join(OBJECTIVES)}.")
 
 
-def sigma_a_curve(reflections, f_model, e_values, selection=None, scale=None):
+def sigma_a_curve(
+    reflections: Reflections,
+    f_model: torch.Tensor,
+    e_values: EValues,
+    selection: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The most likely sigmaA of the form a exp(-b s^2 / 4) for the work set.
 
     Parameters
@@ -136,13 +161,13 @@ def sigma_a_curve(reflections, f_model, e_values, selection=None, scale=None):
     """
     quarter = reflections.crystal.d_star_sq(reflections.miller_indices).to(torch.float64) / 4
 
-    def best(amplitudes, fall_offs):
+    def best(amplitudes: Any, fall_offs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         a, b = torch.cartesian_prod(amplitudes, fall_offs).T[..., None]
         curves = (a * (-b * quarter).exp()).clamp(max=_LARGEST_SIGMA_A)
         k = int(llg(reflections, f_model, curves, e_values, selection, scale).argmax())
         return a[k], b[k], curves[k]
 
-    def tensor(values):
+    def tensor(values: Any) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=quarter.device)
 
     with torch.no_grad():

@@ -11,11 +11,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ...refinement.run import History, resolution_schedule
 from ...refinement.run import Settings as CoordinateSettings
+from ...reflections import Reflections
+from .experiment import Experiment
 from .objective import FLOOR, OBJECTIVES
 
 _LEAST_REFLECTIONS = 60
@@ -65,7 +69,7 @@ class Settings:
     live_mask: bool = False
 
 
-def check_settings(settings):
+def check_settings(settings: Settings) -> None:
     """Refuse impossible settings with a ValueError."""
     if settings.objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {settings.objective!r}.")
@@ -80,7 +84,7 @@ def check_settings(settings):
             raise ValueError(f"{name} must be between 0 and 1, not {getattr(settings, name)!r}.")
 
 
-def stages(reflections, settings):
+def stages(reflections: Reflections, settings: Settings) -> list[tuple[float | None, int]]:
     """[(limit in Å or None, steps)] of the stages in which everything moves."""
     # The schedule of the coordinate refinement; a prior makes the number of reflections for each atom of no concern.
     limits = resolution_schedule(
@@ -95,7 +99,14 @@ def stages(reflections, settings):
     return [stage for stage in zip(limits, [*parts, settings.steps - before]) if stage[1]]
 
 
-def optimise(model, experiment, settings=Settings(), history=None, report=None, label="refinement"):
+def optimise(
+    model: Any,
+    experiment: Experiment,
+    settings: Settings = Settings(),
+    history: History | None = None,
+    report: Callable[..., None] | None = None,
+    label: str = "refinement",
+) -> History:
     """Minimise the experiment's objective plus the model's penalty.
 
     Parameters
@@ -136,14 +147,23 @@ def optimise(model, experiment, settings=Settings(), history=None, report=None, 
 
 
 class _Loop:
-    def __init__(self, model, experiment, settings, history, report, label, total):
+    def __init__(
+        self,
+        model: Any,
+        experiment: Experiment,
+        settings: Settings,
+        history: History,
+        report: Callable[..., None] | None,
+        label: str,
+        total: int,
+    ) -> None:
         self.model, self.experiment, self.settings, self.history = model, experiment, settings, history
         self.report = report or (lambda step, fraction=None: None)
         self.label, self.total, self.taken = label, total, 0
         self.optimiser = torch.optim.Adam(model.parameter_groups(settings.learning_rate))
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
 
-    def stage(self, limit, steps, rigid, last):
+    def stage(self, limit: float | None, steps: int, rigid: bool, last: bool) -> None:
         start = time.perf_counter()
         self.experiment.limit(limit)
         cycle = len(self.history.cycles) + 1
@@ -168,6 +188,7 @@ class _Loop:
             )
             self.taken += 1
             self.report(f"{self.label}: R-work {info['r_work']:.4f}", self.taken / self.total)
+        assert first is not None  # a stage has steps
         part = self.experiment.part.reflections
         self.history.cycles.append(
             {
@@ -185,11 +206,11 @@ class _Loop:
             }
         )
 
-    def _set_rates(self, rigid, factor):
+    def _set_rates(self, rigid: bool, factor: float) -> None:
         for group, rate in zip(self.optimiser.param_groups, self.rates):
             group["lr"] = rate * factor * (not rigid or group["kind"] == "placement")
 
-    def _step(self):
+    def _step(self) -> dict[str, Any]:
         self.optimiser.zero_grad(set_to_none=True)
         state = self.model()
         value = self.experiment(state.sites_cart, state.b)

@@ -8,12 +8,14 @@ about the chain's placed centroid p, are what is refined. Rodrigues' formula giv
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...numerics.superposition import best_rotation
 
 
-def rotation_matrices(vectors):
+def rotation_matrices(vectors: torch.Tensor) -> torch.Tensor:
     """Rotations (..., 3, 3) by rotation vectors (..., 3), radians; differentiable at zero too."""
     square = vectors.square().sum(-1)[..., None, None]
     small = square < 1e-8
@@ -42,12 +44,17 @@ class Placement(torch.nn.Module):
         (n_chains, 3), radians and Å; zero after :meth:`superpose`.
     """
 
-    def __init__(self, chain_index, dtype=torch.float64):
+    chain_index: torch.Tensor
+    base: torch.Tensor
+    centres: torch.Tensor
+    placed: torch.Tensor
+
+    def __init__(self, chain_index: torch.Tensor, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         chain_index = torch.as_tensor(chain_index, dtype=torch.int64)
         names, index = torch.unique(chain_index, return_inverse=True)
         n = len(names)
-        options = {"dtype": dtype, "device": chain_index.device}
+        options: Any = {"dtype": dtype, "device": chain_index.device}
         self.register_buffer("chain_index", index)
         self.rotations = torch.nn.Parameter(torch.zeros(n, 3, **options))
         self.shifts = torch.nn.Parameter(torch.zeros(n, 3, **options))
@@ -55,7 +62,7 @@ class Placement(torch.nn.Module):
         self.register_buffer("centres", torch.zeros(n, 3, **options))
         self.register_buffer("placed", torch.zeros(n, 3, **options))
 
-    def superpose(self, sites_cart, target):
+    def superpose(self, sites_cart: torch.Tensor, target: torch.Tensor) -> Placement:
         """Set the base movement of every chain so that these sites (n, 3) come closest to the target (n, 3).
 
         A chain of one or two atoms is only shifted. The refined part is set to zero.
@@ -75,7 +82,7 @@ class Placement(torch.nn.Module):
             self.shifts.zero_()
         return self
 
-    def forward(self, sites_cart):
+    def forward(self, sites_cart: torch.Tensor) -> torch.Tensor:
         """Moved sites (..., n, 3), Å, in the dtype of the sites."""
         rotation = rotation_matrices(self.rotations) @ self.base
         chain = self.chain_index

@@ -11,14 +11,20 @@ large the model's errors are; an error estimated from the work set alone shrinks
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
-from ...refinement.weight import choose_weight
+import torch
+
+from ...refinement.run import History
+from ...refinement.weight import WeightChoice, choose_weight
+from ...reflections import Reflections
 from .b_factors import AtomB
 from .experiment import Experiment
 from .models import CartesianModel, relax
 from .optimise import Settings
-from .problem import with_reflections
-from .refine import run_model
+from .problem import Problem, with_reflections
+from .refine import Run, run_model
 from .side_chains import SideChainSearch
 
 OBJECTIVE = "maximum_likelihood"
@@ -27,20 +33,20 @@ FIRST_D_MIN = 3.5
 
 
 def polish(
-    problem,
-    all_sites_cart,
-    b,
-    energy=None,
-    settings=Settings(),
-    steps=200,
-    weight=None,
-    relax_steps=RELAX_STEPS,
-    first_d_min=FIRST_D_MIN,
-    report=None,
-    label="polish",
-    rotors=None,
-    objective=OBJECTIVE,
-):
+    problem: Problem,
+    all_sites_cart: torch.Tensor,
+    b: torch.Tensor,
+    energy: Any = None,
+    settings: Settings = Settings(),
+    steps: int = 200,
+    weight: float | None = None,
+    relax_steps: int = RELAX_STEPS,
+    first_d_min: float = FIRST_D_MIN,
+    report: Callable[..., None] | None = None,
+    label: str = "polish",
+    rotors: Any = None,
+    objective: str = OBJECTIVE,
+) -> Run:
     """Polish a model.
 
     Parameters
@@ -73,7 +79,7 @@ def polish(
     """
     settings = _settings(settings, steps, objective, first_d_min)
     sites = all_sites_cart if energy is None or not relax_steps else relax(all_sites_cart, energy, relax_steps)
-    chosen = {}
+    chosen: dict[str, Any] = {}
     if energy is not None:
         if weight is None:
             choice = polish_weight(problem, sites, b, energy, settings)
@@ -81,18 +87,22 @@ def polish(
         chosen["weight"] = weight
     experiment = Experiment(problem.fmodel, settings.objective, settings.floor)
 
-    def refined(sites, b, settings, history=None):
-        model = CartesianModel(sites, problem.rows, AtomB(b, sites[problem.rows]), energy, weight)
+    def refined(sites: torch.Tensor, b: torch.Tensor, settings: Settings, history: History | None = None) -> Run:
+        model = CartesianModel(sites, problem.rows, AtomB(b, sites[problem.rows]), energy, weight or 0.0)
         run = run_model(model, experiment, settings, label, report, history)
         run.facts |= chosen
         return run
 
     if not rotors or energy is None:
         return refined(sites, b, settings)
-    history, moves, seconds = None, [], 0.0
+    history: History | None = None
+    moves: list[dict[str, Any]] = []
+    seconds = 0.0
     for part in (steps // 2, steps - steps // 2):
         experiment.limit(None)
-        sites, b, turned = SideChainSearch(problem, experiment, rotors, energy, weight).run(sites, b, report=report)
+        sites, b, turned = SideChainSearch(problem, experiment, rotors, energy, weight or 0.0).run(
+            sites, b, report=report
+        )
         moves += turned
         run = refined(sites, b, dataclasses.replace(settings, steps=max(1, part)), history)
         sites, b, history, seconds = run.all_sites_cart, run.b, run.history, seconds + run.seconds
@@ -101,17 +111,24 @@ def polish(
     return run
 
 
-def _settings(settings, steps, objective, first_d_min=FIRST_D_MIN):
+def _settings(settings: Settings, steps: int, objective: str, first_d_min: float = FIRST_D_MIN) -> Settings:
     return dataclasses.replace(
         settings, objective=objective, steps=steps, stages=4, first_d_min=first_d_min, annealing=0.5, rigid_steps=0
     )
 
 
-def polish_b(problem, all_sites_cart, b, settings=Settings(), steps=200, objective=OBJECTIVE):
+def polish_b(
+    problem: Problem,
+    all_sites_cart: torch.Tensor,
+    b: torch.Tensor,
+    settings: Settings = Settings(),
+    steps: int = 200,
+    objective: str = OBJECTIVE,
+) -> Run:
     """The same of B factors alone; a Run."""
 
     class Fixed(CartesianModel):
-        def parameter_groups(self, rate):
+        def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
             return [group for group in super().parameter_groups(rate) if group["kind"] == "b"]
 
     settings = _settings(settings, steps, objective)
@@ -119,7 +136,15 @@ def polish_b(problem, all_sites_cart, b, settings=Settings(), steps=200, objecti
     return run_model(model, Experiment(problem.fmodel, objective, settings.floor), settings, "B factors")
 
 
-def polish_weight(problem, all_sites_cart, b, energy, settings=Settings(), steps=100, **options):
+def polish_weight(
+    problem: Problem,
+    all_sites_cart: torch.Tensor,
+    b: torch.Tensor,
+    energy: Any,
+    settings: Settings = Settings(),
+    steps: int = 100,
+    **options: Any,
+) -> WeightChoice:
     """The force field's weight for :func:`polish`, by cross-validation inside the work set.
 
     Parameters
@@ -136,8 +161,11 @@ def polish_weight(problem, all_sites_cart, b, energy, settings=Settings(), steps
     WeightChoice
     """
 
-    def trial(reflections, weight):
+    def trial(reflections: Reflections, weight: float) -> float:
         part = with_reflections(problem, reflections)
-        return polish(part, all_sites_cart, b, energy, settings, steps, weight, relax_steps=0).r_free
+        r_free = polish(part, all_sites_cart, b, energy, settings, steps, weight, relax_steps=0).r_free
+        assert r_free is not None  # of the part set aside
+        return r_free
 
-    return choose_weight(problem.fmodel.reflections, trial, **options)
+    choice: WeightChoice = choose_weight(problem.fmodel.reflections, trial, **options)
+    return choice

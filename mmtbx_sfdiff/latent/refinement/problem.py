@@ -5,6 +5,7 @@ hydrogens).
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from ...atoms import Atoms
 from ...fmodel import FModel
 from ...numerics.superposition import superposed
 from ...reflections import Reflections
+from ..generator.prepared_model import PreparedModel
 from .b_factors import ResidueB, b_from_plddt, is_main_chain, wilson_b
 
 B_SOURCES = ("model", "plddt", "wilson")
@@ -51,7 +53,7 @@ class Problem:
     fmodel: FModel
     selection: torch.Tensor
 
-    def residue_b(self, b_start=None):
+    def residue_b(self, b_start: torch.Tensor | None = None) -> ResidueB:
         """B factors of main and side chains."""
         return ResidueB(
             self.b_start if b_start is None else b_start,
@@ -60,7 +62,13 @@ class Problem:
             self.chain_index[self.rows],
         )
 
-    def rmsd(self, sites_cart, reference, main_chain=True, superpose=False):
+    def rmsd(
+        self,
+        sites_cart: torch.Tensor,
+        reference: torch.Tensor,
+        main_chain: bool = True,
+        superpose: bool = False,
+    ) -> float:
         """Distance (Å, root mean square) of (n, 3) sites to others, of the main chain or of all.
 
         With ``superpose`` after a superposition of the same atoms: in a polar space group nothing else makes
@@ -72,7 +80,13 @@ class Problem:
         return float(shift.square().sum(-1).mean().sqrt())
 
 
-def stripped(xray_structure, selection, dtype=torch.float64, device="cpu", isotropic=True):
+def stripped(
+    xray_structure: Any,
+    selection: torch.Tensor,
+    dtype: torch.dtype = torch.float64,
+    device: str | torch.device = "cpu",
+    isotropic: bool = True,
+) -> Atoms:
     """Atoms of a model that are kept, fully occupied, by default isotropic.
 
     Parameters
@@ -86,20 +100,22 @@ def stripped(xray_structure, selection, dtype=torch.float64, device="cpu", isotr
     structure = xray_structure.deep_copy_scatterers()
     if isotropic:
         structure.convert_to_isotropic()
-    atoms = Atoms.from_cctbx(structure, dtype=dtype, device=device).select(selection)
-    return atoms.replace(occupancies=torch.ones_like(atoms.occupancies)) if isotropic else atoms
+    atoms: Atoms = Atoms.from_cctbx(structure, dtype=dtype, device=device).select(selection)
+    if isotropic:
+        atoms = atoms.replace(occupancies=torch.ones_like(atoms.occupancies))
+    return atoms
 
 
 def make_problem(
-    prepared,
-    entry,
-    b_source="model",
-    dtype=torch.float32,
-    device="cpu",
-    accuracy=1e-3,
-    method="auto",
-    mask=None,
-):
+    prepared: PreparedModel,
+    entry: Any,
+    b_source: str = "model",
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    accuracy: float = 1e-3,
+    method: str = "auto",
+    mask: dict[str, Any] | None = None,
+) -> Problem:
     """The problem of a prepared model and the entry (model and data) that it was prepared from.
 
     Parameters
@@ -144,7 +160,7 @@ def make_problem(
         b = (b * overall / b.mean()).clamp(2.0, 150.0)
     fmodel = FModel(atoms, reflections, method=method, accuracy=accuracy, mask=mask, source=entry)
 
-    def tensor(values, dtype=torch.int64):
+    def tensor(values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.as_tensor(values, dtype=dtype, device=device)
 
     return Problem(
@@ -159,6 +175,6 @@ def make_problem(
     )
 
 
-def with_reflections(problem, reflections):
+def with_reflections(problem: Problem, reflections: Reflections) -> Problem:
     """The problem with other reflections of the same crystal."""
     return dataclasses.replace(problem, fmodel=problem.fmodel.with_(reflections=reflections))

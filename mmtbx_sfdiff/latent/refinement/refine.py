@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +19,7 @@ from ...refinement.run import History
 from .experiment import Experiment
 from .models import LatentModel
 from .optimise import Settings, check_settings, optimise
+from .problem import Problem
 
 # (scale of the encoded model, standard deviation of the noise)
 STARTS = ((1.0, 0.0), (0.7, 0.0), (0.4, 0.0), (0.0, 0.0), (0.7, 0.5), (0.4, 0.7), (0.0, 0.5), (1.0, 0.5))
@@ -56,18 +59,25 @@ class Run:
     r_work: float
     r_free: float | None
     history: History
-    facts: dict
+    facts: dict[str, Any]
     seconds: float
     fmodel: object
     z: torch.Tensor | None = None
 
-    def summary(self):
+    def summary(self) -> dict[str, Any]:
         """What JSON can hold of it."""
         names = ("label", "target", "objective", "penalty", "r_work", "r_free", "facts", "seconds")
         return {name: getattr(self, name) for name in names}
 
 
-def run_model(model, experiment, settings, label, report=None, history=None):
+def run_model(
+    model: Any,
+    experiment: Experiment,
+    settings: Settings,
+    label: str,
+    report: Callable[..., None] | None = None,
+    history: History | None = None,
+) -> Run:
     """Optimise a model and measure the result.
 
     Returns
@@ -103,10 +113,10 @@ def run_model(model, experiment, settings, label, report=None, history=None):
     )
 
 
-def encode_start(problem, generator):
+def encode_start(problem: Problem, generator: Any) -> torch.Tensor:
     """(n_latent,) latent vector of the placed model."""
     with torch.no_grad():
-        z, _ = generator.encode(problem.sites_cart[None])
+        z: torch.Tensor = generator.encode(problem.sites_cart[None])[0]
     if not bool(torch.isfinite(z).all()):
         raise ValueError(
             "The starting model has no finite latent vector: it lies outside of what the generator was trained on."
@@ -115,15 +125,15 @@ def encode_start(problem, generator):
 
 
 def refine_latent(
-    problem,
-    generator,
-    settings=Settings(),
-    starts=STARTS[:4],
-    seed=0,
-    prior_weight=1.0,
-    report=None,
-    on_run=None,
-):
+    problem: Problem,
+    generator: Any,
+    settings: Settings = Settings(),
+    starts: Sequence[tuple[float, float]] = STARTS[:4],
+    seed: int = 0,
+    prior_weight: float = 1.0,
+    report: Callable[..., None] | None = None,
+    on_run: Any = None,
+) -> list[Run]:
     """Refine from several starts.
 
     Parameters

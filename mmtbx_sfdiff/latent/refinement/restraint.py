@@ -8,6 +8,8 @@ other conformations are not restrained, and contacts with symmetry mates are not
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...refinement.minimise import Evaluation, minimise
@@ -46,7 +48,7 @@ class ForceFieldRestraint:
         positive.
     """
 
-    def __init__(self, hierarchy, weight=1.0, platform="CPU"):
+    def __init__(self, hierarchy: Any, weight: float = 1.0, platform: str = "CPU") -> None:
         if not 0 < weight < float("inf"):
             raise ValueError(f"The weight of the force field must be positive, not {weight}.")
         prepared = prepare_model(hierarchy)
@@ -59,22 +61,22 @@ class ForceFieldRestraint:
         riding[self.rows] = False
         self.riding = riding.nonzero()[:, 0]
 
-    def sites(self, sites_cart):
+    def sites(self, sites_cart: torch.Tensor) -> torch.Tensor:
         """(n_ff, 3) Å, float64: the force field's atoms for sites (n_atoms, 3) of the model."""
         moved = sites_cart.to(torch.float64)[self.places] - self.base[self.rows]
         return self.base + moved[self.parent]
 
-    def __call__(self, sites_cart):
+    def __call__(self, sites_cart: torch.Tensor) -> torch.Tensor:
         """Weighted U / kT, a scalar; beyond 10,000 only its logarithm grows."""
         return self.weight * limited(self.energy(self.sites(sites_cart)) / KT_300)
 
-    def update(self, sites_cart):
+    def update(self, sites_cart: torch.Tensor) -> None:
         """Take sites as the ones that riding atoms belong to, and let these settle."""
         with torch.no_grad():
             base = self.sites(sites_cart.detach())
         shift = torch.zeros(3 * len(self.riding), dtype=torch.float64, requires_grad=True)
 
-        def evaluate(vector):
+        def evaluate(vector: torch.Tensor) -> Evaluation:
             value = limited(self.energy(base.index_add(0, self.riding, vector.reshape(-1, 3))) / KT_300) / 1000
             (gradient,) = torch.autograd.grad(value, vector)
             return Evaluation(float(value.detach()), gradient.nan_to_num(0.0, 0.0, 0.0), None)

@@ -17,15 +17,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from ...atom_arrays import EIGHT_PI_SQ
+from ...atoms import Atoms
 from ...geometry.terms import torsion
 from ...structure_factors import structure_factors
+from ..generator.prepared_model import PreparedModel
 from .b_factors import AtomB
+from .experiment import Experiment
 from .models import CartesianModel, relax
 from .placement import rotation_matrices
+from .problem import Problem
 
 LEAST_GAIN = 3.0  # nats
 MAIN_CHAIN = ("N", "CA", "C", "O", "OXT", "H", "HA", "HA2", "HA3", "H1", "H2", "H3")
@@ -82,21 +88,21 @@ class Rotor:
     residue: int
     name: str
     torsions: torch.Tensor
-    turned: tuple
+    turned: tuple[torch.Tensor, ...]
     grid: torch.Tensor
 
-    def angles(self, sites_cart):
+    def angles(self, sites_cart: torch.Tensor) -> torch.Tensor:
         """(n,) present torsions, radians."""
         return torch.deg2rad(torsion(sites_cart[self.torsions]))
 
-    def turn(self, difference):
+    def turn(self, difference: Any) -> float:
         """The largest of differences of torsions (n,), radians; half a turn of a symmetric group is none."""
         turns = 2 * math.pi * torch.ones_like(difference)
         if _PLANAR.get(self.name) == 180:
             turns[-1] = math.pi
         return float((difference - turns * torch.round(difference / turns)).abs().max())
 
-    def sites(self, sites_cart, torsions):
+    def sites(self, sites_cart: torch.Tensor, torsions: torch.Tensor) -> torch.Tensor:
         """(k, n_ff, 3) sites with those torsions (k, n), radians; differentiable in them."""
         sites = sites_cart.expand(len(torsions), -1, -1)
         for column, (quadruple, atoms) in enumerate(zip(self.torsions, self.turned)):
@@ -110,10 +116,11 @@ class Rotor:
         return sites
 
 
-def rotors(prepared, device="cpu"):
+def rotors(prepared: PreparedModel, device: str | torch.device = "cpu") -> list[Rotor]:
     """The :class:`Rotor` of every side chain that can turn: not in disulfides, proline, or where atoms are missing."""
     names, residues = prepared.names, prepared.residue_index.tolist()
-    atoms, bonds = {}, [[] for _ in names]
+    atoms: dict[int, dict[str, int]] = {}
+    bonds: list[list[int]] = [[] for _ in names]
     for i, residue in enumerate(residues):
         atoms.setdefault(residue, {})[names[i]] = i
     for first, second in prepared.topology.bonds():
@@ -123,9 +130,10 @@ def rotors(prepared, device="cpu"):
     for residue, mine in sorted(atoms.items()):
         name = prepared.residue_names[residue]
         name = {"HID": "HIS", "HIE": "HIS", "HIP": "HIS"}.get(name, name)
-        chain = [mine.get(n) for n in ("N", "CA", "CB", *CHAINS.get(name, "").split())]
+        along = ("N", "CA", "CB", *CHAINS.get(name, "").split())
+        chain = [mine[n] for n in along if n in mine]
         side = [i for n, i in mine.items() if n not in MAIN_CHAIN]
-        if len(chain) < 4 or None in chain or any(residues[j] != residue for i in side for j in bonds[i]):
+        if len(along) < 4 or len(chain) < len(along) or any(residues[j] != residue for i in side for j in bonds[i]):
             continue
         torsions = [chain[i : i + 4] for i in range(len(chain) - 3)]
         turned = [_beyond(bonds, b, c) for _, b, c, _ in torsions]
@@ -141,7 +149,7 @@ def rotors(prepared, device="cpu"):
     return found
 
 
-def _beyond(bonds, origin, first):
+def _beyond(bonds: list[list[int]], origin: int, first: int) -> list[int]:
     """Atoms connected to ``first`` without passing ``origin``, ``first`` left out."""
     seen, waiting = {origin, first}, [first]
     while waiting:
@@ -152,8 +160,8 @@ def _beyond(bonds, origin, first):
     return sorted(seen - {origin, first})
 
 
-def _grid(name, n):
-    axes = [_STAGGERED] * n
+def _grid(name: str, n: int) -> torch.Tensor:
+    axes: list[Sequence[float]] = [_STAGGERED] * n
     if name in _PLANAR:
         axes[-1] = [i * _PLANAR_STEP for i in range(int(_PLANAR[name] / _PLANAR_STEP))]
     if n <= 2:
@@ -176,7 +184,9 @@ class SideChainSearch:
         Of U / kT.
     """
 
-    def __init__(self, problem, experiment, side_chains, energy, weight=1.0):
+    def __init__(
+        self, problem: Problem, experiment: Experiment, side_chains: Sequence[Rotor], energy: Any, weight: float = 1.0
+    ) -> None:
         self.problem, self.experiment, self.rotors = problem, experiment, side_chains
         self.energy, self.weight = energy, weight
         rows = problem.rows
@@ -185,7 +195,9 @@ class SideChainSearch:
         self.row_of = row_of
         self.form_factors = _RememberedFormFactors(problem.fmodel.atoms.form_factors)
 
-    def run(self, sites_cart, b, passes=1, report=None):
+    def run(
+        self, sites_cart: torch.Tensor, b: torch.Tensor, passes: int = 1, report: Callable[..., None] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, Any]]]:
         """One or more passes over all residues.
 
         Parameters
@@ -201,7 +213,8 @@ class SideChainSearch:
         moves : list of dict
             ``residue``, ``name``, ``gain`` (nats) of each side chain that was replaced.
         """
-        sites, b, moves = sites_cart.detach().to(torch.float64), b.detach().clone(), []
+        sites, b = sites_cart.detach().to(torch.float64), b.detach().clone()
+        moves: list[dict[str, Any]] = []
         report = report or (lambda step, fraction=None: None)
         for number in range(passes):
             self.experiment.refresh(sites[self.problem.rows], b)
@@ -226,25 +239,26 @@ class SideChainSearch:
                 break
         return sites, b, moves
 
-    def _refined(self, sites, b):
+    def _refined(self, sites: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
         """(sites, b, total) after some steps of all atoms."""
         model = CartesianModel(sites, self.problem.rows, AtomB(b, sites[self.problem.rows]), self.energy, self.weight)
         optimiser = torch.optim.Adam(model.parameter_groups(_RATE))
 
-        def total():
+        def total() -> torch.Tensor:
             state = model()
-            return self.experiment(state.sites_cart, state.b).objective + state.penalty
+            value: torch.Tensor = self.experiment(state.sites_cart, state.b).objective + state.penalty
+            return value
 
         for _ in range(_REFINE_STEPS):
             optimiser.zero_grad(set_to_none=True)
             value = total()
             value.backward()
-            if all(bool(torch.isfinite(p.grad).all()) for p in model.parameters()):
+            if all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None):
                 optimiser.step()
         with torch.no_grad():
             return model.sites.detach(), model.b_model().detach(), float(total())
 
-    def _lower_b(self, rotor, b):
+    def _lower_b(self, rotor: Rotor, b: torch.Tensor) -> torch.Tensor:
         """B factors; those of a side chain not far above its main chain's.
 
         A side chain in the wrong place has been given a large B, with which nothing can be seen anywhere.
@@ -256,12 +270,12 @@ class SideChainSearch:
             b[moving] = torch.minimum(b[moving], 1.3 * b[chain].mean())
         return b
 
-    def _moving(self, rotor):
+    def _moving(self, rotor: Rotor) -> torch.Tensor:
         rows = self.row_of[rotor.turned[0]]
         return rows[rows >= 0]
 
     @torch.no_grad()
-    def _best(self, rotor, sites, b):
+    def _best(self, rotor: Rotor, sites: torch.Tensor, b: torch.Tensor) -> tuple[float, torch.Tensor] | None:
         """(how much worse it is, nats; torsions) of this residue's most promising other conformation, or None."""
         moving = self._moving(rotor)
         if not len(moving):
@@ -285,7 +299,7 @@ class SideChainSearch:
         return None if not worse < _MARGIN else (worse, torsions[k])
 
     @staticmethod
-    def _f_calc(atoms, part):
+    def _f_calc(atoms: Atoms, part: Any) -> torch.Tensor:
         return structure_factors(
             atoms, part.reflections.crystal, part.reflections.miller_indices, method=part.method, accuracy=part.accuracy
         )
@@ -294,22 +308,33 @@ class SideChainSearch:
 class _RememberedFormFactors:
     """Form factors of the reflections that were asked for last; one side chain after another asks for the same."""
 
-    def __init__(self, form_factors):
-        self._form_factors, self._last = form_factors, (None, None)
+    def __init__(self, form_factors: Any) -> None:
+        self._form_factors = form_factors
+        self._last: tuple[Any, Any] = (None, None)
 
-    def __call__(self, d_star_sq):
+    def __call__(self, d_star_sq: Any) -> torch.Tensor:
         if self._last[0] is not d_star_sq:
             self._last = d_star_sq, self._form_factors(d_star_sq)
-        return self._last[1]
+        values: torch.Tensor = self._last[1]
+        return values
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._form_factors, name)
 
 
 class _Score:
     """T_data plus repulsion for torsions of one residue, (k,) nats."""
 
-    def __init__(self, search, part, rest, atoms, moving, rotor, sites):
+    def __init__(
+        self,
+        search: SideChainSearch,
+        part: Any,
+        rest: torch.Tensor,
+        atoms: Atoms,
+        moving: torch.Tensor,
+        rotor: Rotor,
+        sites: torch.Tensor,
+    ) -> None:
         self.search, self.part, self.rest, self.atoms, self.rotor, self.sites = search, part, rest, atoms, rotor, sites
         problem = search.problem
         self.rows = problem.rows[moving]
@@ -322,7 +347,7 @@ class _Score:
         both = polar[moving][:, None] & polar[residue != rotor.residue][None]
         self.reach = torch.where(both, _POLAR_CONTACT, _CONTACT).to(sites)
 
-    def __call__(self, torsions):
+    def __call__(self, torsions: torch.Tensor) -> torch.Tensor:
         sites = self.rotor.sites(self.sites, torsions)[:, self.rows]
         atoms = self.atoms.replace(sites_cart=sites.to(self.atoms.dtype))
         part, experiment = self.part, self.search.experiment
@@ -332,7 +357,7 @@ class _Score:
         gap = (self.reach - torch.cdist(sites, self.sites[self.away].expand(len(sites), -1, -1))).clamp(min=0)
         return data.to(torch.float64) + 0.5 * _REPULSION * gap.square().sum((-1, -2))
 
-    def slide(self, torsions):
+    def slide(self, torsions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The nearest minima: torsions (k, n) and their values (k,)."""
         torsions = torsions.clone().requires_grad_(True)
         optimiser = torch.optim.Adam([torsions], lr=_SLIDING_RATE)
@@ -346,5 +371,5 @@ class _Score:
         return torsions, self(torsions)
 
 
-def _u(b, atoms):
+def _u(b: torch.Tensor, atoms: Atoms) -> torch.Tensor:
     return (b / EIGHT_PI_SQ).to(atoms.dtype)

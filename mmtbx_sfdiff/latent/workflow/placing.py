@@ -3,11 +3,13 @@ already."""
 
 from __future__ import annotations
 
+from typing import Any
+
 _LEAST_MATCHES = 10
 _LEAST_IDENTITY = 0.5
 
 
-def place_on(predicted, reference, say=None):
+def place_on(predicted: Any, reference: Any, say: Any = None) -> Any:
     """Copies of a predicted model on the protein chains of a placed one.
 
     Parameters
@@ -41,7 +43,7 @@ def place_on(predicted, reference, say=None):
         target = _residues(chain)
         if len(target) < _LEAST_MATCHES:
             continue
-        pairs = max((_matches(source, target) for source in sources), key=len, default=[])
+        pairs: list[Any] = max((_matches(source, target) for source in sources), key=len, default=[])
         if len(pairs) < max(_LEAST_MATCHES, _LEAST_IDENTITY * len(target)):
             continue
         fixed = flex.vec3_double([t[1].xyz for _, t in pairs])
@@ -69,7 +71,7 @@ def place_on(predicted, reference, say=None):
     return result
 
 
-def _residues(chain):
+def _residues(chain: Any) -> Any:
     """[(one-letter code, CA, residue group)] of the protein residues of a chain."""
     from iotbx.pdb.amino_acid_codes import one_letter_given_three_letter as codes
 
@@ -81,7 +83,7 @@ def _residues(chain):
     return found
 
 
-def _matches(source, target):
+def _matches(source: Any, target: Any) -> Any:
     from mmtbx.alignment import align
 
     sequences = ["".join(residue[0] for residue in chain) for chain in (source, target)]

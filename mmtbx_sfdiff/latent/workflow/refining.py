@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +25,8 @@ from ..refinement.baselines import run_baseline
 from ..refinement.experiment import Experiment
 from ..refinement.optimise import Settings
 from ..refinement.polish import polish
-from ..refinement.problem import make_problem, stripped
-from ..refinement.refine import STARTS, refine_latent
+from ..refinement.problem import Problem, make_problem, stripped
+from ..refinement.refine import STARTS, Run, refine_latent
 from ..refinement.side_chains import rotors
 from .context import Context
 from .sampling import one_copy, prepared_entry
@@ -76,7 +79,7 @@ def refine(context: Context) -> dict[str, Any] | None:
     energy = energy_on(create_system(prepared, constraints=None, hydrogen_mass=None), context.inputs.device)
     turning = rotors(prepared, context.inputs.device) if params.turn_side_chains else None
 
-    def polished(run):
+    def polished(run: Run) -> Run:
         return polish(
             problem, run.all_sites_cart, run.b, energy, how, params.polish_steps, weight, report=report, rotors=turning
         )
@@ -96,7 +99,7 @@ def refine(context: Context) -> dict[str, Any] | None:
     others, budget = [], params.starts * (params.steps + params.rigid_steps)
     for name in params.baselines:
 
-        def compute(name=name):
+        def compute(name: str = name) -> Run:
             found = run_baseline(
                 name,
                 problem,
@@ -118,7 +121,7 @@ def refine(context: Context) -> dict[str, Any] | None:
     return _write_refined(context, problem, entry, runs, final, others, report)
 
 
-def _kept(context, path, compute):
+def _kept(context: Context, path: Path, compute: Callable[[], Run]) -> Run:
     """A run read from its file, or computed and written there."""
     run = reporting.load_run(path, context.inputs.device)
     if run is None:
@@ -128,22 +131,19 @@ def _kept(context, path, compute):
     return run
 
 
-def _starts(context, problem, how, folder, report):
+def _starts(context: Context, problem: Problem, how: Any, folder: Path, report: Callable[..., None]) -> list[Run]:
     params = context.inputs.refine
     generator = BoltzmannGenerator.load(context.work.folder("train") / "generator.pt", context.inputs.device)
+
+    def begun(n: int) -> Run:
+        seed = context.inputs.random_seed * 100 + n
+        return refine_latent(problem, generator, how, STARTS[n : n + 1], seed, params.prior_weight, report)[0]
+
     runs = [
         _kept(
             context,
             folder / f"start_{number}.npz",
-            lambda n=number: refine_latent(
-                problem,
-                generator,
-                how,
-                STARTS[n : n + 1],
-                context.inputs.random_seed * 100 + n,
-                params.prior_weight,
-                report,
-            )[0],
+            functools.partial(begun, number),
         )
         for number in range(params.starts)
     ]
@@ -154,7 +154,15 @@ def _starts(context, problem, how, folder, report):
     return runs
 
 
-def _write_refined(context, problem, entry, runs, final, others, report):
+def _write_refined(
+    context: Context,
+    problem: Problem,
+    entry: Any,
+    runs: Sequence[Any],
+    final: Any,
+    others: Any,
+    report: Callable[..., None],
+) -> dict[str, Any]:
     work, params = context.work, context.inputs.refine
     folder = work.folder("refine")
     report("writing", None)
@@ -203,7 +211,7 @@ def _write_refined(context, problem, entry, runs, final, others, report):
     return work.finish("refine", [folder / name for name in files], final=content["final"])
 
 
-def _stripped_entry(entry, problem):
+def _stripped_entry(entry: Any, problem: Problem) -> Any:
     """The entry with the atoms that were refined."""
     from cctbx.array_family import flex
 
@@ -216,7 +224,7 @@ def _stripped_entry(entry, problem):
     return dataclasses.replace(entry, model=model)
 
 
-def _benchmark(path, entry, problem):
+def _benchmark(path: str | Path, entry: Any, problem: Problem) -> list[Any]:
     """Rows of a reference model: as it is, and without what the force field does not have."""
     model = read_model(
         path,
@@ -242,5 +250,5 @@ def _benchmark(path, entry, problem):
     return rows
 
 
-def _r(r_work, r_free):
+def _r(r_work: Any, r_free: Any) -> str:
     return f"R-work {r_work:.4f}" + ("" if r_free is None else f", R-free {r_free:.4f}")

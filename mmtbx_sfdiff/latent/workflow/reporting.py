@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def report(context: Context) -> dict[str, Any] | None:
     return work.finish("report", outputs)
 
 
-def _energies(context, folder):
+def _energies(context: Context, folder: Path) -> Path:
     work = context.work
     prepared, frames = one_copy(work, work.need("train")["settings"]["skip"])
     energy = OpenMMEnergy(create_system(prepared))
@@ -57,11 +58,13 @@ def _energies(context, folder):
     return path
 
 
-def _course(folder, refined, content):
+def _course(folder: Path, refined: Any, content: dict[str, Any]) -> Path:
     best = content["runs"][0]["label"]
-    found = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(refined.glob("*.npz")):
         run = reporting.load_run(path)
+        if run is None:
+            continue
         if path.name.startswith("start") and run.target == content["runs"][0]["target"]:
             found = {f"latent ({best})": list(run.history.steps), **found}
         elif path.name.startswith("baseline"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..generator.torch_amber import energy_on
 from ..generator.train import TrainingSettings, frame_features
 from ..generator.train import train as fit
 from ..generator.transform import MixedTransform
+from ..workdir import WorkDir
 from .context import Context
 from .placing import place_on
 
@@ -99,7 +101,7 @@ def prep(context: Context, model_path: str, data_path: str) -> dict[str, Any] | 
     return work.finish("prep", outputs, **facts)
 
 
-def _entry(context, model, data, settings, d_min=None):
+def _entry(context: Context, model: Any, data: Any, settings: Any, d_min: float | None = None) -> Any:
     return load_entry(
         model,
         data,
@@ -112,7 +114,7 @@ def _entry(context, model, data, settings, d_min=None):
     )
 
 
-def prepared_entry(context, d_min=None):
+def prepared_entry(context: Context, d_min: float | None = None) -> Any:
     record, folder = context.work.need("prep"), context.work.folder("prep")
     facts = record["facts"]
     return _entry(context, folder / facts["model"], folder / facts["data"], record["settings"], d_min)
@@ -146,7 +148,7 @@ def md(context: Context) -> dict[str, Any] | None:
         system = add_position_restraints(system, prepared.sites_cart, prepared.ca_index, _constants(context, prepared))
     last = [time.perf_counter()]
 
-    def progress(done, total, energy):
+    def progress(done: Any, total: int, energy: Any) -> None:
         report(f"molecular dynamics, {energy:.0f} kJ/mol", done / total)
         if context.verbose and (time.perf_counter() - last[0] > 60 or done == total):
             last[0] = time.perf_counter()
@@ -174,7 +176,7 @@ def md(context: Context) -> dict[str, Any] | None:
     )
 
 
-def _constants(context, prepared):
+def _constants(context: Context, prepared: PreparedModel) -> Any:
     params = context.inputs.md
     if not params.restrain_by_plddt:
         return params.restraint
@@ -205,8 +207,8 @@ def train(context: Context) -> dict[str, Any] | None:
     features = frame_features(transform, frames)
     linear = LinearFlow.from_samples(features, params.shrink, transform.kinds)
     BoltzmannGenerator(transform, linear).save(folder / "linear.pt")
-    outputs, history = [folder / "linear.pt", folder / "generator.pt"], []
-    flow = linear
+    outputs = [folder / "linear.pt", folder / "generator.pt"]
+    flow: LinearFlow | RealNVP | SplineFlow = linear
     if params.flow != "linear":
         flow = (
             RealNVP(linear, seed=context.inputs.random_seed)
@@ -229,7 +231,14 @@ def train(context: Context) -> dict[str, Any] | None:
     return work.finish("train", outputs, n_frames=len(frames), n_latent=generator.n_latent, z_norm_start=norm)
 
 
-def _train_flow(context, generator, prepared, frames, folder, report):
+def _train_flow(
+    context: Context,
+    generator: Any,
+    prepared: PreparedModel,
+    frames: torch.Tensor,
+    folder: Path,
+    report: Callable[..., None],
+) -> list[dict[str, Any]]:
     """Likelihood, then likelihood with the energy; the rows of both."""
     params, seed, device = context.inputs.train, context.inputs.random_seed, context.inputs.device
     # Batches of energies on a GPU are several times faster in single precision, and no less useful.
@@ -254,7 +263,7 @@ def _train_flow(context, generator, prepared, frames, folder, report):
         if not steps:
             continue
 
-        def progress(row, steps=steps):
+        def progress(row: dict[str, Any], steps: int = steps) -> None:
             report(f"training, {row['nll_validation']:.2f} nats a variable held out", row["step"] / steps)
             if context.verbose:
                 context.say(
@@ -279,7 +288,7 @@ def _train_flow(context, generator, prepared, frames, folder, report):
     return rows
 
 
-def one_copy(work, skip):
+def one_copy(work: WorkDir, skip: float) -> tuple[PreparedModel, torch.Tensor]:
     """(the model without symmetry mates, frames of it (n, n_ff, 3) float64)."""
     prepared = PreparedModel.load(work.folder("prep")).first_copy()
     frames, _ = load_frames(work.folder("md"), skip=skip)
