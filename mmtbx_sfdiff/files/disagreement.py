@@ -137,8 +137,8 @@ def confirmed(fmodel: Any, found: Sequence[Explanation]) -> Explanation | None:
     limit = ((1 - LEAST) if r > ABSURD else CLEARLY) * r
     results = []
     for one in found[:_CONFIRMED]:
-        if not one.remedy:
-            results.append(one)
+        if not one.remedy:  # square roots of any numbers are nearer to each other: R falls without a reason
+            results += [one] if one.r <= CLEARLY * r else []
             continue
         one = dataclasses.replace(one, remedy=_added(fmodel.source.options, one.remedy))
         try:

@@ -236,3 +236,10 @@ def test_by_how_much_a_lattice_misses_an_operator(cell, law, missed):
     said = _missed(types.SimpleNamespace(crystal=sfdiff.Crystal(cell, "P 1")), law)
     numbers = [float(word.rstrip("%°")) for word in said.split() if word[0].isdigit()] or [0, 0]
     assert numbers[0] <= 100 * missed[0] and numbers[1] <= missed[1]
+
+
+def test_square_roots_that_lower_r_by_themselves_are_no_explanation(structures, tmp_path):
+    """Amplitudes of a tetragonal crystal with their axes in another order, merged as they should not be."""
+    model = scaled(load_entry(*write(tmp_path, structures("P 4", TETRAGONAL), permuted=True)))
+    assert model.scales.r_work > HIGH
+    assert not any("intensities" in said for said in disagreement_messages(model))
