@@ -3,6 +3,7 @@
 Each case needs a process of its own: what is loaded first cannot be undone.
 """
 
+import functools
 import importlib.util
 import itertools
 import json
@@ -170,6 +171,12 @@ def test_the_preload_that_the_warning_names_gives_both_threads_back():
     assert "Warning" not in result.stderr
 
 
+@functools.cache
+def torch_first_crashes():
+    """Whether cctbx after torch ends in a crash without this package, as with the wheels of torch up to 2.13."""
+    return run("import torch\nfrom cctbx import xray").returncode != 0
+
+
 def crashing(cache, code):
     # Without RTLD_GLOBAL the C++ runtime cannot be shared, as on a system where it is too old to be.
     return run(
@@ -181,6 +188,8 @@ def crashing(cache, code):
 @linux_only
 @wheel_only
 def test_a_crash_that_cannot_be_avoided_is_an_import_error_where_cctbx_is_wanted(tmp_path):
+    if not torch_first_crashes():
+        pytest.skip("this torch and this cctbx load in one process by themselves")
     for code in ("from cctbx import xray", "mmtbx_sfdiff.Crystal.from_cctbx(None)"):
         result = crashing(tmp_path, "import mmtbx_sfdiff\nprint('imported')\n" + code)
         assert result.returncode == 1 and "imported" in result.stdout, result.stderr
@@ -202,9 +211,10 @@ def test_whether_cctbx_loads_is_tried_once(tmp_path):
         assert result.stdout.split() == [tries], result.stderr
     answers = json.loads((tmp_path / "mmtbx_sfdiff" / "cctbx_loads.json").read_text())
     assert list(answers.values()) == [True]
-    assert crashing(tmp_path, "from cctbx import xray").returncode == 1
+    crashes = torch_first_crashes()
+    assert crashing(tmp_path, "from cctbx import xray").returncode == crashes
     answers = json.loads((tmp_path / "mmtbx_sfdiff" / "cctbx_loads.json").read_text())
-    assert list(answers.values()) == [True, False]  # another question has another answer
+    assert list(answers.values()) == [True, not crashes]  # another question has another answer
     (tmp_path / "mmtbx_sfdiff" / "cctbx_loads.json").write_text("not JSON")
     assert run("import torch, mmtbx_sfdiff\nfrom cctbx import xray", XDG_CACHE_HOME=str(tmp_path)).returncode == 0
 

@@ -23,7 +23,7 @@ from ..atoms import Atoms
 from ..crystal import Crystal
 from ..kernels import checks, opaque
 from ..plans import Plan
-from ..plans.grid_symmetry import symmetrise
+from ..plans.grid_symmetry import symmetrize
 from .ensemble import combined
 from .mask_atoms import mask_atoms, spheres
 from .mask_values import MASK_MEMORY
@@ -146,11 +146,11 @@ def binary_mask(
 
 def mask_of_spheres(sites, radii, crystal, n_real, r_probe, r_shrink, memory):
     """The mask (n1, n2, n3) bool of sites (n, 3) float64, fractional, and radii (n,), Å, under the crystal's symmetry."""
-    near = symmetrise(fill_spheres(sites, radii + r_probe, crystal, n_real, memory), crystal, torch.logical_or)
+    near = symmetrize(fill_spheres(sites, radii + r_probe, crystal, n_real, memory), crystal, torch.logical_or)
     solvent = ~near
     if r_shrink == 0:
         return solvent
-    core = symmetrise(fill_spheres(sites, radii, crystal, n_real, memory), crystal, torch.logical_or)
+    core = symmetrize(fill_spheres(sites, radii, crystal, n_real, memory), crystal, torch.logical_or)
     return _dilate(solvent, crystal, r_shrink) & ~core
 
 

@@ -84,7 +84,7 @@ class Bench:
         except ValueError as error:
             raise Sorry(f"{self.entry.model.path}: {error}") from None
 
-    def _synchronised(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _synchronized(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, waiting for the device to finish, so that its time is all of its time."""
         if torch.device(self.settings.device).type != "cuda":
             return function

@@ -96,7 +96,7 @@ class _Measurement(ScaledBench):
     # structure factors
 
     def _f_protein(self) -> None:
-        ours = self._synchronised(lambda: self._sf(self.atoms, self.indices))
+        ours = self._synchronized(lambda: self._sf(self.atoms, self.indices))
         mmtbx = lambda: reference.f_calc_fft(self.structure, self.f_obs)  # noqa: E731
         first = {}
         self._ready("structure_factors", "double", "direct")
@@ -154,7 +154,7 @@ class _Measurement(ScaledBench):
     def _masks(self) -> Any:
         low_set, f_reference, step = self.low_set, self.f_reference, self.reference_step
         n_measured = int(self.low.sum())
-        ours = self._synchronised(lambda: self._mask(self.settings.mask))
+        ours = self._synchronized(lambda: self._mask(self.settings.mask))
         mmtbx = lambda: reference.f_mask(self.structure, low_set, MMTBX_GRID_STEP)  # noqa: E731
         first = {}
         self._ready("masks")
@@ -248,8 +248,8 @@ class _Measurement(ScaledBench):
 
     def _time_gradients(self, d_target: Any) -> None:
         """To be timed. Ours is the backward pass alone: mmtbx's gradients do not include F_calc either."""
-        graph = self._synchronised(lambda: self._graph(self.indices, d_target))
-        ours = self._synchronised(_backward)
+        graph = self._synchronized(lambda: self._graph(self.indices, d_target))
+        ours = self._synchronized(_backward)
         mmtbx = lambda: reference.site_gradients(self.structure, self.f_obs, d_target)  # noqa: E731
         ready = graph()
         first = {"sfdiff": self._first(lambda: ours(ready))[1], "mmtbx": self._first(mmtbx)[1]}

@@ -108,7 +108,7 @@ class ScaledBench(Bench):
                 return update_all_scales(reflections, f_calc, f_mask, **model.riding_hydrogens())
 
         with self._explained():
-            scales, seconds = timed(self._synchronised(scale))
+            scales, seconds = timed(self._synchronized(scale))
         used = scales.selection
         has_free = reflections.r_free_flags is not None and bool((reflections.r_free_flags & used).any())
         return {

@@ -34,6 +34,12 @@ class Settings:
         this, the reference is taken on a random part of the reflections.  None: always on all.
     gradient_terms : float or None
         The same for the check of the gradients, which takes twice as long a term and is timed apart.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.comparison import Settings
+    >>> Settings(accuracy=1e-6).accuracy, Settings().mask
+    (1e-06, 'probe_shrink')
     """
 
     method: str = "auto"

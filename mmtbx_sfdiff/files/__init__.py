@@ -6,13 +6,14 @@ The names are loaded when they are first used, so that what needs no cctbx serve
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 _HOME = {
-    "alphafold": ("find_predicted_model", "normalise_accession"),
+    "alphafold": ("find_predicted_model", "normalize_accession"),
     "data": ("Data", "data_symmetry", "read_data"),
     "entry": ("Entry", "load_entry"),
-    "entry_id": ("is_entry_id", "normalise_entry_id"),
+    "entry_id": ("is_entry_id", "normalize_entry_id"),
     "fetch": (
         "SERVERS",
         "EntryFiles",
@@ -28,11 +29,15 @@ _HOME = {
     "writing": ("DISK_FULL", "DiskFull", "check_writable", "write_all"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
+_RENAMED = {"normalise_accession": "normalize_accession", "normalise_entry_id": "normalize_entry_id"}
 
 __all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"{__name__}.{name} is now called {_RENAMED[name]}.", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)

@@ -23,13 +23,19 @@ VERSIONS = (6, 4)  # of the database, the newest first
 _ACCESSION = re.compile(r"[OPQ][0-9][A-Z0-9]{3}[0-9]|[A-NR-Z][0-9]([A-Z][A-Z0-9]{2}[0-9]){1,2}", re.ASCII)
 
 
-def normalise_accession(text: str) -> str:
+def normalize_accession(text: str) -> str:
     """A UniProt accession in upper case.
 
     Raises
     ------
     libtbx.utils.Sorry
         If ``text`` is not one.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import normalize_accession
+    >>> normalize_accession(" q07157")
+    'Q07157'
     """
     name = text.strip().upper() if isinstance(text, str) else ""
     if not _ACCESSION.fullmatch(name):
@@ -68,8 +74,17 @@ def find_predicted_model(
     ------
     libtbx.utils.Sorry
         In one sentence: not an accession, no such model, no answer, or a cache that cannot be written.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import find_predicted_model
+    >>> try:
+    ...     find_predicted_model("Q07157", download_allowed=False, cache_dir=".")
+    ... except Exception as error:
+    ...     print("Q07157" in str(error))
+    True
     """
-    name = normalise_accession(accession)
+    name = normalize_accession(accession)
     timeouts = timeouts or Timeouts()
     folder = cache_folder(cache_dir) / "alphafold"
     path = folder / f"{name}.cif.gz"

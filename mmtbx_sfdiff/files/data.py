@@ -50,6 +50,14 @@ class Data:
         Operator by which the indices were brought to the model's setting.
     mates : str or None
         Columns of the file that have Bijvoet mates apart, whether taken or not.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import read_data
+    >>> from mmtbx_sfdiff.files.demo import demo_entry
+    >>> data = read_data(demo_entry(".").data)
+    >>> data.kind, data.simulated, data.r_free_flags.size() == data.f_obs.size()
+    ('amplitudes', True, True)
     """
 
     path: Path
@@ -124,6 +132,14 @@ def read_data(
     libtbx.utils.Sorry
         In one sentence that names the file: unreadable, no observations, another crystal, unusable flags,
         no reflections within the limits.  It is a ValueError, too.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import read_data
+    >>> from mmtbx_sfdiff.files.demo import demo_entry
+    >>> data = read_data(demo_entry(".").data, d_min=2.5)
+    >>> data.labels, data.f_obs.size(), data.f_obs.d_min() >= 2.5
+    ('FOBS_SIMULATED,SIGFOBS_SIMULATED', 983, True)
     """
     observations = read_observations(
         path,
@@ -207,6 +223,13 @@ def data_symmetry(path: Any) -> Any:
     ------
     libtbx.utils.Sorry
         If the file cannot be read.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import data_symmetry
+    >>> from mmtbx_sfdiff.files.demo import demo_entry
+    >>> str(data_symmetry(demo_entry(".").data).space_group_info())
+    'C 1 2 1'
     """
     path, word = split_word(path)
     symmetry = read_reflection_file(read_content(path, "data"), word).symmetry

@@ -57,6 +57,12 @@ class Timeouts:
         Further attempts after a time-out, a broken connection or a server error (5xx).
     backoff : float
         Wait before the first retry; doubled for each further one.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import Timeouts
+    >>> Timeouts(retries=0)
+    Timeouts(connect=20.0, total=600.0, retries=0, backoff=1.0)
     """
 
     connect: float = 20.0

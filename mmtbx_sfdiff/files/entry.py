@@ -30,6 +30,15 @@ class Entry:
         Those of the model and of the data.
     options : dict
         Arguments with which the files were read.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import load_entry
+    >>> from mmtbx_sfdiff.files.demo import demo_entry
+    >>> demo = demo_entry(".")
+    >>> entry = load_entry(demo.model, demo.data)
+    >>> entry.name, entry.data.f_obs.size(), entry.again(d_min=2.5).data.f_obs.size()
+    ('2erl', 3633, 983)
     """
 
     model: Model
@@ -99,6 +108,15 @@ def load_entry(
     ------
     libtbx.utils.Sorry
         In one sentence, for the first thing that is wrong with the files or between them.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import load_entry
+    >>> from mmtbx_sfdiff.files.demo import demo_entry
+    >>> demo = demo_entry(".")
+    >>> entry = load_entry(demo.model, demo.data, d_min=2.5)
+    >>> entry.name, entry.data.f_obs.size()
+    ('2erl', 983)
     """
     options = {name: value for name, value in locals().items() if name not in ("model_path", "data_path")}
     model = read_model(

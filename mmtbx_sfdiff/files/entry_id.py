@@ -2,7 +2,7 @@
 
 Two forms exist: the classic four characters (``1abc``) and wwPDB's extended ``pdb_`` followed by eight
 characters (``pdb_00001abc``), of which those that begin with four zeros are the classic ones.  Only a text
-that passes :func:`normalise_entry_id` ever becomes part of a path or a URL.
+that passes :func:`normalize_entry_id` ever becomes part of a path or a URL.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CLASSIC = re.compile(r"[1-9][a-z0-9]{3}")
 _EXTENDED = re.compile(r"pdb_[0-9a-z]{8}")
 
 
-def _normalised(text: object) -> str | None:
+def _normalized(text: object) -> str | None:
     if not isinstance(text, str):
         return None
     name = text.strip().lower()
@@ -39,11 +39,17 @@ def is_entry_id(text: object) -> bool:
     Returns
     -------
     bool
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import is_entry_id
+    >>> [is_entry_id(text) for text in ("1YJP", "pdb_00001yjp", "model.pdb")]
+    [True, True, False]
     """
-    return _normalised(text) is not None
+    return _normalized(text) is not None
 
 
-def normalise_entry_id(text: object) -> str:
+def normalize_entry_id(text: object) -> str:
     """The identifier in lower case; four characters where the entry has a four-character name.
 
     Parameters
@@ -59,8 +65,14 @@ def normalise_entry_id(text: object) -> str:
     ------
     libtbx.utils.Sorry
         If ``text`` is not an identifier.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import normalize_entry_id
+    >>> normalize_entry_id(" 1YJP "), normalize_entry_id("PDB_00001YJP")
+    ('1yjp', '1yjp')
     """
-    name = _normalised(text)
+    name = _normalized(text)
     if name is None:
         raise Sorry(
             f"{text!r} is not a PDB entry: give four characters that begin with 1-9 (such as 1yjp), "
@@ -83,16 +95,16 @@ def entry_id_in_model(text: str) -> str | None:
     """
     for line in text.splitlines():
         if line.startswith("HEADER"):
-            return _normalised(line[62:66]) if len(line) >= 66 else None
+            return _normalized(line[62:66]) if len(line) >= 66 else None
         if line.startswith(("ATOM  ", "CRYST1")):
             return None
         if line.startswith("_atom_site."):
             break
         words = line.split()
         if len(words) == 2 and words[0].lower() == "_entry.id":
-            return _normalised(words[1].strip("'\""))
+            return _normalized(words[1].strip("'\""))
     match = re.search(r"^data_(\S+)", text, flags=re.MULTILINE)
-    return _normalised(match.group(1)) if match else None
+    return _normalized(match.group(1)) if match else None
 
 
 def entry_id_in_data(text: str) -> str | None:
@@ -114,8 +126,8 @@ def entry_id_in_data(text: str) -> str | None:
     if match:
         block = match.group(1).lower()
         inner = re.fullmatch(r"r(.*)sf", block)
-        name = _normalised(inner.group(1)) if inner else _normalised(block)
+        name = _normalized(inner.group(1)) if inner else _normalized(block)
         if name:
             return name
     match = re.search(r"^_(?:entry\.id|cell\.entry_id|symmetry\.entry_id)\s+(\S+)", text, flags=re.MULTILINE)
-    return _normalised(match.group(1).strip("'\"")) if match else None
+    return _normalized(match.group(1).strip("'\"")) if match else None

@@ -28,16 +28,34 @@ from .download import (
     make_folder,
     progress_bar,
 )
-from .entry_id import entry_id_in_data, entry_id_in_model, normalise_entry_id
+from .entry_id import entry_id_in_data, entry_id_in_model, normalize_entry_id
 from .errors import Sorry
 
 
 class NotDeposited(Sorry):
-    """Every server answered that there is no such entry, or that it has no structure factors."""
+    """Every server answered that there is no such entry, or that it has no structure factors.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import NotDeposited, find_entry
+    >>> try:  # doctest: +SKIP
+    ...     find_entry("1aaa")
+    ... except NotDeposited as error:
+    ...     print(error)
+    >>> issubclass(NotDeposited, Exception)
+    True
+    """
 
 
 class Unreachable(Sorry):
-    """No server gave a usable file; another time one may."""
+    """No server gave a usable file; another time one may.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import Unreachable
+    >>> issubclass(Unreachable, Exception)
+    True
+    """
 
 
 #: Called with file name, bytes received, and bytes expected or None; False for silence, None for a bar.
@@ -56,6 +74,13 @@ class EntryFiles:
     source : str
         Where they were found: the name of a variable, ``cache``, or a server; two names joined by
         ``+`` when the model and the data came from different places.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from mmtbx_sfdiff.files import EntryFiles
+    >>> EntryFiles(None, Path("model.pdb"), Path("data.mtz"), "given").model.suffix
+    '.pdb'
     """
 
     entry: str | None
@@ -126,6 +151,12 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     Returns
     -------
     pathlib.Path
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import cache_folder
+    >>> str(cache_folder("downloads"))
+    'downloads'
     """
     chosen = cache_dir or os.environ.get("MMTBX_SFDIFF_CACHE_DIR")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("mmtbx_sfdiff", appauthor=False)
@@ -168,8 +199,21 @@ def find_entry(
     libtbx.utils.Sorry
         In one sentence: the identifier is not one, the entry or its structure factors do not exist, no
         server could be reached, or the cache cannot be written.
+
+    Examples
+    --------
+    >>> import gzip, os
+    >>> from unittest import mock
+    >>> from mmtbx_sfdiff.files import find_entry
+    >>> for name in ("1yjp.cif.gz", "1yjp-sf.cif.gz"):
+    ...     with gzip.open(name, "wt") as file:
+    ...         _ = file.write("data_1yjp")
+    >>> with mock.patch.dict(os.environ, MMTBX_SFDIFF_PDB_DIR="."):
+    ...     found = find_entry("1YJP", download=False)
+    >>> found.entry, found.source
+    ('1yjp', 'MMTBX_SFDIFF_PDB_DIR')
     """
-    entry = normalise_entry_id(entry_id)
+    entry = normalize_entry_id(entry_id)
     for name in mirrors:
         if name not in SERVERS:
             raise Sorry(f"{name!r} is not a server: choose among {', '.join(SERVERS)}.")

@@ -64,6 +64,14 @@ class Model:
         The frame of the file's coordinates, where it is not the standard one; the manager's is.
     messages : tuple of str
         What a reader of the results should know.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import read_model
+    >>> from mmtbx_sfdiff.files.demo import shipped_model
+    >>> model = read_model(shipped_model())
+    >>> model.scattering_table, model.with_scattering("it1992", None).scattering_table
+    ('n_gaussian', 'it1992')
     """
 
     path: Path
@@ -139,6 +147,14 @@ def read_model(
     libtbx.utils.Sorry
         In one sentence that names the file: unreadable, no cell, no atoms, impossible coordinates or
         displacement parameters, unknown elements, no occupied atoms.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import read_model
+    >>> from mmtbx_sfdiff.files.demo import shipped_model
+    >>> model = read_model(shipped_model())
+    >>> model.entry_id, model.xray_structure.scatterers().size(), model.r_work
+    ('2erl', 638, 0.129)
     """
     content = read_content(path, "model")
     path = content.path

@@ -79,6 +79,14 @@ class Observations:
         Operator by which the indices were brought to the model's setting.
     mates : str or None
         Columns of the file that have Bijvoet mates apart, whether taken or not.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import read_observations
+    >>> from mmtbx_sfdiff.files.demo import demo_entry
+    >>> found = read_observations(demo_entry(".").data)
+    >>> found.free_labels, found.test_value, int(found.free.sum()) < len(found.indices)
+    ('R-free-flags', 1, True)
     """
 
     path: Path
@@ -176,6 +184,14 @@ def read_observations(
     Sorry
         In one sentence that names the file: unreadable, no observations, another crystal, unusable flags,
         no reflections within the limits.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import read_observations
+    >>> from mmtbx_sfdiff.files.demo import demo_entry
+    >>> found = read_observations(demo_entry(".").data)
+    >>> found.labels, len(found.f_obs), found.simulated
+    ('FOBS_SIMULATED,SIGFOBS_SIMULATED', 3633, True)
     """
     if prefer not in (rules.AMPLITUDES, rules.INTENSITIES):
         raise Sorry(f"prefer={prefer!r} is not a choice: amplitudes or intensities.")

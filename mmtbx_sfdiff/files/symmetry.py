@@ -32,6 +32,14 @@ class Symmetry:
     cell : tuple of float or None
         a, b, c in Å, alpha, beta, gamma in degrees.
     ops : gemmi.GroupOps or None
+
+    Examples
+    --------
+    >>> import gemmi
+    >>> from mmtbx_sfdiff.files import Symmetry
+    >>> symmetry = Symmetry.from_gemmi(structure.cell, structure.find_spacegroup())
+    >>> symmetry.is_known, symmetry.unit_cell.volume
+    (True, 15000.0)
     """
 
     cell: Cell | None

@@ -15,7 +15,14 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFull(Sorry):
-    """There is no room left to write to; nothing is wrong with what was to be written."""
+    """There is no room left to write to; nothing is wrong with what was to be written.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.files import DISK_FULL, DiskFull
+    >>> issubclass(DiskFull, Exception), len(DISK_FULL) > 0
+    (True, True)
+    """
 
 
 def check_writable(paths: Any, overwrite: bool = True) -> None:
@@ -31,6 +38,19 @@ def check_writable(paths: Any, overwrite: bool = True) -> None:
     Raises
     ------
     libtbx.utils.Sorry
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from mmtbx_sfdiff.files import check_writable, write_all
+    >>> new = Path("new.txt")
+    >>> check_writable([new], overwrite=False)
+    >>> write_all({new: b"text"})
+    >>> try:
+    ...     check_writable([new], overwrite=False)
+    ... except Exception as error:
+    ...     print("new.txt" in str(error))
+    True
     """
     folder = paths[0].parent
     try:
@@ -61,6 +81,15 @@ def write_all(contents: Any) -> None:
     ------
     libtbx.utils.Sorry
         For example when the disk is full; nothing is left behind then.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from mmtbx_sfdiff.files import write_all
+    >>> one, two = Path("one.txt"), Path("two.bin")
+    >>> write_all({one: b"text", two: b"bytes"})
+    >>> one.read_bytes(), two.read_bytes()
+    (b'text', b'bytes')
     """
     parts, special = {}, {}
     try:

@@ -52,6 +52,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import typing
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -63,6 +64,7 @@ from torch.autograd import forward_ad
 from .interrupts import interruption
 
 NAMESPACE = "mmtbx_sfdiff"
+_SPELLED: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List, tuple: typing.Tuple}  # noqa: UP006
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 _numbers = itertools.count(1)
 _held: weakref.WeakValueDictionary[int, Held] = weakref.WeakValueDictionary()
@@ -167,6 +169,10 @@ def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., An
 def _resolved(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with annotations that are types again after ``from __future__ import annotations``."""
     signature = inspect.signature(function, eval_str=True)
+    signature = signature.replace(
+        parameters=[p.replace(annotation=_spelled(p.annotation)) for p in signature.parameters.values()],
+        return_annotation=_spelled(signature.return_annotation),
+    )
 
     def described() -> None:
         pass
@@ -174,6 +180,14 @@ def _resolved(function: Callable[..., Any]) -> Callable[..., Any]:
     described.__signature__ = signature  # type: ignore[attr-defined]
     described.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return described
+
+
+def _spelled(annotation: Any) -> Any:
+    """``Sequence``, ``list`` and ``tuple`` by the names of ``typing``, the only ones that torch 2.5 knows."""
+    origin = typing.get_origin(annotation)
+    if origin not in _SPELLED:
+        return annotation
+    return _SPELLED[origin][tuple(_spelled(x) for x in typing.get_args(annotation))]
 
 
 def refused(what: str) -> NoReturn:

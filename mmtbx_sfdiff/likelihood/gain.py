@@ -69,7 +69,7 @@ def sigma_a(data: Reflections | Intensities, f_model: torch.Tensor) -> torch.Ten
     free = free if bool(free.any()) else ~free
     kernel = ResolutionKernel(d_star_sq[order])
 
-    def normalised(intensity: torch.Tensor) -> torch.Tensor:
+    def normalized(intensity: torch.Tensor) -> torch.Tensor:
         return (intensity / kernel.mean(intensity)).sqrt()
 
     if isinstance(data, Intensities):
@@ -78,8 +78,8 @@ def sigma_a(data: Reflections | Intensities, f_model: torch.Tensor) -> torch.Ten
         e_obs, d_obs = observed.e[order], observed.d_obs[order]
         mean_d = kernel.mean(d_obs)
     else:
-        e_obs, mean_d = normalised(data.f_obs.detach().to(torch.float64)[order].square() / epsilon), None
-    e_calc = normalised(model[order].square() / epsilon)
+        e_obs, mean_d = normalized(data.f_obs.detach().to(torch.float64)[order].square() / epsilon), None
+    e_calc = normalized(model[order].square() / epsilon)
     found = sigmaa(e_obs, e_calc, centric, free, d_star_sq[order] ** 1.5)
     if mean_d is not None:
         found = (found / mean_d).clamp(max=_LARGEST)

@@ -14,7 +14,7 @@ import torch
 import numpy as np
 
 
-def symmetrise(map_data, crystal, combine):
+def symmetrize(map_data, crystal, combine):
     """Combine a map with its copies under all operators of the space group.
 
     Parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..refinement import Settings
-from ..refinement.minimise import MINIMISERS
+from ..refinement.minimize import MINIMIZERS
 from ..refinement.run import ANISOTROPIC, MASK_UPDATES
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, TWINS, choices
 from .refine_anomalous import PHIL as ANOMALOUS
@@ -24,7 +24,7 @@ refine {{
     .short_caption = Target
     .help = "What is minimised over the work set: -log likelihood of the amplitudes, or ((F_obs - |F_model|) / sigma)^2, \
             or the same of intensities."
-  minimiser = {choices(MINIMISERS, _DEFAULTS.minimiser)}
+  minimiser = {choices(MINIMIZERS, _DEFAULTS.minimiser)}
     .type = choice
     .short_caption = Minimiser
     .help = "L-BFGS with a strong Wolfe line search, or Adam."

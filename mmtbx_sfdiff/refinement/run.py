@@ -22,7 +22,7 @@ from ..fmodel import TARGETS
 from ..likelihood import targets
 from .curvature import Curvature
 from .likelihood import cross_validated
-from .minimise import MINIMISERS, Evaluation, minimise
+from .minimize import MINIMIZERS, Evaluation, minimize
 from .occupancies import rounded
 from .parameters import Parameters
 from .restraint import LibraryRestraint, Restraint
@@ -105,7 +105,7 @@ def check_settings(settings):
     """Refuse impossible settings with a ValueError."""
     for name, allowed in (
         ("target", TARGETS),
-        ("minimiser", MINIMISERS),
+        ("minimiser", MINIMIZERS),
         ("mask_update", MASK_UPDATES),
         ("anisotropic", ANISOTROPIC),
     ):
@@ -277,7 +277,7 @@ class _Cycle:
         first = self._evaluate(variables, vector, unit)
         if self.number == 1 and not self.history.steps:
             self._record(first)
-        end = minimise(
+        end = minimize(
             lambda v: self._evaluate(variables, v, unit),
             vector,
             settings.steps,

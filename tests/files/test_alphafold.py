@@ -2,7 +2,7 @@
 
 import gzip
 
-from mmtbx_sfdiff.files import find_predicted_model, normalise_accession
+from mmtbx_sfdiff.files import find_predicted_model, normalize_accession
 
 import pytest
 from libtbx.utils import Sorry
@@ -47,7 +47,7 @@ def test_nothing_else_is_an_accession(site, text):
 
 
 def test_accessions():
-    assert [normalise_accession(t) for t in (" p04637 ", "A0A0B4J2F0")] == ["P04637", "A0A0B4J2F0"]
+    assert [normalize_accession(t) for t in (" p04637 ", "A0A0B4J2F0")] == ["P04637", "A0A0B4J2F0"]
 
 
 @pytest.mark.parametrize(

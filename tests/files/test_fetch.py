@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from mmtbx_sfdiff.files import Timeouts, fetch, find_entry, is_entry_id, normalise_entry_id
+from mmtbx_sfdiff.files import Timeouts, fetch, find_entry, is_entry_id, normalize_entry_id
 
 import pytest
 from libtbx.utils import Sorry
@@ -64,7 +64,15 @@ def test_extended_identifier_is_the_same_entry(site):
     ],
 )
 def test_identifiers(text, name):
-    assert is_entry_id(text) and normalise_entry_id(text) == name
+    assert is_entry_id(text) and normalize_entry_id(text) == name
+
+
+def test_names_of_the_older_spelling_go_on_working_and_say_so():
+    from mmtbx_sfdiff import files
+
+    for old, new in (("normalise_entry_id", "normalize_entry_id"), ("normalise_accession", "normalize_accession")):
+        with pytest.warns(DeprecationWarning, match=new):
+            assert getattr(files, old) is getattr(files, new)
 
 
 @pytest.mark.parametrize(

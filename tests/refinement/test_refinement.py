@@ -7,7 +7,7 @@ import torch
 from mmtbx_sfdiff import Atoms, FModel, structure_factors
 from mmtbx_sfdiff.refinement import History, Settings, refine, state
 from mmtbx_sfdiff.refinement.curvature import Curvature
-from mmtbx_sfdiff.refinement.minimise import Evaluation, minimise
+from mmtbx_sfdiff.refinement.minimize import Evaluation, minimize
 from mmtbx_sfdiff.refinement.restraint import LibraryRestraint
 from mmtbx_sfdiff.refinement.run import next_target, resolution_schedule
 from mmtbx_sfdiff.refinement.variables import Variables
@@ -143,7 +143,7 @@ def test_minimisers(name, steps, accuracy):
         return Evaluation(float((stiffness * (x - target).square()).sum()), 2 * stiffness * (x - target), None)
 
     x, seen = torch.zeros(50, dtype=torch.float64, requires_grad=True), []
-    end = minimise(evaluate, x, steps, name, learning_rate=0.05, on_step=seen.append)
+    end = minimize(evaluate, x, steps, name, learning_rate=0.05, on_step=seen.append)
     assert float((x.detach() - target).abs().max()) < accuracy
     assert end.value == min([end.value, *(s.value for s in seen)])
     # No point is evaluated twice: that would double the price of a refinement.
@@ -153,7 +153,7 @@ def test_minimisers(name, steps, accuracy):
 
 def test_minimiser_ends_when_nothing_is_gained():
     x, seen = torch.zeros(1, dtype=torch.float64, requires_grad=True), []
-    minimise(
+    minimize(
         lambda v: Evaluation(float(v.detach()[0] ** 2 + 1), 2 * v.detach(), None),
         x,
         100,

@@ -1,14 +1,14 @@
 """The backend inside cctbx: gradients of the whole f_model, minimisation, scaling, overhead.
 
     python -m validation.studies.plugin gradients [entry ...] [--mask probe_shrink]
-    python -m validation.studies.plugin minimise [entry ...]
+    python -m validation.studies.plugin minimize [entry ...]
     python -m validation.studies.plugin scaling [entry ...]
     python -m validation.studies.plugin overhead [entry ...]
 
 ``gradients``: derivatives of ``ls_wunit_k1`` and ``ml`` along random directions of all sites, by mmtbx (its FFT, its
 mask, a constant for the gradient), by this package in mmtbx with the mask's gradient, each against central differences
 of its own whole f_model, mask recomputed and scales fixed.
-``minimise``: ``mmtbx.refinement.minimization.lbfgs`` of sites, then of B, from sites shaken by 0.2 A.
+``minimize``: ``mmtbx.refinement.minimization.lbfgs`` of sites, then of B, from sites shaken by 0.2 A.
 ``scaling``: ``update_all_scales`` by mmtbx and with ``register(scaling=True)``.
 ``overhead``: F_calc and gradients of the sites through a manager that asks for ``sfdiff``, against the same
 calculation by this package on tensors that are ready, in turn, medians.
@@ -45,7 +45,7 @@ from mmtbx.refinement import minimization
 _STEPS = {"ml": 0.01, "ls_wunit_k1": 0.0003}
 _GRADIENT_ENTRIES = ("1yjp", "2okz", "5wkd", "1aie", "1bdw", "1dtx", "1dur", "3ds1", "1bff", "1cbs")
 _OVERHEAD_ENTRIES = ("5gge", "6n87", "4tql", "3nm9", "2uxj", "4fsx", "5diz", "4iid")
-_MINIMISE_ENTRIES = ("1aie", "1dtx", "1dur", "1bff", "1cbs")
+_MINIMIZE_ENTRIES = ("1aie", "1dtx", "1dur", "1bff", "1cbs")
 
 
 def load(entry):
@@ -137,7 +137,7 @@ def _central_difference(model, functor, direction, step):
     return (values[0] - values[1]) / (2 * step)
 
 
-def minimise(entry_id, mask):
+def minimize(entry_id, mask):
     """R factors and times of mmtbx's minimiser with its own engine and with this one."""
     entry = load(entry_id)
     random.seed(0)
@@ -154,7 +154,7 @@ def minimise(entry_id, mask):
         model = manager(entry, start, **options())
         model.update_all_scales(remove_outliers=False)
         row = {
-            "part": "minimise",
+            "part": "minimize",
             "entry": entry_id,
             "engine": name,
             "n_atoms": start.scatterers().size(),
@@ -284,7 +284,7 @@ def interleaved(functions, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("gradients", "minimise", "scaling", "overhead"))
+    parser.add_argument("part", choices=("gradients", "minimize", "scaling", "overhead"))
     parser.add_argument("entries", nargs="*")
     parser.add_argument("--mask", default="probe_shrink")
     parser.add_argument("--output", type=Path, default=Path("plugin.json"))
@@ -292,7 +292,7 @@ def main():
     mmtbx_sfdiff.register()
     work = {
         "gradients": (lambda e: gradients(e, options.mask), _GRADIENT_ENTRIES),
-        "minimise": (lambda e: minimise(e, options.mask), _MINIMISE_ENTRIES),
+        "minimize": (lambda e: minimize(e, options.mask), _MINIMIZE_ENTRIES),
         "scaling": (scaling, ("1exr",)),
         "overhead": (overhead, _OVERHEAD_ENTRIES),
     }

@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from mmtbx_sfdiff.files import is_entry_id, normalise_entry_id, write_all
+from mmtbx_sfdiff.files import is_entry_id, normalize_entry_id, write_all
 
 from libtbx.utils import Sorry
 
@@ -108,7 +108,7 @@ def search(body, url=URL, timeout=_TIMEOUT, backoff=_BACKOFF):
         time.sleep(backoff * 2**attempt)
     try:
         hits = json.loads(content)["result_set"]
-        return sorted({normalise_entry_id(hit if isinstance(hit, str) else hit["identifier"]) for hit in hits})
+        return sorted({normalize_entry_id(hit if isinstance(hit, str) else hit["identifier"]) for hit in hits})
     except (ValueError, KeyError, TypeError, Sorry):
         start = " ".join(content[:60].decode(errors="replace").split())
         raise Sorry(
@@ -146,7 +146,7 @@ def read(source):
         names, folder = [str(source)], None
     else:
         raise Sorry(f"{source} is neither a list, a folder of entries, a manifest (.tsv), nor an identifier: check it.")
-    entries = list(dict.fromkeys(map(normalise_entry_id, names)))
+    entries = list(dict.fromkeys(map(normalize_entry_id, names)))
     if not entries:
         raise Sorry(
             f"There is no entry in {source}: a list has one identifier to a line, a folder one folder for each entry."

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...refinement.minimise import Evaluation, minimise
+from ...refinement.minimize import Evaluation, minimize
 from ..generator.units import KT_300
 from .placement import Placement
 
@@ -208,5 +208,5 @@ def relax(
         return Evaluation(float(value.detach()) / 1000, gradient / 1000, None)
 
     with torch.enable_grad():
-        minimise(evaluate, shift, steps)
+        minimize(evaluate, shift, steps)
     return (start + shift.reshape(start.shape)).detach()

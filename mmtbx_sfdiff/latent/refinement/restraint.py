@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...refinement.minimise import Evaluation, minimise
+from ...refinement.minimize import Evaluation, minimize
 from ..generator.energy import OpenMMEnergy
 from ..generator.force_field import create_system
 from ..generator.prepare import prepare_model
@@ -82,5 +82,5 @@ class ForceFieldRestraint:
             return Evaluation(float(value.detach()), gradient.nan_to_num(0.0, 0.0, 0.0), None)
 
         if len(self.riding):
-            minimise(evaluate, shift, _SETTLE_STEPS)
+            minimize(evaluate, shift, _SETTLE_STEPS)
         self.base = base.index_add(0, self.riding, shift.detach().reshape(-1, 3))

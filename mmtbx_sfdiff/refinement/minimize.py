@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-MINIMISERS = ("lbfgs", "adam")
+MINIMIZERS = ("lbfgs", "adam")
 _HISTORY = 20
 _TRIALS = 10  # of a line search, at most
 _SUFFICIENT = 1e-4
@@ -28,7 +28,7 @@ class Evaluation:
     info: object
 
 
-def minimise(
+def minimize(
     evaluate,
     vector,
     n_steps,
