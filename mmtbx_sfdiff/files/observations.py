@@ -87,6 +87,8 @@ class Observations:
     >>> found = read_observations(demo_entry(".").data)
     >>> found.free_labels, found.test_value, int(found.free.sum()) < len(found.indices)
     ('R-free-flags', 1, True)
+    >>> found.summary["used"]
+    3633
     """
 
     path: Path

@@ -38,8 +38,16 @@ class Symmetry:
     >>> import gemmi
     >>> from mmtbx_sfdiff.files import Symmetry
     >>> symmetry = Symmetry.from_gemmi(structure.cell, structure.find_spacegroup())
-    >>> symmetry.is_known, symmetry.unit_cell.volume
-    (True, 15000.0)
+    >>> symmetry.is_known, symmetry.unit_cell.volume, symmetry.name, symmetry.tabulated.number
+    (True, 15000.0, 'P 21 21 21', 19)
+    >>> import numpy as np
+    >>> index = np.array([[0, 0, -2]])
+    >>> symmetry.d_star_sq(index).round(5)
+    array([0.00444])
+    >>> Symmetry.from_cctbx(symmetry.to_cctbx()).operators == symmetry.operators
+    True
+    >>> symmetry.asu_by_cctbx(index).tolist()
+    [[0, 0, 2]]
     """
 
     cell: Cell | None
