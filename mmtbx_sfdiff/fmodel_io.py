@@ -232,7 +232,7 @@ class FModelIO:
         Raises
         ------
         libtbx.utils.Sorry
-            When the model did not come from a file.
+            When the model did not come from a file; a ValueError where cctbx, which writes it, is not installed.
 
         Examples
         --------
@@ -240,6 +240,8 @@ class FModelIO:
         >>> fmodel.write_map_coefficients("data.mtz")
         >>> sfdiff.FModel.from_files("model.pdb", "data.mtz").write_model("out.cif")     # needs cctbx
         """
+        if importlib.util.find_spec("cctbx") is None:
+            raise ValueError("write_model needs cctbx, which is not installed: install cctbx-base.")
         from .files.managers import model_file, write
 
         write(path, model_file(self.source, self.atoms, Path(path).suffix))

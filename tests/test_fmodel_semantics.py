@@ -1,11 +1,14 @@
 """What torch promises of an FModel: second derivatives, compilation, aliases."""
 
+import importlib.util
+
 import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff import targets
 
 import pytest
 
+from tests.support.example_names import example_names
 from tests.support.long_life import random_atoms, training
 
 TARGETS = ("least_squares", "maximum_likelihood")
@@ -224,3 +227,10 @@ def test_reflections_without_a_model_have_no_part_in_any_derivative(fmodel, name
     v = torch.ones_like(parts)
     product = torch.autograd.functional.hvp(total, parts, v)[1]
     assert bool(torch.isfinite(product).all()) and float(product.norm()) > 0
+
+
+def test_a_model_is_not_written_without_cctbx_and_a_sentence_says_so(monkeypatch, tmp_path):
+    fmodel = example_names()["fmodel"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="write_model needs cctbx, which is not installed"):
+        fmodel.write_model(tmp_path / "x.pdb")
