@@ -6,20 +6,25 @@ from typing import Any
 
 import torch
 
+from .fmodel_graph import FModelGraphs
+from .kernels import opaque
 from .likelihood import targets
 from .likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
+from .numerics.precision import full_precision
 from .reflections import Reflections
 from .scaling import Scales
 
 TARGETS = ("least_squares", "maximum_likelihood", "intensity_least_squares")
 
 
-class FModelTargets:
+class FModelTargets(FModelGraphs):
     """The part of :class:`~mmtbx_sfdiff.FModel` that compares; scales, alpha and beta are constants in it."""
 
     reflections: Reflections
     scales: Scales | None
     _alpha_beta: AlphaBeta | None
+    # Tensors, their state, and what was made of them.
+    _constants: tuple[tuple[torch.Tensor, ...], tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def f_model(self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Scaled structure factors of all reflections."""
@@ -145,12 +150,40 @@ class FModelTargets:
         """
         if name not in TARGETS:
             raise ValueError(f"Unknown target {name!r}: choose from {', '.join(TARGETS)}.")
-        if f_model is None:
-            f_model = self.f_model(sites_cart, f_mask)
+        if self._graphs is not None and f_model is None and f_mask is None:
+            self._made_ready(name)
+            return self._captured(name, lambda x: self._target(name, self.f_model(x)), sites_cart)
+        return self._target(name, self.f_model(sites_cart, f_mask) if f_model is None else f_model)
+
+    def _made_ready(self, name: str) -> None:
+        """Work out before what a target reads as a constant."""
+        if name == "maximum_likelihood":
+            self.alpha_beta()
+
+    def _target(self, name: str, f_model: torch.Tensor) -> torch.Tensor:
+        if name == "least_squares":
+            constants = self._least_squares()
+            if constants is not None:
+                return full_precision(targets.weighted_squares)(self.reflections, *constants, f_model)
         if name != "maximum_likelihood":
             function = targets.least_squares if name == "least_squares" else targets.intensity_least_squares
             return function(self.reflections, f_model, **self.in_use())
         return targets.maximum_likelihood(self.reflections, f_model, self.alpha_beta(), **self.in_use())
+
+    def _least_squares(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The constants of least squares, kept as long as scales and data stay; None where they are not to be kept."""
+        reflections, scales = self.reflections, self.known_scales()
+        if reflections.sigmas is None or not opaque.lasting():
+            return None
+        tensors = reflections.f_obs, reflections.sigmas, scales.selection
+        if any(x.is_inference() for x in tensors):
+            return None
+        state = scales.f_obs_scale, tuple(x._version for x in tensors)
+        kept = self._constants
+        if kept is None or any(a is not b for a, b in zip(kept[0], tensors)) or kept[1] != state:
+            found = targets.least_squares_constants(reflections, scales.selection, scales.f_obs_scale)
+            kept = self._constants = tensors, state, found
+        return kept[2]
 
     def alpha_beta(self) -> AlphaBeta:
         """alpha and beta of the model as it was at the first use after :meth:`update_scales`."""

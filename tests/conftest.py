@@ -36,11 +36,11 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     run_slow = config.getoption("--runslow") or "slow" in config.getoption("markexpr")
     for item in items:
-        if "slow" in item.keywords and not run_slow:
+        if item.get_closest_marker("slow") and not run_slow:
             item.add_marker(pytest.mark.skip(reason="slow: run with --runslow or -m slow"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device"))
-        if "cctbx" in item.keywords and not HAVE_CCTBX:
+        if item.get_closest_marker("cctbx") and not HAVE_CCTBX:
             item.add_marker(pytest.mark.skip(reason="needs cctbx"))
 
 

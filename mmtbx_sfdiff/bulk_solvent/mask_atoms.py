@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Hashable
 
 import torch
 
@@ -17,10 +18,12 @@ from ..atoms import Atoms
 from ..crystal import Crystal
 from ..kernels import checks, opaque
 from ..kernels.threads import own_threads
+from ..plans.cache import TensorCache
 from ..tables.gaussians import van_der_waals_radius
 
 #: Å; radii, the probe's, and lengths beyond are no property of an atom or a solvent, and would take for ever.
 LARGEST_LENGTH = 20.0
+_OF_TYPES = TensorCache(64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,14 +98,18 @@ def mask_atoms(
     """
     n = atoms.n_atoms
     if radii is None:
-        radii = vdw_radii(atoms.type_index, "\n".join(atoms.form_factors.types))
+        radii = _of_types(atoms, "radii", lambda: vdw_radii(atoms.type_index, "\n".join(atoms.form_factors.types)))
         if not torch.compiler.is_compiling():
             _check_known(atoms, include_hydrogens, include_zero_occupancy)
     elif not isinstance(radii, torch.Tensor) or radii.shape[-1:] != (n,):
         raise ValueError(f"radii must be a tensor of the shape (..., {n}), one radius an atom.")
     elif radii.device != atoms.device:
         raise TypeError(f"radii are on {radii.device} but the atoms are on {atoms.device}: move them with .to().")
-    candidates = torch.ones_like(atoms.hydrogens) if include_hydrogens else ~atoms.hydrogens
+    candidates = _of_types(
+        atoms,
+        ("candidates", include_hydrogens),
+        lambda: torch.ones_like(atoms.hydrogens) if include_hydrogens else ~atoms.hydrogens,
+    )
     given = (
         (atoms.sites_cart, 2),
         (atoms._frac_residual, 2),
@@ -116,6 +123,14 @@ def mask_atoms(
         for value, own in given
     )
     return MaskAtoms(sites, rounding, occupancies, radii, candidates, batch)
+
+
+def _of_types(atoms: Atoms, key: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What follows from the atoms' types, worked out once as long as they do not change."""
+    index = atoms.type_index
+    if not opaque.lasting() or index.is_inference():
+        return make()
+    return _OF_TYPES.get(index, (key, atoms.form_factors.types), make)
 
 
 def broadcast(*shapes: torch.Size) -> tuple[int, ...]:
@@ -197,8 +212,4 @@ def _check_radii(radii: torch.Tensor, part: torch.Tensor) -> None:
     wrong = ~((radii >= 0) & (radii <= LARGEST_LENGTH)) & part
     if bool(wrong.any()):
         model, atom = wrong.nonzero()[0].tolist()
-        value = float(radii[model, atom])
-        why = f"is {value:g} Å: it must not be negative, and be at most {LARGEST_LENGTH:g} Å."
-        if value != value:
-            why = "is not known: give radii, or that atom another scattering type, or leave it out of the mask."
-        raise checks.BadAtom("radii (van der Waals radius)", why, atom, model, len(radii))
+        raise checks.bad_radius(float(radii[model, atom]), LARGEST_LENGTH, atom, model, len(radii))

@@ -45,7 +45,7 @@ class Recipe:
     full_occupancy : float
     include_zero_occupancy : bool
     lengths_vary : bool
-        Whether r_shrink or softness may want a gradient.
+        Whether a length may want a gradient.
     """
 
     n_real: tuple[int, int, int]

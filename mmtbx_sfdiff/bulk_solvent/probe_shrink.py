@@ -107,12 +107,16 @@ class ProbeShrinkOptions:
             int(self.memory),
             float(self.full_occupancy),
             bool(self.include_zero_occupancy),
-            any(isinstance(x, torch.Tensor) for x in (self.r_shrink, self.softness)),
+            any(isinstance(x, torch.Tensor) for x in (self.r_probe, self.r_shrink, self.softness)),
         )
 
     def lengths(self, there: MaskAtoms) -> torch.Tensor:
         """(n_models, 3) r_probe, r_shrink, softness; float64, on the CPU unless one was given elsewhere."""
         given = (self.r_probe, self.r_shrink, self.softness)
+        if not any(isinstance(x, torch.Tensor) for x in given):
+            return torch.tensor([[float(x) for x in given]], dtype=torch.float64, device="cpu").expand(
+                math.prod(there.batch), 3
+            )
         device = next((x.device for x in given if isinstance(x, torch.Tensor)), torch.device("cpu"))
         together = torch.stack(
             [
@@ -157,6 +161,8 @@ class ProbeShrink:
             options.recipe(atoms, n_real),
         )
         values, batch = _values(atoms, crystal, there, recipe, options, atoms.dtype, ensemble)
+        if recipe.engine != "cpu":
+            return values.reshape(*batch, *n_real)  # other engines know it at all points of the cell
         return apply_on_cell(values, crystal.handle, recipe.packed()).reshape(*batch, *n_real)
 
     def structure_factors(

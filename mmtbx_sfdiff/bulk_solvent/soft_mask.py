@@ -21,12 +21,13 @@ import torch
 
 from ..crystal import Crystal
 from ..kernels import opaque
-from ..kernels.engines import SoftMask
+from ..kernels.engines import AtomsEngine, SoftMask, of_atoms
 from ..kernels.recent import Recent
 from ..kernels.scratch import scratch_like
 from .ball import Ball, fineness
 from .mask_atoms import LARGEST_LENGTH, Spheres, spheres
 from .mask_values import Recipe, n_points
+from .on_device import Groups, said, spheres_jobs
 from .operations import DifferentiableOnce, LastDerivative, each_model, operation
 from .transform import side_by_side
 
@@ -161,6 +162,24 @@ def _make_groups(
     return found
 
 
+def _jobs(
+    atoms: Sequence[torch.Tensor],
+    lengths: torch.Tensor,
+    candidates: torch.Tensor,
+    crystal: Crystal,
+    how: Recipe,
+) -> tuple[AtomsEngine, Groups] | None:
+    """An engine that takes the atoms as they are, and its jobs; None where the engine is another."""
+    engine = of_atoms(how.engine_on(atoms[0].device))
+    if engine is None or 0 in atoms[2].shape:
+        return None
+    rows = [(row[0], row[1], row[2]) for row in lengths.tolist()]
+    for row in set(rows):
+        check_lengths(*row)
+    shape = VOLUME_RATIO, EDGE_RATIO
+    return engine, spheres_jobs(engine, atoms, rows, candidates, crystal, how, shape, FINE_STEP, SMALLEST_RADIUS)
+
+
 def _joined(values: list[torch.Tensor]) -> torch.Tensor:
     return values[0] if len(values) == 1 else torch.cat(values)
 
@@ -227,8 +246,22 @@ def soft_mask(
     ``atoms`` are sites_cart, rounding, occupancies and radii of :class:`~.mask_atoms.MaskAtoms`, ``lengths`` (n_models, 3)
     r_probe, r_shrink and softness.
     """
-    how, groups = Recipe.unpacked(recipe), _groups(atoms, lengths, candidates, crystal, recipe)
+    there, how = opaque.held(crystal), Recipe.unpacked(recipe)
     n_models, points, own = len(atoms[0]), n_points(crystal, recipe), how.kernel_dtype(atoms[0].dtype)
+    jobs = _jobs(atoms, lengths, candidates, there, how)
+    if jobs is not None:
+        engine, parts = jobs
+        fine_points = points * parts[0][1].fine ** 3
+        kept = keep and fine_points * own.itemsize * n_models <= how.memory
+        masks, volumes, field = (
+            atoms[0].new_empty((n_models, size), dtype=kind)
+            for size, kind in ((points, dtype), (points if keep else 0, own), (fine_points if kept else 0, own))
+        )
+        for part, job in parts:
+            engine.masks_of_atoms(job, masks[part], volumes[part], field[part])
+        said(masks.device)
+        return masks, volumes, field
+    groups = _groups(atoms, lengths, candidates, crystal, recipe)
     sizes = {group.field_size for group in groups} if keep else set()
     values, volumes, field = (
         scratch_like(atoms[0], (n_models, size), kind)
@@ -282,6 +315,19 @@ def soft_mask_gradient(
     ``volumes`` and ``field`` are what :func:`soft_mask` kept; where they are empty, they are worked out again.
     """
     there, how = opaque.held(crystal), Recipe.unpacked(recipe)
+    jobs = None if how.lengths_vary else _jobs(atoms, lengths, candidates, there, how)
+    if jobs is not None:
+        engine, parts = jobs
+        of_atoms = [x.new_empty(x.shape) for x in (atoms[0], *atoms[2:])]
+        for part, job in parts:
+            into = [x[part] for x in of_atoms]
+            kept = volumes[part], field[part]
+            # What is not wanted is not filled; SoftValues.backward does not look at it.
+            others = (None, None) if sites_only else (into[1], into[2])
+            engine.mask_gradients_of_atoms(gradient[part], job, *kept, (into[0], *others))
+        none = [lengths.new_empty(lengths.shape) if sites_only else lengths.new_zeros(lengths.shape)]
+        by_sites, by_occupancies, by_radii, by_lengths = *of_atoms, *none
+        return by_sites, by_occupancies, by_radii, by_lengths
     groups = _groups(atoms, lengths, candidates, crystal, recipe)
     results = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (atoms[0], *atoms[2:], lengths))
 
@@ -396,6 +442,8 @@ class SoftValues(DifferentiableOnce):
             gradient, *atoms, lengths, volumes, field, candidates, ctx.crystal, ctx.recipe, sites_only
         )
         by_sites, by_occupancies, by_radii, by_lengths = found
+        if sites_only:
+            return (by_sites, *[None] * 9)
         return by_sites, None, by_occupancies, by_radii, by_lengths, None, None, None, None, None
 
 

@@ -20,6 +20,9 @@ import torch
 
 from ..crystal import Crystal
 from ..kernels import opaque
+from ..kernels.atom_jobs import MapReflections
+from ..kernels.engines import engine as engine_of
+from ..kernels.engines import of_atoms
 from ..kernels.threads import over
 from ..plans import Plan, plan_of
 from .operations import each_model, operation
@@ -191,6 +194,35 @@ def _make_plan(crystal: Crystal, given: torch.Tensor, grid: tuple[int, ...], d_m
     return MaskPlan((h, k, l), rows, torch.stack([torch.ones_like(sign), sign], -1) * scale, kept, len(given))
 
 
+def reflection_grid(plan: Plan, grid: Sequence[int], d_min: float) -> MapReflections:
+    """Where the reflections are in the whole transform of a grid, for an engine that reads them there."""
+    dims = (int(grid[0]), int(grid[1]), int(grid[2]))
+
+    def make() -> MapReflections:
+        indices, kept = inside_limit(plan.crystal, plan.miller_indices, dims, d_min)
+        every = torch.zeros_like(plan.miller_indices) if kept is not None else indices
+        every = every if kept is None else every.index_copy(0, kept, indices)
+        weight = torch.ones(len(every), dtype=torch.float64, device=every.device)
+        weight = weight if kept is None else torch.zeros_like(weight).index_fill(0, kept, 1.0)
+        h, k, l = every.unbind(-1)
+        # One of each pair of Friedel mates, also of those that the half transform has both of.
+        flip = (l < 0) | ((l == 0) & ((k < 0) | ((k == 0) & (h < 0))))
+        half = torch.where(flip[:, None], -every, every)
+        n3 = dims[2] // 2 + 1
+        rows = ((half[:, 0] % dims[0]) * dims[1] + half[:, 1] % dims[1]) * n3 + half[:, 2]
+        targets, gather = torch.unique(rows, return_inverse=True)
+        h, k, l = targets // (dims[1] * n3), targets // n3 % dims[1], targets % n3
+        mate = ((-h % dims[0]) * dims[1] + -k % dims[1]) * n3
+        counts = torch.bincount(gather, minlength=len(targets))
+        starts = torch.cat([counts.new_zeros(1), torch.cumsum(counts, 0)])
+        return MapReflections(
+            dims, rows, ~flip, weight * (plan.crystal.volume / math.prod(dims)),
+            targets, torch.where(l == 0, mate, -1), starts, torch.argsort(gather, stable=True),
+        )  # fmt: skip
+
+    return plan.part(("map", dims, d_min), make)
+
+
 def scattered(f: torch.Tensor, kept: torch.Tensor | None, n: int) -> torch.Tensor:
     """Structure factors (..., m) at their places among n, zeros elsewhere."""
     return f if kept is None else f.new_zeros((*f.shape[:-1], n)).index_copy(-1, kept, f)
@@ -204,6 +236,9 @@ def _fake_factors(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
 def mask_factors(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
     """F (n_models, n) of masks (n_models, n1, n2, n3)."""
     grid = mask.shape[1:]
+    engine = of_atoms(engine_of(mask.device))
+    if engine is not None and len(mask):
+        return engine.map_factors(mask, reflection_grid(opaque.held(plan), grid, d_min))
     where = mask_plan(opaque.held(plan), grid, d_min)
     out = _fake_factors(mask, plan, d_min)
 
@@ -241,6 +276,9 @@ def _fake_map(f: torch.Tensor, grid: Sequence[int], plan: int, d_min: float) -> 
 @operation("mask_factors_transposed", fake=_fake_map)
 def mask_factors_transposed(f: torch.Tensor, grid: Sequence[int], plan: int, d_min: float) -> torch.Tensor:
     """dT/d(mask) (n_models, n1, n2, n3) from dT/dF (n_models, n)."""
+    engine = of_atoms(engine_of(f.device))
+    if engine is not None and len(f):
+        return engine.map_factors_transposed(f, reflection_grid(opaque.held(plan), grid, d_min))
     where = mask_plan(opaque.held(plan), grid, d_min)
     out = _fake_map(f, grid, plan, d_min)
     h, k, l = where.limits

@@ -184,10 +184,22 @@ def raise_pending(device: torch.device | None = None) -> None:
     deferred.raise_pending(device, _error_of)
 
 
+def bad_radius(value: float, limit: float, atom: int, model: int, n_models: int) -> BadAtom:
+    """A van der Waals radius that no mask can be made with."""
+    why = f"is {value:g} Å: it must not be negative, and be at most {limit:g} Å."
+    if value != value:
+        why = "is not known: give radii, or that atom another scattering type, or leave it out of the mask."
+    return BadAtom("radii (van der Waals radius)", why, atom, model, n_models)
+
+
 def _error_of(found: deferred.Finding) -> ValueError:
+    if found.name == "radii":
+        return bad_radius(found.values[0], found.limit, found.atom, found.model, found.n_models)
     if found.values:
         return _bad_atom(found.name, found.values, found.atom, found.model, found.n_models)
     where = f" of model {found.model} of the batch" if found.n_models > 1 else ""
+    if found.name == "mask":
+        return ValueError(f"The mask{where} is not finite at every grid point: it must be.")
     return ValueError(
         f"The {found.name}{where} are not finite: displacement parameters of its atoms are not positive definite, or leave "
         "the range that the grid was made for; correct them, or use method='direct'."

@@ -38,6 +38,8 @@ class Finding:
     model, atom, n_models : int
     values : tuple of float
         Of the parameter.
+    limit : float
+        Of these.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Finding:
     atom: int
     n_models: int
     values: tuple[float, ...]
+    limit: float = 0.0
 
 
 class _Rows:
@@ -59,6 +62,10 @@ class _Rows:
     def add(self, row: torch.Tensor) -> None:
         """Keep ``row`` unless there is one already."""
         self.row.copy_(torch.where(self.row[0] != 0, self.row, row))
+        self.send()
+
+    def send(self) -> None:
+        """Let a copy follow to the host."""
         if self.event is None:
             self.host.copy_(self.row)
         elif not torch.cuda.is_current_stream_capturing():
@@ -164,6 +171,25 @@ def _finite(values: torch.Tensor) -> torch.Tensor:
     return torch.isfinite(real.flatten(1)).all(1)
 
 
+def row(device: torch.device) -> torch.Tensor:
+    """(20,) float64: the row itself, for kernels that check on their way; they write only where its first number is 0.
+
+    It holds a kind of :func:`kinds`, model, atom, number of models, and the parameters of the atom one after another.
+    """
+    return _rows_of(device).row
+
+
+def send(device: torch.device) -> None:
+    """After a kernel was given :func:`row`: let a copy follow to the host."""
+    _rows_of(device).send()
+
+
+def kinds(parameters: Mapping[str, tuple[int, float]], results: str) -> tuple[int, int]:
+    """Numbers for the row: of a bad number among parameters of these widths and limits, and of results that are none."""
+    named = tuple((name, width, limit) for name, (width, limit) in parameters.items())
+    return _kind(named), _kind(((results, 0, 0.0),))
+
+
 def look(device: torch.device, error: Callable[[Finding], Exception]) -> None:
     """Raise for an earlier call on this device whose finding has arrived; never wait.
 
@@ -192,12 +218,17 @@ def raise_pending(device: torch.device | None, error: Callable[[Finding], Except
 
 
 def _write(row: torch.Tensor) -> None:
-    stream = torch.cuda.current_stream(row.device).cuda_stream if row.device.type == "cuda" else 0
+    _rows_of(row.device).add(row)
+
+
+def _rows_of(device: torch.device) -> _Rows:
+    """The row of this device and the present stream."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     with _lock:
-        key = str(row.device), stream
+        key = str(device), stream
         if key not in _rows:
-            _rows[key] = _Rows(row.device)
-        _rows[key].add(row)
+            _rows[key] = _Rows(device)
+        return _rows[key]
 
 
 def _kind(names: tuple[tuple[str, int, float], ...]) -> int:
@@ -214,6 +245,8 @@ def _finding(row: list[float]) -> Finding:
     for name, width, limit in names:
         values = tuple(row[first : first + width])
         first += width
-        if not all(abs(x) <= limit for x in values) or not width:
-            return Finding(name, model, atom, n_models, values)
+        # A limit below 0: from 0 to that size.
+        good = all(abs(x) <= limit if limit >= 0 else 0 <= x <= -limit for x in values)
+        if not good or not width:
+            return Finding(name, model, atom, n_models, values, abs(limit))
     raise AssertionError("a row without a fault")

@@ -6,17 +6,19 @@ the specification: ``tests/kernels/conformance.py`` holds every other engine to 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 
 import numpy as np
 
+from .atom_jobs import AtomsJob, MapReflections, SpheresJob
 from .jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskGrid, MaskJob
 
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
@@ -179,6 +181,65 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class AtomsEngine(Protocol):
+    """An engine that takes atoms as they are given, and does everything on its device: the host waits for nothing.
+
+    What is wrong with the atoms makes their model's results NaN and is written down by :mod:`.deferred`.
+    """
+
+    slack: float
+    largest: int
+
+    def structure_factors_of_atoms(self, job: AtomsJob, dtype: torch.dtype) -> torch.Tensor:
+        """(n_models, n) in this complex dtype."""
+        ...
+
+    def gradients_of_atoms(
+        self, seed: torch.Tensor, job: AtomsJob, wanted: tuple[bool, ...]
+    ) -> list[torch.Tensor | None]:
+        """Gradients in the job's parameters, each where it is wanted, from dT/dF (n_models, n)."""
+        ...
+
+    def masks_of_atoms(self, job: SpheresJob, out: torch.Tensor, volumes: torch.Tensor, field: torch.Tensor) -> None:
+        """Masks into ``out`` (n_models, n_points); V and E into tensors that are not empty."""
+        ...
+
+    def mask_gradients_of_atoms(
+        self,
+        gradient: torch.Tensor,
+        job: SpheresJob,
+        volumes: torch.Tensor,
+        field: torch.Tensor,
+        results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    ) -> None:
+        """Gradients by sites_cart and, where there are tensors for them, occupancies and radii, from dT/d(mask)."""
+        ...
+
+    def map_factors(self, maps: torch.Tensor, where: MapReflections) -> torch.Tensor:
+        """F (n_models, n) of maps (n_models, n1, n2, n3)."""
+        ...
+
+    def map_factors_transposed(self, f: torch.Tensor, where: MapReflections) -> torch.Tensor:
+        """dT/d(map) from dT/dF."""
+        ...
+
+
+# For tests: the engine on every device.
+_forced: str | None = None
+
+
+@contextlib.contextmanager
+def everywhere(name: str) -> Iterator[None]:
+    """For tests: the engine of this name is the first answer for every device in this block, where it can be used at all."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
 def usable(device: torch.device | str) -> tuple[str, ...]:
     """Names of the engines that can be used on a device, the fastest first."""
     kind = torch.device(device).type
@@ -188,7 +249,8 @@ def usable(device: torch.device | str) -> tuple[str, ...]:
         "triton": HAVE_TRITON and (kind == "cuda" or interpreted),
         "torch": True,
     }
-    return tuple(name for name, yes in found.items() if yes)
+    names = [name for name, yes in found.items() if yes]
+    return tuple(sorted(names, key=lambda name: name != _forced))
 
 
 def engine(device: torch.device | str, name: str | None = None) -> Engine:
@@ -219,6 +281,18 @@ def engine(device: torch.device | str, name: str | None = None) -> Engine:
             "installed, or 'triton' for tensors on a GPU with Triton installed."
         )
     return _loaded(name)
+
+
+@functools.cache
+def of_atoms(engine: Engine) -> AtomsEngine | None:
+    """The engine, where it takes atoms as they are.
+
+    Examples
+    --------
+    >>> of_atoms(engine("cpu", "torch")) is None
+    True
+    """
+    return engine if isinstance(engine, AtomsEngine) else None
 
 
 @functools.cache

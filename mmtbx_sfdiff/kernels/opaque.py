@@ -271,6 +271,24 @@ def followed(args: Sequence[Any]) -> bool:
     )
 
 
+def lasting() -> bool:
+    """Whether a tensor that is made now may be kept for later calls: not of a compilation, a transform, or inference mode.
+
+    Examples
+    --------
+    >>> lasting()
+    True
+    >>> with torch.inference_mode():
+    ...     lasting()
+    False
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.is_inference_mode_enabled()
+    )
+
+
 def _more_models(cls: type[Function], info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
     """The ``vmap`` of a :class:`Function`: (size, n_models, ...) is taken as size n_models models.
 

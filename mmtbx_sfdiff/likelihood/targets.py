@@ -83,8 +83,39 @@ def least_squares(
             "The least-squares target needs the standard deviations of f_obs, and there are none; use "
             "normalized_least_squares with weights='unit', or the maximum-likelihood target."
         )
-    w = _sigma_weights(reflections, selection & reflections.work, k)
-    return a_number((w * (reflections.f_obs / k - amplitudes(f_model)).square()).sum(-1), reflections, f_model)
+    return weighted_squares(reflections, *least_squares_constants(reflections, selection, k), f_model)
+
+
+def least_squares_constants(
+    reflections: Reflections, selection: torch.Tensor, f_obs_scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`least_squares` needs beside F_model: weights (n,), and f_obs on its scale.
+
+    Examples
+    --------
+    >>> w, f_obs = least_squares_constants(data, torch.ones_like(data.work), 1.0)
+    >>> w.shape, bool((f_obs == data.f_obs).all())
+    (torch.Size([881]), True)
+    """
+    return _sigma_weights(reflections, selection & reflections.work, f_obs_scale), reflections.f_obs / f_obs_scale
+
+
+def weighted_squares(
+    reflections: Reflections, w: torch.Tensor, f_obs: torch.Tensor, f_model: torch.Tensor
+) -> torch.Tensor:
+    """``sum of w (f_obs - |f_model|)^2``, (...,), of constants of :func:`least_squares_constants`.
+
+    Raises
+    ------
+    ValueError
+        Structure factors that are not finite.
+
+    Examples
+    --------
+    >>> float(weighted_squares(data, torch.ones(2), torch.tensor([5.0, 1.0]), torch.tensor([3 + 4j, 3])))
+    4.0
+    """
+    return a_number((w * (f_obs - amplitudes(f_model)).square()).sum(-1), reflections, f_model)
 
 
 @full_precision

@@ -20,4 +20,4 @@ def amplitudes(f: torch.Tensor) -> torch.Tensor:
         return f.abs()
     size = f.detach().abs()
     small = size < torch.finfo(size.dtype).tiny
-    return torch.where(small, size, torch.where(small, 1.0, f).abs())
+    return torch.where(small, size, f.masked_fill(small, 1.0).abs())

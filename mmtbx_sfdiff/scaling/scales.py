@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..kernels import opaque
 from ..reflections import Reflections
 
 
@@ -72,7 +73,14 @@ class Scales:
     @property
     def k_total(self) -> torch.Tensor:
         """(n,) product of the overall scales."""
-        return self.k_isotropic_exp * self.k_isotropic * self.k_anisotropic
+        parts = self.k_isotropic_exp, self.k_isotropic, self.k_anisotropic
+        if not opaque.lasting() or any(x.requires_grad or x.is_inference() for x in parts):
+            return parts[0] * parts[1] * parts[2]
+        state = tuple(x._version for x in parts)
+        kept = self.__dict__.get("_k_total")
+        if kept is None or kept[0] != state:
+            kept = self.__dict__["_k_total"] = state, parts[0] * parts[1] * parts[2]
+        return kept[1]
 
     def f_model(self, f_calc: torch.Tensor, f_mask: torch.Tensor) -> torch.Tensor:
         """Scaled structure factors (..., n) of f_calc and f_mask (..., n) complex; differentiable in both."""

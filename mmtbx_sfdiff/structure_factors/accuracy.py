@@ -97,6 +97,16 @@ def _truncation_transforms():
     return result
 
 
+def alias_bound(accuracy):
+    """Mean square of aliasing, over that of what is calculated, that is aimed at."""
+    return _ALIAS_SHARE * (_AIM * accuracy) ** 2
+
+
+def largest_alias(accuracy):
+    """The same at which the accuracy is just met, when the other errors take what was left to them."""
+    return (1 - (1 - _ALIAS_SHARE) * _AIM**2) * accuracy**2
+
+
 class ErrorModel:
     """Errors of Gaussians on one grid, for one set of reflections and one table of form factors.
 
@@ -226,7 +236,7 @@ class ErrorModel:
         own = histogram if contributions is None else contributions
         norms = np.empty(3)
         mean_squares(self.norms, own, norms)
-        bound = _ALIAS_SHARE * (_AIM * accuracy) ** 2
+        bound = alias_bound(accuracy)
         wanted = tuple(order in orders for order in range(3))
         return sharpest(self.aliases, self.noises, histogram, norms, wanted, rounding, bound), norms
 

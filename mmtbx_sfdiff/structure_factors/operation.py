@@ -28,6 +28,7 @@ from ..kernels.jobs import NotPositiveDefinite
 from ..kernels.threads import own_threads
 from ..plans import Plan, plan_of
 from . import derivatives
+from .on_device import given_atoms
 from .request import Request, check_result
 from .scatterers import PARAMETERS, Gradients
 
@@ -64,6 +65,9 @@ def _values(
 ) -> torch.Tensor:
     """A_0."""
     with own_threads(parameters[0].device):
+        atoms = given_atoms(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
+        if atoms is not None:
+            return atoms.values()
         request = Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
         if request.empty:
             return request.zeros()
@@ -87,6 +91,9 @@ def _gradients(
 ) -> list[torch.Tensor]:
     """B_0, of the parameters that are wanted."""
     with own_threads(grad.device):
+        atoms = given_atoms(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
+        if atoms is not None:
+            return _chosen(atoms.gradients(grad, tuple(wanted)), wanted)
         request = Request.make(parameters, shared, crystal, form_factors, place, method, accuracy, memory)
         if request.empty:
             return _chosen([torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in parameters[:_N]], wanted)

@@ -32,7 +32,7 @@ ROUNDING = {torch.float32: 4e-7, torch.float64: 6e-16}
 # Candidate rates of sampling, in units of the Nyquist rate.
 OVERSAMPLING = (1.2, 1.3, 1.4, 1.5, 1.65, 1.85, 2.1, 2.5, 3.0, 3.6)
 # What the errors of a few atoms' gradients may exceed their mean square by, times their number.
-_SCATTER = 12
+SCATTER = 12
 # An atom may reach over so many cells, or points.
 _LARGEST_BOX, _ALWAYS = 8, 512
 
@@ -81,7 +81,7 @@ def choose_setting(
     if wanted is not None:
         # Mean squares say what happens to many atoms; the gradients of a few scatter about that.
         fewest = min(part.n_atoms for part in (found, *found.parts)) / scatterers.n_models
-        accuracy = max(accuracy / (1 + _SCATTER / max(fewest, 1)), LEAST_ACCURACY)
+        accuracy = max(accuracy / (1 + SCATTER / max(fewest, 1)), LEAST_ACCURACY)
     histogram, n_atoms = found.histogram, found.n_atoms
     chosen = choose_grid(tables, found, scatterers.n_models, accuracy, memory, orders)
     for dims, dtype in _from(chosen[:2], tables, memory):

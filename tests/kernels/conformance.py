@@ -7,7 +7,8 @@ For an engine of one's own::
         conform(engine, case)
 
 As a program, ``python -m tests.kernels.conformance NAME``, it goes through all cases with an engine of this package; so the
-Triton kernels are checked in the interpreter, which a process has from its start or not at all.
+Triton kernels are checked in the interpreter, which a process has from its start or not at all.  Numbers after the name choose
+cases; ``L0`` to ``L13`` are the Bravais lattices.
 """
 
 import dataclasses
@@ -74,6 +75,27 @@ CASES = [
         ("C 1 2 1", (11, 8, 10, 90, 105, 90), torch.float64, True, True, 1),
         ("P 31 2 1", HEXAGONAL, torch.float64, True, False, 2),
         ("R 3 :H", HEXAGONAL, torch.float32, False, False, 1),
+    )
+]
+
+#: One crystal of each Bravais lattice, in which an atom is on the origin and others on the edges of tiles and of the cell.
+LATTICES = [
+    Case(symbol, cell, dtype, anisotropic, False, n_models)
+    for symbol, cell, dtype, anisotropic, n_models in (
+        ("P -1", (7.0, 8.0, 9.0, 80.0, 95.0, 100.0), torch.float64, True, 1),
+        ("P 1 21 1", (7, 8, 9, 90, 105, 90), torch.float32, False, 2),
+        ("C 1 2 1", (9, 7, 8, 90, 105, 90), torch.float64, False, 1),
+        ("P 21 21 2", (7, 8, 9, 90, 90, 90), torch.float64, True, 1),
+        ("C 2 2 21", (9, 8, 7, 90, 90, 90), torch.float32, True, 1),
+        ("I 2 2 2", (8, 9, 7, 90, 90, 90), torch.float64, False, 2),
+        ("F 2 2 2", (9, 8, 10, 90, 90, 90), torch.float64, False, 1),
+        ("P 43 21 2", (8, 8, 9, 90, 90, 90), torch.float64, False, 1),
+        ("I 41", (8, 8, 9, 90, 90, 90), torch.float32, False, 1),
+        ("P 31 2 1", (8, 8, 9, 90, 90, 120), torch.float64, True, 1),
+        ("R 3 :H", (9, 9, 8, 90, 90, 120), torch.float64, False, 1),
+        ("P 2 3", (8, 8, 8, 90, 90, 90), torch.float64, False, 1),
+        ("I 2 3", (9, 9, 9, 90, 90, 90), torch.float32, False, 1),
+        ("F 2 3", (10, 10, 10, 90, 90, 90), torch.float64, False, 1),
     )
 ]
 
@@ -346,11 +368,16 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     tested = engines.engine("cpu", sys.argv[1])
     if tested.name == "triton":
-        from mmtbx_sfdiff.kernels.cuda import density, soft_mask
+        from mmtbx_sfdiff.kernels.cuda import density, maps, soft_mask
 
         # The interpreter is slow by the operation, not by the number.
-        density._TILE, density._LANES = (16, 16, 16), 4096
+        density._TILE, density._LANES, density._REFLECTIONS = (16, 16, 16), 4096, 4096
         soft_mask._TILE, soft_mask._BLOCK = (16, 16, 32), 8192
-    for one in CASES if len(sys.argv) < 3 else [CASES[int(i)] for i in sys.argv[2:]]:
-        conform(tested, one)
+        maps._BLOCK = 8192
+    chosen = [(LATTICES if i[0] == "L" else CASES)[int(i.lstrip("L"))] for i in sys.argv[2:]] or CASES
+    for one in chosen:
+        # What the engine has kernels of its own for; the rest is torch's operations.
+        for check in CHECKS if one in CASES else (conform_density, conform_soft_mask):
+            check(tested, one)
+        print(one, flush=True)
     print("conforms")

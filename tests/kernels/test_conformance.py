@@ -21,9 +21,14 @@ def test_cpu_engine_conforms(case, check):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_triton_engine_conforms_in_the_interpreter():
+@pytest.mark.parametrize(
+    "cases",
+    (("2", "L3"), *(pytest.param((f"L{i}",), marks=pytest.mark.slow) for i in range(14))),
+    ids=str,
+)
+def test_triton_engine_conforms_in_the_interpreter(cases):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.conformance", "triton", "2", "4"],
+        [sys.executable, "-m", "tests.kernels.conformance", "triton", *cases],
         cwd=pathlib.Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
+from ..atom_jobs import AtomsJob, MapReflections, SpheresJob
 from ..jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskGrid, MaskJob
 from ..reference import direct_sum
 from ..reference.probe_shrink import HardMask
-from . import density
-from .soft_mask import LARGEST, SoftMask
+from . import density, maps
+from .soft_mask import LARGEST, SoftMask, mask_gradients_of_atoms, masks_of_atoms
 
 
 class TritonEngine:
@@ -34,6 +35,33 @@ class TritonEngine:
 
     def density_gradients(self, seed: torch.Tensor, job: DensityJob) -> DensityGradients:
         return density.gradients(seed, job)
+
+    def structure_factors_of_atoms(self, job: AtomsJob, dtype: torch.dtype) -> torch.Tensor:
+        return density.values_of_atoms(job, dtype)
+
+    def gradients_of_atoms(
+        self, seed: torch.Tensor, job: AtomsJob, wanted: tuple[bool, ...]
+    ) -> list[torch.Tensor | None]:
+        return density.gradients_of_atoms(seed, job, wanted)
+
+    def masks_of_atoms(self, job: SpheresJob, out: torch.Tensor, volumes: torch.Tensor, field: torch.Tensor) -> None:
+        masks_of_atoms(job, out, volumes, field)
+
+    def mask_gradients_of_atoms(
+        self,
+        gradient: torch.Tensor,
+        job: SpheresJob,
+        volumes: torch.Tensor,
+        field: torch.Tensor,
+        results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    ) -> None:
+        mask_gradients_of_atoms(gradient, job, volumes, field, results)
+
+    def map_factors(self, maps_: torch.Tensor, where: MapReflections) -> torch.Tensor:
+        return maps.map_factors(maps_, where)
+
+    def map_factors_transposed(self, f: torch.Tensor, where: MapReflections) -> torch.Tensor:
+        return maps.map_factors_transposed(f, where)
 
     def direct_sum(self, job: DirectJob) -> torch.Tensor:
         return direct_sum.direct_sum(job)

@@ -1,10 +1,8 @@
-"""The soft probe-shrink mask on a GPU, as Triton kernels; see :mod:`~mmtbx_sfdiff.bulk_solvent.probe_shrink` for what is computed.
+"""The soft probe-shrink mask on a GPU: the launches of a call, one after another, none of which the host waits for.
 
-The fine grid of the whole cell is cut into tiles, and a program owns a tile: it goes through the images of atoms in the
-bins around it, in a fixed order, and writes E once.  V is the weighted sum of E over a ball at every coarse point, and
-its transpose is, at the fine points of each parity, such a sum over coarse ones.  Going back, a program owns an image and
-walks over its box.  There are no atomic additions, so the result is the same, bit for bit, every time.  The models of a
-batch are grids behind one another, and share each launch.
+A mask takes six launches: spheres, sorting (two), arranging, E, and V with the mask; its gradient five.  There are no atomic
+operations, so the result is the same, bit for bit, every time.  The models of a batch are grids behind one another, and share
+each launch.
 
 Runs on a CPU under TRITON_INTERPRET=1, which is how it is tested where there is no GPU.
 """
@@ -17,205 +15,25 @@ import math
 
 import torch
 
+import numpy as np
 import triton
-import triton.language as tl
 
+from .. import deferred
+from ..atom_jobs import SpheresJob
 from ..jobs import MaskJob
-from ..reference.probe_shrink import sound
-from .bins import bin_numbers, bin_range, period, periods_within, sort_into_bins
+from . import mask_kernels
+from .bins import bin_numbers, periods_within, sort_into_bins
+from .constants import constant, flat, keep
+from .static import TILE
 
-# Points of a tile of the fine grid, and of a coarse block or a box, that one program takes at a time.
-_TILE = (8, 8, 8)
-_BLOCK = 256
+# Points of a tile of the fine grid, and of a coarse block or a box, that one program takes at a time; atoms of a block.
+_TILE, _BLOCK, _ATOMS = TILE, 256, 128
 # Width of the bins that images are sorted into, Å.
 _BIN = 2.5
+# Å: no sphere with its step reaches further.
+_REACH = 50.0
 #: Fine grid points of a batch.
 LARGEST = 2**31 - 1
-
-
-@triton.jit
-def _step(distance_sq, radius, half_inverse_width):
-    """t of S(t)."""
-    t = 0.5 + (distance_sq / radius - radius) * half_inverse_width
-    return tl.minimum(tl.maximum(t, 0.0), 1.0)
-
-
-@triton.jit
-def _accessibility(
-    field,
-    starts,
-    position,
-    radius,
-    cover,
-    geometry,
-    reach,
-    n_x,
-    n_y,
-    n_z,
-    bins_x,
-    bins_y,
-    bins_z,
-    tiles_x,
-    tiles_y,
-    tiles_z,
-    far,
-    TX: tl.constexpr,
-    TY: tl.constexpr,
-    TZ: tl.constexpr,
-):
-    tile = tl.program_id(0)
-    model = tile // (tiles_x * tiles_y * tiles_z)
-    x0 = tile // (tiles_y * tiles_z) % tiles_x * TX
-    y0 = tile // tiles_z % tiles_y * TY
-    z0 = tile % tiles_z * TZ
-    lane = tl.arange(0, TX * TY * TZ)
-    l_x, l_y, l_z = lane // (TY * TZ), lane // TZ % TY, lane % TZ
-    g_xx, g_yy, g_zz = tl.load(geometry), tl.load(geometry + 1), tl.load(geometry + 2)
-    g_xy, g_xz, g_yz = tl.load(geometry + 3), tl.load(geometry + 4), tl.load(geometry + 5)
-    half_inverse_width = tl.load(geometry + 6)
-    e_x, e_y, e_z = tl.load(reach), tl.load(reach + 1), tl.load(reach + 2)
-    lo_x, hi_x = bin_range(x0, TX, e_x, bins_x, n_x)
-    lo_y, hi_y = bin_range(y0, TY, e_y, bins_y, n_y)
-    lo_z, hi_z = bin_range(z0, TZ, e_z, bins_z, n_z)
-    total = tl.full((TX * TY * TZ,), 1.0, dtype=field.dtype.element_ty)
-    for b_x in range(lo_x, hi_x + 1):
-        cell_x = period(b_x, bins_x, far)
-        for b_y in range(lo_y, hi_y + 1):
-            cell_y = period(b_y, bins_y, far)
-            row = ((model * bins_x + b_x - cell_x * bins_x) * bins_y + b_y - cell_y * bins_y) * bins_z
-            for cell_z in range(period(lo_z, bins_z, far), period(hi_z, bins_z, far) + 1):
-                first = tl.load(starts + row + tl.maximum(lo_z - cell_z * bins_z, 0))
-                last = tl.load(starts + row + tl.minimum(hi_z - cell_z * bins_z, bins_z - 1) + 1)
-                for i in range(first, last):
-                    r = tl.load(radius + i)
-                    c_x = (tl.load(position + 3 * i) + (cell_x * n_x - x0)).to(total.dtype)
-                    c_y = (tl.load(position + 3 * i + 1) + (cell_y * n_y - y0)).to(total.dtype)
-                    c_z = (tl.load(position + 3 * i + 2) + (cell_z * n_z - z0)).to(total.dtype)
-                    if (
-                        (r > 0)
-                        & (c_x > -e_x)
-                        & (c_x < TX - 1 + e_x)
-                        & (c_y > -e_y)
-                        & (c_y < TY - 1 + e_y)
-                        & (c_z > -e_z)
-                        & (c_z < TZ - 1 + e_z)
-                    ):
-                        u, v, w = l_x - c_x, l_y - c_y, l_z - c_z
-                        d = (
-                            g_xx * u * u
-                            + g_yy * v * v
-                            + g_zz * w * w
-                            + 2 * (g_xy * u * v + g_xz * u * w + g_yz * v * w)
-                        )
-                        t = _step(d, r, half_inverse_width)
-                        total *= 1 - tl.load(cover + i) * (1 - t * t * (3 - 2 * t))
-    x, y, z = x0 + l_x, y0 + l_y, z0 + l_z
-    place = ((model * n_x + x) * n_y + y) * n_z + z
-    tl.store(field + place, total, mask=(x < n_x) & (y < n_y) & (z < n_z))
-
-
-@triton.jit
-def _ball_sum(field, out, steps, weights, n_steps, total, m_x, m_y, m_z, fine, BLOCK: tl.constexpr):
-    """At each coarse point the weighted sum of the fine points around it; steps are residues, 0 <= step < n."""
-    point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = point < total
-    n_x, n_y, n_z = m_x * fine, m_y * fine, m_z * fine
-    model = point // (m_x * m_y * m_z)
-    x, y, z = point // (m_y * m_z) % m_x * fine, point // m_z % m_y * fine, point % m_z * fine
-    result = tl.zeros((BLOCK,), dtype=out.dtype.element_ty)
-    for k in range(n_steps):
-        i, j, l = x + tl.load(steps + 3 * k), y + tl.load(steps + 3 * k + 1), z + tl.load(steps + 3 * k + 2)
-        i, j, l = tl.where(i < n_x, i, i - n_x), tl.where(j < n_y, j, j - n_y), tl.where(l < n_z, l, l - n_z)
-        place = ((model * n_x + i) * n_y + j) * n_z + l
-        result += tl.load(weights + k) * tl.load(field + place, mask=inside, other=0.0)
-    tl.store(out + point, result, mask=inside)
-
-
-@triton.jit
-def _ball_spread(gradient, field, out, starts, steps, weights, total, m_x, m_y, m_z, fine, BLOCK: tl.constexpr):
-    """E dT/dE at the fine points of one parity, where 0 < E < 1; elsewhere E does not change with the atoms."""
-    point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    parity = tl.program_id(1)
-    inside = point < total
-    model = point // (m_x * m_y * m_z)
-    x, y, z = point // (m_y * m_z) % m_x, point // m_z % m_y, point % m_z
-    f_x, f_y, f_z = x * fine + parity // (fine * fine), y * fine + parity // fine % fine, z * fine + parity % fine
-    place = ((model * m_x * fine + f_x) * m_y * fine + f_y) * m_z * fine + f_z
-    value = tl.load(field + place, mask=inside, other=0.0)
-    changing = inside & (value > 0) & (value < 1)
-    result = tl.zeros((BLOCK,), dtype=out.dtype.element_ty)
-    if tl.max(changing.to(tl.int32)) > 0:
-        for k in range(tl.load(starts + parity), tl.load(starts + parity + 1)):
-            i, j, l = x + tl.load(steps + 3 * k), y + tl.load(steps + 3 * k + 1), z + tl.load(steps + 3 * k + 2)
-            i, j, l = tl.where(i < m_x, i, i - m_x), tl.where(j < m_y, j, j - m_y), tl.where(l < m_z, l, l - m_z)
-            source = ((model * m_x + i) * m_y + j) * m_z + l
-            result += tl.load(weights + k) * tl.load(gradient + source, mask=changing, other=0.0)
-    tl.store(out + place, result * value, mask=inside)
-
-
-@triton.jit
-def _attribute(
-    by_field,
-    out,
-    models,
-    position,
-    radius,
-    cover,
-    geometry,
-    extent,
-    width,
-    n_x,
-    n_y,
-    n_z,
-    LY: tl.constexpr,
-    LZ: tl.constexpr,
-):
-    """Of one image: sums that make its gradients by position, radius, cover and width.  A box has at most LY LZ rows."""
-    i = tl.program_id(0)
-    model = tl.load(models + i)
-    g_xx, g_yy, g_zz = tl.load(geometry), tl.load(geometry + 1), tl.load(geometry + 2)
-    g_xy, g_xz, g_yz = tl.load(geometry + 3), tl.load(geometry + 4), tl.load(geometry + 5)
-    half_inverse_width = tl.load(geometry + 6)
-    r, cover_i = tl.load(radius + i), tl.load(cover + i)
-    c_x, c_y, c_z = tl.load(position + 3 * i), tl.load(position + 3 * i + 1), tl.load(position + 3 * i + 2)
-    reach = tl.sqrt((r * (r + tl.load(width))).to(tl.float64)) * 1.000001
-    h_x, h_y, h_z = reach * tl.load(extent), reach * tl.load(extent + 1), reach * tl.load(extent + 2)
-    x0, y0, z0 = tl.ceil(c_x - h_x).to(tl.int32), tl.ceil(c_y - h_y).to(tl.int32), tl.ceil(c_z - h_z).to(tl.int32)
-    x1, y1, z1 = tl.floor(c_x + h_x).to(tl.int32), tl.floor(c_y + h_y).to(tl.int32), tl.floor(c_z + h_z).to(tl.int32)
-    lane = tl.arange(0, LY * LZ)
-    y, z = y0 + lane // LZ, z0 + lane % LZ
-    inside = (y <= y1) & (z <= z1)
-    zero = tl.zeros((LY * LZ,), dtype=by_field.dtype.element_ty)
-    v, w = (y - c_y).to(zero.dtype), (z - c_z).to(zero.dtype)
-    # The box may begin below the origin, and in a small cell it laps over itself.
-    row = model * n_x
-    y, z = (y % n_y + n_y) % n_y, (z % n_z + n_z) % n_z
-    s_u, s_v, s_w, s_r, s_c, s_width = zero, zero, zero, zero, zero, zero
-    # An atom without a radius counts for nothing.
-    for x in range(x0, tl.where(r > 0, x1 + 1, x0)):
-        u = (x - c_x).to(zero.dtype)
-        d = g_xx * u * u + g_yy * v * v + g_zz * w * w + 2 * (g_xy * u * v + g_xz * u * w + g_yz * v * w)
-        t = _step(d, r, half_inverse_width)
-        near = inside & (t < 1)
-        value = tl.load(by_field + ((row + (x % n_x + n_x) % n_x) * n_y + y) * n_z + z, mask=near, other=0.0)
-        below = 1 - t * t * (3 - 2 * t)
-        factor = 1 - cover_i * below
-        # Where the factor is 0, so is E, and with it this.
-        value = tl.where(near & (factor > 0), value / tl.where(factor > 0, factor, 1.0), 0.0)
-        by_t = value * cover_i * 6 * t * (1 - t) * half_inverse_width
-        by_d = by_t / r
-        s_u += by_d * u
-        s_v += by_d * v
-        s_w += by_d * w
-        s_r -= by_t * (d / (r * r) + 1)
-        s_c -= value * below
-        s_width -= by_t * (d / r - r) * 2 * half_inverse_width
-    tl.store(out + 6 * i, tl.sum(s_u))
-    tl.store(out + 6 * i + 1, tl.sum(s_v))
-    tl.store(out + 6 * i + 2, tl.sum(s_w))
-    tl.store(out + 6 * i + 3, tl.sum(s_r))
-    tl.store(out + 6 * i + 4, tl.sum(s_c))
-    tl.store(out + 6 * i + 5, tl.sum(s_width))
 
 
 class _Grid:
@@ -226,16 +44,18 @@ class _Grid:
         n = torch.tensor(self.n_real, dtype=torch.float64)
         basis = torch.from_numpy(grid.cell.basis) / n
         gram = basis.T @ basis
-        self.gram = gram.to(device)
-        self.form = torch.stack([gram[0, 0], gram[1, 1], gram[2, 2], gram[0, 1], gram[0, 2], gram[1, 2]]).to(device)
+        self.gram = gram.contiguous().to(device)
+        self.form = [float(gram[i, j]) for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
         spacing = torch.from_numpy(grid.cell.reciprocal_lengths)
         #: Half the extent of a sphere of radius 1 Å, fine grid steps.
-        self.extent = spacing * n
+        self.extent = (spacing * n).tolist()
         self.bins = bin_numbers(spacing, _BIN)
-        self.n, self.extent_there = n.to(device), self.extent.to(device)
-        self.rotations, self.translations = (torch.from_numpy(x).to(device) for x in grid.fractional_operators)
+        self.far = periods_within([e * _REACH for e in self.extent], TILE, self.n_real)
+        rotations, translations = grid.fractional_operators
+        operators = np.concatenate([rotations.reshape(-1, 9), translations], 1)
+        self.operators = torch.from_numpy(np.ascontiguousarray(operators, dtype=np.float64)).to(device)
         self.voxel = grid.cell.volume / math.prod(self.n_real)
-        half = torch.ceil(self.extent * reach).to(torch.int64).tolist()
+        half = [math.ceil(e * reach) for e in self.extent]
         steps = torch.cartesian_prod(*(torch.arange(-h, h + 1) for h in half))
         lengths = (steps.to(torch.float64) @ basis.T).norm(dim=-1)
         steps, self.lengths = steps[lengths <= reach], lengths[lengths <= reach].numpy()
@@ -249,6 +69,11 @@ class _Grid:
         starts[1:] = torch.bincount(number, minlength=fine**3).cumsum(0)
         self.back, self.back_starts = back.to(device, torch.int32).contiguous(), starts.to(device)
         self.back_order = order
+        self.device = device
+
+    def geometry(self, width, dtype):
+        """Of the distance and the step, as the kernels read it."""
+        return constant(self.device, *self.form, 0.5 / width, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=16)
@@ -256,30 +81,199 @@ def _grid_of(grid, fine, reach, device):
     return _Grid(grid, fine, reach, device)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Images:
-    """Images of the atoms, sorted by bins: where each came from, positions in fine grid steps, what kernels need of each.
+class _Ball:
+    """The ball's weights on a grid: for V, for its transpose, and their sum."""
 
-    ``reach`` is the largest distance at which an atom matters, Å.
-    """
+    def __init__(self, grid, values, dtype):
+        weights = torch.from_numpy(values * grid.voxel)
+        self.grid, self.free = grid, float(weights.sum())  # which keeps its number
+        self.weights = weights.to(grid.device, dtype)
+        self.back = weights[grid.back_order].to(grid.device, dtype)
 
-    order: torch.Tensor
-    atom: torch.Tensor
-    starts: torch.Tensor
+
+_BALLS: dict[tuple, _Ball] = {}
+
+
+def _ball_of(job, grid):
+    key = id(grid), job.lengths[1:], job.dtype
+    if key not in _BALLS:
+        while len(_BALLS) >= 16:
+            _BALLS.pop(next(iter(_BALLS)))
+        _BALLS[key] = _Ball(grid, job.ball(grid.lengths), job.dtype)
+    return _BALLS[key]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Spheres:
+    """Images of atoms in fine grid steps, (n_models, n_operators n_atoms, 3), their bins, and what kernels need of each."""
+
+    n_models: int
+    n_atoms: int
+    blocks: int
+    given: dict[str, tuple]
+    numbers: torch.Tensor
     position: torch.Tensor
-    model: torch.Tensor
+    keys: torch.Tensor
     radius: torch.Tensor
     cover: torch.Tensor
-    geometry: torch.Tensor
-    reach: float
+    extents: torch.Tensor
+    status: torch.Tensor
+
+    @property
+    def lanes(self):
+        return triton.next_power_of_2(self.blocks)
+
+    @property
+    def n_images(self):
+        return self.keys.shape[1]
+
+
+def _spheres(job, grid):
+    n_models, n_atoms = job.occupancies.shape
+    device, n_operators = job.sites_cart.device, len(grid.operators)
+    blocks = triton.cdiv(n_atoms, _ATOMS)
+    given = {
+        name: flat(getattr(job, name), size)
+        for name, size in (("sites_cart", 3), ("rounding", 3), ("occupancies", 1), ("radii", 1))
+    }
+    r_probe, _, width = job.lengths
+    numbers = constant(device, *grid.n_real, r_probe, width, job.smallest_radius, job.full_occupancy, *job.limits)
+    images = n_operators * n_atoms
+    found = _Spheres(
+        n_models, n_atoms, blocks, given, numbers,
+        torch.empty((n_models, images, 3), dtype=torch.float64, device=device),
+        torch.empty((n_models, images), dtype=torch.int32, device=device),
+        torch.empty((n_models, n_atoms), dtype=job.dtype, device=device),
+        torch.empty((n_models, n_atoms), dtype=job.dtype, device=device),
+        torch.empty((n_models, blocks), dtype=torch.float64, device=device),
+        torch.empty((n_models, blocks), dtype=torch.int32, device=device),
+    )  # fmt: skip
+    mask_kernels.spheres[(n_models * blocks,)](
+        *given["sites_cart"], *given["rounding"], *given["occupancies"], *given["radii"], job.candidates, job.frame,
+        grid.operators, numbers, found.position, found.keys, found.radius, found.cover, found.extents, found.status,
+        n_atoms, blocks, n_operators, *grid.bins,
+        ZERO_COUNTS=job.include_zero_occupancy, FULL=job.full_occupancy > 0, BLOCK=_ATOMS,
+    )  # fmt: skip
+    return found
+
+
+def _accessibility(spheres, grid, geometry, field):
+    """E on the fine grids, into ``field``."""
+    place, starts = sort_into_bins(spheres.keys, math.prod(grid.bins))
+    total = spheres.keys.numel()
+    centers = torch.empty((total, 3), dtype=torch.float64, device=place.device)
+    records = torch.empty((total, 2), dtype=spheres.radius.dtype, device=place.device)
+    mask_kernels.arrange[(triton.cdiv(total, _BLOCK),)](
+        spheres.position, spheres.radius, spheres.cover, place, centers, records,
+        spheres.n_atoms, spheres.n_images, total, BLOCK=_BLOCK,
+    )  # fmt: skip
+    tiles = [-(-n // t) for n, t in zip(grid.n_real, _TILE)]
+    mask_kernels.accessibility[(spheres.n_models * math.prod(tiles),)](
+        field, starts, centers, records, geometry, constant(place.device, *grid.extent), spheres.extents,
+        spheres.blocks, *grid.n_real, *grid.bins, *tiles, grid.far,
+        BLOCKS=spheres.lanes, TX=_TILE[0], TY=_TILE[1], TZ=_TILE[2],
+    )  # fmt: skip
+
+
+def _ball_sum(spheres, grid, field, weights, fine, volumes, masks, shape, row, kind):
+    """V, and masks, each where there is a tensor for it."""
+    given, total = spheres.given, spheres.n_models * math.prod(grid.n_coarse)
+    mask_kernels.ball_sum[(triton.cdiv(total, _BLOCK),)](
+        field, field if volumes is None else volumes, field if masks is None else masks, grid.steps, weights, shape,
+        spheres.status, row, kind, *given["sites_cart"], *given["occupancies"], *given["radii"],
+        len(grid.steps), total, *grid.n_coarse, fine, spheres.n_models, spheres.blocks,
+        VOLUMES=volumes is not None, MASKS=masks is not None, BLOCKS=spheres.lanes, BLOCK=_BLOCK,
+    )  # fmt: skip
+
+
+def _pulled_back(spheres, grid, field, by_volume, back_weights, geometry, width, fine, dtype):
+    """Sums of every image."""
+    by_field, total = torch.empty_like(field), spheres.n_models * math.prod(grid.n_coarse)
+    mask_kernels.ball_spread[(triton.cdiv(total, _BLOCK), fine**3)](
+        by_volume, field, by_field, grid.back_starts, grid.back, back_weights, total, *grid.n_coarse, fine, BLOCK=_BLOCK
+    )
+    sums = torch.empty((spheres.keys.numel(), 6), dtype=dtype, device=field.device)
+    mask_kernels.attribute[(len(sums),)](
+        by_field, sums, spheres.position, spheres.radius, spheres.cover, geometry,
+        constant(field.device, *grid.extent), constant(field.device, width, dtype=dtype),
+        spheres.n_atoms, spheres.n_images, *grid.n_real, LANES=_BLOCK,
+    )  # fmt: skip
+    return sums
+
+
+def _of_images(spheres, grid, sums, job, results, given):
+    """Gradients of atoms, into ``results``: sites, occupancies, radii, and with ``given`` cover and width."""
+    sites, *others = results
+    others = [sites if x is None else x for x in others]
+    mask_kernels.of_images[(spheres.n_models * spheres.blocks,)](
+        sums, *spheres.given["occupancies"], job.candidates, spheres.status, job.frame, grid.operators, spheres.numbers,
+        grid.gram, sites, *others, spheres.n_atoms, spheres.blocks, len(grid.operators),
+        ZERO_COUNTS=job.include_zero_occupancy, FULL=job.full_occupancy > 0,
+        ALL=results[1] is not None, GIVEN=given, BLOCK=_ATOMS, BLOCKS=spheres.lanes,
+    )  # fmt: skip
+
+
+def _prepared(job):
+    grid = _grid_of(job.grid, job.fine, job.reach, job.sites_cart.device)
+    ball = keep(_ball_of(job, keep(grid)))
+    most = -math.expm1(-ball.free / job.volume)
+    shape = constant(grid.device, -1 / job.volume, -1 / most)
+    return grid, ball, shape, grid.geometry(job.lengths[2], job.dtype)
+
+
+def _kind(job):
+    sites, occupancies, radii = job.limits
+    return {"sites_cart": (3, sites), "occupancies": (1, occupancies), "radii": (1, -radii)}
+
+
+def masks_of_atoms(job: SpheresJob, out: torch.Tensor, volumes: torch.Tensor, field: torch.Tensor) -> None:
+    """The masks of a batch into ``out`` (n_models, n_points); V and E are kept where their tensors are not empty."""
+    grid, ball, shape, geometry = _prepared(job)
+    spheres = _spheres(job, grid)
+    if not field.numel():
+        field = torch.empty(spheres.n_models * math.prod(grid.n_real), dtype=job.dtype, device=grid.device)
+    _accessibility(spheres, grid, geometry, field)
+    kind = constant(grid.device, deferred.kinds(_kind(job), "mask")[0])
+    row = deferred.row(grid.device)
+    _ball_sum(spheres, grid, field, ball.weights, job.fine, volumes if volumes.numel() else None, out, shape, row, kind)
+    deferred.send(grid.device)
+
+
+def mask_gradients_of_atoms(
+    gradient: torch.Tensor,
+    job: SpheresJob,
+    volumes: torch.Tensor,
+    field: torch.Tensor,
+    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+) -> None:
+    """Gradients by sites_cart and, where there are tensors for them, occupancies and radii, from that by the masks.
+
+    ``volumes`` and ``field`` are what was kept; what is empty is worked out again.
+    """
+    grid, ball, shape, geometry = _prepared(job)
+    spheres = _spheres(job, grid)
+    if not field.numel():
+        field = torch.empty(spheres.n_models * math.prod(grid.n_real), dtype=job.dtype, device=grid.device)
+        _accessibility(spheres, grid, geometry, field)
+    if not volumes.numel():
+        volumes = torch.empty(spheres.n_models * math.prod(grid.n_coarse), dtype=job.dtype, device=grid.device)
+        _ball_sum(spheres, grid, field, ball.weights, job.fine, volumes, None, shape, shape, shape)
+    by_volume = torch.empty(volumes.numel(), dtype=job.dtype, device=grid.device)
+    total = by_volume.numel()
+    mask_kernels.by_volumes[(triton.cdiv(total, _BLOCK),)](
+        gradient.contiguous(), volumes, by_volume, shape, total, BLOCK=_BLOCK
+    )
+    sums = _pulled_back(spheres, grid, field, by_volume, ball.back, geometry, job.lengths[2], job.fine, job.dtype)
+    _of_images(spheres, grid, sums, job, (*results, None, None), False)
 
 
 class SoftMask:
-    """The masks of a batch; V is given on the whole coarse grids, (n_models N,)."""
+    """The masks of a batch, for atoms that were chosen and weighted already; V is given on the coarse grids, (n_models N,)."""
 
     def __init__(self, job: MaskJob):
         self.dtype, self.fine, self.kept, self.device = job.dtype, job.fine, job.kept, job.device
         self.n_models, self.models = job.n_models, job.models
+        self.job = job
         self.grid = _grid_of(job.grid, job.fine, job.reach, job.device)
         if self.n_models * math.prod(self.grid.n_real) > LARGEST:
             raise ValueError(f"The fine grid {self.grid.n_real} of a mask is too large: use a larger grid_step.")
@@ -300,121 +294,63 @@ class SoftMask:
         return torch.from_numpy(function(self.grid.lengths) * self.grid.voxel)
 
     def _images(self, sites, radii, cover, width):
-        """Images of the atoms in the cell, sorted by bins; where each bin begins."""
-        grid, n_atoms = self.grid, max(1, len(sites))
-        sites, radii, cover = sound(sites, radii, cover)
-        position = torch.einsum("gij,nj->gni", grid.rotations, sites) + grid.translations[:, None]
-        position = position - position.floor()
-        order, starts = sort_into_bins(
-            position.flatten(0, 1), self.models.repeat(len(position)), self.n_models, grid.bins
-        )
-        atom = order % n_atoms
-        reach = float((radii * (radii + width)).max().sqrt()) + 1e-6 if len(radii) else 0.0
-        geometry = torch.cat([grid.form, grid.form.new_tensor([0.5 / width])]).to(self.dtype)
-        return _Images(
-            order,
-            atom,
-            starts,
-            (position.flatten(0, 1)[order] * grid.n).contiguous(),
-            self.models[atom].to(torch.int32),
-            radii[atom].to(self.dtype),
-            cover[atom].to(self.dtype),
-            geometry,
-            reach,
-        )
+        """(:class:`SpheresJob`, spheres, row of each atom): models may have different numbers of atoms; each gets the most."""
+        n = len(radii)
+        models = torch.zeros(n, dtype=torch.int64, device=self.device) if self.models is None else self.models
+        counts = torch.bincount(models, minlength=self.n_models)
+        most = max(1, int(counts.max())) if n else 1
+        rows = models * most + torch.arange(n, device=self.device) - (counts.cumsum(0) - counts)[models]
 
-    def _accessibility(self, images, field=None):
-        grid = self.grid
-        if field is None:
-            field = torch.empty(self.n_models * math.prod(grid.n_real), dtype=self.dtype, device=self.device)
-        extent = grid.extent * images.reach
-        far = periods_within(extent, _TILE, grid.n_real)
-        tiles = [-(-n // t) for n, t in zip(grid.n_real, _TILE)]
-        _accessibility[(self.n_models * math.prod(tiles),)](
-            field,
-            images.starts,
-            images.position,
-            images.radius,
-            images.cover,
-            images.geometry,
-            extent.to(self.device),
-            *grid.n_real,
-            *grid.bins,
-            *tiles,
-            far,
-            TX=_TILE[0],
-            TY=_TILE[1],
-            TZ=_TILE[2],
-        )
-        return field
+        def spread(values, tail=()):
+            whole = values.new_zeros((self.n_models * most, *tail), dtype=torch.float64)
+            return whole.index_copy_(0, rows, values.to(torch.float64)).view(self.n_models, most, *tail)
+
+        sites, radii, cover = spread(sites, (3,)), spread(radii), spread(cover)
+        ones = torch.ones_like(radii)
+        unit = torch.eye(3, dtype=torch.float64, device=self.device)
+        job = SpheresJob(
+            self.job.grid, self.fine, self.job.reach, np.zeros_like, (0.0, 0.0, float(width)), 1.0, self.dtype, sites,
+            torch.zeros_like(sites), ones, radii, torch.ones(most, dtype=torch.bool, device=self.device), unit.flatten(),
+            0.0, 0.0, False, (1e6, 1e6, _REACH / 2),
+        )  # fmt: skip
+        found = _spheres(job, self.grid)
+        found.cover.copy_(cover)
+        return job, found, rows
 
     @torch.no_grad()
     def forward(self, sites, radii, cover, width, weights, field=None):
         """Weighted sums of E around each coarse point, for each array of weights; E into ``field``."""
         grid = self.grid
-        images = self._images(sites, radii, cover, width)
-        field = self._accessibility(images, field)
+        _, spheres, _ = self._images(sites, radii, cover, width)
+        if field is None:
+            field = torch.empty(self.n_models * math.prod(grid.n_real), dtype=self.dtype, device=self.device)
+        _accessibility(spheres, grid, grid.geometry(width, self.dtype), field)
         results = []
         for array in weights:
             out = torch.empty(self.n_points, dtype=self.dtype, device=self.device)
-            _ball_sum[(triton.cdiv(self.n_points, _BLOCK),)](
-                field,
-                out,
-                grid.steps,
-                array.to(self.device, self.dtype),
-                len(grid.steps),
-                self.n_points,
-                *grid.n_coarse,
-                self.fine,
-                BLOCK=_BLOCK,
-            )
+            array = array.to(self.device, self.dtype)
+            _ball_sum(spheres, grid, field, array, self.fine, out, None, grid.gram, grid.gram, grid.gram)
             results.append(out)
         return results
 
     @torch.no_grad()
     def backward(self, gradient, sites, radii, cover, width, weights, sites_only=False, field=None):
         """Gradients by sites, radii, cover and width from that by V; ``field`` is E where it is known."""
-        grid, n_atoms = self.grid, len(radii)
-        if not n_atoms:
+        grid = self.grid
+        if not len(radii):
             return [torch.zeros_like(x) for x in (sites, radii, cover)] + [sites.new_zeros(())]
-        images = self._images(sites, radii, cover, width)
+        job, spheres, rows = self._images(sites, radii, cover, width)
+        geometry = grid.geometry(width, self.dtype)
         if field is None:
-            field = self._accessibility(images)
-        by_field = torch.empty_like(field)
-        _ball_spread[(triton.cdiv(self.n_points, _BLOCK), self.fine**3)](
-            gradient.to(self.dtype).contiguous(),
-            field,
-            by_field,
-            grid.back_starts,
-            grid.back,
-            weights[grid.back_order].to(self.device, self.dtype),
-            self.n_points,
-            *grid.n_coarse,
-            self.fine,
-            BLOCK=_BLOCK,
-        )
-        sums = torch.empty((len(images.order), 6), dtype=self.dtype, device=self.device)
-        lanes = [triton.next_power_of_2(2 * math.ceil(float(e) * images.reach) + 1) for e in grid.extent[1:]]
-        _attribute[(len(images.order),)](
-            by_field,
-            sums,
-            images.model,
-            images.position,
-            images.radius,
-            images.cover,
-            images.geometry,
-            grid.extent_there,
-            images.geometry.new_tensor([width]),
-            *grid.n_real,
-            LY=lanes[0],
-            LZ=lanes[1],
-        )
-        by_image = torch.empty_like(sums, dtype=torch.float64)
-        by_image[images.order] = sums.to(torch.float64)
-        by_image = by_image.reshape(-1, n_atoms, 6)
-        by_position = -2 * (by_image[..., :3] @ grid.gram) * grid.n
-        by_sites = torch.einsum("gni,gij->nj", by_position, grid.rotations)
-        return [by_sites, by_image[..., 3].sum(0), by_image[..., 4].sum(0), by_image[..., 5].sum()]
+            field = torch.empty(self.n_models * math.prod(grid.n_real), dtype=self.dtype, device=self.device)
+            _accessibility(spheres, grid, geometry, field)
+        back = weights[grid.back_order].to(self.device, self.dtype)
+        by_volume = gradient.to(self.dtype).contiguous()
+        sums = _pulled_back(spheres, grid, field, by_volume, back, geometry, float(width), self.fine, self.dtype)
+        found = [torch.zeros_like(x) for x in (job.sites_cart, *[job.radii] * 4)]
+        _of_images(spheres, grid, sums, job, found, True)
+        by_sites, _, by_radii, by_cover, by_width = (x.flatten(0, 1).index_select(0, rows) for x in found)
+        return [by_sites, by_radii, by_cover, by_width.sum()]
 
     def to_cell(self, values, out=None):
         values = values.reshape(self.n_models, *self.grid.n_coarse)
