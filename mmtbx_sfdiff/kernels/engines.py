@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -283,7 +283,9 @@ def engine(device: torch.device | str, name: str | None = None) -> Engine:
     return _loaded(name)
 
 
-@functools.cache
+_takes_atoms: dict[type, bool] = {}
+
+
 def of_atoms(engine: Engine) -> AtomsEngine | None:
     """The engine, where it takes atoms as they are.
 
@@ -292,7 +294,13 @@ def of_atoms(engine: Engine) -> AtomsEngine | None:
     >>> of_atoms(engine("cpu", "torch")) is None
     True
     """
-    return engine if isinstance(engine, AtomsEngine) else None
+    kind = type(engine)
+    if kind not in _takes_atoms:  # which takes a while to find out
+        _takes_atoms[kind] = isinstance(engine, AtomsEngine)
+    if not _takes_atoms[kind]:
+        return None
+    found: Any = engine
+    return found  # type: ignore[no-any-return]
 
 
 @functools.cache
