@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from .cif_symmetry import symmetry_of_block
 from .content import read_content
 from .entry_id import entry_id_in_model
 from .errors import Sorry
-from .model_header import methods
+from .model_header import methods, published_statistics
 from .model_text import MAX_B, MAX_COORDINATE, MAX_OCCUPANCY, normalized
 from .reflection_table import one_line
 
@@ -187,7 +186,7 @@ def read_model(
         raise Sorry(f"{path} has an atom that cctbx cannot use ({one_line(error)}): correct the file.") from None
     set_scattering(manager, scattering_table, d_min, path)
     messages.extend(_structure_messages(structure))
-    published = _published(pdb_input, text)
+    published = published_statistics(pdb_input, text)
     return Model(
         path=path,
         manager=manager,
@@ -403,29 +402,6 @@ def _set_isotopes(manager: Any, table: str) -> None:
             charge = scatterer.scattering_type.strip()[1:]
             scatterer.scattering_type = ("H" if table == "electron" else "D") + charge
     structure.discard_scattering_type_registry()
-
-
-def _published(pdb_input: Any, text: str) -> tuple[float | None, ...]:
-    """R-work, R-free and resolution from the header; None for what is absent or unreadable."""
-    try:
-        found = pdb_input.get_r_rfree_sigma()
-        values = [found.r_work, found.r_free, found.high] if found is not None else [None] * 3
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
-        values = [None] * 3
-    # cctbx leaves both R factors out where the free one is NULL
-    for i, label in enumerate((r"R VALUE\s+\(WORKING SET\)", r"FREE R VALUE")):
-        if values[i] is None:
-            match = re.search(rf"^REMARK   3 +{label} *: *([0-9.]+)", text, flags=re.MULTILINE)
-            values[i] = match.group(1) if match else None
-    return tuple(_number(value, high) for value, high in zip(values, (1.0, 1.0, 100.0)))
-
-
-def _number(value: Any, high: float) -> float | None:
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        return None
-    return value if 0 < value < high else None
 
 
 def _messages(hierarchy: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a model's header says that changes a calculation: the radiation, and B factors that lack their TLS part."""
+"""What a model's header says: the radiation, B factors that lack their TLS part, the statistics of its refinement."""
 
 from __future__ import annotations
 
@@ -47,3 +47,26 @@ def tls_missing(why: object) -> str:
 
 def _details(block: Any) -> str:
     return value(block, "_refine.details") or ""
+
+
+def published_statistics(pdb_input: Any, text: str) -> tuple[float | None, ...]:
+    """R-work, R-free and resolution from the header; None for what is absent or unreadable."""
+    try:
+        found = pdb_input.get_r_rfree_sigma()
+        values = [found.r_work, found.r_free, found.high] if found is not None else [None] * 3
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        values = [None] * 3
+    # cctbx leaves both R factors out where the free one is NULL
+    for i, label in enumerate((r"R VALUE\s+\(WORKING SET\)", r"FREE R VALUE")):
+        if values[i] is None:
+            match = re.search(rf"^REMARK   3 +{label} *: *([0-9.]+)", text, flags=re.MULTILINE)
+            values[i] = match.group(1) if match else None
+    return tuple(_number(value, high) for value, high in zip(values, (1.0, 1.0, 100.0)))
+
+
+def _number(value: Any, high: float) -> float | None:
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return None
+    return value if 0 < value < high else None
