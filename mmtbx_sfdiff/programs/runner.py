@@ -38,6 +38,8 @@ class Parser(CCTBXParser):
             args = [_named_shelx(_outside_of_flags(word, self.master_phil)) for word in args]
         try:
             return super().parse_args(args, *more, **kwargs)
+        except Sorry:  # which is a ValueError, too, where it is this package's
+            raise
         except RuntimeError as error:
             # PHIL's complaints about values and syntax, which cctbx lets through as a traceback.
             reason = re.sub(r": NameError: .*?(?= \()", "", " ".join(str(error).split()))

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import weakref
 
-from mmtbx_sfdiff.programs.runner import _named_shelx, guarded
+from mmtbx_sfdiff.programs import fmodel
+from mmtbx_sfdiff.programs.runner import _named_shelx, guarded, main
 
 PROGRAM = """
 import mmtbx_sfdiff, os, signal, sys, time
-from mmtbx_sfdiff.programs.runner import _named_shelx, guarded
+from mmtbx_sfdiff.programs import fmodel
+from mmtbx_sfdiff.programs.runner import _named_shelx, guarded, main
 
 class Finalised:
     def __del__(self):
@@ -61,3 +63,12 @@ def test_a_shelx_file_with_its_word_alone_is_the_data(tmp_path):
     assert _named_shelx(f"{path}=hklf4") == f"data_file={path}=hklf4"
     for word in (str(path), f"data_file={path}=hklf4", f"{path}=other", "x=amplitudes"):
         assert _named_shelx(word) == word
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path, capsys):
+    (tmp_path / "model.pdb").write_text("")
+    (tmp_path / "data.mtz").write_bytes(b"")
+    for words in (["model.pdb", "data.mtz"], ["data.mtz"]):
+        assert main(fmodel.Program, [str(tmp_path / word) for word in words]) == 1
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert "is empty: download or copy it again" in said and "whole number" not in said
