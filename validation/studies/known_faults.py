@@ -63,7 +63,9 @@ def hvp_is_right(function, tolerance, exact=None):
 def data_model(**options):
     f = sfdiff.structure_factors(atoms, crystal, indices, method="direct")
     f_mask = sfdiff.solvent_structure_factors(atoms, crystal, indices)
-    noise = 1 + 0.05 * torch.randn(len(f), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = 1 + 0.05 * torch.randn(
+        len(f), generator=torch.Generator("cpu").manual_seed(1), dtype=torch.float64, device="cpu")
+    random.seed(1); flex.set_random_seed(1)  # of the free set
     f_obs = miller.array(data=flex.double(((f + 0.35 * f_mask).abs() * noise).tolist()))
     f_obs = f_obs.customized_copy(sigmas=f_obs.data() * 0.05).set_observation_type_xray_amplitude()
     free = f_obs.generate_r_free_flags(fraction=0.1, max_free=1000)
