@@ -17,6 +17,7 @@ from ._cctbx_loading import require_cctbx
 from .crystal import Crystal, as_flex_miller_index, as_miller_tensor
 from .numerics.tensors import tensor_of
 from .reflection_columns import Observed, columns_of_dataset, columns_of_gemmi, observed, refuse
+from .reflection_mates import flags_of_cctbx, has_mates, mate_keys
 from .rules import free_of_equivalents
 from .symmetry.miller_sets import refuse_large
 
@@ -133,7 +134,7 @@ class Reflections:
         )
         if errors is not None:
             refuse(~(errors > 0) | ~errors.isfinite(), indices, "sigmas must be positive and finite", errors)
-        anomalous = _has_mates(crystal, indices)
+        anomalous = has_mates(crystal, indices)
         return cls(crystal, indices, values, errors, flags, anomalous)
 
     @classmethod
@@ -222,7 +223,7 @@ class Reflections:
         keep = ~absent
         free, messages = found.free, found.messages
         if free is not None:  # the mate of a free reflection tells of it
-            group = torch.unique(_mate_keys(crystal, tensor_of(found.indices, device=device)), return_inverse=True)[1]
+            group = torch.unique(mate_keys(crystal, tensor_of(found.indices, device=device)), return_inverse=True)[1]
             together, n_mixed = free_of_equivalents(group.cpu().numpy(), free)
             free = together[group.cpu().numpy()]
             if n_mixed:
@@ -252,12 +253,14 @@ class Reflections:
         f_obs : cctbx.miller.array
             Real amplitudes, with or without sigmas.
         r_free_flags : cctbx.miller.array, optional
-            Booleans, True = free; any order, every reflection of ``f_obs`` present.
+            Booleans, True = free; any order, every reflection of ``f_obs`` present.  Where one is merged and the other has both
+            Friedel mates, or all symmetry mates, they are matched by the unique reflection.
 
         Raises
         ------
         ValueError
-            Intensities or complex data; flags that are not boolean or miss reflections.
+            Intensities or complex data; flags that are not boolean, miss reflections, are of another crystal, or differ between
+            symmetry mates.
 
         Examples
         --------
@@ -269,27 +272,24 @@ class Reflections:
                 "f_obs must be real amplitudes; convert intensities first, e.g. with "
                 "cctbx.french_wilson, or array.f_sq_as_f()."
             )
-        flags = None
+        crystal = Crystal.from_cctbx(f_obs, device=device)
+        flags, messages = None, ()
         if r_free_flags is not None:
             if not r_free_flags.is_bool_array():
                 raise ValueError(
                     "r_free_flags must be a boolean array, True for the free set; make one with "
                     "r_free_flags.customized_copy(data=r_free_flags.data() == test_flag_value)."
                 )
-            matched = r_free_flags.common_set(f_obs)
-            if matched.size() != f_obs.size():
-                raise ValueError(
-                    f"r_free_flags lack {f_obs.size() - matched.size()} of the {f_obs.size()} reflections."
-                )
-            flags = torch.tensor(matched.data().as_numpy_array(), device=device)
+            flags, messages = flags_of_cctbx(r_free_flags, f_obs, crystal)
         sigmas = f_obs.sigmas()
         return cls(
-            crystal=Crystal.from_cctbx(f_obs, device=device),
+            crystal=crystal,
             miller_indices=as_miller_tensor(f_obs, device=device),
             f_obs=torch.tensor(f_obs.data().as_numpy_array(), dtype=dtype, device=device),
             sigmas=None if sigmas is None else torch.tensor(sigmas.as_numpy_array(), dtype=dtype, device=device),
             r_free_flags=flags,
             anomalous=bool(f_obs.anomalous_flag()),
+            messages=messages,
             _info=f_obs.info(),
             _observation_type=f_obs.observation_type(),
         )
@@ -365,35 +365,6 @@ class Reflections:
     def __repr__(self):
         flags = "no free flags" if self.r_free_flags is None else f"{int(self.r_free_flags.sum())} free"
         return f"Reflections({len(self)} amplitudes to {self.d_min:.2f} Å, {flags}, {self.crystal.space_group_symbol})"
-
-
-def _keys(indices: torch.Tensor) -> torch.Tensor:
-    """One integer for each index triple."""
-    h, k, l = indices.unbind(-1)
-    return ((h + 2**19) << 40) + ((k + 2**19) << 20) + (l + 2**19)
-
-
-def _mate_keys(crystal: Crystal, indices: torch.Tensor) -> torch.Tensor:
-    """(n,) the same number for equivalents and Friedel mates."""
-    equivalent = crystal.equivalent_indices(indices)[0]
-    return torch.maximum(_keys(equivalent).amax(0), _keys(-equivalent).amax(0))
-
-
-def _has_mates(crystal: Crystal, indices: torch.Tensor) -> bool:
-    """Whether Friedel mates stand apart; refuses reflections that are there twice."""
-    if not len(indices):
-        return False
-    equivalent = crystal.equivalent_indices(indices)[0]
-    own = _keys(equivalent).amax(0)
-    mates = _mate_keys(crystal, indices)
-    unique, counts = torch.unique(own, return_counts=True)
-    if len(unique) != len(indices):
-        first = unique[counts > 1][0]
-        where = tuple(indices[int((own == first).nonzero()[0])].tolist())
-        raise ValueError(
-            f"{len(indices) - len(unique)} reflections are there twice, by symmetry too, {where} first: merge them first."
-        )
-    return len(torch.unique(mates)) != len(indices)
 
 
 def _absent(crystal: Crystal, indices: torch.Tensor) -> torch.Tensor:

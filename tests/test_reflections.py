@@ -63,6 +63,43 @@ def test_errors(data):
         sfdiff.Reflections.from_cctbx(f_obs, flags.select(flex.size_t_range(3, flags.size())))
 
 
+@pytest.mark.parametrize("change", ["generate_bijvoet_mates", "expand_to_p1", "average_bijvoet_mates"])
+def test_flags_of_mates_are_matched_by_the_unique_reflection(change):
+    """The oracle takes flags of merged reflections, and makes the mates of one or of the other by cctbx."""
+    structure = random_xray_structure("P 21 21 21")
+    merged = miller.build_set(structure, anomalous_flag=False, d_min=2.0)
+    flags = merged.generate_r_free_flags(fraction=0.1, max_free=None)
+    f_obs = merged.array(data=flex.random_double(merged.size()) + 1).set_observation_type_xray_amplitude()
+    if change == "average_bijvoet_mates":  # flags merged, amplitudes not
+        f_obs = f_obs.generate_bijvoet_mates().set_observation_type_xray_amplitude()
+        expected, given = flags.generate_bijvoet_mates().common_set(f_obs), flags
+    else:
+        expected, given = flags, getattr(flags, change)()
+    reflections = sfdiff.Reflections.from_cctbx(f_obs, given)
+    assert reflections.r_free_flags.tolist() == list(expected.data()) and reflections.messages == ()
+
+
+def test_flags_of_another_cell_and_unlike_mates_are_said():
+    structure = random_xray_structure("P 21 21 21")
+    f_obs = structure.structure_factors(d_min=2.0).f_calc().amplitudes().set_observation_type_xray_amplitude()
+    flags = f_obs.generate_r_free_flags(fraction=0.1, max_free=None)
+    a, b, c = structure.unit_cell().parameters()[:3]
+    other = flags.customized_copy(
+        crystal_symmetry=structure.crystal_symmetry().customized_copy(unit_cell=(a * 1.2, b, c, 90, 90, 90))
+    )
+    with pytest.raises(ValueError, match="another crystal"):
+        sfdiff.Reflections.from_cctbx(f_obs, other)
+    mates = flags.generate_bijvoet_mates()
+    changed = mates.customized_copy(data=mates.data().deep_copy())
+    changed.data()[list(changed.data()).index(True)] = False
+    reflections = sfdiff.Reflections.from_cctbx(f_obs, changed)
+    if reflections.messages:  # unless the one that was changed is centric, and alone
+        assert "taken as free: 1" in reflections.messages[0]
+        assert reflections.r_free_flags.tolist() == list(flags.data())
+    else:
+        assert int(reflections.r_free_flags.sum()) == int(flags.data().count(True)) - 1
+
+
 def test_shells_hold_every_reflection_once():
     crystal = sfdiff.Crystal.from_cctbx(random_xray_structure("P 21 21 21"))
     d = crystal.d_spacings(crystal.build_miller_indices(1.2))

@@ -383,7 +383,7 @@ def set_scattering(manager: Any, table: str, d_min: float | None, path: str | Pa
         raise Sorry(f"{table!r} is not a scattering table: choose among {', '.join(SCATTERING_TABLES)}.")
     _set_isotopes(manager, table)
     try:
-        manager.setup_scattering_dictionaries(scattering_table=table, d_min=d_min)
+        manager.setup_scattering_dictionaries(scattering_table=table, d_min=None if d_min is None else float(d_min))
     except (CctbxSorry, RuntimeError, ValueError) as error:
         raise Sorry(
             f"{path} has an atom without form factor in the {table} table ({one_line(error)}): "

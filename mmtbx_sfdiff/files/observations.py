@@ -347,6 +347,7 @@ def _measurements(table: Table, observed: Observation, messages: list[str]) -> t
 def _within_limits(rows: _Rows, symmetry: Symmetry, d_min: float | None, d_max: float | None, path: Any) -> None:
     if len(rows.indices) == 0:
         return
+    d_min, d_max = (None if limit is None else float(limit) for limit in (d_min, d_max))
     with np.errstate(divide="ignore"):
         d = 1 / np.sqrt(symmetry.d_star_sq(rows.indices))
     finest = float(d.min())

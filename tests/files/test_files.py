@@ -3,9 +3,12 @@
 import gzip
 import os
 
+import mmtbx_sfdiff as sfdiff
+import torch
 from mmtbx_sfdiff.files import load_entry, read_data, read_model
 
 import iotbx.pdb
+import numpy as np
 import pytest
 from cctbx import crystal, sgtbx
 from cctbx.array_family import flex
@@ -80,6 +83,17 @@ def write_cif(path, array, entry="9abc", status=None, symmetry=True):
 @pytest.fixture
 def data_file(tmp_path, amplitudes):
     return write_mtz(tmp_path / "data.mtz", (amplitudes, "FP"), (flags_for(amplitudes), "FREE"))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int64, torch.tensor])
+def test_limits_are_numbers_of_any_package(model_file, data_file, kind):
+    """The oracle is the number of Python; cctbx's own signatures take no other."""
+    assert read_model(model_file, d_min=kind(3)).xray_structure.scatterers().size() > 0
+    for limit in ("d_min", "d_max"):
+        ours = sfdiff.FModel.from_files(model_file, data_file, read={limit: kind(3)})
+        assert len(ours.reflections) == len(
+            sfdiff.FModel.from_files(model_file, data_file, read={limit: 3.0}).reflections
+        )
 
 
 def refused(match, function, *args, **kwargs):
