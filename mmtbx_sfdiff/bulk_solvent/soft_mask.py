@@ -12,7 +12,6 @@ with t_j = phi_j / w + 1/2; radii, occupancies and lengths likewise.  Differenti
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,196 +20,15 @@ import torch
 
 from ..crystal import Crystal
 from ..kernels import opaque
-from ..kernels.engines import AtomsEngine, SoftMask, of_atoms
-from ..kernels.recent import Recent
 from ..kernels.scratch import scratch_like
-from .ball import Ball, fineness
-from .mask_atoms import LARGEST_LENGTH, Spheres, spheres
 from .mask_values import Recipe, n_points
-from .on_device import Groups, said, spheres_jobs
+from .on_device import said
 from .operations import DifferentiableOnce, LastDerivative, each_model, operation
+from .soft_groups import EDGE_RATIO, Group, groups_of, jobs_of
 from .transform import side_by_side
 
-#: v^(1/3) and b, in units of the softness.
-VOLUME_RATIO = 0.75
-EDGE_RATIO = 0.375
-#: Steps of the fine grid, Å.
-FINE_STEP = 0.31
-#: Å; what is softer than hard is at least this soft.
-SMALLEST_SOFTNESS = 1e-3
-#: Å; spheres below count for nothing.
-SMALLEST_RADIUS = 1e-3
 # Of an exponential, beside a Fourier transform's.
 _WORK = 0.25
-# On a CPU the fields E of several models may take one in so many bytes of the memory; those of more are worked out again.
-_FIELDS = 4
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Group:
-    """Consecutive models that an engine takes together: one, or, where it is batched, as many as its memory holds.
-
-    ``sites`` (n, 3), ``radii`` with the probe's, ``cover`` c_j and ``slope``, its derivative by the occupancy, (n,) float64:
-    the atoms of all of them, one model after another.
-    """
-
-    models: range
-    spheres: Sequence[Spheres]
-    softness: float
-    ball: Ball
-    mask: SoftMask
-    weights: torch.Tensor
-    sites: torch.Tensor
-    radii: torch.Tensor
-    cover: torch.Tensor
-    slope: torch.Tensor
-
-    @property
-    def volume(self) -> float:
-        """v, Å^3."""
-        return (VOLUME_RATIO * self.softness) ** 3
-
-    @property
-    def free(self) -> float:
-        """V_free, Å^3."""
-        return float(self.weights.sum(dtype=torch.float64))
-
-    @property
-    def most(self) -> float:
-        """1 - exp(-V_free / v)."""
-        return -math.expm1(-self.free / self.volume)
-
-    @property
-    def atoms(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-        """What the engine takes."""
-        return self.sites, self.radii, self.cover, self.softness
-
-    @property
-    def field_size(self) -> int:
-        """Numbers of E of a model that may be kept."""
-        return self.mask.field_size // len(self.models)
-
-    def rows(self, values: torch.Tensor) -> torch.Tensor:
-        """Of values (n_models, n), those of this group, flat."""
-        return values[self.models.start : self.models.stop].reshape(-1)
-
-
-_recent: Recent[list[_Group]] = Recent()
-
-
-def _groups(
-    atoms: Sequence[torch.Tensor],
-    lengths: torch.Tensor,
-    candidates: torch.Tensor,
-    crystal: int,
-    recipe: str,
-) -> list[_Group]:
-    """The models as an engine takes them: for the gradient the same as for the values."""
-
-    def make(*tensors: torch.Tensor) -> list[_Group]:
-        *atoms, lengths, candidates = tensors
-        return _make_groups(atoms, lengths, candidates, opaque.held(crystal), Recipe.unpacked(recipe))
-
-    return _recent.get((*atoms, lengths, candidates), (crystal, recipe), make)
-
-
-def _make_groups(
-    atoms: Sequence[torch.Tensor],
-    lengths: torch.Tensor,
-    candidates: torch.Tensor,
-    crystal: Crystal,
-    how: Recipe,
-) -> list[_Group]:
-    sites_cart, rounding, occupancies, radii = atoms
-    models = spheres(sites_cart, rounding, occupancies, radii, candidates, crystal, how.include_zero_occupancy)
-    rows = [tuple(row) for row in lengths.tolist()]
-    for row in set(rows):
-        check_lengths(*row)
-    engine = how.engine_on(sites_cart.device)
-    dtype = how.kernel_dtype(sites_cart.dtype)
-    fine = fineness(crystal, how.n_real, FINE_STEP)
-    points = math.prod(how.n_real) * fine**3
-    size = max(1, min(how.memory // (points * dtype.itemsize), engine.largest // points)) if engine.batched else 1
-    found: list[_Group] = []
-    for first in range(len(models)):
-        if found and first < found[-1].models.stop:
-            continue
-        after = first + 1
-        while after < min(len(models), first + size) and rows[after] == rows[first]:
-            after += 1
-        r_probe, r_shrink, softness = rows[first]
-        part = models[first:after]
-        ball = Ball(r_shrink, EDGE_RATIO * softness)
-        same = found[-1] if found and not engine.batched and rows[first] == rows[first - 1] else None
-        if same is None:
-            kept = how.memory // len(models) * len(part)
-            if len(models) > 1 and not engine.batched:
-                kept //= _FIELDS
-            job = how.job(crystal, fine, ball.reach, dtype, kept)
-            if engine.batched:
-                counts = torch.tensor([len(one.radii) for one in part])
-                model = torch.arange(len(part)).repeat_interleave(counts).to(sites_cart.device)
-                job = dataclasses.replace(job, models=model, n_models=len(part))
-            mask = engine.soft_mask(job)
-            weights = mask.weights(ball.value)
-        else:
-            mask, weights = same.mask, same.weights
-        cover, slope = _cover(_joined([one.occupancies for one in part]), how)
-        sites, reach = _joined([one.sites for one in part]), _joined([one.radii for one in part]) + r_probe
-        reach = torch.where(reach < SMALLEST_RADIUS, 0.0, reach)
-        found.append(_Group(range(first, after), part, softness, ball, mask, weights, sites, reach, cover, slope))
-    return found
-
-
-def _jobs(
-    atoms: Sequence[torch.Tensor],
-    lengths: torch.Tensor,
-    candidates: torch.Tensor,
-    crystal: Crystal,
-    how: Recipe,
-) -> tuple[AtomsEngine, Groups] | None:
-    """An engine that takes the atoms as they are, and its jobs; None where the engine is another."""
-    engine = of_atoms(how.engine_on(atoms[0].device))
-    if engine is None or 0 in atoms[2].shape:
-        return None
-    rows = [(row[0], row[1], row[2]) for row in lengths.tolist()]
-    for row in set(rows):
-        check_lengths(*row)
-    shape = VOLUME_RATIO, EDGE_RATIO
-    return engine, spheres_jobs(engine, atoms, rows, candidates, crystal, how, shape, FINE_STEP, SMALLEST_RADIUS)
-
-
-def _joined(values: list[torch.Tensor]) -> torch.Tensor:
-    return values[0] if len(values) == 1 else torch.cat(values)
-
-
-def check_lengths(r_probe: float, r_shrink: float, softness: float) -> None:
-    """Raise ValueError unless these are lengths of a soft mask."""
-    for name, value in (("r_probe", r_probe), ("r_shrink", r_shrink), ("softness", softness)):
-        if not 0 <= value <= LARGEST_LENGTH:
-            raise ValueError(
-                f"{name} must be one number that is not negative and at most {LARGEST_LENGTH:g} Å, not {value:g}."
-            )
-    if softness < SMALLEST_SOFTNESS:
-        raise ValueError(
-            f"softness must be at least {SMALLEST_SOFTNESS:g} Å, or the number 0 for the hard mask, not {softness:g}."
-        )
-
-
-def _cover(occupancies: torch.Tensor, how: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
-    """c_j and its derivative by the occupancy, (n,) float64."""
-    cover, slope = torch.ones_like(occupancies), torch.zeros_like(occupancies)
-    if occupancies.device.type == "cpu" and occupancies.numpy().min(initial=math.inf) >= max(
-        how.full_occupancy, 1e-300
-    ):
-        return cover, slope
-    if how.full_occupancy > 0:
-        t = (occupancies / how.full_occupancy).clamp(0, 1)
-        cover, slope = t * t * (3 - 2 * t), 6 * t * (1 - t) / how.full_occupancy
-    if how.include_zero_occupancy:
-        cover = torch.where(occupancies > 0, cover, 1.0)
-        slope = torch.where(occupancies > 0, slope, 0.0)
-    return cover, slope
 
 
 def _fake(
@@ -248,7 +66,7 @@ def soft_mask(
     """
     there, how = opaque.held(crystal), Recipe.unpacked(recipe)
     n_models, points, own = len(atoms[0]), n_points(crystal, recipe), how.kernel_dtype(atoms[0].dtype)
-    jobs = _jobs(atoms, lengths, candidates, there, how)
+    jobs = jobs_of(atoms, lengths, candidates, there, how)
     if jobs is not None:
         engine, parts = jobs
         fine_points = points * parts[0][1].fine ** 3
@@ -261,7 +79,7 @@ def soft_mask(
             engine.masks_of_atoms(job, masks[part], volumes[part], field[part])
         said(masks.device)
         return masks, volumes, field
-    groups = _groups(atoms, lengths, candidates, crystal, recipe)
+    groups = groups_of(atoms, lengths, candidates, crystal, recipe)
     sizes = {group.field_size for group in groups} if keep else set()
     values, volumes, field = (
         scratch_like(atoms[0], (n_models, size), kind)
@@ -315,7 +133,7 @@ def soft_mask_gradient(
     ``volumes`` and ``field`` are what :func:`soft_mask` kept; where they are empty, they are worked out again.
     """
     there, how = opaque.held(crystal), Recipe.unpacked(recipe)
-    jobs = None if how.lengths_vary else _jobs(atoms, lengths, candidates, there, how)
+    jobs = None if how.lengths_vary else jobs_of(atoms, lengths, candidates, there, how)
     if jobs is not None:
         engine, parts = jobs
         of_atoms = [x.new_empty(x.shape) for x in (atoms[0], *atoms[2:])]
@@ -328,7 +146,7 @@ def soft_mask_gradient(
         none = [lengths.new_empty(lengths.shape) if sites_only else lengths.new_zeros(lengths.shape)]
         by_sites, by_occupancies, by_radii, by_lengths = *of_atoms, *none
         return by_sites, by_occupancies, by_radii, by_lengths
-    groups = _groups(atoms, lengths, candidates, crystal, recipe)
+    groups = groups_of(atoms, lengths, candidates, crystal, recipe)
     results = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (atoms[0], *atoms[2:], lengths))
 
     def one(number: int) -> None:
@@ -356,7 +174,7 @@ def soft_mask_gradient(
 
 
 def _by_lengths(
-    group: _Group, by_mask: torch.Tensor, volume: torch.Tensor, by_volume: torch.Tensor, by_width: float
+    group: Group, by_mask: torch.Tensor, volume: torch.Tensor, by_volume: torch.Tensor, by_width: float
 ) -> torch.Tensor:
     """dT/d(r_shrink) and dT/d(softness) of each model of the group, (n, 2).
 
@@ -381,7 +199,7 @@ def _by_lengths(
 
 
 def _hand_over(
-    group: _Group,
+    group: Group,
     found: Sequence[torch.Tensor],
     by_length: torch.Tensor | None,
     crystal: Crystal,

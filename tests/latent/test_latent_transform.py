@@ -4,8 +4,8 @@ import math
 
 import torch
 from mmtbx_sfdiff.latent import MixedTransform, superpose
-from mmtbx_sfdiff.latent.generator.transform import build_z_matrix
 from mmtbx_sfdiff.latent.generator.units import md_value
+from mmtbx_sfdiff.latent.generator.z_matrix import build_z_matrix
 
 import pytest
 
