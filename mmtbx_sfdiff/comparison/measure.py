@@ -21,11 +21,12 @@ from libtbx.utils import Sorry
 from ..bulk_solvent import mask_structure_factors, solvent_mask
 from ..crystal import as_miller_tensor
 from ..files.entry import Entry
+from ..kernels import compilation
 from . import mmtbx_numbers as reference
 from .bench import F_MASK_D_MIN, flex_bool
 from .scaled import ScaledBench
 from .section import mask_section
-from .settings import Comparison, Settings
+from .settings import Comparison, Settings, kernels_for
 from .statistics import agreement, correlation, relative_l2
 from .timing import timed
 
@@ -49,7 +50,8 @@ def measure(
     report : callable, optional
         Called with (what is being done, fraction of it that is done or None).
     compiling : mmtbx_sfdiff.kernels.compilation.Compilation, optional
-        Of the kernels, begun: it is waited for where they are needed, and ends before anything is timed.
+        Of :func:`.kernels_for` these settings, begun: it is waited for where they are needed, and ends before anything is timed.
+        Without it they are compiled here.
 
     Returns
     -------
@@ -60,8 +62,11 @@ def measure(
     libtbx.utils.Sorry
         When the model cannot be used, mmtbx cannot scale it to the data, or the device has too little memory.
     """
+    report = report or (lambda step, fraction=None: None)
+    # In this process: whoever calls may have threads.
+    compiling = compiling or compilation.start(kernels_for(settings), n_processes=1)
     try:
-        return _Measurement(entry, settings, report or (lambda step, fraction=None: None), compiling).run()
+        return _Measurement(entry, settings, report, compiling).run()
     except torch.cuda.OutOfMemoryError:
         raise Sorry(
             f"The device {settings.device} has too little free memory for {entry.name}: use device=cpu."

@@ -73,3 +73,16 @@ class Comparison:
     result: dict[str, Any]
     section: Any
     pairs: dict[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+
+
+def kernels_for(settings: Any) -> tuple[str, ...]:
+    """The groups of kernels that are going to be timed; the masks first, with which the demonstration begins.
+
+    Examples
+    --------
+    >>> kernels_for(Settings(method="direct"))
+    ('masks', 'direct')
+    """
+    method = {"direct": ("direct",), "fft": ("structure_factors", "gradients")}
+    wanted = ("masks", *method.get(settings.method, method["fft"]))
+    return wanted if settings.accuracy >= 1e-6 else (*wanted, "double")

@@ -11,7 +11,7 @@ from typing import Any
 from libtbx.utils import Sorry
 
 from ..comparison import Settings, measure, output, table
-from ..comparison.settings import Comparison
+from ..comparison.settings import Comparison, kernels_for
 from ..kernels import compilation
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, TWIN_LAW, EntryProgram
 
@@ -115,7 +115,7 @@ The exit code is 0 only if everything was computed and written.
             twin_law=self.twin_options().get("twin_law"),
         )
         # Before there is a progress bar, which is a thread: only a process without others can share this work.
-        compiling = compilation.start(_kernels_for(settings))
+        compiling = compilation.start(kernels_for(settings))
         with tempfile.TemporaryDirectory() as folder, self.progress() as report:
             if params.demo:  # whose data are made with a mask of ours
                 step = "compiling kernels (the first time)"
@@ -153,10 +153,3 @@ The exit code is 0 only if everything was computed and written.
         if out.html:
             contents["html"] = page.render(comparison.result, contents.pop("svg")).encode()
         return contents
-
-
-def _kernels_for(settings: Any) -> tuple[str, ...]:
-    """What is going to be timed; the masks first, with which the demonstration begins."""
-    method = {"direct": ("direct",), "fft": ("structure_factors", "gradients")}
-    wanted = ("masks", *method.get(settings.method, method["fft"]))
-    return wanted if settings.accuracy >= 1e-6 else (*wanted, "double")

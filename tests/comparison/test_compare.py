@@ -249,6 +249,44 @@ def test_times_were_measured(result):
     assert result["timing_s"]["conditions"]["threads_sfdiff"] == torch.get_num_threads()
 
 
+def test_kernels_are_compiled_before_anything_is_timed(tmp_path, demo):
+    """In a fresh cache, by the suite's way in: not even a first call, which counts where it is slow, has a compilation in it."""
+    program = """
+import sys
+from mmtbx_sfdiff.comparison import Settings, bench, measure
+from mmtbx_sfdiff.comparison.settings import kernels_for
+from mmtbx_sfdiff.files import load_entry
+from mmtbx_sfdiff.kernels import compilation
+
+compiled = []
+first, compile_one = bench.Bench._first, compilation._compile_one
+compilation._compile_one = lambda task: compiled.append(task) or compile_one(task)
+
+def noted(self, function):
+    result, seconds = first(self, function)
+    assert self.compiling.finished or seconds == 0
+    return result, seconds
+
+bench.Bench._first = noted
+timed = bench.side_by_side
+bench.side_by_side = lambda functions, first_times, *rest: print("timed", len(compiled)) or timed(functions, first_times, *rest)
+settings = Settings(n_timing=1, reference_step=0.6, direct_terms=1e5, gradient_terms=1e5)
+measure(load_entry(*sys.argv[1:]), settings)
+assert compiled and compilation.start(kernels_for(settings)).finished
+"""
+    files = demo[0] / "demo_files"
+    model, data = (next(files.glob(pattern)) for pattern in ("*.pdb", "*.mtz"))
+    done = subprocess.run(
+        [sys.executable, "-c", program, model, data],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("timed")}
+    assert len(numbers) == 1 and int(numbers.pop()) > 5
+
+
 def test_reference_on_a_part_of_the_reflections(entry, result):
     """Where direct summation would take too long, a random part of the reflections stands for all."""
     n_atoms, order = result["n_atoms"], entry.model.xray_structure.space_group().order_z()
