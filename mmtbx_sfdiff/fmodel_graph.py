@@ -75,9 +75,13 @@ class Graphs:
         return Graphs, ()
 
     def call(
-        self, name: str, owners: tuple[Any, ...], function: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor,
+        self,
+        name: str,
+        owners: tuple[Any, ...],
+        function: Callable[[torch.Tensor], torch.Tensor],
+        given: torch.Tensor,
         others: list[torch.Tensor],
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """``function(given)``, captured at the first call for these ``owners``, objects that it reads as they are."""
         key = name, tuple(given.shape), given.dtype, tuple(map(id, (*owners, *others)))
         if key not in self._made:

@@ -20,11 +20,31 @@ import pytest
 
 from tests.support.example_names import example_names
 
-ROOMS = ("", "bulk_solvent", "files", "geometry", "kernels", "latent", "likelihood", "plans", "real_space", "rules", "scaling",
-         "structure_factors", "targets")  # fmt: skip
+ROOMS = (
+    "",
+    "bulk_solvent",
+    "files",
+    "geometry",
+    "kernels",
+    "latent",
+    "likelihood",
+    "plans",
+    "real_space",
+    "rules",
+    "scaling",
+    "structure_factors",
+    "targets",
+)
 # Public names elsewhere; the members of these classes are another program's interface, which docs/ describe.
-DOORS = ("comparison.settings.Settings", "interop.jax.structure_factors", "interop.rewards.StructureFactorReward",
-         "interop.sfcalculator.PDBParser", "interop.sfcalculator.SFcalculator", "interop.sfcalculator.install", "versions.versions")  # fmt: skip
+DOORS = (
+    "comparison.settings.Settings",
+    "interop.jax.structure_factors",
+    "interop.rewards.StructureFactorReward",
+    "interop.sfcalculator.PDBParser",
+    "interop.sfcalculator.SFcalculator",
+    "interop.sfcalculator.install",
+    "versions.versions",
+)
 # What torch and Python call, not a user.
 HOOKS = {"get_extra_state", "set_extra_state", "extra_repr"}
 

@@ -49,11 +49,20 @@ def twinned(fraction, incomplete=True, noise=0.02, **options):
     return single.with_(reflections=data, **options)
 
 
-@pytest.mark.parametrize("symbol, cell", [
-    ("P 43", (53.9, 53.9, 77.4, 90, 90, 90)), ("P 61", (60, 60, 80, 90, 90, 120)), ("P 3", (50, 50, 60, 90, 90, 120)),
-    ("P 1 21 1", (40, 50, 60, 90, 90.5, 90)), ("F 2 3", (90, 90, 90, 90, 90, 90)), ("P 21 21 21", (40, 50, 60, 90, 90, 90)),
-    ("C 1 2 1", (100, 50, 60, 90, 110, 90)), ("R 3 :H", (70, 70, 100, 90, 90, 120)), ("P 21 21 21", (50, 50.2, 60, 90, 90, 90)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "symbol, cell",
+    [
+        ("P 43", (53.9, 53.9, 77.4, 90, 90, 90)),
+        ("P 61", (60, 60, 80, 90, 90, 120)),
+        ("P 3", (50, 50, 60, 90, 90, 120)),
+        ("P 1 21 1", (40, 50, 60, 90, 90.5, 90)),
+        ("F 2 3", (90, 90, 90, 90, 90, 90)),
+        ("P 21 21 21", (40, 50, 60, 90, 90, 90)),
+        ("C 1 2 1", (100, 50, 60, 90, 110, 90)),
+        ("R 3 :H", (70, 70, 100, 90, 90, 120)),
+        ("P 21 21 21", (50, 50.2, 60, 90, 90, 90)),
+    ],
+)
 def test_laws_are_mmtbx_own(symbol, cell):
     """As many, each the same but for a symmetry of the crystal: the same mates."""
     from mmtbx_sfdiff import Crystal
@@ -91,9 +100,12 @@ def test_amplitudes_and_r_are_cctbx_own(law, fraction):
     f_obs, _ = reflections.to_cctbx()
     every = miller.set(f_obs.crystal_symmetry(), flex.miller_index(indices.tolist()), False).map_to_asu()
     oracle = xray.hemihedral_r_values(
-        hkl_obs=f_obs.map_to_asu().indices(), hkl_calc=every.indices(), space_group=f_obs.space_group(),
-        anomalous_flag=False, twin_law=operator(law).as_double_array()[0:9],
-    )  # fmt: skip
+        hkl_obs=f_obs.map_to_asu().indices(),
+        hkl_calc=every.indices(),
+        space_group=f_obs.space_group(),
+        anomalous_flag=False,
+        twin_law=operator(law).as_double_array()[0:9],
+    )
     theirs = oracle.r_amplitude_abs(
         f_obs.data(), flex.complex_double(f.abs().to(torch.complex128).numpy()), None, fraction
     )
@@ -195,11 +207,18 @@ def test_what_moves_and_what_is_kept():
     assert single.scales.twin_fraction == pytest.approx(fmodel.scales.twin_fraction, abs=1e-3)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"twin_law": "h,k,l"}, "symmetry of the crystal"), ({"twin_law": "x,y"}, "no twin law"), ({"twin_law": "l,h,k"}, "lattice"),
-    ({"twin_law": LAW, "twin_fraction": 1.5}, "between 0 and 1"), ({"twin_fraction": 0.2}, "goes with twin_law"),
-    ({"twin_law": LAW, "follow_scales": True}, "follow_scales"), ({"twin_law": "2h,k,l"}, "no twin law"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"twin_law": "h,k,l"}, "symmetry of the crystal"),
+        ({"twin_law": "x,y"}, "no twin law"),
+        ({"twin_law": "l,h,k"}, "lattice"),
+        ({"twin_law": LAW, "twin_fraction": 1.5}, "between 0 and 1"),
+        ({"twin_fraction": 0.2}, "goes with twin_law"),
+        ({"twin_law": LAW, "follow_scales": True}, "follow_scales"),
+        ({"twin_law": "2h,k,l"}, "no twin law"),
+    ],
+)
 def test_impossible_twins_are_one_sentence(options, words):
     fmodel = twinned(0.3)
     with pytest.raises(ValueError, match=words):
@@ -225,9 +244,13 @@ def test_mmtbx_twin_models_are_taken_over():
     fmodel = twinned(0.3)
     f_obs, flags = fmodel.reflections.to_cctbx()
     theirs = twin_model_manager(
-        f_obs=f_obs, r_free_flags=flags, xray_structure=fmodel.atoms.to_cctbx(), twin_law=operator(LAW), twin_law_str=LAW,
+        f_obs=f_obs,
+        r_free_flags=flags,
+        xray_structure=fmodel.atoms.to_cctbx(),
+        twin_law=operator(LAW),
+        twin_law_str=LAW,
         out=null_out(),
-    )  # fmt: skip
+    )
     theirs.update_all_scales(log=null_out())
     ours = FModel.from_cctbx(theirs, method="direct", mask={"method": "binary"})
     assert ours.twin_law == LAW and ours.twin_fraction is None
@@ -253,9 +276,13 @@ def test_twins_of_the_archive_are_not_worse_than_in_mmtbx(entry, pdb_dir, monkey
     if flags is None:
         flags = f_obs.array(data=flex.bool(f_obs.size(), False))
     theirs = twin_model_manager(
-        f_obs=f_obs, r_free_flags=flags, xray_structure=fmodel.atoms.to_cctbx(), twin_law=operator(fmodel.twin_law),
-        twin_law_str=fmodel.twin_law, out=null_out(),
-    )  # fmt: skip
+        f_obs=f_obs,
+        r_free_flags=flags,
+        xray_structure=fmodel.atoms.to_cctbx(),
+        twin_law=operator(fmodel.twin_law),
+        twin_law_str=fmodel.twin_law,
+        out=null_out(),
+    )
     theirs.update_all_scales(log=null_out())
     r_work, r_free = fmodel.r_factors()
     assert fmodel.scales.twin_fraction == pytest.approx(theirs.twin_fraction_object.twin_fraction, abs=0.03)

@@ -17,10 +17,24 @@ def run(processes, output):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port),
-         SCRIPT, "--models", "3", "--output", output],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(processes),
+            "--master-port",
+            str(port),
+            SCRIPT,
+            "--models",
+            "3",
+            "--output",
+            output,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"3 models, 609 reflections, {processes} processes" in done.stdout, done.stdout
     return torch.load(output)

@@ -27,6 +27,14 @@ def test_faults_are_told_from_answers():
     outcomes = run("tests.test_robustness_driver:worker", cases, seconds=2, patience=1)
     assert [o.case for o in outcomes] == cases
     assert [o.kind for o in outcomes] == [
-        "value", "crash", "value", "hang", "refused", "error", "error", "value", "value"
-    ]  # fmt: skip
+        "value",
+        "crash",
+        "value",
+        "hang",
+        "refused",
+        "error",
+        "error",
+        "value",
+        "value",
+    ]
     assert [o.fault for o in outcomes] == [False, True, False, True, False, True, True, True, False]

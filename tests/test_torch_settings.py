@@ -167,10 +167,21 @@ def nouns(atoms, data):
     )
     indices = crystal.build_miller_indices(4.0)
     return [
-        again.sites_cart, again.u_iso, again.u_star, again.sites_frac, again.to(dtype=torch.float64).sites_cart,
-        atoms.sites_frac, atoms.b_iso, atoms.vdw_radii(), atoms.select(atoms.hydrogens.logical_not()).u_iso,
-        crystal.orthogonalization, crystal.d_star_sq(indices), crystal.epsilons(indices), reflections.f_obs, reflections.sigmas,
-    ]  # fmt: skip
+        again.sites_cart,
+        again.u_iso,
+        again.u_star,
+        again.sites_frac,
+        again.to(dtype=torch.float64).sites_cart,
+        atoms.sites_frac,
+        atoms.b_iso,
+        atoms.vdw_radii(),
+        atoms.select(atoms.hydrogens.logical_not()).u_iso,
+        crystal.orthogonalization,
+        crystal.d_star_sq(indices),
+        crystal.epsilons(indices),
+        reflections.f_obs,
+        reflections.sigmas,
+    ]
 
 
 def restraints(atoms, data):
@@ -223,10 +234,14 @@ OPERATIONS = {
 OTHERS = {"register", "takeover", "unregister"}
 #: Names of the operations that are not the public name itself.
 ALSO = {
-    "Atoms": "Atoms, Crystal, Reflections", "Crystal": "Atoms, Crystal, Reflections",
-    "Reflections": "Atoms, Crystal, Reflections", "solvent_mask": "soft mask", "solvent_structure_factors": "soft mask",
-    "structure_factors": "structure_factors, direct", "targets": "least squares",
-}  # fmt: skip
+    "Atoms": "Atoms, Crystal, Reflections",
+    "Crystal": "Atoms, Crystal, Reflections",
+    "Reflections": "Atoms, Crystal, Reflections",
+    "solvent_mask": "soft mask",
+    "solvent_structure_factors": "soft mask",
+    "structure_factors": "structure_factors, direct",
+    "targets": "least squares",
+}
 
 
 def test_every_public_name_is_among_the_operations():

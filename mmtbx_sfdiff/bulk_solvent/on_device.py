@@ -70,13 +70,26 @@ def spheres_jobs(
             (
                 part,
                 SpheresJob(
-                    mask_grid(crystal, how.n_real), fine, ball.reach, ball.value, rows[first],
-                    (shape[0] * softness) ** 3, dtype, sites_cart[part], rounding[part], occupancies[part], radii[part],
-                    candidates, crystal.fractionalization, how.full_occupancy, smallest_radius,
-                    how.include_zero_occupancy, limits,
+                    mask_grid(crystal, how.n_real),
+                    fine,
+                    ball.reach,
+                    ball.value,
+                    rows[first],
+                    (shape[0] * softness) ** 3,
+                    dtype,
+                    sites_cart[part],
+                    rounding[part],
+                    occupancies[part],
+                    radii[part],
+                    candidates,
+                    crystal.fractionalization,
+                    how.full_occupancy,
+                    smallest_radius,
+                    how.include_zero_occupancy,
+                    limits,
                 ),
             )
-        )  # fmt: skip
+        )
         first = after
     return found
 

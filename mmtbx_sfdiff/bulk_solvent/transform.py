@@ -216,9 +216,15 @@ def reflection_grid(plan: Plan, grid: Sequence[int], d_min: float) -> MapReflect
         counts = torch.bincount(gather, minlength=len(targets))
         starts = torch.cat([counts.new_zeros(1), torch.cumsum(counts, 0)])
         return MapReflections(
-            dims, rows, ~flip, weight * (plan.crystal.volume / math.prod(dims)),
-            targets, torch.where(l == 0, mate, -1), starts, torch.argsort(gather, stable=True),
-        )  # fmt: skip
+            dims,
+            rows,
+            ~flip,
+            weight * (plan.crystal.volume / math.prod(dims)),
+            targets,
+            torch.where(l == 0, mate, -1),
+            starts,
+            torch.argsort(gather, stable=True),
+        )
 
     return plan.part(("map", dims, d_min), make)
 

@@ -31,11 +31,23 @@ from ..numerics.symmetric import PAIRS
 _METHOD = "X-RAY DIFFRACTION"
 #: Categories that speak of a refinement: those of an earlier one go.
 REFINEMENT_CATEGORIES = (
-    "_refine.", "_refine_analyze.", "_refine_hist.", "_refine_ls_restr.", "_refine_ls_restr_ncs.", "_refine_ls_shell.",
-    "_pdbx_refine_tls.", "_pdbx_refine_tls_group.", "_pdbx_reflns_twin.",
-)  # fmt: skip
-_RESTRAINT_TYPES = {"bond": "f_bond_d", "angle": "f_angle_d", "torsion": "f_dihedral_angle_d",
-                    "chirality": "f_chiral_restr", "plane": "f_plane_restr"}  # fmt: skip
+    "_refine.",
+    "_refine_analyze.",
+    "_refine_hist.",
+    "_refine_ls_restr.",
+    "_refine_ls_restr_ncs.",
+    "_refine_ls_shell.",
+    "_pdbx_refine_tls.",
+    "_pdbx_refine_tls_group.",
+    "_pdbx_reflns_twin.",
+)
+_RESTRAINT_TYPES = {
+    "bond": "f_bond_d",
+    "angle": "f_angle_d",
+    "torsion": "f_dihedral_angle_d",
+    "chirality": "f_chiral_restr",
+    "plane": "f_plane_restr",
+}
 
 
 def add_to_cif(block: gemmi.cif.Block, record: dict[str, Any]) -> None:
@@ -51,41 +63,90 @@ def add_to_cif(block: gemmi.cif.Block, record: dict[str, Any]) -> None:
     for category in REFINEMENT_CATEGORIES:
         block.find_mmcif_category(category).erase()
     entry = gemmi.cif.as_string(block.find_value("_entry.id") or "") or str(record["entry"])
-    _pairs(block, "_refine.", {
-        "entry_id": entry, "pdbx_refine_id": _METHOD, "pdbx_diffrn_id": "1",
-        "ls_d_res_high": _n(record["d_min"], 2), "ls_d_res_low": _n(record["d_max"], 2),
-        "ls_number_reflns_obs": record["n_reflections"], "ls_number_reflns_R_work": record["n_work"],
-        "ls_number_reflns_R_free": record["n_free"], "ls_percent_reflns_R_free": _percent_free(record),
-        "ls_percent_reflns_obs": _n(_percent(record["completeness"]), 2),
-        "ls_R_factor_obs": _n(record["r_all"], 4), "ls_R_factor_R_work": _n(record["r_work"], 4),
-        "ls_R_factor_R_free": _n(record["r_free"], 4), "B_iso_mean": _n(record["b_mean"], 2),
-        "pdbx_ls_cross_valid_method": "NONE" if record["n_free"] is None else "FREE R-VALUE",
-        "pdbx_R_Free_selection_details": record["free_selection"], "pdbx_stereochemistry_target_values": record["target"],
-        "pdbx_starting_model": None, "solvent_model_details": record["solvent"], "details": record["restraints"],
-    })  # fmt: skip
-    _pairs(block, "_refine_hist.", {
-        "pdbx_refine_id": _METHOD, "cycle_id": "LAST", "number_atoms_total": record["n_atoms"],
-        "number_atoms_solvent": record["n_solvent_atoms"], "d_res_high": _n(record["d_min"], 2),
-        "d_res_low": _n(record["d_max"], 2),
-    })  # fmt: skip
-    shells = block.init_loop("_refine_ls_shell.", [
-        "pdbx_refine_id", "d_res_high", "d_res_low", "number_reflns_R_work", "number_reflns_R_free",
-        "percent_reflns_obs", "R_factor_all", "R_factor_R_work", "R_factor_R_free",
-    ])  # fmt: skip
+    _pairs(
+        block,
+        "_refine.",
+        {
+            "entry_id": entry,
+            "pdbx_refine_id": _METHOD,
+            "pdbx_diffrn_id": "1",
+            "ls_d_res_high": _n(record["d_min"], 2),
+            "ls_d_res_low": _n(record["d_max"], 2),
+            "ls_number_reflns_obs": record["n_reflections"],
+            "ls_number_reflns_R_work": record["n_work"],
+            "ls_number_reflns_R_free": record["n_free"],
+            "ls_percent_reflns_R_free": _percent_free(record),
+            "ls_percent_reflns_obs": _n(_percent(record["completeness"]), 2),
+            "ls_R_factor_obs": _n(record["r_all"], 4),
+            "ls_R_factor_R_work": _n(record["r_work"], 4),
+            "ls_R_factor_R_free": _n(record["r_free"], 4),
+            "B_iso_mean": _n(record["b_mean"], 2),
+            "pdbx_ls_cross_valid_method": "NONE" if record["n_free"] is None else "FREE R-VALUE",
+            "pdbx_R_Free_selection_details": record["free_selection"],
+            "pdbx_stereochemistry_target_values": record["target"],
+            "pdbx_starting_model": None,
+            "solvent_model_details": record["solvent"],
+            "details": record["restraints"],
+        },
+    )
+    _pairs(
+        block,
+        "_refine_hist.",
+        {
+            "pdbx_refine_id": _METHOD,
+            "cycle_id": "LAST",
+            "number_atoms_total": record["n_atoms"],
+            "number_atoms_solvent": record["n_solvent_atoms"],
+            "d_res_high": _n(record["d_min"], 2),
+            "d_res_low": _n(record["d_max"], 2),
+        },
+    )
+    shells = block.init_loop(
+        "_refine_ls_shell.",
+        [
+            "pdbx_refine_id",
+            "d_res_high",
+            "d_res_low",
+            "number_reflns_R_work",
+            "number_reflns_R_free",
+            "percent_reflns_obs",
+            "R_factor_all",
+            "R_factor_R_work",
+            "R_factor_R_free",
+        ],
+    )
     for shell in reversed(record["shells"]):
-        _row(shells, _METHOD, _n(shell["d_min"], 2), _n(shell["d_max"], 2), shell["n_work"], shell["n_free"],
-             _n(_percent(shell["completeness"]), 1), _n(shell["r_all"], 4), _n(shell["r_work"], 4), _n(shell["r_free"], 4))  # fmt: skip
+        _row(
+            shells,
+            _METHOD,
+            _n(shell["d_min"], 2),
+            _n(shell["d_max"], 2),
+            shell["n_work"],
+            shell["n_free"],
+            _n(_percent(shell["completeness"]), 1),
+            _n(shell["r_all"], 4),
+            _n(shell["r_work"], 4),
+            _n(shell["r_free"], 4),
+        )
     if record["restraint_types"]:
         restraints = block.init_loop("_refine_ls_restr.", ["pdbx_refine_id", "type", "number", "dev_ideal"])
         for name, number, deviation, _ in record["restraint_types"]:
             _row(restraints, _METHOD, _RESTRAINT_TYPES.get(name, name), number, _n(deviation, 4))
     _software(block, record)
     if not block.find_mmcif_category("_reflns."):
-        _pairs(block, "_reflns.", {
-            "entry_id": entry, "pdbx_ordinal": "1", "pdbx_diffrn_id": "1", "number_obs": record["n_reflections"],
-            "d_resolution_high": _n(record["d_min"], 2), "d_resolution_low": _n(record["d_max"], 2),
-            "percent_possible_obs": _n(_percent(record["completeness"]), 2),
-        })  # fmt: skip
+        _pairs(
+            block,
+            "_reflns.",
+            {
+                "entry_id": entry,
+                "pdbx_ordinal": "1",
+                "pdbx_diffrn_id": "1",
+                "number_obs": record["n_reflections"],
+                "d_resolution_high": _n(record["d_min"], 2),
+                "d_resolution_low": _n(record["d_max"], 2),
+                "percent_possible_obs": _n(_percent(record["completeness"]), 2),
+            },
+        )
     if not block.find_mmcif_category("_exptl."):
         _pairs(block, "_exptl.", {"entry_id": entry, "method": _METHOD})
     if record["twin"]:
@@ -104,14 +165,20 @@ def remark_3(record: dict[str, Any]) -> list[str]:
     """
     r = record
     lines = [
-        "", "REFINEMENT.", f"  PROGRAM     : {r['program'].upper()} {r['version']}", "  AUTHORS     : NULL", "",
-        f"   REFINEMENT TARGET : {r['target'].upper()}", "",
+        "",
+        "REFINEMENT.",
+        f"  PROGRAM     : {r['program'].upper()} {r['version']}",
+        "  AUTHORS     : NULL",
+        "",
+        f"   REFINEMENT TARGET : {r['target'].upper()}",
+        "",
         " DATA USED IN REFINEMENT.",
         f"  RESOLUTION RANGE HIGH (ANGSTROMS) : {_null(r['d_min'], 2)}",
         f"  RESOLUTION RANGE LOW  (ANGSTROMS) : {_null(r['d_max'], 2)}",
         "  DATA CUTOFF            (SIGMA(F)) : NONE",
         f"  COMPLETENESS FOR RANGE        (%) : {_null(_percent(r['completeness']), 2)}",
-        f"  NUMBER OF REFLECTIONS             : {r['n_reflections']}", "",
+        f"  NUMBER OF REFLECTIONS             : {r['n_reflections']}",
+        "",
         " FIT TO DATA USED IN REFINEMENT.",
         f"  CROSS-VALIDATION METHOD          : {'NONE' if r['n_free'] is None else 'FREE R-VALUE'}",
         f"  FREE R VALUE TEST SET SELECTION  : {(r['free_selection'] or 'NULL').upper()}",
@@ -119,10 +186,11 @@ def remark_3(record: dict[str, Any]) -> list[str]:
         f"  R VALUE            (WORKING SET) : {_null(r['r_work'], 4)}",
         f"  FREE R VALUE                     : {_null(r['r_free'], 4)}",
         f"  FREE R VALUE TEST SET SIZE   (%) : {_percent_free(r) or 'NULL'}",
-        f"  FREE R VALUE TEST SET COUNT      : {'NULL' if r['n_free'] is None else r['n_free']}", "",
+        f"  FREE R VALUE TEST SET COUNT      : {'NULL' if r['n_free'] is None else r['n_free']}",
+        "",
         " FIT TO DATA USED IN REFINEMENT (IN BINS).",
         "  BIN  RESOLUTION RANGE  COMPL.    NWORK NFREE   RWORK  RFREE",
-    ]  # fmt: skip
+    ]
     for number, shell in enumerate(r["shells"], 1):
         lines.append(
             f"  {number:3d} {shell['d_max']:8.2f} - {shell['d_min']:6.2f}  {_null(shell['completeness'], 2):>5}  "
@@ -159,8 +227,11 @@ def _tls_lines(groups: Sequence[dict[str, Any]]) -> list[str]:
         for name in "TLS":
             m = group[name]
             lines.append(f"   {name} TENSOR")
-            pairs = (("11", "22"), ("33", "12"), ("13", "23")) if name != "S" else (
-                ("11", "12", "13"), ("21", "22", "23"), ("31", "32", "33"))  # fmt: skip
+            pairs = (
+                (("11", "22"), ("33", "12"), ("13", "23"))
+                if name != "S"
+                else (("11", "12", "13"), ("21", "22", "23"), ("31", "32", "33"))
+            )
             for row in pairs:
                 lines.append("    " + " ".join(f"{name}{ij}: {m[int(ij[0]) - 1][int(ij[1]) - 1]:8.4f}" for ij in row))
     # Without this, programs add the TLS part once more.

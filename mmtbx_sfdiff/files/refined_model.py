@@ -77,8 +77,12 @@ def _named(structure: gemmi.Structure, groups: list[dict[str, Any]]) -> list[dic
         for partner in (connection.partner1, connection.partner2):
             if not partner.chain_name.strip():
                 partner.chain_name = name
-    return [group if group["chain"].strip() else group | {"chain": name, "selection": group["selection"].replace("chain ' '", f"chain {name}")}
-            for group in groups]  # fmt: skip
+    return [
+        group
+        if group["chain"].strip()
+        else group | {"chain": name, "selection": group["selection"].replace("chain ' '", f"chain {name}")}
+        for group in groups
+    ]
 
 
 def _turned_back(group: dict[str, Any], frame: Any) -> dict[str, Any]:

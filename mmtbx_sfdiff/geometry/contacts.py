@@ -121,9 +121,7 @@ class ContactFinder:
         images = (op > 0) | (table[:, 3:] != 0).any(1)
         rotations = np.stack([r for r, _ in self.operations.cartesian])[op]
         shifts = np.stack([t for _, t in self.operations.cartesian])[op] + table[:, 3:] @ self.operations.orth.T
-        return Pairs(
-            i, j, self.nature.distances(i, j), np.where(images, 0.5, 1.0), rotations, shifts, images
-        )  # fmt: skip
+        return Pairs(i, j, self.nature.distances(i, j), np.where(images, 0.5, 1.0), rotations, shifts, images)
 
     def _keys(self, sites: np.ndarray) -> list[np.ndarray]:
         reach = 2 * self.nature.radii.max() + _MARGIN
@@ -241,8 +239,9 @@ def _excluded(n: int, topology: Topology) -> scipy.sparse.csr_matrix:
     pi, pj = np.concatenate(planes).T if planes else np.zeros((2, 0), dtype=int)
     of_planes = scipy.sparse.csr_matrix((np.ones(len(pi)), (pi, pj)), (n, n))
     ends = topology.angles.rows[:, [0, 2]]
-    of_angles = scipy.sparse.csr_matrix((np.ones(2 * len(ends)), (np.r_[ends[:, 0], ends[:, 1]], np.r_[ends[:, 1], ends[:, 0]])),
-                                        (n, n))  # fmt: skip
+    of_angles = scipy.sparse.csr_matrix(
+        (np.ones(2 * len(ends)), (np.r_[ends[:, 0], ends[:, 1]], np.r_[ends[:, 1], ends[:, 0]])), (n, n)
+    )
     return (near + two + two @ near + of_planes + of_angles).tocsr()
 
 

@@ -52,8 +52,13 @@ class DisplacementRestraints(torch.nn.Module):
     rows: torch.Tensor
     inverse_sigma: torch.Tensor
 
-    def __init__(self, bonds: torch.Tensor, ends: torch.Tensor, sigma: dict[str, float] | None = None,
-                 contacts: torch.Tensor | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        bonds: torch.Tensor,
+        ends: torch.Tensor,
+        sigma: dict[str, float] | None = None,
+        contacts: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         sigma = SIGMA | (sigma or {})
         contacts = bonds[:0] if contacts is None else contacts
@@ -78,8 +83,9 @@ class DisplacementRestraints(torch.nn.Module):
         contacts = torch.from_numpy(order[pairs]).to(geometry.bond_rows.device)
         return cls(geometry.bond_rows, geometry.angle_rows[:, [0, 2]], sigma, contacts)
 
-    def forward(self, u_iso: torch.Tensor, u_cart: torch.Tensor | None = None,
-                anisotropic: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+    def forward(
+        self, u_iso: torch.Tensor, u_cart: torch.Tensor | None = None, anisotropic: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Sum of squared differences in units of sigma.
 
         Parameters

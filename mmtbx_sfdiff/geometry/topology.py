@@ -151,8 +151,11 @@ def topology(
     held, tied = _tied(atoms, bonds)
     bonds = _join([bonds, held])
     messages = []
-    several = [name for name in unknown if int((atoms.residue_names == name).sum())
-               > len(set(atoms.residues[atoms.residue_names == name].tolist()))]  # fmt: skip
+    several = [
+        name
+        for name in unknown
+        if int((atoms.residue_names == name).sum()) > len(set(atoms.residues[atoms.residue_names == name].tolist()))
+    ]
     if several:
         messages.append(
             f"no monomer library knows {', '.join(several)}: held to the geometry that it starts with; give its "
@@ -206,8 +209,12 @@ def _read(top: gemmi.Topo, kinds: tuple[str, ...]) -> tuple[Rows, Rows, Rows, Ro
     metal = np.array([any(a.element.is_metal for a in t.atoms) for t in bonds], dtype=bool)
     ideal, esds = numbers([t.restr.value for t in bonds]), numbers([t.restr.esd for t in bonds])
     kept = ~(metal & (np.abs(lengths - ideal) > _COORDINATED))
-    all_bonds = Rows(rows(bonds, 2)[kept], ideal[kept], np.where(metal, np.maximum(esds, _COORDINATION), esds)[kept],
-                     np.isnan(lengths)[kept].astype(float))  # fmt: skip
+    all_bonds = Rows(
+        rows(bonds, 2)[kept],
+        ideal[kept],
+        np.where(metal, np.maximum(esds, _COORDINATION), esds)[kept],
+        np.isnan(lengths)[kept].astype(float),
+    )
     angles = [t for t in top.angles if t.restr.esd > 0]
     torsions = [t for t in top.torsions if t.restr.esd > 0 and t.restr.label.lower().startswith(kinds)]
     chirals: list[Any] = []
@@ -222,23 +229,41 @@ def _read(top: gemmi.Topo, kinds: tuple[str, ...]) -> tuple[Rows, Rows, Rows, Ro
     padded = [[a.serial for a in t.atoms] for t in planes]
     return (
         all_bonds,
-        Rows(rows(angles, 3), numbers([t.restr.value for t in angles]), numbers([t.restr.esd for t in angles]),
-             np.zeros(len(angles))),
-        Rows(rows(torsions, 4), numbers([t.restr.value for t in torsions]), numbers([t.restr.esd for t in torsions]),
-             numbers([360 / max(1, t.restr.period) for t in torsions])),  # that of omega is 0
-        Rows(rows(chirals, 4), numbers(volumes), np.full(len(chirals), _CHIRALITY_ESD),
-             numbers([_SIGN[t.restr.sign] for t in chirals])),
-        Rows(np.array([p + p[:1] * (width - len(p)) for p in padded], dtype=np.int64).reshape(len(planes), width),
-             np.zeros(len(planes)), numbers([t.restr.esd for t in planes]), numbers([len(p) for p in padded])),
-    )  # fmt: skip
+        Rows(
+            rows(angles, 3),
+            numbers([t.restr.value for t in angles]),
+            numbers([t.restr.esd for t in angles]),
+            np.zeros(len(angles)),
+        ),
+        Rows(
+            rows(torsions, 4),
+            numbers([t.restr.value for t in torsions]),
+            numbers([t.restr.esd for t in torsions]),
+            numbers([360 / max(1, t.restr.period) for t in torsions]),
+        ),  # that of omega is 0
+        Rows(
+            rows(chirals, 4),
+            numbers(volumes),
+            np.full(len(chirals), _CHIRALITY_ESD),
+            numbers([_SIGN[t.restr.sign] for t in chirals]),
+        ),
+        Rows(
+            np.array([p + p[:1] * (width - len(p)) for p in padded], dtype=np.int64).reshape(len(planes), width),
+            np.zeros(len(planes)),
+            numbers([t.restr.esd for t in planes]),
+            numbers([len(p) for p in padded]),
+        ),
+    )
 
 
 def _join(parts: Sequence[Rows]) -> Rows:
     """One after the other; planes are padded to the same width by their first atom."""
     width = max(part.rows.shape[1] for part in parts)
     rows = [np.hstack([p.rows, np.repeat(p.rows[:, :1], width - p.rows.shape[1], axis=1)]) for p in parts]
-    return Rows(np.concatenate(rows), *(np.concatenate([getattr(p, name) for p in parts])
-                                        for name in ("values", "esds", "extra")))  # fmt: skip
+    return Rows(
+        np.concatenate(rows),
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("values", "esds", "extra")),
+    )
 
 
 def _atom_table(structure: gemmi.Structure, copy: gemmi.Structure, monomers: gemmi.MonLib) -> AtomTable:
@@ -257,9 +282,17 @@ def _atom_table(structure: gemmi.Structure, copy: gemmi.Structure, monomers: gem
                     types[name] = {a.id: a.chem_type for a in found}
                 for atom in residue:
                     columns.append(
-                        (atom.name, atom.altloc.strip("\0 "), atom.element.name, name,
-                         types[name].get(next(names), ""), residue_number, model_number, atom.occ)
-                    )  # fmt: skip
+                        (
+                            atom.name,
+                            atom.altloc.strip("\0 "),
+                            atom.element.name,
+                            name,
+                            types[name].get(next(names), ""),
+                            residue_number,
+                            model_number,
+                            atom.occ,
+                        )
+                    )
                     sites.append(atom.pos.tolist())
                 residue_number += 1
     text = [np.array([c[i] for c in columns], dtype=object) for i in range(5)]
@@ -284,9 +317,13 @@ def _tied(atoms: AtomTable, bonds: Rows) -> tuple[Rows, list[str]]:
             partners.setdefault(j, set()).add(i)
         counts = np.bincount(atoms.residues)
         for i in np.nonzero(~bonded & (counts[atoms.residues] > 1))[0].tolist():
-            near = [j for j in tree.query_ball_point(atoms.sites_cart[i], 3.0) if j != i
-                    and atoms.residues[j] == atoms.residues[i]
-                    and ("" in (atoms.altlocs[i], atoms.altlocs[j]) or atoms.altlocs[i] == atoms.altlocs[j])]  # fmt: skip
+            near = [
+                j
+                for j in tree.query_ball_point(atoms.sites_cart[i], 3.0)
+                if j != i
+                and atoms.residues[j] == atoms.residues[i]
+                and ("" in (atoms.altlocs[i], atoms.altlocs[j]) or atoms.altlocs[i] == atoms.altlocs[j])
+            ]
             distances = np.linalg.norm(atoms.sites_cart[near] - atoms.sites_cart[i], axis=1)
             radii = [gemmi.Element(e).covalent_r for e in atoms.elements[[i, *near]]]
             first = [j for j, d, r in zip(near, distances, radii[1:], strict=True) if d < radii[0] + r + _SLACK]

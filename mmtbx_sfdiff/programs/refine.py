@@ -96,8 +96,8 @@ everything was computed and written.
                 f"No reflection is between d_min={params.d_min:g} and d_max={params.d_max:g} Å: d_min is the smaller."
             )
         values = {field.name: getattr(params, field.name) for field in dataclasses.fields(Settings)}
-        self._settings = Settings(**{name: None if value is Auto and name == "damping" else value
-                                     for name, value in values.items()})  # fmt: skip
+        values["damping"] = None if values["damping"] is Auto else values["damping"]
+        self._settings = Settings(**values)
         try:
             check_settings(self._settings)
         except ValueError as error:
@@ -170,8 +170,8 @@ everything was computed and written.
         if earlier is not None and getattr(restraint, "follows", False):
             restraint.weight = earlier.cycles[-1]["next_weight"]
         place = refine_model.placer(self.inputs, self._entry)
-        return refine(start, settings or self._settings, history, on_cycle, report, restraint, self._held.parents,
-                      self._parameters, place)  # fmt: skip
+        rest = restraint, self._held.parents, self._parameters, place
+        return refine(start, settings or self._settings, history, on_cycle, report, *rest)
 
     def _with_waters(self, fmodel, refined, history, folder, report):
         """(the model that this began with, as far as it is in the refined one; the refined one; history)"""
@@ -188,8 +188,8 @@ everything was computed and written.
             data = self._entry.data
             self._entry = dataclasses.replace(self._entry, model=self.load(made.path, data.path, None, None).model)
             refine_anomalous.give_inelastic(self.inputs, self._entry.model.xray_structure)
-            atoms = Atoms.from_cctbx(self._entry.model.xray_structure, dtype=refined.atoms.dtype,
-                                     device=refined.atoms.device)  # fmt: skip
+            like = refined.atoms
+            atoms = Atoms.from_cctbx(self._entry.model.xray_structure, dtype=like.dtype, device=like.device)
             start = refined.with_(atoms=atoms, source=self._entry)
             self._choose(start)
             self._first = start = self._prepared(start)
@@ -306,8 +306,11 @@ everything was computed and written.
             print(message[0].upper() + message[1:], file=self.logger)
         if self.inputs.restraints != "force_field":
             if held.restraint is not None:
-                self._weight = {"restraints": self.inputs.restraints, "bond_rms_target": held.restraint.target,
-                                "adp_weight": held.restraint.adp_weight}  # fmt: skip
+                self._weight = {
+                    "restraints": self.inputs.restraints,
+                    "bond_rms_target": held.restraint.target,
+                    "adp_weight": held.restraint.adp_weight,
+                }
             return held.restraint
         report("force field", None)
         from ..latent.refinement.restraint import ForceFieldRestraint
@@ -415,8 +418,13 @@ everything was computed and written.
         start = self.result["start"]
         self._messages += biased_flags(start["r_work"], start["r_free"]) if self._new_flags is None else []
         self.result["messages"] = [
-            self._parameters.words, *self._twins, *self._flag_messages, *self._model_messages, *self._messages, *self._entry.messages
-        ]  # fmt: skip
+            self._parameters.words,
+            *self._twins,
+            *self._flag_messages,
+            *self._model_messages,
+            *self._messages,
+            *self._entry.messages,
+        ]
         self._json = refine_output.as_json(self.result)
         record = refine_output.record(self.result, None if self._new_flags is None else "RANDOM")
         made = refine_output.contents(self.result, refined, [*self._paths], self.params.output.mtz_labels, record)

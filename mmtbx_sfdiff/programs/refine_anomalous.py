@@ -83,8 +83,15 @@ def differences(fmodel: Any, entry: Any, indices: torch.Tensor) -> torch.Tensor 
     trust = any(entry.options.get(name) is not None for name in ("space_group", "unit_cell"))
     symmetry = entry.model.crystal_symmetry
     try:
-        data = read_data(entry.data.path, symmetry, labels=entry.data.mates, free="none", anomalous=True,
-                         trust_symmetry=trust, **options)  # fmt: skip
+        data = read_data(
+            entry.data.path,
+            symmetry,
+            labels=entry.data.mates,
+            free="none",
+            anomalous=True,
+            trust_symmetry=trust,
+            **options,
+        )
     except Sorry:  # nothing of the mates is usable
         return None
     if not data.f_obs.anomalous_flag():

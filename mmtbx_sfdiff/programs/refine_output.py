@@ -17,9 +17,17 @@ from . import refine_statistics as statistics
 from .refine_anomalous import differences
 
 _SETTINGS = (
-    "method", "accuracy", "mask", "grid_step", "device", "dtype", "scattering_table", "wavelength", "shake",
+    "method",
+    "accuracy",
+    "mask",
+    "grid_step",
+    "device",
+    "dtype",
+    "scattering_table",
+    "wavelength",
+    "shake",
     "random_seed",
-)  # fmt: skip
+)
 _TARGETS = {
     "maximum_likelihood": "maximum likelihood",
     "least_squares": "least squares",

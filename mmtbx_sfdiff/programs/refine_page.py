@@ -73,20 +73,32 @@ def _share(counts: dict[str, Any] | None, name: str) -> str:
 
 def _cycle(cycle: dict[str, Any]) -> tuple[str, ...]:
     return (
-        str(cycle["cycle"]), f"{cycle['d_min']:.2f}", " and ".join(cycle["refined"]), str(cycle["steps"]),
-        optional(cycle["r_work_start"]), optional(cycle["r_work"]), optional(cycle["r_free"]),
-        optional(cycle.get("bond_rms")), optional(cycle.get("angle_rms"), 2), optional(cycle.get("weight"), 2),
+        str(cycle["cycle"]),
+        f"{cycle['d_min']:.2f}",
+        " and ".join(cycle["refined"]),
+        str(cycle["steps"]),
+        optional(cycle["r_work_start"]),
+        optional(cycle["r_work"]),
+        optional(cycle["r_free"]),
+        optional(cycle.get("bond_rms")),
+        optional(cycle.get("angle_rms"), 2),
+        optional(cycle.get("weight"), 2),
         f"{cycle['seconds']:.1f}",
-    )  # fmt: skip
+    )
 
 
 def _shell(shell: dict[str, Any]) -> tuple[str, ...]:
     percent = None if shell["completeness"] is None else 100 * shell["completeness"]
     return (
-        f"{shell['d_max']:.2f} – {shell['d_min']:.2f}", optional(percent, 1), f"{shell['n_work']:,}",
-        "–" if shell["n_free"] is None else f"{shell['n_free']:,}", optional(shell["r_work"]), optional(shell["r_free"]),
-        optional(shell["cc_work"], 3), optional(shell["cc_free"], 3),
-    )  # fmt: skip
+        f"{shell['d_max']:.2f} – {shell['d_min']:.2f}",
+        optional(percent, 1),
+        f"{shell['n_work']:,}",
+        "–" if shell["n_free"] is None else f"{shell['n_free']:,}",
+        optional(shell["r_work"]),
+        optional(shell["r_free"]),
+        optional(shell["cc_work"], 3),
+        optional(shell["cc_free"], 3),
+    )
 
 
 def _worst(residues: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

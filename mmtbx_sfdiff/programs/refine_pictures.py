@@ -63,8 +63,12 @@ def draw_shells(result: dict[str, Any]) -> Figure:
     shells = result["shells"]
     figure, axes = _figure(2.9)
     x = np.array([0.5 * (s["d_max"] ** -2 + s["d_min"] ** -2) for s in shells])
-    lines = (("r_work", "R-work", _BLUE, "-", "o"), ("r_free", "R-free", _ORANGE, "--", "s"),
-             ("cc_work", "CC-work", _GREEN, "-.", "^"), ("cc_free", "CC-free", _GRAY, ":", "v"))  # fmt: skip
+    lines = (
+        ("r_work", "R-work", _BLUE, "-", "o"),
+        ("r_free", "R-free", _ORANGE, "--", "s"),
+        ("cc_work", "CC-work", _GREEN, "-.", "^"),
+        ("cc_free", "CC-free", _GRAY, ":", "v"),
+    )
     for key, name, color, style, marker in lines:
         y = [np.nan if s[key] is None else s[key] for s in shells]
         if not np.isnan(y).all():
@@ -92,8 +96,17 @@ def draw_displacements(result: dict[str, Any]) -> Figure:
     for kind, counts in part["counts"].items():
         name, color = _KINDS[kind]
         label = f"{name} (mean {part['means'][kind]:.1f} Å²)"
-        axes.bar(edges[:-1], counts, np.diff(edges), bottom, align="edge", color=color, edgecolor="white",
-                 linewidth=0.4, label=label)  # fmt: skip
+        axes.bar(
+            edges[:-1],
+            counts,
+            np.diff(edges),
+            bottom,
+            align="edge",
+            color=color,
+            edgecolor="white",
+            linewidth=0.4,
+            label=label,
+        )
         bottom += counts
     axes.set_xlabel("B, Å²")
     axes.set_ylabel("atoms")
@@ -136,8 +149,18 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8,
-                    borderaxespad=0.2, columnspacing=1.2, handlelength=2.2)  # fmt: skip
+        axes.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=4,
+            frameon=False,
+            fontsize=8,
+            borderaxespad=0.2,
+            columnspacing=1.2,
+            handlelength=2.2,
+        )
 
 
 def _svg(figure: Figure, name: str) -> str:
@@ -151,5 +174,9 @@ def _svg(figure: Figure, name: str) -> str:
     ids = set(re.findall(r'\bid="([^"]+)"', text))
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(href="#|url\(#)([^")]+)', lambda m: m[1] + (f"{name}-{m[2]}" if m[2] in ids else m[2]), text)
-    return re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", text, count=1),
-                  count=1)  # fmt: skip
+    return re.sub(
+        r'<svg([^>]*?) width="[^"]*"',
+        r"<svg\1",
+        re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", text, count=1),
+        count=1,
+    )

@@ -51,11 +51,14 @@ def shells(fmodel: Any) -> list[dict[str, Any]]:
         inside = (every >= d_min * (1 - 1e-9)) & (every < d_max if result else every <= d_max * (1 + 1e-9))
         n_possible = int(inside.sum())
         shell = {
-            "d_max": float(d_max), "d_min": float(d_min), "n": len(chosen), "n_work": len(parts["work"]),
+            "d_max": float(d_max),
+            "d_min": float(d_min),
+            "n": len(chosen),
+            "n_work": len(parts["work"]),
             "n_free": len(parts["free"]) if fmodel.has_free else None,
             "completeness": min(1.0, len(chosen) / n_possible) if n_possible else None,
             "r_all": _r(f_obs, model, chosen),
-        }  # fmt: skip
+        }
         for name, rows in parts.items():
             shell[f"r_{name}"] = _r(f_obs, model, rows)
             shell[f"cc_{name}"] = _cc(f_obs, model, rows)
@@ -155,8 +158,15 @@ def displacements(atoms: Any, hierarchy: Any) -> dict[str, Any]:
         if len(values):
             counts[kind] = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].tolist()
             means[kind] = float(values.mean())
-    return {"edges": edges.tolist(), "counts": counts, "means": means, "mean": float(b[heavy].mean()),
-            "smallest": float(b[heavy].min()), "largest": float(b[heavy].max()), "median": float(np.median(b[heavy]))}  # fmt: skip
+    return {
+        "edges": edges.tolist(),
+        "counts": counts,
+        "means": means,
+        "mean": float(b[heavy].mean()),
+        "smallest": float(b[heavy].min()),
+        "largest": float(b[heavy].max()),
+        "median": float(np.median(b[heavy])),
+    }
 
 
 def ramachandran(hierarchy: Any) -> dict[str, Any] | None:

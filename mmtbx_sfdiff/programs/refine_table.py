@@ -43,8 +43,15 @@ def _parts(result: dict[str, Any], style: Any) -> Iterator[Any]:
     rows = []
     for name, key in (("start", "start"), ("refined", "final")):
         part, geometry = result[key], result["geometry"][key]
-        rows.append((name, f"{part['r_work']:.4f}", optional(part["r_free"]), optional(geometry["bond"]),
-                     optional(geometry["angle"], 2)))  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{part['r_work']:.4f}",
+                optional(part["r_free"]),
+                optional(geometry["bond"]),
+                optional(geometry["angle"], 2),
+            )
+        )
     yield text_tables.table(style, ("All reflections", "R-work", "R-free", "bonds Å", "angles °"), rows)
     yield Text("Bonds and angles: root mean square deviation from the monomer library.", style="dim")
     yield Text(text_tables.counts(result["reflections"]))

@@ -14,8 +14,16 @@ import numpy as np
 from ..crystal import Crystal
 
 # Labels of phases that programs look for; others are PHI and the amplitude's.
-_PHASES = {"2FOFCWT": "PH2FOFCWT", "FOFCWT": "PHFOFCWT", "PANOM": "PHPANOM", "FWT": "PHWT", "DELFWT": "PHDELWT",
-           "FC": "PHIC", "FC_ALL": "PHIC_ALL", "FAN": "PHAN"}  # fmt: skip
+_PHASES = {
+    "2FOFCWT": "PH2FOFCWT",
+    "FOFCWT": "PHFOFCWT",
+    "PANOM": "PHPANOM",
+    "FWT": "PHWT",
+    "DELFWT": "PHDELWT",
+    "FC": "PHIC",
+    "FC_ALL": "PHIC_ALL",
+    "FAN": "PHAN",
+}
 
 
 def write_map(path: str | Path, rho: torch.Tensor, crystal: Crystal) -> None:

@@ -119,10 +119,18 @@ def _jobs(
         yield (
             part,
             DensityJob(
-                setting, sites[part], u_iso[part], u_star[part], weights[part], fp[part], use_aniso, type_index,
-                False, gradient,
+                setting,
+                sites[part],
+                u_iso[part],
+                u_star[part],
+                weights[part],
+                fp[part],
+                use_aniso,
+                type_index,
+                False,
+                gradient,
             ),
-        )  # fmt: skip
+        )
 
 
 def _check_widths(

@@ -104,9 +104,13 @@ class AtomLabels:
     def main_and_side_chains(self) -> np.ndarray:
         """(n,) two groups a residue and conformer; one of a ligand, or a water."""
         return self._numbered(
-            lambda i: (self.residues[i], self.residue_names[i], self.altlocs[i],
-                       bool(self.polymer[i]) and self.names[i] in _BACKBONE)
-        )  # fmt: skip
+            lambda i: (
+                self.residues[i],
+                self.residue_names[i],
+                self.altlocs[i],
+                bool(self.polymer[i]) and self.names[i] in _BACKBONE,
+            )
+        )
 
     def bodies(self) -> np.ndarray:
         """(n,) a group for each chain, with its ligands and waters."""

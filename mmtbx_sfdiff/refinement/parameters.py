@@ -115,8 +115,12 @@ def choose(
         ``all``: of every ligand and water, too.
     rigid_body : {"auto", "none", "first", "only"}
     """
-    for value, allowed, name in ((strategy, STRATEGIES, "strategy"), (adp_model, ADP_MODELS, "adp_model"),
-                                 (occupancies, OCCUPANCIES, "occupancies"), (rigid_body, RIGID_BODY, "rigid_body")):  # fmt: skip
+    for value, allowed, name in (
+        (strategy, STRATEGIES, "strategy"),
+        (adp_model, ADP_MODELS, "adp_model"),
+        (occupancies, OCCUPANCIES, "occupancies"),
+        (rigid_body, RIGID_BODY, "rigid_body"),
+    ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
     n = int((~riding).sum())

@@ -245,8 +245,9 @@ def _part(fmodel, atoms, d_min):
 class _Cycle:
     """One macro-cycle."""
 
-    def __init__(self, fmodel, settings, number, target, history, report, restraint=None, parents=None,
-                 parameters=Parameters()):  # fmt: skip
+    def __init__(
+        self, fmodel, settings, number, target, history, report, restraint=None, parents=None, parameters=Parameters()
+    ):
         self.restraint, self.parents, self.parameters = restraint, parents, parameters.of_cycle(number)
         self.fmodel, self.settings, self.history, self.report = fmodel, settings, history, report
         self.number, self.target = number, target

@@ -55,8 +55,11 @@ class TLSGroups:
         count = torch.bincount(groups, minlength=self.n_groups).clamp(min=1)[:, None]
         self.origins = x.new_zeros(self.n_groups, 3).index_add(0, groups, x) / count
         self._m = motions(x - self.origins[groups])
-        self._k = torch.stack([self._fitted(u, groups == g, least) for g in range(self.n_groups)]) if self.n_groups \
-            else x.new_zeros(0, 6, 6)  # fmt: skip
+        self._k = (
+            torch.stack([self._fitted(u, groups == g, least) for g in range(self.n_groups)])
+            if self.n_groups
+            else x.new_zeros(0, 6, 6)
+        )
         moved = self.tensors(torch.zeros(self.n, dtype=torch.float64, device=x.device))
         mean = (u - moved).diagonal(dim1=-2, dim2=-1).mean(-1)
         self.residual = mean.clamp(min=least)
@@ -70,8 +73,11 @@ class TLSGroups:
             c[i, j] = c[j, i] = 1.0
             columns.append(_weighted(m @ c @ m.mT))
         design, wanted = torch.stack(columns, -1), _weighted(u)
-        found = torch.linalg.lstsq(design.reshape(-1, 21), wanted.reshape(-1, 1), driver="gelsd").solution[:, 0] \
-            if u.device.type == "cpu" else torch.linalg.pinv(design.reshape(-1, 21)) @ wanted.reshape(-1)  # fmt: skip
+        found = (
+            torch.linalg.lstsq(design.reshape(-1, 21), wanted.reshape(-1, 1), driver="gelsd").solution[:, 0]
+            if u.device.type == "cpu"
+            else torch.linalg.pinv(design.reshape(-1, 21)) @ wanted.reshape(-1)
+        )
         c = torch.zeros(6, 6, dtype=torch.float64, device=u.device)
         for (i, j), value in zip(_LOWER, found.tolist(), strict=True):
             c[i, j] = c[j, i] = value

@@ -192,8 +192,11 @@ class Variables:
         """The largest multiple of a direction (n,) that moves no atom by more than ``shift`` Å along an axis, and no logarithm of
         the size of a displacement parameter or an occupancy by more than ``change``."""
         parts = (direction * self.scale).abs().split(self.sizes)
-        limits = [limit / float(part.max()) for part, limit in zip(parts, (shift, change, None, None, change))
-                  if limit is not None and len(part) and float(part.max()) > 0]  # fmt: skip
+        limits = [
+            limit / float(part.max())
+            for part, limit in zip(parts, (shift, change, None, None, change))
+            if limit is not None and len(part) and float(part.max()) > 0
+        ]
         return min([1.0, *limits])
 
     def tls_groups(self, vector):

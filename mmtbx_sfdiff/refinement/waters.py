@@ -155,8 +155,9 @@ def _remove(structure: gemmi.Structure, density: np.ndarray, rules: WaterRules) 
             if residue.name not in NAMES or len(heavy) != 1 or heavy[0].altloc.strip("\0 "):
                 continue
             atom = heavy[0]
-            near = [m for m in search.find_neighbors(atom, 0.01, rules.clash)
-                    if not _same(m.to_cra(model), chain, residue)]  # fmt: skip
+            near = [
+                m for m in search.find_neighbors(atom, 0.01, rules.clash) if not _same(m.to_cra(model), chain, residue)
+            ]
             low = _value(density, cell.fractionalize(atom.pos)) < rules.density
             if low or atom.b_iso > limit or near:
                 going.append((chain.name, number))
@@ -185,13 +186,19 @@ def _add(structure: gemmi.Structure, difference: np.ndarray, density: np.ndarray
         if _value(density, place) < rules.density:
             continue
         found = _partner(search, model, cell, place, rules)
-        if found is None or any(cell.find_nearest_pbc_image(cell.orthogonalize(place), cell.orthogonalize(other), 0).dist()
-                                < rules.nearest for other in images):  # fmt: skip
+        if found is None or any(
+            cell.find_nearest_pbc_image(cell.orthogonalize(place), cell.orthogonalize(other), 0).dist() < rules.nearest
+            for other in images
+        ):
             continue
         added.append(found)
         copies = [gemmi.Fractional(*op.apply_to_xyz(place.tolist())) for op in operations]
-        if any(0.01 < cell.find_nearest_pbc_image(cell.orthogonalize(place), cell.orthogonalize(c), 0).dist() < rules.nearest
-               for c in copies[1:]):  # fmt: skip
+        if any(
+            0.01
+            < cell.find_nearest_pbc_image(cell.orthogonalize(place), cell.orthogonalize(c), 0).dist()
+            < rules.nearest
+            for c in copies[1:]
+        ):
             added.pop()  # on, or beside, a symmetry element
             continue
         images += copies

@@ -168,8 +168,10 @@ def _check_exponents(scatterers: Scatterers, plan: Plan) -> None:
         "the displacement parameter",
         f"amounts to U = {float(least[model, atom]):g} Å^2 in one direction, whose Debye-Waller factor is beyond all measure at this "
         "resolution: raise it, or leave the atom out.",
-        atom, model, s.n_models,
-    )  # fmt: skip
+        atom,
+        model,
+        s.n_models,
+    )
 
 
 def _sums(s: Scatterers, miller: MillerPlan, memory: int, wanted: tuple[bool, ...]) -> Iterator[_Sum]:

@@ -81,11 +81,20 @@ class GivenAtoms:
                 (
                     part,
                     AtomsJob(
-                        setting, made.bounds, tuple(x[part] for x in self.parameters), self.residual[part],
-                        use_u_iso, use_u_aniso, site_weights, type_index, frame, limits, dispersion,
+                        setting,
+                        made.bounds,
+                        tuple(x[part] for x in self.parameters),
+                        self.residual[part],
+                        use_u_iso,
+                        use_u_aniso,
+                        site_weights,
+                        type_index,
+                        frame,
+                        limits,
+                        dispersion,
                     ),
                 )
-            )  # fmt: skip
+            )
         return found
 
     def values(self) -> torch.Tensor:

@@ -324,9 +324,7 @@ def arguments(
 
     parameters = [flat(getattr(atoms, name), tail) for name, tail in _TAILS.items()]
     shared = (atoms.use_u_iso, atoms.use_u_aniso, atoms.site_weights, atoms.type_index, indices)
-    numbers = (
-        atoms.crystal.handle, atoms.form_factors.handle, plan.handle, method, float(accuracy), int(memory)
-    )  # fmt: skip
+    numbers = (atoms.crystal.handle, atoms.form_factors.handle, plan.handle, method, float(accuracy), int(memory))
     # torch.compile cannot pass objects on, and whoever calls what it made keeps them.
     keep = None if torch.compiler.is_compiling() else (atoms.crystal, atoms.form_factors, plan)
     return batch, (*parameters, flat(atoms._frac_residual, 1), *shared, numbers, keep)

@@ -95,9 +95,12 @@ def check_result(s: Scatterers, results: Sequence[torch.Tensor], seed: torch.Ten
     size = s.u_iso.abs() + s.u_star.abs().sum(-1)
     model, atom = divmod(int(size.argmax()), s.n_atoms)
     raise checks.BadAtom(
-        "the displacement parameters", "are so large that numbers overflow: correct them, or leave the atom out.",
-        atom, model, s.n_models,
-    )  # fmt: skip
+        "the displacement parameters",
+        "are so large that numbers overflow: correct them, or leave the atom out.",
+        atom,
+        model,
+        s.n_models,
+    )
 
 
 def _finite(values: Sequence[torch.Tensor]) -> bool:

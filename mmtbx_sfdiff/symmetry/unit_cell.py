@@ -79,17 +79,27 @@ def _unit_cell(p: tuple[float, ...]) -> UnitCell:
         cos_star.append(math.cos(math.acos(max(-1.0, min(1.0, cosine)))))  # cctbx keeps the angle
     height = math.sqrt(1.0 - cos_star[0] * cos_star[0])
     orthogonalization = (
-        a, cos[2] * b, cos[1] * c,
-        0.0, sin[2] * b, -sin[1] * cos_star[0] * c,
-        0.0, 0.0, sin[1] * c * height,
-    )  # fmt: skip
+        a,
+        cos[2] * b,
+        cos[1] * c,
+        0.0,
+        sin[2] * b,
+        -sin[1] * cos_star[0] * c,
+        0.0,
+        0.0,
+        sin[1] * c * height,
+    )
     fractionalization = (
         1.0 / a,
         -cos[2] / (sin[2] * a),
         -(cos[2] * sin[1] * cos_star[0] + cos[1] * sin[2]) / (sin[1] * height * sin[2] * a),
-        0.0, 1.0 / (sin[2] * b), cos_star[0] / (height * sin[2] * b),
-        0.0, 0.0, 1.0 / (sin[1] * height * c),
-    )  # fmt: skip
+        0.0,
+        1.0 / (sin[2] * b),
+        cos_star[0] / (height * sin[2] * b),
+        0.0,
+        0.0,
+        1.0 / (sin[1] * height * c),
+    )
     g = [length * length for length in lengths]
     g12, g13, g23 = (lengths[i] * lengths[j] * cos_star[k] for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 2, 0)))
     return UnitCell(
@@ -106,6 +116,5 @@ def d_star_sq(reciprocal_metric: Sequence[float], h: np.ndarray, k: np.ndarray, 
     g = reciprocal_metric
     h, k, l = (np.asarray(index, dtype=np.float64) for index in (h, k, l))
     return (
-        (h * h) * g[0] + (k * k) * g[4] + (l * l) * g[8]
-        + (2 * h * k) * g[1] + (2 * h * l) * g[2] + (2 * k * l) * g[5]
-    )  # fmt: skip
+        (h * h) * g[0] + (k * k) * g[4] + (l * l) * g[8] + (2 * h * k) * g[1] + (2 * h * l) * g[2] + (2 * k * l) * g[5]
+    )

@@ -24,16 +24,42 @@ from scitbx.math import euler_angles_as_matrix
 
 SHELL = {"n": 50, "n_work": 45, "n_free": 5, "completeness": 0.9, "r_all": 0.2, "r_work": 0.19, "r_free": 0.25}
 RECORD = {
-    "entry": "1abc", "program": "mmtbx_sfdiff", "version": "9.9", "target": "maximum likelihood", "d_max": 20.0, "d_min": 1.85,
-    "n_reflections": 100, "n_work": 90, "n_free": 10, "completeness": 0.915, "r_all": 0.2, "r_work": 0.1987, "r_free": 0.2511,
-    "b_mean": 21.5, "n_atoms": 300, "n_solvent_atoms": 12, "free_selection": "RANDOM", "solvent": "a mask",
-    "restraints": "a monomer library", "restraint_types": [("bond", 300, 0.0101, "ANGSTROMS"), ("angle", 400, 1.5, "DEGREES")],
+    "entry": "1abc",
+    "program": "mmtbx_sfdiff",
+    "version": "9.9",
+    "target": "maximum likelihood",
+    "d_max": 20.0,
+    "d_min": 1.85,
+    "n_reflections": 100,
+    "n_work": 90,
+    "n_free": 10,
+    "completeness": 0.915,
+    "r_all": 0.2,
+    "r_work": 0.1987,
+    "r_free": 0.2511,
+    "b_mean": 21.5,
+    "n_atoms": 300,
+    "n_solvent_atoms": 12,
+    "free_selection": "RANDOM",
+    "solvent": "a mask",
+    "restraints": "a monomer library",
+    "restraint_types": [("bond", 300, 0.0101, "ANGSTROMS"), ("angle", 400, 1.5, "DEGREES")],
     "shells": [SHELL | {"d_max": 20.0, "d_min": 3.0}, SHELL | {"d_max": 3.0, "d_min": 1.85}],
     "twin": {"law": "-h,-k,l", "fraction": 0.31},
-    "tls": [{"id": "1", "selection": "chain A and resseq 1:20", "chain": "A", "first": 1, "last": 20, "origin": (1.0, 2.0, 3.0),
-             "T": np.diag([0.1, 0.2, 0.3]).tolist(), "L": np.diag([1.0, 2.0, 3.0]).tolist(),
-             "S": [[0.01, 0.02, 0.03], [0.04, 0.05, 0.06], [0.07, 0.08, -0.06]]}],
-}  # fmt: skip
+    "tls": [
+        {
+            "id": "1",
+            "selection": "chain A and resseq 1:20",
+            "chain": "A",
+            "first": 1,
+            "last": 20,
+            "origin": (1.0, 2.0, 3.0),
+            "T": np.diag([0.1, 0.2, 0.3]).tolist(),
+            "L": np.diag([1.0, 2.0, 3.0]).tolist(),
+            "S": [[0.01, 0.02, 0.03], [0.04, 0.05, 0.06], [0.07, 0.08, -0.06]],
+        }
+    ],
+}
 
 
 def test_mmcif_items_are_read_back_and_replace_those_of_an_earlier_refinement():
@@ -65,8 +91,13 @@ def test_mmcif_items_are_read_back_and_replace_those_of_an_earlier_refinement():
 
 
 def test_without_flags_there_is_no_r_free_anywhere():
-    without = RECORD | {"n_free": None, "r_free": None, "twin": None, "tls": [], "shells": [
-        shell | {"n_free": None, "r_free": None} for shell in RECORD["shells"]]}  # fmt: skip
+    without = RECORD | {
+        "n_free": None,
+        "r_free": None,
+        "twin": None,
+        "tls": [],
+        "shells": [shell | {"n_free": None, "r_free": None} for shell in RECORD["shells"]],
+    }
     block = gemmi.cif.Block("x")
     add_to_cif(block, without)
     assert block.find_value("_refine.ls_R_factor_R_free") == "?"
@@ -146,8 +177,10 @@ def test_tls_groups_are_recorded_and_counted_once(suffix, turned, demo, tmp_path
     again = load_entry(path, demo.data.path, allow_other_entry=True)
     assert not any("TLS" in message for message in again.model.messages)
     indices = demo.data.f_obs.indices().as_vec3_double().as_numpy_array().astype(np.int64)
-    f, expected = (structure_factors(x, atoms.crystal, indices, method="direct")
-                   for x in (Atoms.from_cctbx(again.model.xray_structure), refined))  # fmt: skip
+    f, expected = (
+        structure_factors(x, atoms.crystal, indices, method="direct")
+        for x in (Atoms.from_cctbx(again.model.xray_structure), refined)
+    )
     assert float((f - expected).abs().sum() / expected.abs().sum()) < 3e-3
 
     text = path.read_text()

@@ -22,12 +22,36 @@ TETRAGONAL = (26.0, 26.0, 34.0, 90, 90, 90)
 CASES = {
     "merohedral": ("P 4", TETRAGONAL, {"reindex": "h,-k,-l"}, "which the lattice allows", "reindex"),
     "beta near 90": ("P 1 21 1", (23, 27, 31, 90, 90.4, 90), {"reindex": "-h,-k,l"}, "allows within", "reindex"),
-    "a near b": ("P 21 21 21", (26, 26.2, 34, 90, 90, 90), {"reindex": "k,h,-l"}, "which the lattice allows", "reindex"),
+    "a near b": (
+        "P 21 21 21",
+        (26, 26.2, 34, 90, 90, 90),
+        {"reindex": "k,h,-l"},
+        "which the lattice allows",
+        "reindex",
+    ),
     "axes": ("P 2 2 21", (22, 27, 34, 90, 90, 90), {"permuted": True}, "their axes were in another order", "reindex"),
     "enantiomorph": ("P 41", TETRAGONAL, {"group": "P 43"}, "P 41, the enantiomorph of P 43", "space_group"),
-    "screw axes": ("P 21 21 2", (22, 27, 34, 90, 90, 90), {"group": "P 2 2 2"}, "the space group is P 21 21 2", "space_group"),
-    "origin": ("P 21 21 21", (22, 27, 34, 90, 90, 90), {"shift": (0.25, 0.25, 0)}, "the model is moved by", "model_shift"),
-    "cell by SCALE": ("P 21 21 21", (22, 27, 34, 90, 90, 90), {"cell": (27, 22, 34, 90, 90, 90)}, "SCALE records", "unit_cell"),
+    "screw axes": (
+        "P 21 21 2",
+        (22, 27, 34, 90, 90, 90),
+        {"group": "P 2 2 2"},
+        "the space group is P 21 21 2",
+        "space_group",
+    ),
+    "origin": (
+        "P 21 21 21",
+        (22, 27, 34, 90, 90, 90),
+        {"shift": (0.25, 0.25, 0)},
+        "the model is moved by",
+        "model_shift",
+    ),
+    "cell by SCALE": (
+        "P 21 21 21",
+        (22, 27, 34, 90, 90, 90),
+        {"cell": (27, 22, 34, 90, 90, 90)},
+        "SCALE records",
+        "unit_cell",
+    ),
     "cell by axes": (
         "P 21 21 21",
         (22, 27, 34, 90, 90, 90),
@@ -36,7 +60,7 @@ CASES = {
         "unit_cell",
     ),
     "intensities": ("P 21 21 21", (22, 27, 34, 90, 90, 90), {"squares": True}, "the amplitudes are intensities", None),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -227,11 +251,14 @@ def test_amplitudes_of_other_groups_are_those_of_cctbx(group):
         assert np.abs(found - exact).max() < 2e-3 * exact.max()
 
 
-@pytest.mark.parametrize("cell, law, missed", [
-    ((105.248, 35.747, 86.989, 90, 126.37, 90), "h,-k,-h-l", (0.02, 2.0)),
-    ((45.65, 47.56, 77.61, 90, 90, 90), "k,h,-l", (0.05, 0.1)),
-    ((50, 50, 80, 90, 90, 90), "k,h,-l", (0, 0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "cell, law, missed",
+    [
+        ((105.248, 35.747, 86.989, 90, 126.37, 90), "h,-k,-h-l", (0.02, 2.0)),
+        ((45.65, 47.56, 77.61, 90, 90, 90), "k,h,-l", (0.05, 0.1)),
+        ((50, 50, 80, 90, 90, 90), "k,h,-l", (0, 0)),
+    ],
+)
 def test_by_how_much_a_lattice_misses_an_operator(cell, law, missed):
     said = _missed(types.SimpleNamespace(crystal=sfdiff.Crystal(cell, "P 1")), law)
     numbers = [float(word.rstrip("%°")) for word in said.split() if word[0].isdigit()] or [0, 0]

@@ -227,7 +227,15 @@ def test_intensities_without_an_amplitude_are_counted_with_their_reason(tmp_path
 # against cctbx
 
 
-@pytest.mark.parametrize("symbol, cell", [("P 21 21 21", (28, 31, 36, 90, 90, 90)), ("C 1 2 1", (40, 50, 60, 90, 100, 90)), ("P 6 2 2", (30, 30, 40, 90, 90, 120)), ("P 2 3", (14, 14, 14, 90, 90, 90))])  # fmt: skip
+@pytest.mark.parametrize(
+    "symbol, cell",
+    [
+        ("P 21 21 21", (28, 31, 36, 90, 90, 90)),
+        ("C 1 2 1", (40, 50, 60, 90, 100, 90)),
+        ("P 6 2 2", (30, 30, 40, 90, 90, 120)),
+        ("P 2 3", (14, 14, 14, 90, 90, 90)),
+    ],
+)
 def test_french_wilson_and_merging_are_cctbxs(symbol, cell):
     rng = np.random.default_rng(1)
     symmetry = crystal.symmetry(cell, symbol)

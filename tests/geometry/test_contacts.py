@@ -138,5 +138,8 @@ def test_pairs_are_those_of_gemmis_neighbor_search(name, pdb_dir, library):
     near = {(i, j) for i, j, _ in found}
     missing = [(i, j, x) for i, j, x in seen if (i, j) not in near and i != j]
     assert len(seen) > 10 and not missing
-    assert all(np.isclose([x for a, b, x in seen if (a, b) == (i, j)], y, atol=2e-3).any() or (i, j) not in
-               {(a, b) for a, b, _ in seen} for i, j, y in found)  # fmt: skip
+    assert all(
+        np.isclose([x for a, b, x in seen if (a, b) == (i, j)], y, atol=2e-3).any()
+        or (i, j) not in {(a, b) for a, b, _ in seen}
+        for i, j, y in found
+    )

@@ -127,10 +127,15 @@ def test_data_without_pairs_are_said_to_have_none(files, tmp_path):
     assert not any("Bijvoet" in m for m in result["messages"])
 
 
-@pytest.mark.parametrize("words, needle", [
-    (["wavelength=0"], "0.2 to 5"), (["wavelength=-1"], "0.2 to 5"), (["wavelength=12"], "0.2 to 5"),
-    (["wavelength=1", "scattering_table=electron"], "are of X-rays"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, needle",
+    [
+        (["wavelength=0"], "0.2 to 5"),
+        (["wavelength=-1"], "0.2 to 5"),
+        (["wavelength=12"], "0.2 to 5"),
+        (["wavelength=1", "scattering_table=electron"], "are of X-rays"),
+    ],
+)
 def test_an_impossible_wavelength_is_one_sentence(words, needle, files, tmp_path, capsys):
     assert run([*files[:2], *FEW, *words, "prefix=x", f"directory={tmp_path}"]) != 0
     said = "".join(capsys.readouterr())

@@ -37,12 +37,18 @@ def test_what_is_refined_is_said_in_a_line(files_1yjp, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, check",
     [
-        (["adp_model=grouped"], lambda s: len({round(a.b_iso, 2) for a in s[0][0][1] if a.name in ("N", "CA", "C", "O")}) == 1),
-        (["adp_model=anisotropic"], lambda s: all(c.atom.aniso.nonzero() == (c.residue.name != "HOH") for c in s[0].all())),
+        (
+            ["adp_model=grouped"],
+            lambda s: len({round(a.b_iso, 2) for a in s[0][0][1] if a.name in ("N", "CA", "C", "O")}) == 1,
+        ),
+        (
+            ["adp_model=anisotropic"],
+            lambda s: all(c.atom.aniso.nonzero() == (c.residue.name != "HOH") for c in s[0].all()),
+        ),
         (["adp_model=tls"], lambda s: all(c.atom.aniso.nonzero() == (c.residue.name != "HOH") for c in s[0].all())),
         (["occupancies=all"], lambda s: min(c.atom.occ for c in s[0].all() if c.residue.name == "HOH") < 1),
     ],
-)  # fmt: skip
+)
 def test_parameters_that_are_asked_for(words, check, files_1yjp, tmp_path):
     result, structure = refined(files_1yjp, tmp_path, *words)
     assert check(structure)
@@ -65,8 +71,11 @@ def test_tls_groups_are_in_every_file_and_counted_once(kind, files_1yjp, tmp_pat
     assert again.r_factors()[0] == pytest.approx(result["final"]["r_work"], abs=2e-3)
     (read,) = gemmi.read_structure(str(path)).meta.refinement[0].tls_groups
     for name in "TLS":
-        assert np.allclose(np.array(getattr(read, name).tolist() if name == "S" else getattr(read, name).as_mat33().tolist()),
-                           group[name], atol=1e-4)  # fmt: skip
+        assert np.allclose(
+            np.array(getattr(read, name).tolist() if name == "S" else getattr(read, name).as_mat33().tolist()),
+            group[name],
+            atol=1e-4,
+        )
 
 
 def test_hydrogens_are_added_ride_and_are_written(files_1yjp, tmp_path):

@@ -44,9 +44,21 @@ def test_the_maps_open_in_coot_and_are_those_of_the_model(refined, files):
     table = gemmi.read_mtz_file(str(folder / "x_refined.mtz"))
     kinds = {column.label: column.type for column in table.columns}
     assert kinds == {
-        "H": "H", "K": "H", "L": "H", "F": "F", "SIGF": "Q", "FREE": "I", "FC": "F", "PHIC": "P", "FC_ALL": "F",
-        "PHIC_ALL": "P", "FWT": "F", "PHWT": "P", "DELFWT": "F", "PHDELWT": "P",
-    }  # fmt: skip
+        "H": "H",
+        "K": "H",
+        "L": "H",
+        "F": "F",
+        "SIGF": "Q",
+        "FREE": "I",
+        "FC": "F",
+        "PHIC": "P",
+        "FC_ALL": "F",
+        "PHIC_ALL": "P",
+        "FWT": "F",
+        "PHWT": "P",
+        "DELFWT": "F",
+        "PHDELWT": "P",
+    }
     column = {name: np.array(table.column_with_label(name)) for name in kinds}
     assert result["reflections"]["used"] == len(column["F"]) and not np.isnan(column["F"]).any()
     assert int((column["FREE"] == 0).sum()) == result["n_free"]  # CCP4's convention
@@ -236,8 +248,15 @@ def test_flags_that_are_there_are_not_replaced_silently(files, tmp_path, capsys)
 
 def _refine(arguments, folder, **options):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
-    return subprocess.Popen([sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", *arguments], cwd=folder,
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 def _small_files():
@@ -310,10 +329,15 @@ def test_a_twin_is_recognised_refined_and_deposited(pdb_dir, tmp_path, capsys):
     assert np.mean([r["cc"] for r in result["residues"] if r["kind"] == "polymer"]) > 0.85
 
 
-@pytest.mark.parametrize("words, needle", [
-    (["twin_law=x"], "twin law"), (["twin_law=none", "twin_fraction=0.2"], "twin_fraction"), (["twin_fraction=2"], "twin_fraction"),
-    (["twin_law=h,k,l"], "symmetry"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, needle",
+    [
+        (["twin_law=x"], "twin law"),
+        (["twin_law=none", "twin_fraction=0.2"], "twin_fraction"),
+        (["twin_fraction=2"], "twin_fraction"),
+        (["twin_law=h,k,l"], "symmetry"),
+    ],
+)
 def test_impossible_twins_are_one_sentence(words, needle, files, tmp_path, capsys):
     assert run([str(files.model), str(files.data), *FEW, *words, f"directory={tmp_path}"]) == 1
     error = capsys.readouterr().err

@@ -296,10 +296,17 @@ def test_the_table_fits_a_terminal_and_has_bonds_and_angles(restrained):
     assert "–" in render(without, width=80) and "None" not in render(without, width=80)
 
 
-@pytest.mark.parametrize("words, needle", [
-    (["library=nowhere"], "mon_lib_list"), (["ligands=nowhere.cif"], "nowhere.cif"), (["bond_rms=0"], "bond_rms"),
-    (["geometry_weight=-1"], "geometry_weight"), (["adp_weight=-1"], "adp_weight"), (["anisotropic=often"], "anisotropic"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, needle",
+    [
+        (["library=nowhere"], "mon_lib_list"),
+        (["ligands=nowhere.cif"], "nowhere.cif"),
+        (["bond_rms=0"], "bond_rms"),
+        (["geometry_weight=-1"], "geometry_weight"),
+        (["adp_weight=-1"], "adp_weight"),
+        (["anisotropic=often"], "anisotropic"),
+    ],
+)
 def test_impossible_restraints_are_one_sentence(words, needle, files_1yjp, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     library_or_skip()

@@ -151,22 +151,30 @@ def test_the_peaks_are_those_of_cctbx_finder(data):
     rho, _ = maps(fmodel)
     symmetry = fmodel.atoms.to_cctbx().crystal_symmetry()
     gridding = maptbx.crystal_gridding(
-        unit_cell=symmetry.unit_cell(), space_group_info=symmetry.space_group_info(),
-        symmetry_flags=maptbx.use_space_group_symmetry, pre_determined_n_real=rho.shape,
-    )  # fmt: skip
+        unit_cell=symmetry.unit_cell(),
+        space_group_info=symmetry.space_group_info(),
+        symmetry_flags=maptbx.use_space_group_symmetry,
+        pre_determined_n_real=rho.shape,
+    )
     apart = 1.5  # Å: lower maxima nearer than that to a higher one are of its cluster, for cctbx
     parameters = maptbx.peak_search_parameters(
-        peak_search_level=1, peak_cutoff=4.0, interpolate=True, min_distance_sym_equiv=1.0, general_positions_only=False,
+        peak_search_level=1,
+        peak_cutoff=4.0,
+        interpolate=True,
+        min_distance_sym_equiv=1.0,
+        general_positions_only=False,
         min_cross_distance=apart,
-    )  # fmt: skip
+    )
     found = maptbx.crystal_gridding_tags(gridding=gridding).peak_search(
         parameters=parameters, map=flex.double(np.ascontiguousarray(rho))
     )
     clusters = found.all(max_clusters=1000)
     theirs = [(height, np.array(site)) for height, site in zip(clusters.heights(), clusters.sites(), strict=True)]
     ours = [(height, np.array(site.tolist())) for height, site in peaks(rho, dry.cell, 4.0)]
-    operations = [(np.array(op.r().as_double()).reshape(3, 3), np.array(op.t().as_double()))
-                  for op in symmetry.space_group().all_ops()]  # fmt: skip
+    operations = [
+        (np.array(op.r().as_double()).reshape(3, 3), np.array(op.t().as_double()))
+        for op in symmetry.space_group().all_ops()
+    ]
     orthogonal = np.array(dry.cell.orth.mat.tolist())
 
     def distance(a, b):

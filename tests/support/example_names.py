@@ -34,8 +34,15 @@ def example_names():
     crystal, atoms, data, scales = _values()
     fmodel = sfdiff.FModel(atoms, data)
     fmodel.scales = scales
-    return {"sfdiff": sfdiff, "torch": torch, "crystal": crystal, "atoms": atoms, "data": data, "fmodel": fmodel,
-            "structure": gemmi.read_pdb_string(PEPTIDE)}  # fmt: skip
+    return {
+        "sfdiff": sfdiff,
+        "torch": torch,
+        "crystal": crystal,
+        "atoms": atoms,
+        "data": data,
+        "fmodel": fmodel,
+        "structure": gemmi.read_pdb_string(PEPTIDE),
+    }
 
 
 @functools.cache

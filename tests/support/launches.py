@@ -20,11 +20,33 @@ from mmtbx_sfdiff.kernels import deferred, engines, opaque
 from torch.utils._python_dispatch import TorchDispatchMode
 
 #: Operations that hand a number to the host, or whose size depends on numbers: the host waits.
-_WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "unique_dim", "_unique2", "unique_consecutive",
-          "masked_select"}  # fmt: skip
+_WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "equal",
+    "is_nonzero",
+    "unique_dim",
+    "_unique2",
+    "unique_consecutive",
+    "masked_select",
+}
 #: Operations that are several kernels.
-_SEVERAL = {"sort", "argsort", "index_put", "index_put_", "_index_put_impl_", "cumsum", "bincount", "searchsorted",
-            "segment_reduce", "index_add_", "linalg_det", "_linalg_det", "index", "topk"}  # fmt: skip
+_SEVERAL = {
+    "sort",
+    "argsort",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "cumsum",
+    "bincount",
+    "searchsorted",
+    "segment_reduce",
+    "index_add_",
+    "linalg_det",
+    "_linalg_det",
+    "index",
+    "topk",
+}
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
 # What aten does without a launch, though its schema does not say that it is a view.
 _VIEWS = {"_unsafe_view", "lift_fresh", "detach", "alias", "_reshape_alias", "_conj", "_neg_view", "resolve_conj"}

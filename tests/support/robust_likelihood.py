@@ -91,9 +91,13 @@ def _arguments(rng, generator):
         else:
             f_obs = torch.where(torch.arange(n) % 2 == 0, f_obs, 0) if rng.random() < 0.5 else f_obs * 0 + 1
     data = Reflections.from_arrays(
-        atoms.crystal, indices, f_obs, sigmas, rng.choice((free, free, free, None)),
+        atoms.crystal,
+        indices,
+        f_obs,
+        sigmas,
+        rng.choice((free, free, free, None)),
         dtype=rng.choice((torch.float64, torch.float64, torch.float32)),
-    )  # fmt: skip
+    )
     return data, f, f_mask
 
 

@@ -118,9 +118,19 @@ def _indices(rng, n):
         )
     if rng.random() < 0.2:
         return rng.choice(
-            (indices.tolist(), indices.astype(float), torch.from_numpy(indices).to(torch.int32), indices[:, :2], indices[None],
-             indices + 0.5, torch.from_numpy(indices).flip(0)[::2], None, "indices", indices.astype(np.int8))
-        )  # fmt: skip
+            (
+                indices.tolist(),
+                indices.astype(float),
+                torch.from_numpy(indices).to(torch.int32),
+                indices[:, :2],
+                indices[None],
+                indices + 0.5,
+                torch.from_numpy(indices).flip(0)[::2],
+                None,
+                "indices",
+                indices.astype(np.int8),
+            )
+        )
     return indices
 
 
@@ -130,9 +140,13 @@ def _reflections(rng):
     sigmas = rng.choice((None, _faulty(numbers.uniform(0.1, 1, n), rng)))
     free = rng.choice((None, numbers.uniform(size=n) < 0.1, numbers.integers(0, 9, n), [True] * n, np.ones(n, bool)))
     data = sfdiff.Reflections.from_arrays(
-        _a_crystal(rng, False), _indices(rng, n), _faulty(numbers.uniform(1, 100, n), rng), sigmas, free,
+        _a_crystal(rng, False),
+        _indices(rng, n),
+        _faulty(numbers.uniform(1, 100, n), rng),
+        sigmas,
+        free,
         dtype=rng.choice((torch.float64, torch.float32, torch.float16, torch.int64)),
-    )  # fmt: skip
+    )
     return [data.f_obs, *([] if data.sigmas is None else [data.sigmas])]
 
 

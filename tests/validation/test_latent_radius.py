@@ -95,9 +95,18 @@ def test_the_report_compares_the_starts_that_all_have_run(tmp_path):
         for method, limit in (("latent_elastic", 2.5), ("rigid_refine", 1.5)):
             good = target < limit
             record = {
-                "entry": "1abc", "method": method, "start": start, "r_work": 0.2, "r_free": 0.26 if good else 0.5, "rms_main": 0.2 if good else target,
-                "rms_all": 1.0, "rms_main_before_polish": 1.0, "r_before_polish": [0.3, 0.3], "seconds": {"method": 1.0, "polish": 1.0}, "version": "x",
-            }  # fmt: skip
+                "entry": "1abc",
+                "method": method,
+                "start": start,
+                "r_work": 0.2,
+                "r_free": 0.26 if good else 0.5,
+                "rms_main": 0.2 if good else target,
+                "rms_all": 1.0,
+                "rms_main_before_polish": 1.0,
+                "r_before_polish": [0.3, 0.3],
+                "seconds": {"method": 1.0, "polish": 1.0},
+                "version": "x",
+            }
             (folder / f"{target}_0_{method}.json").write_text(json.dumps(record))
     start = start | {"seed": 1}
     lone = {"entry": "1abc", "method": "latent_elastic", "start": start, "failed": "Traceback\nValueError: no"}

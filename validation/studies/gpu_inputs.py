@@ -45,9 +45,13 @@ def cctbx_times(loaded, repeat):
     def f_gradients():
         f()
         gradients(
-            xray_structure=structure, u_iso_refinable_params=None, miller_set=data, d_target_d_f_calc=seed,
-            n_parameters=0, algorithm="fft",
-        )  # fmt: skip
+            xray_structure=structure,
+            u_iso_refinable_params=None,
+            miller_set=data,
+            d_target_d_f_calc=seed,
+            n_parameters=0,
+            algorithm="fft",
+        )
 
     def mask():
         mmtbx.masks.manager(miller_array=data).shell_f_masks(structure, force_update=True)

@@ -62,9 +62,13 @@ def load(path, device, n_atoms=None, d_min=None):
     crystal = sfdiff.Crystal(tuple(found["unit_cell"].tolist()), str(found["space_group"]))
     part = slice(0, n_atoms)
     double = sfdiff.Atoms.from_arrays(
-        crystal, [str(x) for x in found["types"][part]], found["sites_cart"][part], b_iso=found["b_iso"][part],
-        occupancies=found["occupancies"][part], u_cart=found["u_cart"][part],
-    )  # fmt: skip
+        crystal,
+        [str(x) for x in found["types"][part]],
+        found["sites_cart"][part],
+        b_iso=found["b_iso"][part],
+        occupancies=found["occupancies"][part],
+        u_cart=found["u_cart"][part],
+    )
     indices = torch.from_numpy(found["miller_indices"].astype(np.int64))
     rows = torch.arange(len(indices))
     if d_min is not None:
@@ -175,19 +179,36 @@ def profiled(call):
 
 
 COLUMNS = (
-    ("Entry", "entry"), ("Atoms", "atoms"), ("Reflections", "reflections"), ("*F*", "f"), ("and gradients", "f_gradients"),
-    ("cctbx", "cctbx_f_gradients"), ("one of the batch", "batch_f_gradients"), ("error of *F*", "f_error"), ("Mask", "mask"),
-    ("and gradient", "mask_gradient"), ("mmtbx", "cctbx_mask"), ("one of the batch", "batch_mask_gradient"),
-    ("Step", "step_least_squares"), ("captured", "captured_least_squares"), ("ML step", "step_maximum_likelihood"),
-    ("captured", "captured_maximum_likelihood"), ("Peak, MiB", "peak_mib"),
-)  # fmt: skip
+    ("Entry", "entry"),
+    ("Atoms", "atoms"),
+    ("Reflections", "reflections"),
+    ("*F*", "f"),
+    ("and gradients", "f_gradients"),
+    ("cctbx", "cctbx_f_gradients"),
+    ("one of the batch", "batch_f_gradients"),
+    ("error of *F*", "f_error"),
+    ("Mask", "mask"),
+    ("and gradient", "mask_gradient"),
+    ("mmtbx", "cctbx_mask"),
+    ("one of the batch", "batch_mask_gradient"),
+    ("Step", "step_least_squares"),
+    ("captured", "captured_least_squares"),
+    ("ML step", "step_maximum_likelihood"),
+    ("captured", "captured_maximum_likelihood"),
+    ("Peak, MiB", "peak_mib"),
+)
 
 
 def table(record):
     """A list-table for the documentation."""
-    lines = [f"{record['device']}, {record['date']}, torch {record['torch']}; ms, medians of {record['repeat']}; a batch of "
-             f"{record['batch']}; cctbx: {record['rows'][0]['cpu'] if record['rows'] else ''}.", "",
-             ".. list-table::", "   :header-rows: 1", ""]  # fmt: skip
+    lines = [
+        f"{record['device']}, {record['date']}, torch {record['torch']}; ms, medians of {record['repeat']}; a batch of "
+        f"{record['batch']}; cctbx: {record['rows'][0]['cpu'] if record['rows'] else ''}.",
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "",
+    ]
     for row in [{key: name for name, key in COLUMNS}, *record["rows"]]:
         for number, (_, key) in enumerate(COLUMNS):
             value = row.get(key, "")

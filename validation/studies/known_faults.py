@@ -98,7 +98,8 @@ CASES = {
     "nan_in_fmodel": "fmodel = data_model()\nrefused(lambda: fmodel.target('least_squares', sites_cart=bad), 'atom 6')",
     "nan_in_a_batch": _refused_by(
         "sfdiff.structure_factors(atoms.replace(sites_cart=torch.stack([atoms.sites_cart, bad])), crystal, indices)",
-        "atom 6", "model 1",
+        "atom 6",
+        "model 1",
     ),
     "no_models": f"assert {_F.format(_NONE, 'direct')}.shape == (0, len(indices))",
     "no_models_fft": f"assert {_F.format(_NONE, 'fft')}.shape == (0, len(indices))",
@@ -255,7 +256,7 @@ CASES = {
             assert took < 3.0, f"{took:.1f} s after the signal"
         else:
             raise AssertionError("not interrupted")""",
-}  # fmt: skip
+}
 
 
 def outcome(python: str, code: str, seconds: float) -> str:

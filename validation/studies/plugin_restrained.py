@@ -130,8 +130,12 @@ def minimise(fmodel, model, weight):
     fmodel.update_all_scales(remove_outliers=False)
     geometry = model.get_restraints_manager().geometry
     energies = geometry.energies_sites(sites_cart=fmodel.xray_structure.sites_cart(), compute_gradients=False)
-    return {"r_work": fmodel.r_work(), "r_free": fmodel.r_free(), "bond": energies.bond_deviations()[2],
-            "angle": energies.angle_deviations()[2]}  # fmt: skip
+    return {
+        "r_work": fmodel.r_work(),
+        "r_free": fmodel.r_free(),
+        "bond": energies.bond_deviations()[2],
+        "angle": energies.angle_deviations()[2],
+    }
 
 
 def study(entry_id, mask):
@@ -157,9 +161,16 @@ def study(entry_id, mask):
             of_data, of_geometry = (part[1] for part in parts(fmodel, model))
             if weight is None:
                 weight = _SCALE * float(np.linalg.norm(of_geometry) / np.linalg.norm(of_data))
-            row = {"entry": entry_id, "engine": name, "d_min": fmodel.f_obs().d_min(), "weight": weight,
-                   "n_atoms": start.scatterers().size(), "start": [fmodel.r_work(), fmodel.r_free()],
-                   "norm_data": weight * float(np.linalg.norm(of_data)), "norm_restraints": float(np.linalg.norm(of_geometry))}  # fmt: skip
+            row = {
+                "entry": entry_id,
+                "engine": name,
+                "d_min": fmodel.f_obs().d_min(),
+                "weight": weight,
+                "n_atoms": start.scatterers().size(),
+                "start": [fmodel.r_work(), fmodel.r_free()],
+                "norm_data": weight * float(np.linalg.norm(of_data)),
+                "norm_restraints": float(np.linalg.norm(of_geometry)),
+            }
             found, expected = differences(fmodel, model, weight)
             whole = np.linalg.norm(found.sum(1) - expected.sum(1)) / np.linalg.norm(expected.sum(1))
             of_likelihood = np.linalg.norm(found[:, 0] - expected[:, 0]) / np.linalg.norm(expected[:, 0])

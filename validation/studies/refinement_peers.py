@@ -35,9 +35,30 @@ from validation.studies import refinement_peers_report as reporting
 
 # Credible flags: R-free is within 0.01 of the deposited one, the gap at least 0.015, or close to it. 1.5 to 3.3 Å; ligands, DNA, metals.
 ENTRIES = (
-    "1aie", "2xiu", "3ds1", "4hg7", "5orl", "6n1l", "4cjl", "2apb", "2nth", "3sb3", "5gge", "1g1j", "5edl", "6jqs", "3g3w",
-    "3mpq", "5c11", "3nm9", "3io0", "5o5i", "3wap", "5kzb", "5xsl",
-)  # fmt: skip
+    "1aie",
+    "2xiu",
+    "3ds1",
+    "4hg7",
+    "5orl",
+    "6n1l",
+    "4cjl",
+    "2apb",
+    "2nth",
+    "3sb3",
+    "5gge",
+    "1g1j",
+    "5edl",
+    "6jqs",
+    "3g3w",
+    "3mpq",
+    "5c11",
+    "3nm9",
+    "3io0",
+    "5o5i",
+    "3wap",
+    "5kzb",
+    "5xsl",
+)
 # Of other entries: 1.1 Å to 3.6 Å, retinoic acid, hydrogens in the file, a twin (5bmg), flags of another refinement (1cbs).
 OTHERS = ("4olr", "2igc", "5g27", "3zt9", "1cbs", "3v3x", "2q9e", "5bmg", "5t68", "4k2r", "3ifx")
 TWINS = ("5bmg", "1l2h", "4tql")
@@ -119,8 +140,25 @@ def run_servalcat(model, data, folder, options):
     folder.mkdir(exist_ok=True)
     hydrogens = ["--hydrogen", "all", "--hout"] if options.hydrogens else ["--hydrogen", "no"]
     twin = ["--twin"] if options.entry in TWINS else []
-    command = [options.servalcat, "refine_xtal_norefmac", "--model", model, "--hklin", data, "--labin", "FP,SIGFP,FREE",
-               "-s", "xray", *hydrogens, *twin, "--ncycle", SERVALCAT_CYCLES, "--newligand_continue", "-o", "refined"]  # fmt: skip
+    command = [
+        options.servalcat,
+        "refine_xtal_norefmac",
+        "--model",
+        model,
+        "--hklin",
+        data,
+        "--labin",
+        "FP,SIGFP,FREE",
+        "-s",
+        "xray",
+        *hydrogens,
+        *twin,
+        "--ncycle",
+        SERVALCAT_CYCLES,
+        "--newligand_continue",
+        "-o",
+        "refined",
+    ]
     seconds = _run(command, folder, {"CLIBD_MON": str(options.library) + "/"})
     return folder / "refined.pdb" if (folder / "refined.pdb").is_file() else folder / "refined.mmcif", seconds
 
@@ -128,8 +166,19 @@ def run_servalcat(model, data, folder, options):
 def run_sfdiff(model, data, folder, options):
     folder.mkdir(exist_ok=True)
     words = ["hydrogens=add"] * options.hydrogens + options.words
-    command = [sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", model, data, f"library={options.library}",
-               "figure=False", "overwrite=True", "resume=False", "prefix=refined", *words]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mmtbx_sfdiff.command_line.refine",
+        model,
+        data,
+        f"library={options.library}",
+        "figure=False",
+        "overwrite=True",
+        "resume=False",
+        "prefix=refined",
+        *words,
+    ]
     root = Path(__file__).resolve().parents[2]
     seconds = _run(command, folder, {"PYTHONPATH": str(root)})
     return next(
@@ -151,8 +200,15 @@ PROGRAMS = {"servalcat": run_servalcat, "sfdiff": run_sfdiff, "torchref": run_to
 def _run(command, folder, environment):
     before, start = os.times(), time.perf_counter()
     with open(folder / "log.txt", "w") as log:
-        subprocess.run(list(map(str, command)), cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "2"} | environment,
-                       stdout=log, stderr=subprocess.STDOUT, timeout=LIMIT, check=True)  # fmt: skip
+        subprocess.run(
+            list(map(str, command)),
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "2"} | environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=LIMIT,
+            check=True,
+        )
     after = os.times()
     return {
         "wall": time.perf_counter() - start,
@@ -177,9 +233,15 @@ def judge(model, data, library):
     rms = geometry.rms(torch.tensor(geometry.topology.atoms.sites_cart))
     free = int(fmodel.reflections.r_free_flags.sum())
     return {
-        "r_work": r_work, "r_free": r_free, "bond": rms["bond"], "angle": rms["angle"], "n_atoms": fmodel.atoms.n_atoms,
-        "d_min": fmodel.reflections.d_min, "n_free": free, "n_reflections": len(fmodel.reflections),
-    }  # fmt: skip
+        "r_work": r_work,
+        "r_free": r_free,
+        "bond": rms["bond"],
+        "angle": rms["angle"],
+        "n_atoms": fmodel.atoms.n_atoms,
+        "d_min": fmodel.reflections.d_min,
+        "n_free": free,
+        "n_reflections": len(fmodel.reflections),
+    }
 
 
 def study(entry, kind, program, options):
@@ -252,8 +314,13 @@ def main(arguments=None):
             for entry in options.entries:
                 for program in options.programs:
                     result = study(entry, kind, program, options)
-                    print(entry, kind, program, reporting.cell(result) if "failed" not in result else result["failed"],
-                          flush=True)  # fmt: skip
+                    print(
+                        entry,
+                        kind,
+                        program,
+                        reporting.cell(result) if "failed" not in result else result["failed"],
+                        flush=True,
+                    )
     rows = reporting.collect(options.out, options.start)
     for kind in dict.fromkeys(row["start"] for row in rows):
         print(reporting.table(rows, kind, options.names))

@@ -43,8 +43,11 @@ def by_entry(rows, kind):
 
 def pairs(rows, kind, name, other):
     """Rows of two programs over the entries that both refined."""
-    return [(r[name], r[other]) for r in by_entry(rows, kind).values()
-            if "r_free" in r.get(name, {}) and "r_free" in r.get(other, {})]  # fmt: skip
+    return [
+        (r[name], r[other])
+        for r in by_entry(rows, kind).values()
+        if "r_free" in r.get(name, {}) and "r_free" in r.get(other, {})
+    ]
 
 
 def sampling_error(row):
@@ -53,13 +56,17 @@ def sampling_error(row):
 
 def table(rows, kind, names):
     """Lines, and the comparison of each program with the first over the entries that both did."""
-    lines = [f"start {kind}",
-             f"{'entry':5} {'d_min':>5} {'free':>5} {'start':>13}  " + "  ".join(f"{n:>34}" for n in names)]  # fmt: skip
+    lines = [
+        f"start {kind}",
+        f"{'entry':5} {'d_min':>5} {'free':>5} {'start':>13}  " + "  ".join(f"{n:>34}" for n in names),
+    ]
     for entry, results in by_entry(rows, kind).items():
         s = results.get("start")
         if s is not None:
-            lines.append(f"{entry:5} {s['d_min']:5.2f} {s['n_free']:5d} {s['r_work']:.4f}/{s['r_free']:.4f}  "
-                         + "  ".join(cell(results.get(name)) for name in names))  # fmt: skip
+            lines.append(
+                f"{entry:5} {s['d_min']:5.2f} {s['n_free']:5d} {s['r_work']:.4f}/{s['r_free']:.4f}  "
+                + "  ".join(cell(results.get(name)) for name in names)
+            )
     for name in names[1:]:
         both = pairs(rows, kind, name, names[0])
         if both:
@@ -68,9 +75,11 @@ def table(rows, kind, names):
         if started:
             rises = [a["r_free"] - b["r_free"] for a, b in started]
             allowed = [max(0.003, 2 * sampling_error(b)) for _, b in started]
-            lines.append(f"{name}: R-free - that of the start: median {statistics.median(rises):+.4f}, lower in "
-                         f"{sum(d < 0 for d in rises)} of {len(rises)}, up by more than max(.003, 2 sampling errors) in "
-                         f"{sum(d > a for d, a in zip(rises, allowed))}")  # fmt: skip
+            lines.append(
+                f"{name}: R-free - that of the start: median {statistics.median(rises):+.4f}, lower in "
+                f"{sum(d < 0 for d in rises)} of {len(rises)}, up by more than max(.003, 2 sampling errors) in "
+                f"{sum(d > a for d, a in zip(rises, allowed))}"
+            )
     return "\n".join(lines)
 
 
@@ -83,18 +92,22 @@ def _comparison(name, other, both):
         return f"{first:.{digits}f} ({second:.{digits}f})"
 
     ratios = [a["seconds"]["cpu"] / b["seconds"]["cpu"] for a, b in both]
-    return (f"{name}: {len(both)} entries, R-free - {other}'s: median {statistics.median(differences):+.4f}, below in "
-            f"{sum(d < 0 for d in differences)}, above by more than allowed in "
-            f"{sum(d > a for d, a in zip(differences, allowed))}; gap {medians(lambda r: r['r_free'] - r['r_work'], 4)}, bonds "
-            f"{medians(lambda r: r['bond'], 4)} Å, angles {medians(lambda r: r['angle'], 2)}°, CPU time / {other}'s "
-            f"{statistics.median(ratios):.2f}")  # fmt: skip
+    return (
+        f"{name}: {len(both)} entries, R-free - {other}'s: median {statistics.median(differences):+.4f}, below in "
+        f"{sum(d < 0 for d in differences)}, above by more than allowed in "
+        f"{sum(d > a for d, a in zip(differences, allowed))}; gap {medians(lambda r: r['r_free'] - r['r_work'], 4)}, bonds "
+        f"{medians(lambda r: r['bond'], 4)} Å, angles {medians(lambda r: r['angle'], 2)}°, CPU time / {other}'s "
+        f"{statistics.median(ratios):.2f}"
+    )
 
 
 def cell(result):
     if result is None or "failed" in result:
         return f"{'-' if result is None else 'failed':>34}"
-    return (f"{result['r_work']:.4f}/{result['r_free']:.4f} {result['bond']:.4f} Å {result['angle']:4.2f}° "
-            f"{result['seconds']['cpu']:5.0f} s")  # fmt: skip
+    return (
+        f"{result['r_work']:.4f}/{result['r_free']:.4f} {result['bond']:.4f} Å {result['angle']:4.2f}° "
+        f"{result['seconds']['cpu']:5.0f} s"
+    )
 
 
 def as_csv(rows):
@@ -112,8 +125,11 @@ def as_csv(rows):
 
 def draw(rows, names, columns=3):
     """R-free of ours against the first program's, one panel for each start that some entry has of both."""
-    kinds = [kind for kind in dict.fromkeys(row["start"] for row in rows)
-             if any(pairs(rows, kind, name, names[0]) for name in names[1:])]  # fmt: skip
+    kinds = [
+        kind
+        for kind in dict.fromkeys(row["start"] for row in rows)
+        if any(pairs(rows, kind, name, names[0]) for name in names[1:])
+    ]
     columns = max(1, min(columns, len(kinds)))
     lines = max(1, -(-len(kinds) // columns))
     figure = Figure(figsize=(3.4 * columns, 3.7 * lines), layout="constrained")
@@ -128,8 +144,16 @@ def draw(rows, names, columns=3):
                 continue
             x, y = [b["r_free"] for _, b in both], [a["r_free"] for a, _ in both]
             errors = [sampling_error(b) for _, b in both]
-            axis.errorbar(x, y, xerr=errors, fmt=_MARKERS[number], color=_COLORS[number], markersize=4, elinewidth=0.6,
-                          label=f"{name} ({len(both)})")  # fmt: skip
+            axis.errorbar(
+                x,
+                y,
+                xerr=errors,
+                fmt=_MARKERS[number],
+                color=_COLORS[number],
+                markersize=4,
+                elinewidth=0.6,
+                label=f"{name} ({len(both)})",
+            )
             values += x + y
         if values:
             low, high = min(values) - 0.01, max(values) + 0.01

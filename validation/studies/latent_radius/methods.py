@@ -169,13 +169,36 @@ def servalcat_jelly(subject: Subject, seed: int, folder: Path | None = None, pro
         ("jelly", ["--jellybody", "--ncycle", SERVALCAT_JELLY]),
         ("plain", ["--ncycle", SERVALCAT_PLAIN]),
     ):
-        command = [program, "refine_xtal_norefmac", "--model", model, "--hklin", subject.data, "--labin", "FP,SIGFP,FREE",
-                   "-s", "xray", "--hydrogen", "no", "--newligand_continue", "-o", name, *words]  # fmt: skip
+        command = [
+            program,
+            "refine_xtal_norefmac",
+            "--model",
+            model,
+            "--hklin",
+            subject.data,
+            "--labin",
+            "FP,SIGFP,FREE",
+            "-s",
+            "xray",
+            "--hydrogen",
+            "no",
+            "--newligand_continue",
+            "-o",
+            name,
+            *words,
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         environment |= {"CLIBD_MON": str(subject.library) + "/"} if subject.library else {}
         with open(folder / f"{name}.log", "w") as log:
-            subprocess.run(list(map(str, command)), cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT,
-                           timeout=1800, check=True)  # fmt: skip
+            subprocess.run(
+                list(map(str, command)),
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=1800,
+                check=True,
+            )
         model = folder / f"{name}.pdb"
     found = gemmi.read_structure(str(model))
     places = {_label(cra): cra.atom for cra in found[0].all()}

@@ -76,8 +76,10 @@ def table(records):
     halves = bootstrap(runs)
     baselines = [method for method in runs if not method.startswith("latent")]
     curves = {method: fit(*zip(*found.values())) for method, found in runs.items()}
-    out.append(f"{n} starts that every method has run; success: R-free within {R_FREE} of the deposited protein polished alike, main "
-               f"chain within {MAIN} Å.\n")  # fmt: skip
+    out.append(
+        f"{n} starts that every method has run; success: R-free within {R_FREE} of the deposited protein polished alike, main "
+        f"chain within {MAIN} Å.\n"
+    )
     out.append(f"{'':26s}succeeded   half-way point (95 %)        {'   '.join(f'{k:>8s}' for k in KINDS)}")
     for method, found in runs.items():
         low, high = np.quantile(halves[method], (0.025, 0.975))
@@ -86,23 +88,29 @@ def table(records):
             chosen = [ok for _, ok in by_method(records, kind).get(method, {}).values()]
             cells.append(f"{sum(chosen):3d} of {len(chosen):2d}" if chosen else "-")
         total = sum(ok for _, ok in found.values())
-        out.append(f"{NAMES.get(method, method):26s}{total:3d} of {len(found):2d}   {curves[method].half:5.2f} Å ({low:.2f} to {high:.2f})"
-                   f"        {'   '.join(f'{c:>8s}' for c in cells)}")  # fmt: skip
+        out.append(
+            f"{NAMES.get(method, method):26s}{total:3d} of {len(found):2d}   {curves[method].half:5.2f} Å ({low:.2f} to {high:.2f})"
+            f"        {'   '.join(f'{c:>8s}' for c in cells)}"
+        )
     if baselines:
         best = max(baselines, key=lambda method: curves[method].half)
         for method in runs:
             if method.startswith("latent"):
                 low, high = np.quantile(halves[method] - halves[best], (0.025, 0.975))
-                out.append(f"\n{NAMES.get(method, method)} - {NAMES.get(best, best)}: {curves[method].half - curves[best].half:+.2f} Å "
-                           f"({low:+.2f} to {high:+.2f}); at its half-way point {100 * curves[method](curves[best].half):.0f} % succeed")  # fmt: skip
+                out.append(
+                    f"\n{NAMES.get(method, method)} - {NAMES.get(best, best)}: {curves[method].half - curves[best].half:+.2f} Å "
+                    f"({low:+.2f} to {high:+.2f}); at its half-way point {100 * curves[method](curves[best].half):.0f} % succeed"
+                )
     return "\n".join(out)
 
 
 def csv(records):
     """One row a run."""
     buffer = io.StringIO()
-    buffer.write("entry,kind,seed,target_rms,start_main,start_all,start_r_work,start_r_free,method,r_work,r_free,deposited_r_free,"
-                 "main_before_polish,main,all,success,seconds,version\n")  # fmt: skip
+    buffer.write(
+        "entry,kind,seed,target_rms,start_main,start_all,start_r_work,start_r_free,method,r_work,r_free,deposited_r_free,"
+        "main_before_polish,main,all,success,seconds,version\n"
+    )
     for r in records:
         s = r["start"]
         head = f"{r['entry']},{s['kind']},{s['seed']},{s['target_rms']},{s['rms_main']:.3f},{s['rms_all']:.3f},{s['r'][0]:.4f},{s['r'][1]:.4f},{r['method']}"
@@ -125,8 +133,15 @@ def figure(records):
         for record in records:
             start = record["start"]
             if record["method"] == method and "failed" not in record:
-                panel.scatter(start["rms_main"], record["rms_main"], marker="os^"[KINDS.index(start["kind"])], s=18,
-                              facecolor=colour if record["success"] else "none", edgecolor=colour, linewidth=1)  # fmt: skip
+                panel.scatter(
+                    start["rms_main"],
+                    record["rms_main"],
+                    marker="os^"[KINDS.index(start["kind"])],
+                    s=18,
+                    facecolor=colour if record["success"] else "none",
+                    edgecolor=colour,
+                    linewidth=1,
+                )
         panel.plot([0, 3.2], [0, 3.2], color="#bbbbbb", linewidth=0.8, zorder=0)
         panel.axhline(MAIN, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
         panel.set_title(NAMES.get(method, method), fontsize=8)

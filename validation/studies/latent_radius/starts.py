@@ -202,8 +202,12 @@ def _turned_loop(sites, ca, residue, main, structure, rng, target):
         def turned(angle, rows=moving[residue], pivot=pivot, axis=axis):
             arm = sites[rows] - pivot
             moved = sites.clone()
-            moved[rows] = (arm * math.cos(angle) + torch.linalg.cross(axis.expand_as(arm), arm) * math.sin(angle)
-                           + (arm @ axis)[:, None] * axis * (1 - math.cos(angle)) + pivot)  # fmt: skip
+            moved[rows] = (
+                arm * math.cos(angle)
+                + torch.linalg.cross(axis.expand_as(arm), arm) * math.sin(angle)
+                + (arm @ axis)[:, None] * axis * (1 - math.cos(angle))
+                + pivot
+            )
             return moved
 
         high = math.radians(_LARGEST_TURN)
@@ -262,8 +266,11 @@ def _turn(structure: gemmi.Structure, sites: torch.Tensor, rng: np.random.Genera
             axis = (sites[c] - sites[b]) / (sites[c] - sites[b]).norm()
             angle = turn * 2 * math.pi / 3
             arm = sites[mine] - sites[c]
-            moved = (arm * math.cos(angle) + torch.linalg.cross(axis.expand_as(arm), arm) * math.sin(angle)
-                     + (arm @ axis)[:, None] * axis * (1 - math.cos(angle))) + sites[c]  # fmt: skip
+            moved = (
+                arm * math.cos(angle)
+                + torch.linalg.cross(axis.expand_as(arm), arm) * math.sin(angle)
+                + (arm @ axis)[:, None] * axis * (1 - math.cos(angle))
+            ) + sites[c]
             if torch.cdist(moved, sites[others]).min() > _LEAST_CONTACT:
                 sites = sites.clone()
                 sites[mine] = moved
