@@ -303,7 +303,7 @@ def of_atoms(engine: Engine) -> AtomsEngine | None:
     return found  # type: ignore[no-any-return]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=3)
 def _loaded(name: str) -> Engine:
     # Compilers are loaded by whoever uses them.
     module = {"cpu": ".cpu.engine", "triton": ".cuda.engine", "torch": ".reference.engine"}[name]
