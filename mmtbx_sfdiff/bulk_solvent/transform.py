@@ -229,11 +229,6 @@ def reflection_grid(plan: Plan, grid: Sequence[int], d_min: float) -> MapReflect
     return plan.part(("map", dims, d_min), make)
 
 
-def scattered(f: torch.Tensor, kept: torch.Tensor | None, n: int) -> torch.Tensor:
-    """Structure factors (..., m) at their places among n, zeros elsewhere."""
-    return f if kept is None else f.new_zeros((*f.shape[:-1], n)).index_copy(-1, kept, f)
-
-
 def _fake_factors(mask: torch.Tensor, plan: int, d_min: float) -> torch.Tensor:
     return mask.new_empty((len(mask), len(opaque.held(plan))), dtype=_COMPLEX[mask.dtype])
 

@@ -18,7 +18,6 @@ import dataclasses
 import torch
 
 from ..crystal import Crystal
-from .cache import TensorCache
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,15 +62,6 @@ class MillerPlan:
     conjugate: torch.Tensor
     phase: torch.Tensor
     d_star_sq: torch.Tensor
-
-
-_CACHE = TensorCache()
-
-
-def miller_plan(crystal: Crystal, miller_indices: torch.Tensor, prefer: str = "separable") -> MillerPlan:
-    """The :class:`MillerPlan` of a tensor of indices; kept while the tensor lives and is not changed."""
-    key = crystal.unit_cell, crystal.hall_symbol, prefer
-    return _CACHE.get(miller_indices, key, lambda: make_miller_plan(crystal, miller_indices, prefer))
 
 
 def _column_axes(crystal: Crystal, extent: list[int], prefer: str) -> tuple[tuple[int, int, int], bool]:

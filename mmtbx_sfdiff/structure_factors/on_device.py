@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
-from ..crystal import Crystal
 from ..form_factors import FormFactors
 from ..kernels import checks, deferred, engines, opaque
 from ..kernels.atom_jobs import AtomsJob
 from ..kernels.engines import AtomsEngine
 from ..kernels.jobs import FFTUnsuitable
-from ..plans import Plan, plan_of
+from ..plans import Plan
 from ..plans.cache import TensorCache
+from .request import crystal_and_plan
 from .scatterers import PARAMETERS, Gradients
 from .setting import LEAST_ACCURACY, storage
 from .standing import Standing, standing
@@ -147,11 +147,7 @@ def given_atoms(
     if engine is None:
         return None
     checks.check_same("the atoms", dict(zip(PARAMETERS, parameters)), (torch.float32, torch.float64))
-    own, given = opaque.held(crystal), opaque.held(place)
-    other: Crystal = given.crystal if isinstance(given, Plan) else given
-    if not own.is_same_as(other):
-        raise ValueError(f"The atoms belong to {own!r}, not to {other!r}.")
-    plan = given.to(residual.device) if isinstance(given, Plan) else plan_of(own, indices)
+    _, plan = crystal_and_plan(crystal, place, indices, residual.device)
     nothing = 0 in (*parameters[1].shape, len(plan))
     if nothing or accuracy < LEAST_ACCURACY or plan.part("only origin", lambda: _only_origin(plan)):
         return None

@@ -8,10 +8,27 @@ from collections.abc import Sequence
 
 import torch
 
+from ..crystal import Crystal
 from ..kernels import checks, deferred, opaque
 from ..plans import Plan, plan_of
 from .methods import Machine, machine
 from .scatterers import PARAMETERS, Scatterers
+
+
+def crystal_and_plan(crystal: int, place: int, indices: torch.Tensor, device: torch.device) -> tuple[Crystal, Plan]:
+    """What the handles of the atoms' crystal, and of a plan or a crystal, stand for.
+
+    Raises
+    ------
+    ValueError
+        Atoms of another crystal than the plan's.
+    """
+    own: Crystal = opaque.held(crystal)
+    given: Plan | Crystal = opaque.held(place)
+    other = given.crystal if isinstance(given, Plan) else given
+    if not own.is_same_as(other):
+        raise ValueError(f"The atoms belong to {own!r}, not to {other!r}.")
+    return own, given.to(device) if isinstance(given, Plan) else plan_of(own, indices)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,11 +62,7 @@ class Request:
         if bad is not None:
             parameters = checks.harmless(named)
             residual = residual.nan_to_num(0.0, 0.0, 0.0)
-        own, given = opaque.held(crystal), opaque.held(place)
-        other = given.crystal if isinstance(given, Plan) else given
-        if not own.is_same_as(other):
-            raise ValueError(f"The atoms belong to {own!r}, not to {other!r}.")
-        plan = given.to(residual.device) if isinstance(given, Plan) else plan_of(own, indices)
+        own, plan = crystal_and_plan(crystal, place, indices, residual.device)
         scatterers = Scatterers.make(parameters, residual, shared, own, opaque.held(form_factors))
         return cls(scatterers, plan, machine(method), accuracy, memory, bad)
 

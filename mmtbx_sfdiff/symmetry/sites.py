@@ -97,12 +97,6 @@ def _site_symmetry(cell: UnitCell, operators: Operators, original: np.ndarray, i
     )
 
 
-def projection_matrix(special: SpecialSite) -> tuple[np.ndarray, np.ndarray]:
-    """The same as matrices, (3, 3) and (3,) float64: the exact site is ``matrix @ x + shift``."""
-    (rotation, denominator), (translation, divisor) = special.projection
-    return np.array(rotation).reshape(3, 3) / denominator, np.array(translation) / divisor
-
-
 def exact_site(special: SpecialSite, site_frac: np.ndarray) -> np.ndarray:
     """The site moved onto its symmetry element, (3,)."""
     return _applied(special.projection, site_frac)

@@ -9,7 +9,7 @@ import random
 import mmtbx_sfdiff as sfdiff
 import torch
 
-from tests.support.robust_structure_factors import PARAMETERS, _spoil, _structure
+from tests.support.robust_structure_factors import PARAMETERS, _some_parameters, _structure
 from tests.support.robustness import finite
 
 GROUPS = ("P 1", "P 1 21 1", "P 21 21 21", "C 1 2 1")
@@ -22,17 +22,7 @@ def call(seed):
     atoms = _structure(rng.choice(GROUPS), rng.random() < 0.3)
     atoms = atoms.to(dtype=rng.choice((torch.float64, torch.float64, torch.float32)))
     atoms = atoms.select(torch.arange(rng.choice((0, 1, 3, 8, 8, 8))))
-    batch = rng.choice(((), (), (), (1,), (3,), (0,), (2, 2), (2, 0)))
-    values = {}
-    for name in PARAMETERS:
-        value = getattr(atoms, name)
-        own = rng.choice((batch, batch, ())) if name != "sites_cart" else batch
-        value = value.expand(*own, *value.shape)
-        if rng.random() < 0.5:
-            value = value.clone() + 0.01 * torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value)
-        values[name] = value
-    for _ in range(rng.choice((0, 0, 1, 1, 2))):
-        _spoil(values, rng, generator)
+    values = _some_parameters(atoms, rng, generator)
     atoms = atoms.replace(**values)
     grid = rng.choice(((12, 12, 12), (12, 12, 12), (6, 9, 18), (1, 1, 1), (16, 16, 20)))
     if rng.random() < 0.05:

@@ -46,17 +46,7 @@ def call(seed):
     if rng.random() < 0.1:
         atoms = atoms.select(torch.arange(rng.choice((0, 1, 3))))
     indices = _indices(atoms.crystal, rng)
-    batch = rng.choice(((), (), (), (1,), (3,), (0,), (2, 2), (2, 0)))
-    values = {}
-    for name in PARAMETERS:
-        value = getattr(atoms, name)
-        own = rng.choice((batch, batch, ())) if name != "sites_cart" else batch
-        value = value.expand(*own, *value.shape)
-        if rng.random() < 0.5:
-            value = value.clone() + 0.01 * torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value)
-        values[name] = value
-    for _ in range(rng.choice((0, 0, 1, 1, 2))):
-        _spoil(values, rng, generator)
+    values = _some_parameters(atoms, rng, generator)
     atoms = atoms.replace(**values)
     place = (sfdiff.plan(atoms.crystal, indices),) if rng.random() < 0.5 else (atoms.crystal, indices)
     options = {"method": rng.choice(("direct", "fft", "auto")), "accuracy": rng.choice((1e-2, 1e-4, 1e-6))}
@@ -83,6 +73,22 @@ def call(seed):
             bool(torch.isfinite(torch.view_as_real(x) if x.is_complex() else x).all()) for x in found if x is not None
         )
     }
+
+
+def _some_parameters(atoms, rng, generator):
+    """Parameters of a batch of these atoms, each shared or not, moved or not, with up to two faults."""
+    batch = rng.choice(((), (), (), (1,), (3,), (0,), (2, 2), (2, 0)))
+    values = {}
+    for name in PARAMETERS:
+        value = getattr(atoms, name)
+        own = rng.choice((batch, batch, ())) if name != "sites_cart" else batch
+        value = value.expand(*own, *value.shape)
+        if rng.random() < 0.5:
+            value = value.clone() + 0.01 * torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value)
+        values[name] = value
+    for _ in range(rng.choice((0, 0, 1, 1, 2))):
+        _spoil(values, rng, generator)
+    return values
 
 
 def _indices(crystal, rng):

@@ -46,6 +46,12 @@ def refused(function, *words):
 def relative(a, b):
     return float((a - b).norm() / b.norm())
 
+def value_and_gradient(function):
+    single = atoms.to(dtype=torch.float32)
+    leaf = single.sites_cart.clone().requires_grad_()
+    f = function(single.replace(sites_cart=leaf))
+    return [f.detach(), torch.autograd.grad(f.abs().square().sum(), leaf)[0]]
+
 def differences(function, x, v, step=1e-4):
     found = []
     for sign in (1, -1):
@@ -143,33 +149,21 @@ CASES = {
         gradient = torch.autograd.grad(value, zero)[0]
         assert bool(torch.isfinite(value)) and bool(torch.isfinite(torch.view_as_real(gradient)).all()), f"value {value}" """,
     "autocast_mask": """
-        single = atoms.to(dtype=torch.float32)
-        leaf = single.sites_cart.clone().requires_grad_()
-        def both():
-            f = sfdiff.solvent_structure_factors(single.replace(sites_cart=leaf), crystal, indices)
-            return [f.detach(), torch.autograd.grad(f.abs().square().sum(), leaf)[0]]
+        both = lambda: value_and_gradient(lambda a: sfdiff.solvent_structure_factors(a, crystal, indices))
         expected = both()
         with torch.autocast("cpu", torch.bfloat16):
             found = both()
         off = [relative(a, b) for a, b in zip(found, expected)]
         assert max(off) == 0, f"relative errors {off}" """,
     "autocast_direct": """
-        single = atoms.to(dtype=torch.float32)
-        leaf = single.sites_cart.clone().requires_grad_()
-        def both():
-            f = sfdiff.structure_factors(single.replace(sites_cart=leaf), crystal, indices, method="direct")
-            return [f.detach(), torch.autograd.grad(f.abs().square().sum(), leaf)[0]]
+        both = lambda: value_and_gradient(lambda a: sfdiff.structure_factors(a, crystal, indices, method="direct"))
         expected = both()
         with torch.autocast("cpu", torch.bfloat16):
             found = both()
         off = [relative(a, b) for a, b in zip(found, expected)]
         assert max(off) == 0, f"relative errors {off}" """,
     "matmul_precision": """
-        single = atoms.to(dtype=torch.float32)
-        leaf = single.sites_cart.clone().requires_grad_()
-        def both():
-            f = sfdiff.structure_factors(single.replace(sites_cart=leaf), crystal, indices, method="direct")
-            return [f.detach(), torch.autograd.grad(f.abs().square().sum(), leaf)[0]]
+        both = lambda: value_and_gradient(lambda a: sfdiff.structure_factors(a, crystal, indices, method="direct"))
         expected = both()
         torch.set_float32_matmul_precision("medium")
         off = [relative(a, b) for a, b in zip(both(), expected)]

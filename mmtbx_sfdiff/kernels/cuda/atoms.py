@@ -20,6 +20,16 @@ SUMS = 8
 
 
 @triton.jit
+def load_sites(sites, i, inside):
+    """x, y, z of points (n, 3), in double precision."""
+    return (
+        tl.load(sites + 3 * i, mask=inside, other=0.0).to(tl.float64),
+        tl.load(sites + 3 * i + 1, mask=inside, other=0.0).to(tl.float64),
+        tl.load(sites + 3 * i + 2, mask=inside, other=0.0).to(tl.float64),
+    )
+
+
+@triton.jit
 def _fine(value, limit):
     """Whether a number is one, and within its limit."""
     return tl.abs(value) <= limit
@@ -95,10 +105,7 @@ def _survey(
     i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < n_atoms
     f64 = tl.float64
-    place = sites_cart + model * sites_step + 3 * i
-    x = tl.load(place, mask=inside, other=0.0).to(f64)
-    y = tl.load(place + 1, mask=inside, other=0.0).to(f64)
-    z = tl.load(place + 2, mask=inside, other=0.0).to(f64)
+    x, y, z = load_sites(sites_cart + model * sites_step, i, inside)
     u = tl.load(u_iso + model * u_iso_step + i, mask=inside, other=0.0).to(f64)
     place = u_star + model * u_star_step + 6 * i
     s0 = tl.load(place, mask=inside, other=0.0).to(f64)

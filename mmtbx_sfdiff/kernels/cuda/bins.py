@@ -121,14 +121,21 @@ def _period(bin_, bins, far):
 
 
 @triton.jit
-def tile_of(tile, tiles_x, tiles_y, tiles_z):
-    """(model, tile along each axis) of a program."""
+def tile_of(tile, tiles_x, tiles_y, tiles_z, TX: tl.constexpr, TY: tl.constexpr, TZ: tl.constexpr):
+    """(model, first point along each axis) of a program's tile."""
     return (
         tile // (tiles_x * tiles_y * tiles_z),
-        tile // (tiles_y * tiles_z) % tiles_x,
-        tile // tiles_z % tiles_y,
-        tile % tiles_z,
+        tile // (tiles_y * tiles_z) % tiles_x * TX,
+        tile // tiles_z % tiles_y * TY,
+        tile % tiles_z * TZ,
     )
+
+
+@triton.jit
+def points_of_tile(TX: tl.constexpr, TY: tl.constexpr, TZ: tl.constexpr):
+    """Where the points of a tile are in it, along each axis."""
+    lane = tl.arange(0, TX * TY * TZ)
+    return lane // (TY * TZ), lane // TZ % TY, lane % TZ
 
 
 @triton.jit

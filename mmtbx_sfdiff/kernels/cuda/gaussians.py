@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .atoms import form_of, load_displacements
-from .bins import bin_range, tile_of, walk_length, walk_step
+from .bins import bin_range, points_of_tile, tile_of, walk_length, walk_step
 from .findings import GOOD, report, verdicts
 
 
@@ -40,10 +40,8 @@ def splat_tile(
     TZ: tl.constexpr,
 ):
     """The density in a tile."""
-    model, x0, y0, z0 = tile_of(tl.program_id(0), tiles_x, tiles_y, tiles_z)
-    x0, y0, z0 = x0 * TX, y0 * TY, z0 * TZ
-    lane = tl.arange(0, TX * TY * TZ)
-    l_x, l_y, l_z = lane // (TY * TZ), lane // TZ % TY, lane % TZ
+    model, x0, y0, z0 = tile_of(tl.program_id(0), tiles_x, tiles_y, tiles_z, TX, TY, TZ)
+    l_x, l_y, l_z = points_of_tile(TX, TY, TZ)
     block = tl.arange(0, BLOCKS)
     place = extents + 3 * (model * blocks + block)
     lo_x, hi_x = bin_range(x0, TX, tl.max(tl.load(place, mask=block < blocks, other=0.0)) + 1e-3, bins_x, n_x)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .bins import bin_of, bin_range, tile_of, walk_length, walk_step
+from .atoms import load_sites
+from .bins import bin_of, bin_range, points_of_tile, tile_of, walk_length, walk_step
 from .findings import GOOD, lost_models
 
 
@@ -61,10 +62,7 @@ def spheres(
     i = block * BLOCK + tl.arange(0, BLOCK)
     inside = i < n_atoms
     f64 = tl.float64
-    place = sites_cart + model * sites_step + 3 * i
-    x = tl.load(place, mask=inside, other=0.0).to(f64)
-    y = tl.load(place + 1, mask=inside, other=0.0).to(f64)
-    z = tl.load(place + 2, mask=inside, other=0.0).to(f64)
+    x, y, z = load_sites(sites_cart + model * sites_step, i, inside)
     occupancy = tl.load(occupancies + model * occupancies_step + i, mask=inside, other=0.0).to(f64)
     r = tl.load(radii + model * radii_step + i, mask=inside, other=0.0)
     part = inside & (tl.load(candidates + i, mask=inside, other=0) != 0)
@@ -157,10 +155,8 @@ def accessibility(
     TZ: tl.constexpr,
 ):
     """E in a tile.  ``extent`` is the half box of a sphere of 1 Å, ``reach`` (n_models, blocks) how far atoms matter, Å."""
-    model, x0, y0, z0 = tile_of(tl.program_id(0), tiles_x, tiles_y, tiles_z)
-    x0, y0, z0 = x0 * TX, y0 * TY, z0 * TZ
-    lane = tl.arange(0, TX * TY * TZ)
-    l_x, l_y, l_z = lane // (TY * TZ), lane // TZ % TY, lane % TZ
+    model, x0, y0, z0 = tile_of(tl.program_id(0), tiles_x, tiles_y, tiles_z, TX, TY, TZ)
+    l_x, l_y, l_z = points_of_tile(TX, TY, TZ)
     g_xx, g_yy, g_zz = tl.load(geometry), tl.load(geometry + 1), tl.load(geometry + 2)
     g_xy, g_xz, g_yz = tl.load(geometry + 3), tl.load(geometry + 4), tl.load(geometry + 5)
     half_inverse_width = tl.load(geometry + 6)
