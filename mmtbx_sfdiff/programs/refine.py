@@ -408,8 +408,8 @@ everything was computed and written.
 
     def _results(self, fmodel, refined, history):
         """{path: content} of all files; the result itself is kept."""
-        first = fmodel.with_(atoms=self._shaken)
-        first.update_scales(remove_outliers=self._settings.remove_outliers)
+        known = self._shaken is fmodel.atoms and fmodel.scales is not None
+        first = fmodel if known else self._scaled(fmodel.with_(atoms=self._shaken))
         self.result = refine_output.describe(
             self.inputs, self._settings, self._entry, self._held, first, refined, history, self._weight
         )

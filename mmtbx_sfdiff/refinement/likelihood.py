@@ -49,16 +49,11 @@ def cross_validated(reflections: Any, f_model: torch.Tensor, used: dict[str, Any
         rows = (free & selection).nonzero()[:, 0]
         test = swapped.select(rows)
         parts = [getattr(ab, name)[rows] for name in ("alpha", "beta", "epsilons", "centric")]
-        f_test, scale = f_model[rows], used["f_obs_scale"]
-        best = None
-        for c in _BETA_FACTORS.tolist():
-            for a in _ALPHA_FACTORS:
-                scaled = AlphaBeta(parts[0] * a, parts[1] * c, *parts[2:])
-                value = float(targets.maximum_likelihood(test, f_test, scaled, f_obs_scale=scale))
-                if best is None or value < best[0]:
-                    best = value, a, c
-    assert best is not None
-    return dataclasses.replace(ab, alpha=ab.alpha * best[1], beta=ab.beta * best[2])
+        # All pairs of factors at once, (n_factors, n_free).
+        c, a = torch.cartesian_prod(*(torch.as_tensor(f).to(ab.alpha) for f in (_BETA_FACTORS, _ALPHA_FACTORS))).T
+        scaled = AlphaBeta(parts[0] * a[:, None], parts[1] * c[:, None], *parts[2:])
+        best = targets.maximum_likelihood(test, f_model[rows], scaled, f_obs_scale=used["f_obs_scale"]).argmin()
+    return dataclasses.replace(ab, alpha=ab.alpha * a[best], beta=ab.beta * c[best])
 
 
 def _with_sigmas(ab: AlphaBeta, sigmas: torch.Tensor) -> AlphaBeta:

@@ -10,9 +10,10 @@ left out of these.
         [--start deposited 0.3 0.6 alanine] [--hydrogens] [--programs servalcat sfdiff torchref] [--torchref PATH] [--label NAME]
         [words for mmtbx_sfdiff.refine ...]
     python -m validation.studies.refinement_peers --out FOLDER --servalcat PATH --library FOLDER --time [--entries ...] report=False
-    python -m validation.studies.refinement_peers --out FOLDER --table [--json FILE] [--csv FILE] [--figure FILE]
+    python -m validation.studies.refinement_peers --out FOLDER --table [--json FILE] [--csv FILE] [--figure FILE] [--rst FILE]
 
-What is there already (``FOLDER/<entry>/<start>/<program>.json``) is not done again.
+What is there already (``FOLDER/<entry>/<start>/<program>.json``) is not done again. A start "0.6+set2" is that of 0.6 Å with test set 2 of those
+drawn anew: the reflections in random parts of the size of the test set that is there, so that each is free once.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from mmtbx_sfdiff import FModel
 from mmtbx_sfdiff.files import find_entry, write_all
 
 import gemmi
+import numpy as np
 
 from validation.studies import refinement_peers_report as reporting
 
@@ -62,7 +64,9 @@ ENTRIES = (
 # Of other entries: 1.1 Å to 3.6 Å, retinoic acid, hydrogens in the file, a twin (5bmg), flags of another refinement (1cbs).
 OTHERS = ("4olr", "2igc", "5g27", "3zt9", "1cbs", "3v3x", "2q9e", "5bmg", "5t68", "4k2r", "3ifx")
 TWINS = ("5bmg", "1l2h", "4tql")
-STARTS = ("deposited", "0.3", "0.6", "alanine")
+NEW_TEST_SET = "+set"
+# Not looked at while any setting was chosen.
+UNSEEN = ("1dtx", "6nfs", "1bdw", "1bff", "5g27", "1l2h", "1nsf", "3zt9", "3v3x", "5bmg")
 SERVALCAT_CYCLES = 20
 LIMIT = 3600  # s
 
@@ -75,6 +79,7 @@ def make_start(entry, kind, folder):
     if model is not None and (folder / "data.mtz").is_file():
         return model, folder / "data.mtz"
     folder.mkdir(parents=True, exist_ok=True)
+    kind, _, number = kind.partition(NEW_TEST_SET)
     files = find_entry(entry, download=False)
     fmodel = FModel.from_files(files.model, files.data)
     manager = fmodel.source.model.manager
@@ -90,11 +95,22 @@ def make_start(entry, kind, folder):
     text = structure.make_pdb_string() if suffix == ".pdb" else structure.make_mmcif_document().as_string()
     write_all({model: text.encode()})
     f_obs, flags = fmodel.reflections.to_cctbx()
+    if number:
+        flags = test_set(flags, int(number))
     dataset = f_obs.as_mtz_dataset(column_root_label="FP", label_decorator=_Plain())
     # CCP4's convention: 0 is free.
     dataset.add_miller_array(flags.array(data=(~flags.data()).as_int()), column_root_label="FREE")
     dataset.mtz_object().write(str(folder / "data.mtz"))
     return model, folder / "data.mtz"
+
+
+def test_set(flags, number, seed=0):
+    """Flags of the same number of reflections, one part of a random partition."""
+    from cctbx.array_family import flex
+
+    parts = max(2, round(flags.size() / max(1, flags.data().count(True))))
+    part = np.random.default_rng(seed).permutation(flags.size()) % parts
+    return flags.array(data=flex.bool((part == number % parts).tolist()))
 
 
 def cut_to_alanine(structure):
@@ -203,7 +219,7 @@ def _run(command, folder, environment):
         subprocess.run(
             list(map(str, command)),
             cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "2"} | environment,
+            env={"OMP_NUM_THREADS": "2"} | os.environ | environment,
             stdout=log,
             stderr=subprocess.STDOUT,
             timeout=LIMIT,
@@ -242,6 +258,12 @@ def judge(model, data, library):
         "n_free": free,
         "n_reflections": len(fmodel.reflections),
     }
+
+
+def deposited_r_free(entry):
+    """As the model's file says it, or None."""
+    found = gemmi.read_structure(str(find_entry(entry, download=False).model)).meta.refinement
+    return float(found[0].r_free) if found and found[0].r_free == found[0].r_free else None
 
 
 def study(entry, kind, program, options):
@@ -298,7 +320,7 @@ def main(arguments=None):
     )
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--names", nargs="*", default=["servalcat", "sfdiff"])
-    for kind in ("json", "csv", "figure"):
+    for kind in ("json", "csv", "figure", "rst"):
         parser.add_argument(f"--{kind}", type=Path)
     options, options.words = parser.parse_known_args(arguments)
     options.out = options.out.resolve()
@@ -322,12 +344,17 @@ def main(arguments=None):
                         flush=True,
                     )
     rows = reporting.collect(options.out, options.start)
+    for row in rows:
+        if row["program"] == "start" and row["start"].startswith("deposited"):
+            row["deposited_r_free"] = deposited_r_free(row["entry"])
     for kind in dict.fromkeys(row["start"] for row in rows):
         print(reporting.table(rows, kind, options.names))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if options.csv:
         options.csv.write_text(reporting.as_csv(rows))
+    if options.rst:
+        options.rst.write_text(reporting.as_rst(rows, options.names, UNSEEN))
     if options.figure:
         reporting.draw(rows, options.names).savefig(options.figure, dpi=150)
     return 0

@@ -101,6 +101,87 @@ def _comparison(name, other, both):
     )
 
 
+def as_rst(rows, names, unseen):
+    """Tables for docs, one for each kind of start, each with what it comes to; entries that decided nothing are marked."""
+    parts = []
+    for kind in dict.fromkeys(row["start"] for row in rows):
+        chosen = {e: r for e, r in by_entry(rows, kind).items() if "start" in r and any(n in r for n in names)}
+        if not any("r_free" in r.get(names[-1], {}) for r in chosen.values()):
+            continue
+        lines = [["entry", "d_min", "free", "start", *names]]
+        for entry, results in chosen.items():
+            s = results["start"]
+            begin = [entry + "*" * (entry in unseen), f"{s['d_min']:.2f}", f"{s['n_free']}", _two(s)]
+            lines.append(begin + [_rst_cell(results.get(name)) for name in names])
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        bar = " ".join("=" * w for w in widths)
+        texts = [" ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in lines]
+        title = _title(kind)
+        parts.append("\n".join([f"*{title[0].upper()}{title[1:]}.*", "", bar, texts[0], bar, *texts[1:], bar, ""]))
+        for name in names[1:]:
+            for words, only in (("", None), (" unseen", unseen)):
+                both = [p for p in pairs(rows, kind, name, names[0]) if only is None or p[0]["entry"] in only]
+                if len(both) > 2:
+                    parts.append(_rst_comparison(name, names[0], both, words))
+            if kind.startswith("deposited"):
+                parts.append(_rst_against_start(name, names[0], rows, kind))
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _two(row):
+    return f"{row['r_work']:.4f} / {row['r_free']:.4f}".replace("0.", ".")
+
+
+def _rst_cell(row):
+    if row is None:
+        return "–"
+    return "stops" if "failed" in row else f"{_two(row)}, {row['bond']:.4f} Å, {row['angle']:.1f}°"
+
+
+def _rst_comparison(name, other, both, words):
+    differences = [a["r_free"] - b["r_free"] for a, b in both]
+    above = [a["entry"] for (a, b), d in zip(both, differences) if d > max(0.01, sampling_error(b))]
+
+    def medians(value, digits):
+        first, second = (statistics.median(value(pair[i]) for pair in both) for i in (0, 1))
+        return f"{first:.{digits}f} ({second:.{digits}f})"
+
+    return (
+        f"* {name}, {len(both)}{words} entries: R-free {statistics.median(differences):+.4f} against {other}'s in the median, below it in "
+        f"{sum(d < 0 for d in differences)}, above by more than allowed in {', '.join(above) or 'none'}; R-free - R-work "
+        f"{medians(lambda r: r['r_free'] - r['r_work'], 4)}, bonds {medians(lambda r: r['bond'], 4)} Å, angles "
+        f"{medians(lambda r: r['angle'], 2)}°."
+    )
+
+
+def is_credible(start):
+    """Whether a test set is that of the deposited refinement: R-free within 0.01 of what the file says, the gap at least 0.015."""
+    stated = start.get("deposited_r_free")
+    return stated is not None and abs(start["r_free"] - stated) <= 0.01 and start["r_free"] - start["r_work"] >= 0.015
+
+
+def _rst_against_start(name, other, rows, kind):
+    """R-free of deposited models whose flags are credible against where it began, and of the others against a peer's."""
+    credible = [(a, b) for a, b in pairs(rows, kind, name, "start") if is_credible(b)]
+    rises = [a["r_free"] - b["r_free"] for a, b in credible]
+    over = [a["entry"] for (a, b), d in zip(credible, rises) if d > max(0.003, 2 * sampling_error(b))]
+    known = {a["entry"] for a, _ in credible}
+    others = [a["r_free"] - b["r_free"] for a, b in pairs(rows, kind, name, other) if a["entry"] not in known]
+    text = ""
+    if credible:
+        text = (
+            f"* {name}, the {len(credible)} with credible flags: R-free {statistics.median(rises):+.4f} against the start in the "
+            f"median, lower in {sum(d < 0 for d in rises)}, up by more than max(.003, 2 sampling errors) in {', '.join(over) or 'none'}."
+        )
+    if others:
+        text += (
+            f"\n* {name}, the other {len(others)}: above {other}'s R-free in {sum(d > 0 for d in others)}, by "
+            f"{max(others):+.4f} at most, {statistics.median(others):+.4f} in the median."
+        )
+    return text
+
+
 def cell(result):
     if result is None or "failed" in result:
         return f"{'-' if result is None else 'failed':>34}"
