@@ -14,7 +14,7 @@ import torch
 import numpy as np
 
 from ..files.writing import write_atomically
-from ..refinement.run import History
+from ..refinement import History
 from .refinement.refine import Run
 
 _COLUMNS = (

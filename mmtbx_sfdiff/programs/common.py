@@ -323,7 +323,9 @@ class EntryProgram(ProgramTemplate):
             return params.model_file, params.data_file
         return files.model, files.data
 
-    def load(self, model: str | Path, data: str | Path, d_min: float, d_max: float, **options: Any) -> Entry:
+    def load(
+        self, model: str | Path, data: str | Path, d_min: float | None, d_max: float | None, **options: Any
+    ) -> Entry:
         """Read a model and its data as the parameters say."""
         params = self.inputs
         return load_entry(  # type: ignore[no-any-return]

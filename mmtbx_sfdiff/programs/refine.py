@@ -7,7 +7,9 @@ import dataclasses
 import math
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,18 +19,21 @@ from libtbx.utils import Sorry
 from ..atoms import Atoms
 from ..files import check_writable, write_all
 from ..files.disagreement import ABSURD, disagreement_messages
+from ..files.entry import Entry
 from ..files.new_flags import new_flags
 from ..files.twinning import twin_messages
 from ..fmodel import FModel
 from ..latent.generator.requirements import require
 from ..refinement import History, Settings, refine, state
-from ..refinement.run import check_settings
+from ..refinement.parameters import Parameters
+from ..refinement.settings import check_settings, joined
 from ..refinement.weight import choose_weight
 from ..reflections import Reflections
 from . import refine_anomalous, refine_model, refine_output
 from .common import EntryProgram
+from .refine_model import shaken
 from .refine_parameters import MASTER_PHIL
-from .refine_restraints import biased_flags, hold
+from .refine_restraints import Held, biased_flags, hold
 from .refine_table import cycle_line, heading, render
 
 _TRIAL_CYCLES = 3  # of a trial of a weight
@@ -54,9 +59,14 @@ everything was computed and written.
 """
     master_phil_str = MASTER_PHIL
     makes_flags = True
+    _entry: Entry
+    _parameters: Parameters
+    _held: Held
+    _shaken: Atoms
+    result: dict[str, Any]
     interrupted = "Interrupted: no results were written; the same command goes on after the last complete macro-cycle."
 
-    def validate(self):
+    def validate(self) -> None:
         """Everything that can be wrong with the parameters, before any work."""
         params, out = self.inputs, self.params.output
         self.check_inputs()
@@ -117,7 +127,7 @@ everything was computed and written.
             params.r_free_flags.file_name = None  # it is written, not read
             check_writable([self._flag_path], overwrite=out.overwrite)
 
-    def _model_suffix(self):
+    def _model_suffix(self) -> str:
         """Known before the model is read, so that nothing is refined that cannot be written."""
         kind = self.params.output.model_format
         if kind != "auto":
@@ -125,7 +135,7 @@ everything was computed and written.
         name = Path(self.inputs.model_file or "x.cif" if not self.inputs.demo else "x.pdb").name
         return ".pdb" if name.lower().removesuffix(".gz").endswith((".pdb", ".ent")) else ".cif"
 
-    def run(self):
+    def run(self) -> None:
         terminal = self.on_terminal(sys.stdout)
         with tempfile.TemporaryDirectory() as folder, self.progress() as report:
             files = self.find_files(folder, report)
@@ -139,7 +149,7 @@ everything was computed and written.
             for message in self._flag_messages:
                 print(message[0].upper() + message[1:] + ".", file=self.logger)
 
-            def on_cycle(model, history):
+            def on_cycle(model: FModel, history: History) -> None:
                 state.save(self._state, model, history, self._fingerprint)
                 if not terminal:
                     print(cycle_line(history.cycles[-1]), file=self.logger)
@@ -161,11 +171,19 @@ everything was computed and written.
         print(render(self.result, terminal, None if terminal else 80), file=self.logger)
         print("\nWritten: " + ", ".join(map(str, contents)), file=self.logger)
 
-    def _with_hydrogens(self, files, folder):
+    def _with_hydrogens(self, files: Any, folder: str) -> list[Path]:
         path, self._model_messages = refine_model.model_with_hydrogens(self.inputs, files[0], folder)
         return [path, *files[1:]]
 
-    def _refine(self, start, history, on_cycle, report, settings=None, earlier=None):
+    def _refine(
+        self,
+        start: FModel,
+        history: History | None,
+        on_cycle: Callable[[FModel, History], None] | None,
+        report: Callable[..., None],
+        settings: Settings | None = None,
+        earlier: History | None = None,
+    ) -> tuple[FModel, History]:
         restraint = self._restraint(report)
         if earlier is not None and getattr(restraint, "follows", False):
             restraint.weight = earlier.cycles[-1]["next_weight"]
@@ -173,7 +191,9 @@ everything was computed and written.
         rest = restraint, self._held.parents, self._parameters, place
         return refine(start, settings or self._settings, history, on_cycle, report, *rest)
 
-    def _with_waters(self, fmodel, refined, history, folder, report):
+    def _with_waters(
+        self, fmodel: FModel, refined: FModel, history: History, folder: str, report: Callable[..., None]
+    ) -> tuple[FModel, FModel, History]:
         """(the model that this began with, as far as it is in the refined one; the refined one; history)"""
         started, held, begun = self._shaken, self._held, self._entry
         self._began = refine_output.r_factors(self._scaled(fmodel.with_(atoms=started))), held.rms(started)
@@ -202,18 +222,18 @@ everything was computed and written.
         self._shaken = refined.atoms.replace(sites_cart=sites)
         return refined.with_(), refined, history
 
-    def _scaled(self, fmodel):
+    def _scaled(self, fmodel: FModel) -> FModel:
         fmodel.update_scales(remove_outliers=self._settings.remove_outliers)
         return fmodel
 
-    def _choose(self, fmodel):
+    def _choose(self, fmodel: FModel) -> None:
         """What is refined of this model."""
         self._parameters = refine_model.parameters(self.inputs, self._entry, fmodel.atoms, fmodel.reflections)
 
-    def _prepared(self, fmodel):
+    def _prepared(self, fmodel: FModel) -> FModel:
         return fmodel.with_(atoms=self._parameters.prepared(fmodel.atoms))
 
-    def _read(self, model, data):
+    def _read(self, model: Path, data: Path) -> FModel:
         params = self.inputs
         apart = params.wavelength is not None
         entry = self._entry = self._with_flags(self.load(model, data, params.d_min, params.d_max, anomalous=apart))
@@ -252,11 +272,11 @@ everything was computed and written.
         return fmodel
 
     @property
-    def strict_flags(self):
+    def strict_flags(self) -> bool:  # type: ignore[override]
         """Flags that cannot mark a test set are an error, unless new ones are wanted."""
         return not self.inputs.r_free_flags.generate
 
-    def _with_flags(self, entry):
+    def _with_flags(self, entry: Entry) -> Entry:
         """The entry with new flags, where they are asked for."""
         scope, self._new_flags, self._flag_messages = self.inputs.r_free_flags, None, []
         if not scope.generate:
@@ -284,20 +304,20 @@ everything was computed and written.
         data = dataclasses.replace(entry.data, r_free_flags=made.flags, reflections=counts)
         return dataclasses.replace(entry, data=data)
 
-    def _find_twins(self, fmodel):
+    def _find_twins(self, fmodel: FModel) -> list[str]:
         """What there is to say about twinning, said at once."""
         try:
             fmodel.update_scales(remove_outliers=self._settings.remove_outliers)
         except (ValueError, IndexError):
             return []  # the refinement says why
         # Models that are to be refined may be this bad; only an absurd R is worth the seconds that other readings of the files take.
-        absurd = float(fmodel.scales.r_work) > ABSURD
+        absurd = float(fmodel.known_scales().r_work) > ABSURD
         messages = disagreement_messages(fmodel) if absurd else twin_messages(fmodel)
         for message in messages:
             print(message, file=self.logger)
         return messages
 
-    def _restraint(self, report):
+    def _restraint(self, report: Callable[..., None]) -> Any:
         """What holds the model, said at once."""
         report("restraints", None)
         held = self._held = hold(self.inputs, self._entry, self._first.reflections, self.inputs.device)
@@ -328,12 +348,12 @@ everything was computed and written.
         print(self._messages[0], file=self.logger)
         return restraint
 
-    def _choose_weight(self, restraint, report):
+    def _choose_weight(self, restraint: Any, report: Callable[..., None]) -> dict[str, Any]:
         """The restraint's weight, by short refinements of the model that this one begins with."""
         settings = dataclasses.replace(self._settings, cycles=_TRIAL_CYCLES, least_squares_cycles=0)
         first = self._first
 
-        def trial(reflections, weight):
+        def trial(reflections: Reflections, weight: float) -> float:
             report(f"force field weight {weight:g}", None)
             restraint.weight = weight
             part = first.with_(reflections=reflections)
@@ -350,34 +370,10 @@ everything was computed and written.
             "tests": {f"{w:g}": r for w, r in choice.tests.items()},
         }
 
-    def _start(self, fmodel, files):
+    def _start(self, fmodel: FModel, files: Any) -> tuple[FModel, History | None]:
         """(the model to refine, history): as read, shifted at random, or as it was when it was interrupted."""
         params = self.inputs
-        names = (
-            "scattering_table",
-            "labels",
-            "free_flag_labels",
-            "read_free_flags",
-            "test_flag_value",
-            "d_min",
-            "d_max",
-            "method",
-            "accuracy",
-            "mask",
-            "grid_step",
-            "dtype",
-            "shake",
-            "random_seed",
-            "force_field_weight",
-            "restraints",
-            "geometry_weight",
-            "bond_rms",
-            "adp_weight",
-            "wavelength",
-        )
-        decisive = {name: getattr(params, name) for name in (*names, *refine_model.DECISIVE)} | dataclasses.asdict(
-            self._settings
-        )
+        decisive = {name: getattr(params, name) for name in refine_model.DECISIVE} | dataclasses.asdict(self._settings)
         decisive |= {name: "Auto" for name, value in decisive.items() if value is Auto}
         decisive |= {name: str(getattr(params, name)) for name in ("twin_law", "twin_fraction")}
         decisive["library"] = str(params.library)
@@ -406,7 +402,7 @@ everything was computed and written.
 
     # Results
 
-    def _results(self, fmodel, refined, history):
+    def _results(self, fmodel: FModel, refined: FModel, history: History) -> dict[Path, bytes]:
         """{path: content} of all files; the result itself is kept."""
         known = self._shaken is fmodel.atoms and fmodel.scales is not None
         first = fmodel if known else self._scaled(fmodel.with_(atoms=self._shaken))
@@ -429,22 +425,6 @@ everything was computed and written.
         record = refine_output.record(self.result, None if self._new_flags is None else "RANDOM")
         made = refine_output.contents(self.result, refined, [*self._paths], self.params.output.mtz_labels, record)
         contents = {self._paths[suffix]: content for suffix, content in made.items()}
-        if self._new_flags is not None:
+        if self._new_flags is not None and self._flag_path is not None:
             contents[self._flag_path] = self._new_flags.content
         return contents
-
-
-def joined(history, more):
-    """A history and one that goes on from its end, as one."""
-    n, m = len(history.cycles), len(history.steps)
-    cycles = [cycle | {"cycle": cycle["cycle"] + n} for cycle in more.cycles]
-    steps = [step | {"cycle": step["cycle"] + n, "step": step["step"] + m} for step in more.steps]
-    return History(cycles=history.cycles + cycles, steps=history.steps + steps)
-
-
-def shaken(atoms, rms, seed):
-    """Sites shifted at random: normally distributed, of that root mean square length (Å); same for the same seed."""
-    generator = torch.Generator().manual_seed(int(seed or 0))
-    shifts = torch.randn(atoms.sites_cart.shape, generator=generator, dtype=torch.float64)
-    shifts *= rms / shifts.square().sum(-1).mean().sqrt()
-    return atoms.sites_cart + shifts.to(atoms.sites_cart)

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import gemmi
 import numpy as np
 from libtbx.utils import Sorry
 
+from ..atoms import Atoms
 from ..files.gemmi_model import gemmi_model
 from ..files.refined_model import adopt
 from ..geometry import find_library
@@ -22,7 +25,35 @@ from ..refinement.waters import WaterRules, update_waters
 from .common import choices
 
 HYDROGENS = ("keep", "add", "none")
-DECISIVE = ("strategy", "adp_model", "occupancies", "rigid_body", "hydrogens", "waters")
+# Parameters that a state of an interrupted refinement has to share.
+DECISIVE = (
+    "strategy",
+    "adp_model",
+    "occupancies",
+    "rigid_body",
+    "hydrogens",
+    "waters",
+    "scattering_table",
+    "labels",
+    "free_flag_labels",
+    "read_free_flags",
+    "test_flag_value",
+    "d_min",
+    "d_max",
+    "method",
+    "accuracy",
+    "mask",
+    "grid_step",
+    "dtype",
+    "shake",
+    "random_seed",
+    "force_field_weight",
+    "restraints",
+    "geometry_weight",
+    "bond_rms",
+    "adp_weight",
+    "wavelength",
+)
 _RULES = WaterRules()
 MODEL_PHIL = f"""
   strategy = {choices(STRATEGIES, "auto")}
@@ -124,6 +155,14 @@ def parameters(params: Any, entry: Any, atoms: Any, reflections: Any) -> Paramet
     if params.restraints == "force_field":
         chosen["rigid_body"] = "none" if chosen["rigid_body"] == "auto" else chosen["rigid_body"]
     return choose(labels, atoms, int(reflections.work.sum()), reflections.d_min, riding & ~riding.all(), **chosen)
+
+
+def shaken(atoms: Atoms, rms: float, seed: int | None) -> torch.Tensor:
+    """Sites shifted at random: normally distributed, of that root mean square length (Å); same for the same seed."""
+    generator = torch.Generator().manual_seed(int(seed or 0))
+    shifts = torch.randn(atoms.sites_cart.shape, generator=generator, dtype=torch.float64)
+    shifts *= rms / shifts.square().sum(-1).mean().sqrt()
+    return atoms.sites_cart + shifts.to(atoms.sites_cart)
 
 
 @dataclasses.dataclass(frozen=True)

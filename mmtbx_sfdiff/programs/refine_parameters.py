@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..refinement import Settings
 from ..refinement.minimize import MINIMIZERS
-from ..refinement.run import ANISOTROPIC, MASK_UPDATES
+from ..refinement.settings import ANISOTROPIC, MASK_UPDATES
 from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, TWINS, choices
 from .refine_anomalous import PHIL as ANOMALOUS
 from .refine_model import MODEL_PHIL

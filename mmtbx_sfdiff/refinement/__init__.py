@@ -1,5 +1,6 @@
 """Refinement of sites and displacement parameters against the data."""
 
-from .run import History, Settings, refine
+from .run import refine
+from .settings import History, Settings
 
 __all__ = ["History", "Settings", "refine"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 _WORK, _FREE, _TARGET, _LIMIT = "#0072B2", "#D55E00", "#333333", "#999999"
 
 
-def draw(result):
+def draw(result: dict[str, Any]) -> Figure:
     """The figure.
 
     Parameters
@@ -40,7 +41,7 @@ def draw(result):
     return figure
 
 
-def draw_r_factors(axes, result, legend=True):
+def draw_r_factors(axes: Any, result: dict[str, Any], legend: bool = True) -> None:
     """R-work and R-free against the step."""
     steps = result["steps"]
     x = range(len(steps))
@@ -56,7 +57,7 @@ def draw_r_factors(axes, result, legend=True):
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_target(axes, result):
+def _draw_target(axes: Any, result: dict[str, Any]) -> None:
     steps = result["steps"]
     names = {
         "maximum_likelihood": "-log likelihood\nof a reflection",
@@ -83,12 +84,12 @@ def _draw_target(axes, result):
     axes.spines["top"].set_visible(False)
 
 
-def _mark_cycles(axes, result):
+def _mark_cycles(axes: Any, result: dict[str, Any]) -> None:
     for _cycle, first in _first_steps(result)[1:]:
         axes.axvline(first - 0.5, color=_LIMIT, linewidth=0.5)
 
 
-def _name_limits(axes, result):
+def _name_limits(axes: Any, result: dict[str, Any]) -> None:
     limits = {cycle["cycle"]: cycle["d_min"] for cycle in result["cycles"]}
     last = None
     for cycle, first in _first_steps(result):
@@ -106,15 +107,15 @@ def _name_limits(axes, result):
         last = limits[cycle]
 
 
-def _first_steps(result):
+def _first_steps(result: dict[str, Any]) -> list[tuple[int, int]]:
     """[(macro-cycle, its first step)]."""
-    first = {}
+    first: dict[int, int] = {}
     for i, step in enumerate(result["steps"]):
         first.setdefault(step["cycle"], i)
     return list(first.items())
 
 
-def png(result):
+def png(result: dict[str, Any]) -> bytes:
     """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     draw(result).savefig(buffer, format="png", dpi=150, metadata={"Software": None})

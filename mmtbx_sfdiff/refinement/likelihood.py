@@ -40,10 +40,11 @@ def cross_validated(reflections: Any, f_model: torch.Tensor, used: dict[str, Any
     selection = used["selection"]
     if free is None or int((free & selection).sum()) < _LEAST_FREE or int((~free & selection).sum()) < _LEAST_FREE:
         work_only = dataclasses.replace(reflections, r_free_flags=None)
-        return estimate_alpha_beta(work_only, f_model, **used)
+        of_work: AlphaBeta = estimate_alpha_beta(work_only, f_model, **used)
+        return of_work
     swapped = dataclasses.replace(reflections, r_free_flags=~free)
     with torch.no_grad():
-        ab = estimate_alpha_beta(swapped, f_model, **used)
+        ab: AlphaBeta = estimate_alpha_beta(swapped, f_model, **used)
         if reflections.sigmas is not None:
             ab = _with_sigmas(ab, reflections.sigmas / used["f_obs_scale"])
         rows = (free & selection).nonzero()[:, 0]

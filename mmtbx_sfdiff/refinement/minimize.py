@@ -8,7 +8,8 @@ Adam is PyTorch's own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -25,19 +26,19 @@ class Evaluation:
 
     value: float
     gradient: torch.Tensor
-    info: object
+    info: Any
 
 
 def minimize(
-    evaluate,
-    vector,
-    n_steps,
-    name="lbfgs",
-    learning_rate=0.02,
-    tolerance=0.0,
-    on_step=None,
+    evaluate: Callable[[torch.Tensor], Evaluation],
+    vector: torch.Tensor,
+    n_steps: int,
+    name: str = "lbfgs",
+    learning_rate: float = 0.02,
+    tolerance: float = 0.0,
+    on_step: Callable[[Evaluation], None] | None = None,
     longest: Callable[[torch.Tensor], float] | None = None,
-):
+) -> Evaluation:
     """Move a vector downhill.
 
     Parameters
@@ -81,9 +82,17 @@ def minimize(
     return best
 
 
-def _lbfgs(evaluate, vector, here, n_steps, learning_rate, longest):
+def _lbfgs(
+    evaluate: Callable[[torch.Tensor], Evaluation],
+    vector: torch.Tensor,
+    here: Evaluation,
+    n_steps: int,
+    learning_rate: float,
+    longest: Callable[[torch.Tensor], float],
+) -> Iterator[Evaluation]:
     """Yield the Evaluation after each step; ends where no step lowers the target."""
-    shifts, changes = [], []
+    shifts: list[torch.Tensor] = []
+    changes: list[torch.Tensor] = []
     for _ in range(n_steps):
         direction = _direction(here.gradient, shifts, changes)
         slope = float(here.gradient @ direction)
@@ -118,8 +127,9 @@ def _lbfgs(evaluate, vector, here, n_steps, learning_rate, longest):
         yield here
 
 
-def _direction(gradient, shifts, changes):
-    direction, alphas = gradient.clone(), []
+def _direction(gradient: torch.Tensor, shifts: list[torch.Tensor], changes: list[torch.Tensor]) -> torch.Tensor:
+    direction = gradient.clone()
+    alphas: list[float] = []
     for s, y in zip(reversed(shifts), reversed(changes)):
         alphas.append(float(s @ direction) / float(s @ y))
         direction -= alphas[-1] * y
@@ -130,7 +140,14 @@ def _direction(gradient, shifts, changes):
     return -direction
 
 
-def _adam(evaluate, vector, here, n_steps, learning_rate, longest):
+def _adam(
+    evaluate: Callable[[torch.Tensor], Evaluation],
+    vector: torch.Tensor,
+    here: Evaluation,
+    n_steps: int,
+    learning_rate: float,
+    longest: Callable[[torch.Tensor], float],
+) -> Iterator[Evaluation]:
     optimiser = torch.optim.Adam([vector], lr=learning_rate)
     for _ in range(n_steps):
         vector.grad = here.gradient.clone()

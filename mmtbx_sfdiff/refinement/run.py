@@ -11,135 +11,44 @@ resolution bins).
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
+import numpy as np
+
+from ..atoms import Atoms
 from ..bulk_solvent import DEFAULT_MASK
-from ..fmodel import TARGETS
+from ..fmodel import FModel
 from ..likelihood import targets
 from .curvature import Curvature
 from .likelihood import cross_validated
-from .minimize import MINIMIZERS, Evaluation, minimize
+from .minimize import Evaluation, minimize
 from .occupancies import rounded
 from .parameters import Parameters
 from .restraint import LibraryRestraint, Restraint
+from .settings import History, Settings, check_settings, next_target, resolution_schedule
 from .variables import Variables
 
 _WITHOUT_GRADIENT = ("binary",)
-MASK_UPDATES = ("auto", "step", "cycle")
 _DAMPING = 0.5
-ANISOTROPIC = ("auto", "free", "scaled")
 _ATOMIC_RESOLUTION, _REFLECTIONS_PER_VARIABLE = 1.55, 1.8
-# A macro-cycle of fewer reflections, for each atom, would fit noise.
-_REFLECTIONS_PER_ATOM = 3.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to refine.
-
-    Attributes
-    ----------
-    target : {"maximum_likelihood", "least_squares", "intensity_least_squares"}
-    minimiser : {"lbfgs", "adam"}
-    sites, adp : bool
-        What is refined.
-    cycles, steps : int
-        Macro-cycles at most, and steps in each at most.
-    first_d_min : float
-        Resolution limit (Å) of the first macro-cycle; those up to ``resolution_cycles`` go on to the data's limit.
-    resolution_cycles : int
-        In how many macro-cycles the limit reaches that of the data; 1: at once.
-    adp_from_cycle : int
-        First macro-cycle in which displacement parameters are refined.
-    least_squares_cycles : int
-        So many of the macro-cycles, the last ones, by least squares.
-    mask_update : {"auto", "step", "cycle"}
-        With ``step``, the mask follows every step and its gradient counts; with ``cycle`` it is held fixed within
-        a macro-cycle. ``auto``: step, for masks that have a gradient.
-    damping : float, optional
-        In each macro-cycle, shifts are held back by a spring with this share of the curvature that the data are
-        expected to have for a median atom. It keeps atoms that the data hardly see from running away, and does not
-        change where a converged refinement ends. None: 0.5 without a restraint of the geometry, 0 with one.
-    learning_rate : float
-        Of Adam, Å.
-    tolerance : float
-        Macro-cycles end when one lowers the target of the work set by less: for maximum likelihood in natural
-        logarithms for each reflection, for least squares as a fraction.
-    remove_outliers : bool
-    anisotropic : {"auto", "free", "scaled"}
-        Whether anisotropic atoms refine six variables each or the size of their tensor alone. ``auto``: six where the data reach 1.55 Å and
-        are at least 1.8 times as many as the variables then.
-    """
-
-    target: str = "maximum_likelihood"
-    minimiser: str = "lbfgs"
-    sites: bool = True
-    adp: bool = True
-    cycles: int = 8
-    steps: int = 20
-    first_d_min: float = 3.0
-    resolution_cycles: int = 1
-    adp_from_cycle: int = 1
-    least_squares_cycles: int = 0
-    mask_update: str = "auto"
-    damping: float | None = None
-    learning_rate: float = 0.02
-    tolerance: float = 0.01
-    remove_outliers: bool = True
-    anisotropic: str = "auto"
-
-
-@dataclasses.dataclass
-class History:
-    """What happened: one dictionary for each macro-cycle, and one for each step."""
-
-    cycles: list = dataclasses.field(default_factory=list)
-    steps: list = dataclasses.field(default_factory=list)
-
-
-def check_settings(settings):
-    """Refuse impossible settings with a ValueError."""
-    for name, allowed in (
-        ("target", TARGETS),
-        ("minimiser", MINIMIZERS),
-        ("mask_update", MASK_UPDATES),
-        ("anisotropic", ANISOTROPIC),
-    ):
-        if getattr(settings, name) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(settings, name)!r}.")
-    for name, least in (
-        ("cycles", 1),
-        ("steps", 1),
-        ("resolution_cycles", 1),
-        ("adp_from_cycle", 1),
-        ("least_squares_cycles", 0),
-    ):
-        if not getattr(settings, name) >= least:
-            raise ValueError(f"{name} must be at least {least}, not {getattr(settings, name)!r}.")
-    if settings.damping is not None and not 0 <= settings.damping < math.inf:
-        raise ValueError(f"damping must not be negative, not {settings.damping!r}.")
-    for name in ("first_d_min", "learning_rate", "tolerance"):
-        if not 0 < getattr(settings, name) < math.inf:
-            raise ValueError(f"{name} must be positive, not {getattr(settings, name)!r}.")
-    if not (settings.sites or settings.adp):
-        raise ValueError("Nothing is refined: set sites or adp.")
+Placer = Callable[[np.ndarray], np.ndarray]
 
 
 def refine(
-    fmodel,
-    settings=Settings(),
-    history=None,
-    on_cycle=None,
-    report=None,
-    restraint=None,
-    parents=None,
-    parameters=None,
-    place=None,
-):
+    fmodel: FModel,
+    settings: Settings = Settings(),
+    history: History | None = None,
+    on_cycle: Callable[[FModel, History], None] | None = None,
+    report: Callable[[str, float | None], None] | None = None,
+    restraint: Any = None,
+    parents: torch.Tensor | None = None,
+    parameters: Parameters | None = None,
+    place: Placer | None = None,
+) -> tuple[FModel, History]:
     """Refine a model against its data.
 
     Parameters
@@ -174,7 +83,7 @@ def refine(
         Impossible settings; data that no scales can be determined for; a least-squares target without sigmas.
     """
     check_settings(settings)
-    report = report or (lambda step, fraction=None: None)
+    report = report or _silent
     history = history or History()
     parameters = parameters or Parameters()
     atoms = parameters.prepared(fmodel.atoms)
@@ -196,45 +105,11 @@ def refine(
     return result, history
 
 
-def resolution_schedule(reflections, n_atoms, settings, per_atom=_REFLECTIONS_PER_ATOM):
-    """Resolution limits (Å) of the first macro-cycles; None stands for all data.
-
-    Limits that leave fewer than ``per_atom`` reflections for each atom are skipped.
-    """
-    d_min = reflections.d_min
-    limits = []
-    first = max(settings.first_d_min, d_min)
-    n = settings.resolution_cycles - 1
-    for i in range(n):
-        # Equal steps in the number of reflections would waste cycles: equal steps in 1/d.
-        limit = 1 / (1 / first + (1 / d_min - 1 / first) * i / n)
-        enough = int((reflections.d_spacings >= limit).sum()) >= per_atom * n_atoms
-        if limit > d_min * 1.001 and enough:
-            limits.append(limit)
-    return limits + [None]
+def _silent(step: str, fraction: float | None) -> None:
+    pass
 
 
-def next_target(history, settings):
-    """Target of the next macro-cycle, or None when there is to be none.
-
-    Refinement by ``settings.target`` ends with a macro-cycle, at full resolution and with everything refined, that
-    lowers its target by less than the tolerance; the least-squares cycles asked for follow.
-    """
-    done, final = history.cycles, settings.least_squares_cycles
-    if settings.target != "maximum_likelihood":
-        final = 0
-    n_final = sum(cycle["target"] != settings.target for cycle in done)
-    if n_final == 0 and len(done) < settings.cycles - final and not _converged(done, settings):
-        return settings.target
-    return "least_squares" if n_final < final else None
-
-
-def _converged(cycles, settings):
-    everything = max(settings.resolution_cycles, settings.adp_from_cycle if settings.adp and settings.sites else 1)
-    return len(cycles) >= everything and cycles[-1]["decrease"] < settings.tolerance
-
-
-def _part(fmodel, atoms, d_min):
+def _part(fmodel: FModel, atoms: Atoms, d_min: float | None) -> FModel:
     """The model with those atoms and the reflections to a limit; without scales."""
     reflections = fmodel.reflections
     if d_min is not None:
@@ -246,8 +121,17 @@ class _Cycle:
     """One macro-cycle."""
 
     def __init__(
-        self, fmodel, settings, number, target, history, report, restraint=None, parents=None, parameters=Parameters()
-    ):
+        self,
+        fmodel: FModel,
+        settings: Settings,
+        number: int,
+        target: str,
+        history: History,
+        report: Callable[[str, float | None], None],
+        restraint: Restraint | None = None,
+        parents: torch.Tensor | None = None,
+        parameters: Parameters = Parameters(),
+    ) -> None:
         self.restraint, self.parents, self.parameters = restraint, parents, parameters.of_cycle(number)
         self.fmodel, self.settings, self.history, self.report = fmodel, settings, history, report
         self.number, self.target = number, target
@@ -256,7 +140,7 @@ class _Cycle:
         self.mask_follows = follows and settings.sites
         self.taken = 0
 
-    def run(self):
+    def run(self) -> Atoms:
         start = time.perf_counter()
         settings, fmodel = self.settings, self.fmodel
         self.report(f"macro-cycle {self.number}: scales", None)
@@ -294,19 +178,19 @@ class _Cycle:
         self._close(first, end, last, adp, atoms, time.perf_counter() - start, variables.tls_groups(vector))
         return atoms
 
-    def _estimate(self):
+    def _estimate(self) -> None:
         """alpha and beta of the model as it is now."""
         fmodel = self.fmodel
         with torch.no_grad():
             self.alpha_beta = cross_validated(fmodel.reflections, fmodel.f_model(), fmodel.in_use())
 
-    def _target(self, f_model):
+    def _target(self, f_model: torch.Tensor) -> torch.Tensor:
         reflections, used = self.fmodel.reflections, self.fmodel.in_use()
         if self.target != "maximum_likelihood":
             return self.fmodel.target(self.target, f_model=f_model)
         return targets.maximum_likelihood(reflections, f_model, self.alpha_beta, **used)
 
-    def _scaled(self):
+    def _scaled(self) -> bool:
         """Whether anisotropic atoms keep the shape of their tensors."""
         if self.parameters.anisotropic is not None:
             return False
@@ -319,25 +203,25 @@ class _Cycle:
         return not (enough and reflections.d_min <= _ATOMIC_RESOLUTION)
 
     @property
-    def _damping(self):
+    def _damping(self) -> float:
         if self.settings.damping is not None:
             return self.settings.damping
         return 0.0 if isinstance(self.restraint, LibraryRestraint) else _DAMPING
 
     @property
-    def _nats(self):
+    def _nats(self) -> float:
         """The likelihood is a mean over reflections; the sum of squares is twice a sum of logarithms."""
         return 1 / max(1, int(self.work.sum())) if self.target == "maximum_likelihood" else 2.0
 
-    def _curvature_of_restraint(self):
+    def _curvature_of_restraint(self) -> tuple[torch.Tensor | None, ...]:
         if self.restraint is None:
             return None, None
         return tuple(None if c is None else self._nats * c for c in self.restraint.curvature(self.fmodel.atoms))
 
-    def _tolerance(self, value):
+    def _tolerance(self, value: float) -> float:
         return self.settings.tolerance * (abs(value) if self.target != "maximum_likelihood" else 1.0)
 
-    def _evaluate(self, variables, vector, unit):
+    def _evaluate(self, variables: Variables, vector: torch.Tensor, unit: float) -> Evaluation:
         fmodel = self.fmodel
         fmodel.atoms = variables(vector)
         f_model = fmodel.f_model(f_mask=self.f_mask)
@@ -357,14 +241,14 @@ class _Cycle:
             info["restraint"] = float(held.detach())
         return Evaluation(float(value) / unit + penalty, gradient, info)
 
-    def _free(self, r_free):
+    def _free(self, r_free: torch.Tensor) -> float | None:
         """For the record only."""
         return None if self.fmodel.reflections.r_free_flags is None else float(r_free)
 
-    def _curvature(self):
+    def _curvature(self) -> Curvature:
         """Of the target, with the weight that each reflection has in it."""
         fmodel, work = self.fmodel, self.work
-        reflections, scales = fmodel.reflections, fmodel.scales
+        reflections, scales = fmodel.reflections, fmodel.known_scales()
         k = scales.k_total[work].to(torch.float64)
         if self.target != "maximum_likelihood":
             if reflections.sigmas is None:
@@ -381,7 +265,7 @@ class _Cycle:
         d_star_sq = reflections.crystal.d_star_sq(reflections.miller_indices[work])
         return Curvature(reflections.crystal, d_star_sq, weights * k.square())
 
-    def _record(self, evaluation):
+    def _record(self, evaluation: Evaluation) -> None:
         steps = self.history.steps
         steps.append({"step": len(steps), "cycle": self.number, "function": self.target, **evaluation.info})
         self.taken += 1
@@ -390,7 +274,16 @@ class _Cycle:
             min(1.0, self.taken / self.settings.steps),
         )
 
-    def _close(self, first, end, last, adp, atoms, seconds, tls):
+    def _close(
+        self,
+        first: Evaluation,
+        end: Evaluation,
+        last: float,
+        adp: bool,
+        atoms: Atoms,
+        seconds: float,
+        tls: list[dict[str, Any]],
+    ) -> None:
         reflections = self.fmodel.reflections
         before = first.info["target"]
         decrease = before - last
@@ -403,7 +296,7 @@ class _Cycle:
                 "cycle": self.number,
                 "d_min": reflections.d_min,
                 "n_reflections": len(reflections),
-                "n_used": int(self.fmodel.scales.selection.sum()),
+                "n_used": int(self.fmodel.selection.sum()),
                 "target": self.target,
                 "refined": parameters,
                 "mask_gradient": self.mask_follows,
@@ -422,13 +315,15 @@ class _Cycle:
         )
 
 
-def _placed(atoms, place):
+def _placed(atoms: Atoms, place: Placer | None) -> Atoms:
     if place is None:
         return atoms
     sites = place(atoms.sites_cart.detach().cpu().to(torch.float64).numpy())
-    return atoms.replace(sites_cart=torch.from_numpy(sites).to(atoms.sites_cart))
+    placed: Atoms = atoms.replace(sites_cart=torch.from_numpy(sites).to(atoms.sites_cart))
+    return placed
 
 
-def _detached(atoms):
+def _detached(atoms: Atoms) -> Atoms:
     names = ("sites_cart", "u_iso", "u_star", "occupancies")
-    return atoms.replace(**{name: getattr(atoms, name).detach() for name in names})
+    detached: Atoms = atoms.replace(**{name: getattr(atoms, name).detach() for name in names})
+    return detached

@@ -9,22 +9,27 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import numpy as np
 from libtbx.utils import Sorry
 
+from ..atoms import Atoms
 from ..files import write_all
-from .run import History
+from ..fmodel import FModel
+from .settings import History
 
 _PARAMETERS = ("sites_cart", "u_iso", "u_star", "occupancies")
 _VERSION = 2
 
 
-def fingerprint(files, settings):
+def fingerprint(files: Sequence[str | os.PathLike[str]], settings: dict[str, Any]) -> str:
     """What a state belongs to.
 
     Parameters
@@ -47,17 +52,19 @@ def fingerprint(files, settings):
     return digest.hexdigest()
 
 
-def save(path, fmodel, history, belongs_to):
+def save(path: str | os.PathLike[str], fmodel: FModel, history: History, belongs_to: str) -> None:
     """Write the state; a previous one is replaced only when the new one is complete."""
     atoms = fmodel.atoms
-    arrays = {name: getattr(atoms, name).detach().cpu().to(torch.float64).numpy() for name in _PARAMETERS}
+    arrays: dict[str, Any] = {
+        name: getattr(atoms, name).detach().cpu().to(torch.float64).numpy() for name in _PARAMETERS
+    }
     text = json.dumps({"fingerprint": belongs_to, "cycles": history.cycles, "steps": history.steps})
     buffer = io.BytesIO()
     np.savez(buffer, text=np.array(text), **arrays)
     write_all({Path(path): buffer.getvalue()})
 
 
-def load(path, atoms, belongs_to):
+def load(path: str | os.PathLike[str], atoms: Atoms, belongs_to: str) -> tuple[Atoms, History] | None:
     """Read a state.
 
     Parameters

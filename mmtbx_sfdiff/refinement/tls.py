@@ -84,7 +84,8 @@ class TLSGroups:
         # The sizes of T and of the residuals are one another's: T takes what leaves nearly all residuals at least the least.
         left = (u - m @ c @ m.mT).diagonal(dim1=-2, dim2=-1).mean(-1)
         c[3:, 3:] += (float(left.quantile(_QUANTILE)) - least) * torch.eye(3, dtype=c.dtype, device=c.device)
-        return torch.linalg.cholesky(_positive(_with_best_trace(c)))
+        root: torch.Tensor = torch.linalg.cholesky(_positive(_with_best_trace(c)))
+        return root
 
     def tensors(self, vector: torch.Tensor) -> torch.Tensor:
         """(n_atoms, 3, 3) Å^2, without the residual displacements."""
@@ -151,11 +152,13 @@ def _with_best_trace(c: torch.Tensor) -> torch.Tensor:
     scale = torch.cat([libration.expand(3), translation.expand(3)]).clamp(min=_LEAST_LIBRATION).sqrt()
     tries = [c + t * float((libration * translation).sqrt()) * step for t in torch.linspace(-1, 1, 81).tolist()]
     least = [float(torch.linalg.eigvalsh(x / scale[:, None] / scale)[0]) for x in tries]
-    return tries[max(range(len(tries)), key=least.__getitem__)]
+    best: torch.Tensor = tries[max(range(len(tries)), key=least.__getitem__)]
+    return best
 
 
 def _positive(c: torch.Tensor) -> torch.Tensor:
     """The nearest C of which L and T are at least a little."""
     scale = torch.tensor([_LEAST_LIBRATION] * 3 + [_LEAST_TRANSLATION] * 3, dtype=c.dtype, device=c.device).sqrt()
     values, vectors = torch.linalg.eigh(c / scale[:, None] / scale)
-    return (vectors * values.clamp(min=1.0)) @ vectors.mT * scale[:, None] * scale
+    positive: torch.Tensor = (vectors * values.clamp(min=1.0)) @ vectors.mT * scale[:, None] * scale
+    return positive

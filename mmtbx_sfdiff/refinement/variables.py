@@ -16,12 +16,16 @@ The curvatures are those of :mod:`.curvature`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import numpy as np
 
 from ..atom_arrays import EIGHT_PI_SQ
+from ..atoms import Atoms
 from ..numerics import symmetric
+from .curvature import Curvature
 from .occupancies import OccupancyVariables
 from .parameters import Parameters
 from .rigid import RigidBodies
@@ -56,7 +60,15 @@ class Variables:
         Length of the vector.
     """
 
-    def __init__(self, atoms, sites=True, adp=True, parents=None, scaled=False, parameters=None):
+    def __init__(
+        self,
+        atoms: Atoms,
+        sites: bool = True,
+        adp: bool = True,
+        parents: torch.Tensor | None = None,
+        scaled: bool = False,
+        parameters: Parameters | None = None,
+    ) -> None:
         self.atoms, self.sites, self.adp = atoms, sites, adp
         shared = parameters or Parameters()
         if parents is None:
@@ -89,13 +101,13 @@ class Variables:
         self.n = sum(self.sizes)
         self.scale = torch.ones(self.n, dtype=torch.float64, device=atoms.device)
 
-    def _numbers(self, groups):
+    def _numbers(self, groups: Any) -> torch.Tensor:
         """Groups as a tensor; -1 for all where there are none."""
         if groups is None:
             return torch.full((self.atoms.n_atoms,), -1, dtype=torch.int64, device=self.atoms.device)
         return torch.as_tensor(groups, dtype=torch.int64).to(self.atoms.device)
 
-    def _parents(self, hydrogen, parents):
+    def _parents(self, hydrogen: torch.Tensor, parents: torch.Tensor | None) -> torch.Tensor:
         atoms = self.atoms
         position = torch.zeros(atoms.n_atoms, dtype=torch.int64, device=atoms.device)
         position[self.free] = torch.arange(len(self.free), device=atoms.device)
@@ -106,7 +118,7 @@ class Variables:
             position[rows] = torch.cdist(sites[rows], sites[self.free]).argmin(1)
         return position
 
-    def _start(self, tls):
+    def _start(self, tls: torch.Tensor) -> None:
         atoms = self.atoms
         f64 = torch.float64
         self._sites = atoms.sites_cart.detach().to(f64)[self.free]
@@ -118,7 +130,7 @@ class Variables:
         size = (u_cart.diagonal(dim1=-2, dim2=-1).sum(-1) / 3).clamp(min=1e-3)
         self._u_iso = torch.where(tensors, size, self._u_iso)
         self._u_mean = self._u_iso.clone()
-        self._tls = None
+        self._tls: TLSGroups | None = None
         if len(self.tls_rows):
             least = B_LOW / EIGHT_PI_SQ
             self._tls = TLSGroups(self._sites[self.tls_rows], u_cart[self.tls_rows], tls, least)
@@ -127,7 +139,7 @@ class Variables:
         positive = vectors @ torch.diag_embed(values.clamp(min=LEAST_ANISOTROPIC_B / EIGHT_PI_SQ)) @ vectors.mT
         self._cholesky = torch.linalg.cholesky(positive) if len(positive) else positive
 
-    def _bound(self):
+    def _bound(self) -> None:
         """Isotropic displacement parameters, one for each group, between their bounds."""
         n = torch.bincount(self._group, minlength=len(self._groups))
         u = self._u_iso.new_zeros(len(n)).index_add(0, self._group, self._u_iso[self.iso_rows]) / n.clamp(min=1)
@@ -138,11 +150,15 @@ class Variables:
         self._logit = torch.logit(fraction)
         self._slope = fraction * (1 - fraction) * (self.u_high - self.u_low)
 
-    def vector(self):
+    def vector(self) -> torch.Tensor:
         """(n,) zeros that ask for a gradient."""
         return torch.zeros(self.n, dtype=torch.float64, device=self.atoms.device, requires_grad=True)
 
-    def precondition(self, curvature, of_restraints=(None, None)):
+    def precondition(
+        self,
+        curvature: Curvature,
+        of_restraints: tuple[torch.Tensor | None, ...] = (None, None),
+    ) -> float:
         """Set the scale of each variable.
 
         Parameters
@@ -181,14 +197,14 @@ class Variables:
         self.scale = (all_parts.clamp(min=_LEAST_CURVATURE * unit) / unit).rsqrt()
         return unit
 
-    def _of_sites(self, three):
+    def _of_sites(self, three: torch.Tensor) -> torch.Tensor:
         if self._bodies is None:
             return three.reshape(-1)
         each = three.new_zeros(self.atoms.n_atoms)
         each[self.free] = three[:, 0]
         return self._bodies.curvature(each)
 
-    def longest(self, direction, shift=0.4, change=1.0):
+    def longest(self, direction: torch.Tensor, shift: float = 0.4, change: float = 1.0) -> float:
         """The largest multiple of a direction (n,) that moves no atom by more than ``shift`` Å along an axis, and no logarithm of
         the size of a displacement parameter or an occupancy by more than ``change``."""
         parts = (direction * self.scale).abs().split(self.sizes)
@@ -199,13 +215,13 @@ class Variables:
         ]
         return min([1.0, *limits])
 
-    def tls_groups(self, vector):
+    def tls_groups(self, vector: torch.Tensor) -> list[dict[str, Any]]:
         """Motion of each TLS group for a vector (n,), as :meth:`.tls.TLSGroups.tensors_by_group` has it; none where none is refined."""
         if self._tls is None or not self.adp:
             return []
         return self._tls.tensors_by_group((vector * self.scale).split(self.sizes)[3].detach())
 
-    def damping(self, vector, strength):
+    def damping(self, vector: torch.Tensor, strength: float) -> tuple[float, torch.Tensor]:
         """(penalty, its gradient (n,)) of shifts: springs of equal strength in Å for all sites."""
         weight = torch.full_like(self.scale, strength)
         n = self.sizes[0]
@@ -213,11 +229,11 @@ class Variables:
         gradient = weight * vector.detach()
         return 0.5 * float(gradient @ vector.detach()), gradient
 
-    def __call__(self, vector):
+    def __call__(self, vector: torch.Tensor) -> Atoms:
         """The atoms for a vector (n,), with its gradient."""
         atoms = self.atoms
         shift, logit, lower, motion, occupancy = (vector * self.scale).split(self.sizes)
-        changes = {}
+        changes: dict[str, torch.Tensor] = {}
         if self.sites:
             start = atoms.sites_cart.detach().to(torch.float64)
             if self._bodies is None:
@@ -230,9 +246,10 @@ class Variables:
             changes |= self._displacements(logit, lower, motion)
         if self._occupancies.n:
             changes["occupancies"] = self._occupancies(occupancy).to(atoms.dtype)
-        return atoms.replace(**changes)
+        moved_atoms: Atoms = atoms.replace(**changes)
+        return moved_atoms
 
-    def _displacements(self, logit, lower, motion):
+    def _displacements(self, logit: torch.Tensor, lower: torch.Tensor, motion: torch.Tensor) -> dict[str, torch.Tensor]:
         atoms = self.atoms
         ratio = torch.ones(len(self.free), dtype=torch.float64, device=atoms.device)
         u_iso, tensors = self._u_iso, []
@@ -266,7 +283,7 @@ class Variables:
             changes["u_star"] = all_u.to(atoms.dtype)
         return changes
 
-    def _on_special_positions(self, sites):
+    def _on_special_positions(self, sites: torch.Tensor) -> torch.Tensor:
         if not self._special:
             return sites
         rows = torch.tensor(list(self._special), device=sites.device)
@@ -276,7 +293,7 @@ class Variables:
         return sites.index_put((rows,), frac @ self._o.T)
 
 
-def _special_positions(atoms):
+def _special_positions(atoms: Atoms) -> dict[int, tuple[torch.Tensor, ...]]:
     """{row: (rotation (3, 3), translation (3,), averaging of U* (6, 6))} of atoms on special positions."""
     if not bool((atoms.site_weights < 1).any()):
         return {}
@@ -294,7 +311,7 @@ def _special_positions(atoms):
     return result
 
 
-def _at_least_a_little(curvature):
+def _at_least_a_little(curvature: torch.Tensor) -> torch.Tensor:
     present = curvature[(curvature > 0) & curvature.isfinite()]
     if not len(present):
         return torch.ones_like(curvature)

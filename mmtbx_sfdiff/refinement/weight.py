@@ -10,8 +10,11 @@ Weights are tried from the middle of a grid downhill, so that three or four of t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
+
+from ..reflections import Reflections
 
 WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 FRACTION = 0.1
@@ -29,10 +32,10 @@ class WeightChoice:
     """
 
     weight: float
-    tests: dict
+    tests: dict[float, float]
 
 
-def with_test_set(reflections, fraction=FRACTION, seed=0):
+def with_test_set(reflections: Reflections, fraction: float = FRACTION, seed: int = 0) -> Reflections:
     """The work set alone, a random part of it in the place of the free set.
 
     Parameters
@@ -51,7 +54,7 @@ def with_test_set(reflections, fraction=FRACTION, seed=0):
     ValueError
         Too few reflections for a test.
     """
-    work = reflections.select(reflections.work)
+    work: Reflections = reflections.select(reflections.work)
     n_test = round(fraction * len(work))
     if n_test < 20:
         raise ValueError(f"{len(work)} reflections are too few to choose a weight with a part of them: give one.")
@@ -61,7 +64,14 @@ def with_test_set(reflections, fraction=FRACTION, seed=0):
     return dataclasses.replace(work, r_free_flags=flags)
 
 
-def choose_weight(reflections, trial, weights=WEIGHTS, first=3.0, fraction=FRACTION, seed=0):
+def choose_weight(
+    reflections: Reflections,
+    trial: Callable[[Reflections, float], float],
+    weights: Sequence[float] = WEIGHTS,
+    first: float = 3.0,
+    fraction: float = FRACTION,
+    seed: int = 0,
+) -> WeightChoice:
     """The best weight by cross-validation inside the work set.
 
     Parameters
@@ -82,9 +92,9 @@ def choose_weight(reflections, trial, weights=WEIGHTS, first=3.0, fraction=FRACT
     """
     part = with_test_set(reflections, fraction, seed)
     weights = list(weights)
-    tests = {}
+    tests: dict[float, float] = {}
 
-    def test(index):
+    def test(index: int) -> float:
         weight = weights[index]
         if weight not in tests:
             tests[weight] = float(trial(part, weight))

@@ -9,7 +9,7 @@ from mmtbx_sfdiff.refinement import History, Settings, refine, state
 from mmtbx_sfdiff.refinement.curvature import Curvature
 from mmtbx_sfdiff.refinement.minimize import Evaluation, minimize
 from mmtbx_sfdiff.refinement.restraint import LibraryRestraint
-from mmtbx_sfdiff.refinement.run import next_target, resolution_schedule
+from mmtbx_sfdiff.refinement.settings import next_target, resolution_schedule
 from mmtbx_sfdiff.refinement.variables import Variables
 
 import pytest

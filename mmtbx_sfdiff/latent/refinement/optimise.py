@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ...refinement.run import History, resolution_schedule
-from ...refinement.run import Settings as CoordinateSettings
+from ...refinement import Settings as CoordinateSettings
+from ...refinement.settings import History, resolution_schedule
 from ...reflections import Reflections
 from .experiment import Experiment
 from .objective import FLOOR, OBJECTIVES

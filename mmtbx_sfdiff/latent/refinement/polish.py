@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ...refinement.run import History
+from ...refinement import History
 from ...refinement.weight import WeightChoice, choose_weight
 from ...reflections import Reflections
 from .b_factors import AtomB

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...refinement.run import History
+from ...refinement import History
 from .experiment import Experiment
 from .models import LatentModel
 from .optimise import Settings, check_settings, optimise
