@@ -1,17 +1,20 @@
 """Differentiable structure factors and bulk-solvent masks in PyTorch for cctbx and Phenix."""
 
-from . import _runtime, targets
-from .atoms import Atoms
-from .bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
-from .crystal import Crystal
-from .fmodel import FModel
-from .likelihood import e_values, llg, sigma_a
-from .plans import plan
-from .real_space import density
-from .reflections import Reflections
-from .scaling import Scales, update_all_scales
-from .structure_factors import structure_factors
-from .versions import __version__
+from . import _runtime
+
+with _runtime.without_collecting():
+    from . import targets
+    from .atoms import Atoms
+    from .bulk_solvent import mask_structure_factors, solvent_mask, solvent_structure_factors
+    from .crystal import Crystal
+    from .fmodel import FModel
+    from .likelihood import e_values, llg, sigma_a
+    from .plans import plan
+    from .real_space import density
+    from .reflections import Reflections
+    from .scaling import Scales, update_all_scales
+    from .structure_factors import structure_factors
+    from .versions import __version__
 
 _PLUGIN = ("register", "takeover", "unregister")
 

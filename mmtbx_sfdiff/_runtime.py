@@ -25,6 +25,7 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 from ._cctbx_loading import bundled_libstdcxx, promote, watch
@@ -37,6 +38,23 @@ class _SymbolInfo(ctypes.Structure):
         ("symbol_name", ctypes.c_char_p),
         ("symbol_address", ctypes.c_void_p),
     ]
+
+
+@contextlib.contextmanager
+def without_collecting() -> Iterator[None]:
+    """Libraries are loaded within: looking for garbage among their hundred thousands of objects takes a fifth of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def is_program() -> bool:
+    """Whether this process is one of this package's programs, started from a command line."""
+    return os.path.basename(sys.argv[0] if getattr(sys, "argv", None) else "").startswith("mmtbx_sfdiff.")
 
 
 def _openmp_provider() -> str | None:
@@ -59,16 +77,9 @@ def _openmp_provider() -> str | None:
 
 def _load_torch() -> ModuleType:
     """Import torch; hold it to one thread if cctbx's OpenMP stubs came before it (trap 2)."""
-    # Collecting garbage among the hundred thousands of objects of this import takes a sixth of its time.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        # Once torch is loaded, its own OpenMP hides from this question only where the stubs came first.
-        provider = _openmp_provider()
-        import torch
-    finally:
-        if collecting:
-            gc.enable()
+    # Once torch is loaded, its own OpenMP hides from this question only where the stubs came first.
+    provider = _openmp_provider()
+    import torch
 
     library = os.path.basename(provider or "")
     if "omptbx" in library:
@@ -136,15 +147,15 @@ def _relative_error(found, expected) -> float:
 
 def _end_at_ctrl_c() -> None:
     """Until a program of this package runs and answers for itself, Ctrl-C ends it without a traceback."""
-    program = os.path.basename(sys.argv[0] if getattr(sys, "argv", None) else "").startswith("mmtbx_sfdiff.")
-    if program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _start() -> None:
     _end_at_ctrl_c()
-    torch = _load_torch()
+    with without_collecting():
+        torch = _load_torch()
     if bundled_libstdcxx():
         promote()
         watch()

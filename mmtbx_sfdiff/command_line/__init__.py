@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import sys
+from collections.abc import Sequence
 from types import ModuleType
+
+from mmtbx_sfdiff._runtime import is_program, without_collecting
+from mmtbx_sfdiff.kernels import compilation
 
 # What brings a missing module: the extra of pip.
 _EXTRAS = {
@@ -28,7 +34,10 @@ def load(program: str) -> ModuleType:
         With status 1, after the sentence.
     """
     try:
-        return importlib.import_module(f"mmtbx_sfdiff.programs.{program}")
+        with without_collecting():
+            module = importlib.import_module(f"mmtbx_sfdiff.programs.{program}")
+        _keep_what_is_loaded()
+        return module
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing not in _EXTRAS:
@@ -41,3 +50,32 @@ def load(program: str) -> ModuleType:
         said = f"cannot start: {error}"
     print(f"Sorry: mmtbx_sfdiff.{program} {said}.".replace("..", "."), file=sys.stderr)
     sys.exit(1)
+
+
+def compile_meanwhile(args: Sequence[str] | None, groups: Sequence[str]) -> None:
+    """Begin to compile kernels, where they are not, in processes beside this one, which loads libraries and reads files meanwhile.
+
+    The program waits for them when it needs them (:func:`mmtbx_sfdiff.kernels.compilation.start` gives it what has begun);
+    where it ends before, by an error or having said what it was asked, they end with it.
+
+    Parameters
+    ----------
+    args : sequence of str or None
+        Of the command line; with options (``--help``), or none at all, nothing is computed.
+    groups : sequence of str
+        Of :func:`mmtbx_sfdiff.kernels.compile`: what the program needs whatever its parameters are.
+    """
+    words = sys.argv[1:] if args is None else args
+    if is_program() and words and not any(word.startswith("-") for word in words):
+        compilation.start(groups)
+
+
+def _keep_what_is_loaded() -> None:
+    """What a program's libraries made stays as long as the process: no collection of garbage has to go through it again.
+
+    At the end of the process that alone takes most of a second.
+    """
+    if is_program():  # within another's process its garbage would stay as well
+        gc.freeze()
+        atexit.unregister(gc.freeze)
+        atexit.register(gc.freeze)

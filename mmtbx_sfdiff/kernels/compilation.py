@@ -36,6 +36,7 @@ from typing import Any
 GROUPS = ("structure_factors", "gradients", "masks", "mask_gradients", "direct")
 ALL_GROUPS = (*GROUPS, "double")
 _HERE = Path(__file__).resolve().parent
+#: What takes longest; they share most of what they call.
 _LONGEST = ("cpu.splat.splat", "cpu.gather.gather")
 #: A process takes half a second to begin: no more of them than this.
 _MOST_PROCESSES = 4
@@ -81,6 +82,8 @@ def compile(progress: Progress | None = None, groups: Sequence[str] = GROUPS, n_
 def start(groups: Sequence[str] = GROUPS, n_processes: int | None = None) -> Compilation:
     """Begin what :func:`compile` does and come back at once; ``.wait(progress)`` of what is returned ends it.
 
+    One that this process has begun and that has all of these groups is what is returned; of another one the end comes first.
+
     Raises
     ------
     ValueError
@@ -96,19 +99,26 @@ def start(groups: Sequence[str] = GROUPS, n_processes: int | None = None) -> Com
     unknown = sorted(set(groups) - set(ALL_GROUPS))
     if unknown:
         raise ValueError(f"There are no kernels for {', '.join(unknown)}: choose from {', '.join(ALL_GROUPS)}.")
+    global _begun
+    if _begun and _begun.running:
+        if set(groups) <= _begun.groups:
+            return _begun
+        _begun.wait()
     note = _note(groups)
     todo = [] if _all_there(note) else _tasks(groups)
     if n_processes is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         n_processes = min(cores, _MOST_PROCESSES)
     can_fork = sys.platform.startswith("linux") and threading.active_count() == 1
-    return Compilation(todo, note, n_processes if can_fork and n_processes > 1 else 0)
+    _begun = Compilation(groups, todo, note, n_processes if can_fork and n_processes > 1 else 0)
+    return _begun
 
 
 class Compilation:
     """A compilation that has begun; see :func:`start`."""
 
-    def __init__(self, todo: list[_Task], note: Path, n_processes: int):
+    def __init__(self, groups: Sequence[str], todo: list[_Task], note: Path, n_processes: int):
+        self.groups = frozenset(groups)
         self._todo, self._note, self._n_all = list(todo), note, len(todo)
         #: Functions of each group that are not compiled yet.
         self._missing = collections.Counter(group for group, _, _ in todo)
@@ -168,6 +178,11 @@ class Compilation:
         """Whether all is compiled; not when it was interrupted."""
         return not any(self._missing.values())
 
+    @property
+    def running(self) -> bool:
+        """Whether other processes are at it."""
+        return self._keeper is not None and self._keeper.is_alive()
+
     def wait(self, progress: Progress | None = None, groups: Sequence[str] = ALL_GROUPS) -> int:
         """Until all is compiled, or all of these groups; see :func:`compile` for ``progress`` and what is returned."""
 
@@ -194,6 +209,8 @@ class Compilation:
             _write_note(self._note, self._places)
         return self._n_all
 
+
+_begun: Compilation | None = None
 
 #: Group, name of a function (module below kernels, dot, name) and its signatures.
 _Task = tuple[str, str, list[str]]
@@ -243,7 +260,8 @@ def _tasks(groups: Sequence[str]) -> list[_Task]:
         for group, name, signature in table:
             if group == wanted:
                 tasks.setdefault(name, (group, name, []))[2].append(signature)
-    return list(tasks.values())
+    # The very longest from the beginning: a third of all, and the next longest finds there what they share.
+    return sorted(tasks.values(), key=lambda task: task[1] != _LONGEST[0])
 
 
 def _note(groups: Sequence[str]) -> Path:

@@ -21,7 +21,14 @@ import numba
 
 
 def _policy(fastmath: set[str], **more: Any) -> Callable[[Callable[..., Any]], Any]:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, **more}
+    # No kernel is called from C: the wrapper for that would be compiled with each.
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "no_cfunc_wrapper": True,
+        "fastmath": fastmath,
+        **more,
+    }
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:

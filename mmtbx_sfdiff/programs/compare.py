@@ -117,6 +117,7 @@ The exit code is 0 only if everything was computed and written.
         # Before there is a progress bar, which is a thread: only a process without others can share this work.
         compiling = compilation.start(kernels_for(settings))
         with tempfile.TemporaryDirectory() as folder, self.progress() as report:
+            self._load_painters()
             if params.demo:  # whose data are made with a mask of ours
                 step = "compiling kernels (the first time)"
                 compiling.wait(lambda done, n: report(step, done / n), groups=("masks",))
@@ -141,15 +142,18 @@ The exit code is 0 only if everything was computed and written.
             print(f"The model and the simulated data: {names}", file=self.logger)
             print(f"Go on with them as with your own: mmtbx_sfdiff.fmodel {names}", file=self.logger)
 
-    def _contents(self, comparison: Comparison) -> dict[str, Any]:
-        # matplotlib takes half a second to import: not for --help.
+    def _load_painters(self) -> None:
+        """matplotlib takes half a second to import, which a first run has while kernels are compiled; not for --help."""
         from ..comparison import figure, page
 
+        self._figure, self._page = figure, page
+
+    def _contents(self, comparison: Comparison) -> dict[str, Any]:
         out = self.params.output
         kinds = ["png", "pdf"] * bool(out.figure) + ["svg"] * bool(out.html)
-        contents = figure.render(comparison, kinds) if kinds else {}
+        contents = self._figure.render(comparison, kinds) if kinds else {}
         self._json = output.json_text(comparison.result)
         contents["json"] = self._json.encode()
         if out.html:
-            contents["html"] = page.render(comparison.result, contents.pop("svg")).encode()
+            contents["html"] = self._page.render(comparison.result, contents.pop("svg")).encode()
         return contents

@@ -15,8 +15,6 @@ import dataclasses
 
 import torch
 
-from scipy.optimize import minimize_scalar
-
 from ..kernels.threads import one_cpu_thread
 from ..numerics.residual import scale
 from ..reflections import Reflections
@@ -48,6 +46,8 @@ def fit_fraction(f_obs: torch.Tensor, own: torch.Tensor, mate: torch.Tensor, k: 
     k : torch.Tensor or float
         (n,) overall scale.
     """
+
+    from scipy.optimize import minimize_scalar  # a quarter of a second, for twins only
 
     def residual(fraction: float) -> float:
         model = k * mixed_amplitude(own, mate, fraction)

@@ -1,6 +1,6 @@
 """The first minute: ``mmtbx_sfdiff.compare demo`` with nothing compiled, and again; and a warm start to the first F.
 
-Each command runs in a process of its own, with caches of its own, so that the first of each environment finds nothing compiled,
+Each command runs in a process of its own, as from a command line, with caches of its own, so that the first of each environment finds nothing compiled,
 as after an installation (the files of the libraries are in the system's memory: each environment is started once before).
 
     python -m validation.studies.first_minute [--old OLD/bin/python] [--repeats 3] [--entry 1dur] [--csv FILE]
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 RATIO, WARM_START = 1.5, 2.5
-DEMO = "from mmtbx_sfdiff.command_line.compare import run; raise SystemExit(run(['demo', 'output.directory=out']))"
+DEMO = ("mmtbx_sfdiff.compare", "demo", "output.directory=out")
 # What cctbx reads in half a second, gemmi reads in some milliseconds, where the version can.
 FIRST_F = """
 import sys
@@ -31,12 +31,12 @@ import gemmi
 structure = gemmi.read_structure(sys.argv[1])
 atoms = sfdiff.Atoms.from_gemmi(structure)
 indices = atoms.crystal.build_miller_indices(d_min=2.0)
-print(len(sfdiff.structure_factors(atoms, atoms.crystal, indices)))
+print(len(sfdiff.structure_factors(atoms, atoms.crystal, indices)), flush=True)
 """
 
 
-def seconds(python, code, folder, *arguments):
-    """Wall time of a process, and what it said last."""
+def seconds(command, folder):
+    """Wall time of a process: (until its first line of output, until its end)."""
     environment = {
         **os.environ,
         "NUMBA_CACHE_DIR": str(folder / "numba"),
@@ -45,33 +45,42 @@ def seconds(python, code, folder, *arguments):
     }
     environment.pop("PYTHONPATH", None)
     began = time.perf_counter()
-    done = subprocess.run(
-        [python, "-c", code, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    took = time.perf_counter() - began
-    if done.returncode:
-        raise SystemExit(f"{python} ended with {done.returncode}: {done.stderr[-1500:]}")
-    return took
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        process.stdout.readline()
+        said = time.perf_counter() - began
+        process.communicate()
+        took = time.perf_counter() - began
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{command[0]} ended with {process.returncode}: {errors.read()[-1500:]}")
+    return said, took
 
 
 def demo(python, repeats):
     """(first, median of the following ones): seconds of ``compare demo``."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        seconds(python, "import mmtbx_sfdiff, mmtbx.f_model, matplotlib.pyplot, numba.core.registry", folder)
-        first = seconds(python, DEMO, folder)
-        return first, statistics.median(seconds(python, DEMO, folder) for _ in range(repeats))
+        imports = "import mmtbx_sfdiff, mmtbx.f_model, matplotlib.pyplot, numba.core.registry"
+        seconds([python, "-c", imports], folder)
+        command = [str(Path(python).parent / DEMO[0]), *DEMO[1:]]
+        first = seconds(command, folder)[1]
+        return first, statistics.median(seconds(command, folder)[1] for _ in range(repeats))
 
 
 def warm_start(python, entry, repeats):
-    """Median of seconds from the start of Python to the first F of an entry's model."""
+    """Medians of seconds from the start of Python to the first F of an entry's model, and to its end."""
     from mmtbx_sfdiff.files import find_entry
 
     model = str(find_entry(entry).model)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        seconds(python, FIRST_F, folder, model)
-        return statistics.median(seconds(python, FIRST_F, folder, model) for _ in range(repeats))
+        command = [python, "-c", FIRST_F, model]
+        seconds(command, folder)
+        times = [seconds(command, folder) for _ in range(repeats)]
+        return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
 def main(args=None):
@@ -89,8 +98,8 @@ def main(args=None):
         rows += [("first demo, older version", old_first), ("second demo, older version", old_second)]
         bad |= second > old_second
     if given.entry.lower() != "none":
-        start = warm_start(sys.executable, given.entry, given.repeats)
-        rows.append((f"start to first F of {given.entry}", start))
+        start, end = warm_start(sys.executable, given.entry, given.repeats)
+        rows += [(f"start to first F of {given.entry}", start), ("and to the end of Python", end)]
         bad |= start > WARM_START
     for name, value in rows:
         print(f"{name:32s} {value:7.2f}")

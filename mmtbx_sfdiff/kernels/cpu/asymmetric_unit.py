@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from ..jit import jit
+from ..jit import jit_in_place
 from ..jobs import MaskGrid
 
 NEVER = 2**30
@@ -36,13 +36,12 @@ class Unit:
     def __init__(self, grid: MaskGrid):
         self.n_real = np.array(grid.n_real)
         low, high = (np.array(corner) for corner in grid.asymmetric_box)
-        self.orbit, representatives = _orbits(
-            grid.rotations,
-            grid.translations,
-            self.n_real,
-            np.floor(low * self.n_real - 1e-9).astype(np.int64),
-            np.ceil(high * self.n_real + 1e-9).astype(np.int64) + 1,
-        )
+        total = int(self.n_real.prod())
+        self.orbit, representatives = np.full(total, -1, np.int32), np.empty((total, 3), np.int32)
+        starts = np.array([np.floor(low * self.n_real - 1e-9), np.zeros(3)]).astype(np.int64)
+        ends = np.array([np.ceil(high * self.n_real + 1e-9) + 1, self.n_real]).astype(np.int64)
+        count = _orbits(grid.rotations, grid.translations, self.n_real, starts, ends, self.orbit, representatives)
+        representatives = representatives[:count].copy()
         self.corner = representatives.min(0).astype(np.int64)
         places = representatives - self.corner
         order = np.lexsort(places.T[::-1])
@@ -51,7 +50,9 @@ class Unit:
         self.orbit = rank[self.orbit]
         self.places = np.ascontiguousarray(places[order])
         self.shape = self.places.max(0) + 1
-        self.windows = _windows(self.places, self.shape)
+        self.windows = np.empty((*self.shape[:2], 2), np.int64)
+        self.windows[:] = NEVER, 0
+        _windows(self.places, self.windows)
         self.metric_basis = grid.cell.basis / self.n_real
         #: Half the extent of a sphere of radius 1 Å along the axes, fractional.
         self.extent = grid.cell.reciprocal_lengths
@@ -64,32 +65,30 @@ def unit_of(grid: MaskGrid) -> Unit:
     return Unit(grid)
 
 
-@jit
+@jit_in_place
 def spread_to_cell(values, orbit, first, after, out):
     """out[i] = values[orbit[i]]."""
     for i in range(first, after):
         out[i] = values[orbit[i]]
 
 
-@jit
+@jit_in_place
 def sum_over_orbits(values, orbit, first, after, out):
     """out[orbit[i]] += values[i]."""
     for i in range(first, after):
         out[orbit[i]] += values[i]
 
 
-@jit
-def _orbits(rotations, translations, n_real, low, high):
-    """Number the orbits of the cell's points; representatives are looked for in the box [low, high) first."""
-    n0, n1, n2 = n_real
-    total = n0 * n1 * n2
-    orbit = np.full(total, -1, dtype=np.int32)
-    representatives = np.empty((total, 3), dtype=np.int32)
+@jit_in_place
+def _orbits(rotations, translations, n_real, starts, ends, orbit, representatives):
+    """Number the orbits of the cell's points, which are all -1; representatives are looked for in one box after the other.
+    Returns how many orbits there are."""
+    n0, n1, n2 = n_real[0], n_real[1], n_real[2]
     count, found = 0, 0
-    for attempt in range(2):
-        if found == total:
+    for attempt in range(len(starts)):
+        if found == len(orbit):
             break
-        start, end = (low, high) if attempt == 0 else (np.zeros(3, dtype=np.int64), n_real)
+        start, end = starts[attempt], ends[attempt]
         for i in range(start[0], end[0]):
             for j in range(start[1], end[1]):
                 for k in range(start[2], end[2]):
@@ -106,16 +105,12 @@ def _orbits(rotations, translations, n_real, low, high):
                             found += 1
                         orbit[place] = count
                     count += 1
-    return orbit, representatives[:count].copy()
+    return count
 
 
-@jit
-def _windows(places, shape):
-    windows = np.empty((shape[0], shape[1], 2), dtype=np.int64)
-    windows[:, :, 0] = NEVER
-    windows[:, :, 1] = 0
+@jit_in_place
+def _windows(places, windows):
     for n in range(len(places)):
-        i, j, k = places[n]
+        i, j, k = places[n, 0], places[n, 1], places[n, 2]
         windows[i, j, 0] = min(windows[i, j, 0], k)
         windows[i, j, 1] = max(windows[i, j, 1], k + 1)
-    return windows

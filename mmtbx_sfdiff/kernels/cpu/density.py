@@ -47,7 +47,10 @@ class _Arrays:
         self.row = grid.dims[2] + setting.box[2]
         n = job.n_atoms
         self.sites_grid, self.order = np.empty((n, 3)), np.empty(n, np.int64)
-        lost = gaussian_cpu.place_atoms(_numpy(job.sites), grid.axes, self.dims, self.sites_grid, self.order)
+        keys, counts = np.empty(n, np.int64), np.zeros(gaussian_cpu.n_blocks(self.dims) + 1, np.int64)
+        lost = gaussian_cpu.place_atoms(
+            _numpy(job.sites), grid.axes, self.dims, keys, counts, self.sites_grid, self.order
+        )
         if lost:
             raise BadAtom("sites", "are not finite numbers: correct them, or leave the atom out.", lost - 1, 0, 1)
         self.u_scale = 2 * math.pi**2 * setting.s_sq

@@ -15,7 +15,7 @@ import torch
 import numpy as np
 
 from ..checks import BadAtom
-from ..jit import jit, jit_in_place
+from ..jit import jit_in_place
 from ..jobs import MaskJob
 from ..threads import over
 from .asymmetric_unit import NEVER, Unit, spread_to_cell, sum_over_orbits, unit_of
@@ -48,6 +48,7 @@ def _frame(grid, first, after, fine, margin):
     # Kernels take sixteen points of a row at a time.
     shape[2] += -shape[2] % (16 * fine)
     windows = np.empty((2, shape[0], shape[1]), dtype=np.int32)
+    windows[0], windows[1] = NEVER, 0
     _fine_windows(unit.windows, first, after, fine, np.array(margin), low, windows)
     return low, shape, windows
 
@@ -296,10 +297,8 @@ def _add_to_atoms(by_position, steps, rotations, operators, atoms, out):
             out[atom, a] += x0 * r[0, a] + x1 * r[1, a] + x2 * r[2, a]
 
 
-@jit
+@jit_in_place
 def _fine_windows(coarse, first, after, fine, margin, low, windows):
-    windows[0] = NEVER
-    windows[1] = 0
     for i in range(first, after):
         for j in range(coarse.shape[1]):
             if coarse[i, j, 0] >= coarse[i, j, 1]:

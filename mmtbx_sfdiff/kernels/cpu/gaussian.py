@@ -9,23 +9,25 @@ import math
 
 import numpy as np
 
-from ..jit import jit, jit_in_place
+from ..jit import jit_in_place
 
 PI_SQ = math.pi**2
 
 
-@jit
-def place_atoms(sites, axes, dims, sites_grid, order):
+def n_blocks(dims):
+    """In how many blocks of grid points :func:`place_atoms` sorts atoms."""
+    return (dims[0] // 4 + 1) * (dims[1] // 8 + 1) * (dims[2] // 16 + 1)
+
+
+@jit_in_place
+def place_atoms(sites, axes, dims, keys, counts, sites_grid, order):
     """Sites in grid units within the cell, and an order in which neighbours follow one another.
 
-    Returns 0, or 1 + the number of an atom that is nowhere.
+    keys: (n,) scratch; counts: :func:`n_blocks` + 1 zeros.  Returns 0, or 1 + the number of an atom that is nowhere.
     """
     n = sites.shape[0]
-    nx, ny, nz = dims
+    _, ny, nz = dims
     ny_blocks, nz_blocks = ny // 8 + 1, nz // 16 + 1
-    n_blocks = (nx // 4 + 1) * ny_blocks * nz_blocks
-    counts = np.zeros(n_blocks + 1, np.int64)
-    keys = np.empty(n, np.int64)
     for a in range(n):
         for i in range(3):
             x = sites[a, axes[i]]
@@ -37,7 +39,7 @@ def place_atoms(sites, axes, dims, sites_grid, order):
         key += int(sites_grid[a, 2]) // 16
         keys[a] = key
         counts[key + 1] += 1
-    for key in range(n_blocks):
+    for key in range(len(counts) - 1):
         counts[key + 1] += counts[key]
     for a in range(n):
         order[counts[keys[a]]] = a

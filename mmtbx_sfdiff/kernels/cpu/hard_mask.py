@@ -20,7 +20,7 @@ import torch
 
 import numpy as np
 
-from ..jit import jit
+from ..jit import jit_in_place
 from ..jobs import MaskJob
 from ..threads import over
 from .fine_grid import Box, FineGrid
@@ -144,7 +144,7 @@ class HardMask:
         return self.grid.from_cell(gradient)
 
 
-@jit
+@jit_in_place
 def _span(gram, radius_sq, d0, d1, origin, first, after):
     """Terms of the squared distance along a row, and the part [k, l) of [first, after) inside a sphere."""
     quadratic = gram[0] * d0 * d0 + gram[1] * d1 * d1 + gram[3] * d0 * d1
@@ -162,14 +162,14 @@ def _span(gram, radius_sq, d0, d1, origin, first, after):
     )
 
 
-@jit
+@jit_in_place
 def _distances(field, windows, first_plane, after_plane, positions, radii, top, gram, extent):
     m1 = field.shape[1]
     real = gram.dtype.type
     for image in range(len(positions)):
         radius = radii[image]
         reach = radius + real(top)
-        p0, p1, p2 = positions[image]
+        p0, p1, p2 = positions[image, 0], positions[image, 1], positions[image, 2]
         for i in range(
             max(first_plane, int(np.ceil(p0 - reach * extent[0]))),
             min(after_plane, int(np.floor(p0 + reach * extent[0])) + 1),
@@ -189,9 +189,9 @@ def _distances(field, windows, first_plane, after_plane, positions, radii, top, 
                     row[k] = min(row[k], value)
 
 
-@jit
+@jit_in_place
 def _dilate(field, targets, first, after, steps, lengths, numbers, best, source):
-    top, low = numbers
+    top, low = numbers[0], numbers[1]
     for target in range(first, after):
         place = targets[target]
         found = place
@@ -209,14 +209,14 @@ def _dilate(field, targets, first, after, steps, lengths, numbers, best, source)
         source[target] = found
 
 
-@jit
+@jit_in_place
 def _nearest(weights, field, positions, radii, top, gram, extent, tolerance, out):
     """Hand the weight at each point on to the atom that is nearest there."""
     m0, m1, m2 = field.shape
     for image in range(len(positions)):
         radius = radii[image]
         reach = radius + top
-        p0, p1, p2 = positions[image]
+        p0, p1, p2 = positions[image, 0], positions[image, 1], positions[image, 2]
         for i in range(
             max(0, int(np.ceil(p0 - reach * extent[0]))), min(m0, int(np.floor(p0 + reach * extent[0])) + 1)
         ):

@@ -8,15 +8,15 @@ from ..jit import jit_in_place
 
 
 @jit_in_place
-def _cart(u, o, p, q):
-    """An element of O U O^T, U packed."""
+def _cart(u, p, q):
+    """p U q, U packed."""
     return (
-        u[0] * o[p, 0] * o[q, 0]
-        + u[1] * o[p, 1] * o[q, 1]
-        + u[2] * o[p, 2] * o[q, 2]
-        + u[3] * (o[p, 0] * o[q, 1] + o[p, 1] * o[q, 0])
-        + u[4] * (o[p, 0] * o[q, 2] + o[p, 2] * o[q, 0])
-        + u[5] * (o[p, 1] * o[q, 2] + o[p, 2] * o[q, 1])
+        u[0] * p[0] * q[0]
+        + u[1] * p[1] * q[1]
+        + u[2] * p[2] * q[2]
+        + u[3] * (p[0] * q[1] + p[1] * q[0])
+        + u[4] * (p[0] * q[2] + p[2] * q[0])
+        + u[5] * (p[1] * q[2] + p[2] * q[1])
     )
 
 
@@ -62,8 +62,9 @@ def population(
         widest, middle = e, e
         if use_aniso[a]:
             u = u_star[a]
-            xx, yy, zz = _cart(u, o, 0, 0), _cart(u, o, 1, 1), _cart(u, o, 2, 2)
-            xy, xz, yz = _cart(u, o, 0, 1), _cart(u, o, 0, 2), _cart(u, o, 1, 2)
+            # Rows: numbers of rows would be compiled each by itself.
+            xx, yy, zz = _cart(u, o[0], o[0]), _cart(u, o[1], o[1]), _cart(u, o[2], o[2])
+            xy, xz, yz = _cart(u, o[0], o[1]), _cart(u, o[0], o[2]), _cart(u, o[1], o[2])
             # Eigenvalues of a symmetric 3 x 3 matrix in closed form.
             mean = (xx + yy + zz) / 3
             x, y, z = xx - mean, yy - mean, zz - mean
