@@ -33,6 +33,7 @@ from ..plans.miller import MillerPlan
 from .methods import DEFAULT_MEMORY, Machine, register
 from .operation import compute
 from .operators import operators_transposed, sum_over_operators
+from .request import check_result
 from .scatterers import Gradients, Scatterers, least_u, packed_metric
 
 T = TypeVar("T")
@@ -59,7 +60,9 @@ def values(scatterers: Scatterers, plan: Plan, accuracy: float, memory: int) -> 
     """F, (n_models, n) complex."""
     miller = _miller(scatterers, plan)
     _check_exponents(scatterers, plan)
-    return torch.cat(_shared(scatterers, memory, lambda s, part, memory: _values(s, miller, memory)))
+    f = torch.cat(_shared(scatterers, memory, lambda s, part, memory: _values(s, miller, memory)))
+    check_result(scatterers, [f])
+    return f
 
 
 def _values(scatterers: Scatterers, miller: MillerPlan, memory: int) -> torch.Tensor:

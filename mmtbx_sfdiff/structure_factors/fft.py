@@ -11,6 +11,7 @@ Ten Eyck (1977) Acta Cryst. A33, 486; the gradient is the transpose of the calcu
 
 from __future__ import annotations
 
+import cmath
 import functools
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from ..atoms import Atoms
 from ..crystal import Crystal
-from ..kernels import engines
+from ..kernels import deferred, engines
 from ..kernels.jobs import DensityJob, DensitySetting, FFTUnsuitable
 from ..kernels.threads import models_at_once, share_models
 from ..plans import Plan
@@ -26,6 +27,7 @@ from . import direct
 from .methods import DEFAULT_MEMORY, Machine, register
 from .operation import compute
 from .population import Population
+from .request import check_result
 from .scatterers import Gradients, Scatterers
 from .setting import LEAST_ACCURACY, choose_setting, storage
 
@@ -50,6 +52,9 @@ def values(
 
     parts = _parts(compute, setting, s.n_models, memory)
     share_models([functools.partial(fill, part) for part in parts], s.device)
+    # Every point of a grid is in every term of its transform: one that is not finite spoils them all.
+    if not deferred.is_deferred(s.device) and not all(map(cmath.isfinite, result[:, 0].tolist())):
+        check_result(s, [result])
     return result
 
 

@@ -1,9 +1,12 @@
 """Structure factors of anything: numbers, or one sentence; never a crash, a hang, or a NaN."""
 
+import math
 import random
 
 import mmtbx_sfdiff as sfdiff
 import torch
+from mmtbx_sfdiff.kernels.checks import BadAtom
+from mmtbx_sfdiff.kernels.cpu import density
 
 import pytest
 
@@ -93,3 +96,27 @@ def test_odd_displacement_parameters_are_within_the_accuracy_or_refused(value):
                 assert "method='direct'" in str(error) and "atom 30" in str(error)
                 continue
             assert float((found - exact).norm() / exact.norm()) <= accuracy
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("method", ["fft", "auto"])
+def test_a_density_that_is_not_finite_somewhere_spoils_every_reflection(monkeypatch, value, method):
+    """So it is enough to look at one, which the FFT does."""
+    atoms = sfdiff.Atoms.from_cctbx(random_xray_structure("P 31 2 1", n=300))
+    plan = sfdiff.plan(atoms.crystal, atoms.crystal.build_miller_indices(1.5))
+    on_slab, values, results = density._splat_share, density.values, []
+
+    def spoilt(*job):
+        slab, *others = on_slab(*job)
+        slab[slab.shape[0] // 2, 3, 1] = value
+        return slab, *others
+
+    def kept(job):
+        results.append(values(job))
+        return results[-1]
+
+    monkeypatch.setattr(density, "_splat_share", spoilt)
+    monkeypatch.setattr(density, "values", kept)
+    with pytest.raises(BadAtom, match="numbers overflow"):
+        sfdiff.structure_factors(atoms, plan, method=method)
+    assert not torch.isfinite(results[0]).any()

@@ -71,15 +71,17 @@ class Models:
         sites = sites.clone().requires_grad_(wanted)
         u_iso = self.atoms.u_iso.detach().expand(sites.shape[:-1]).clone().requires_grad_(wanted)
         atoms = self.atoms.replace(sites_cart=sites, u_iso=u_iso)
-        f, inputs = torch.zeros((), dtype=torch.complex128), [sites]
+        # Nothing of torch's own on the results: the threads of its pool would spin for milliseconds after it.
+        found, inputs = [], [sites]
         if operation.startswith("F") or operation == "step":
-            f = f + sfdiff.structure_factors(atoms, self.plan, method="fft", accuracy=self.accuracy)
+            found.append(sfdiff.structure_factors(atoms, self.plan, method="fft", accuracy=self.accuracy))
             inputs.append(u_iso)
         if operation.startswith("mask") or operation == "step":
-            f = f + 0.35 * sfdiff.solvent_structure_factors(atoms, self.plan)
-        if not wanted:
-            return [f]
-        return [f.detach(), *torch.autograd.grad(f, inputs, self.seed.expand(f.shape))]
+            found.append(sfdiff.solvent_structure_factors(atoms, self.plan))
+        results = [f.detach() for f in found]
+        if wanted:
+            results += torch.autograd.grad(found, inputs, [self.seed.expand(f.shape) for f in found])
+        return results
 
     def loop(self, operation: str, sites: torch.Tensor) -> list[torch.Tensor]:
         """The same, model by model."""
