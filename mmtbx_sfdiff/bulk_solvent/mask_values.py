@@ -80,9 +80,12 @@ class Recipe:
         """What the engine works in, for atoms of this dtype."""
         return dtype if self.engine == "torch" else _PRECISION[self.precision]
 
-    def job(self, crystal: Crystal, fine: int, reach: float, dtype: torch.dtype, kept: int = 0) -> MaskJob:
+    def job(
+        self, crystal: Crystal, fine: int, reach: float, dtype: torch.dtype, kept: int = 0, at_once: int = 1
+    ) -> MaskJob:
+        """A job of one of so many models that share the memory."""
         grid = mask_grid(crystal, self.n_real)
-        return MaskJob(grid, fine, reach, dtype, self.memory, kept, device=crystal.device)
+        return MaskJob(grid, fine, reach, dtype, self.memory // at_once, kept, device=crystal.device)
 
     def plain_job(self, crystal: Crystal, dtype: torch.dtype) -> MaskJob:
         """A job for what does not depend on the ball."""

@@ -12,6 +12,7 @@ from ..crystal import Crystal
 from ..kernels import opaque
 from ..kernels.engines import AtomsEngine, SoftMask, of_atoms
 from ..kernels.recent import Recent
+from ..kernels.threads import models_at_once
 from .ball import Ball, fineness
 from .mask_atoms import LARGEST_LENGTH, Spheres, spheres
 from .mask_values import Recipe
@@ -26,8 +27,8 @@ FINE_STEP = 0.31
 SMALLEST_SOFTNESS = 1e-3
 #: Å; spheres below count for nothing.
 SMALLEST_RADIUS = 1e-3
-# On a CPU the fields E of several models may take one in so many bytes of the memory; those of more are worked out again.
-_FIELDS = 4
+# On a CPU a model that is worked on has so many fields beside E, which is kept of all models or worked out again.
+_FIELDS = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,10 +128,11 @@ def _make_groups(
         ball = Ball(r_shrink, EDGE_RATIO * softness)
         same = found[-1] if found and not engine.batched and rows[first] == rows[first - 1] else None
         if same is None:
+            at_once = 1 if engine.batched else models_at_once(len(models), sites_cart.device)
             kept = how.memory // len(models) * len(part)
             if len(models) > 1 and not engine.batched:
-                kept //= _FIELDS
-            job = how.job(crystal, fine, ball.reach, dtype, kept)
+                kept = how.memory // (len(models) + _FIELDS * at_once)
+            job = how.job(crystal, fine, ball.reach, dtype, kept, at_once)
             if engine.batched:
                 counts = torch.tensor([len(one.radii) for one in part])
                 model = torch.arange(len(part)).repeat_interleave(counts).to(sites_cart.device)

@@ -151,7 +151,8 @@ def soft_mask_gradient(
 
     def one(number: int) -> None:
         group, device = groups[number], gradient.device
-        known = group.rows(field) if field.shape[1] else None
+        # With another number of threads there may be less room than there was, and boxes are others.
+        known = group.rows(field) if 0 < field.shape[1] == group.field_size else None
         if volumes.shape[1]:
             volume = group.rows(volumes)
         else:

@@ -19,7 +19,7 @@ import torch
 import numpy as np
 
 #: Bytes that wait to be used again.
-MOST = 2**27
+MOST = 2**28
 # Bytes; smaller arrays are not worth it.
 _LEAST = 2**16
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {

@@ -4,6 +4,7 @@ import random
 
 import mmtbx_sfdiff as sfdiff
 import torch
+from mmtbx_sfdiff.bulk_solvent import soft_groups
 
 import mmtbx.masks
 import pytest
@@ -228,6 +229,36 @@ def test_memory_bounds_slabs_not_results():
         assert all(float((a - b).norm()) <= 1e-10 * float(a.norm()) + 1e-12 for a, b in zip(whole, slabs))
     portions = gradients(atoms, "torch", 0.8, memory=2**20)
     assert relative(portions[1], gradients(atoms, "torch", 0.8)[1]) < 1e-10
+
+
+@pytest.mark.parametrize("threads", [(1, 8), (8, 1)])
+def test_the_gradient_of_a_batch_is_right_when_threads_and_room_have_changed_since_its_values(threads):
+    """Models that are worked on together share the memory: what was kept of a whole box is of no use to parts of it."""
+    atoms = atoms_of("P 21 21 21", n_atoms=20, volume_per_atom=100)
+    moved = atoms.sites_cart + 0.1 * torch.randn(8, *atoms.sites_cart.shape, dtype=torch.float64)
+    sizes = []
+
+    def gradient(memory, before, after):
+        """The gradient, with so many threads before and after the mask has been made."""
+        sites = moved.clone().requires_grad_()
+        torch.set_num_threads(before)
+        total = mask(atoms.replace(sites_cart=sites), memory=memory).square().sum()
+        sizes.append(soft_groups._recent._kept[0][2][0].field_size)
+        soft_groups._recent._kept = ()
+        torch.set_num_threads(after)
+        return torch.autograd.grad(total, sites)[0]
+
+    n_threads = torch.get_num_threads()
+    try:
+        whole = gradient(2**28, 2, 2)
+        # Room for the fields of all models when one is worked on at a time, not for one in one piece when all are.
+        memory = 11 * 8 * sizes[0]
+        changed = gradient(memory, *threads)
+        gradient(memory, *reversed(threads))
+    finally:
+        torch.set_num_threads(n_threads)
+    assert relative(changed, whole) < 1e-10
+    assert 0 in sizes[1:] and sizes[0] in sizes[1:]
 
 
 def test_single_precision():
