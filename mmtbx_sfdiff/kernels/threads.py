@@ -115,7 +115,11 @@ class _Pool:
                         futures.append(self.executor.submit(call.helper, contextvars.copy_context(), rest[0]))
                         del rest[0]
                 results = [call.member(phase[0])]
-                results += [future.result() for future in futures]
+                # What no thread has begun by now, for others have the cores, the caller does rather than wait.
+                results += [
+                    call.member(function) if future.cancel() else future.result()
+                    for future, function in zip(futures, phase[1:])
+                ]
                 results += [call.member(function) for function in rest]
             return results
         except BaseException as error:

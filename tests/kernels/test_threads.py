@@ -192,7 +192,10 @@ def test_a_caller_whose_pool_is_closed_under_it_does_the_rest_itself():
         threads._pool.close()
         return "closed"
 
-    assert threads.run([close, lambda: 1], [lambda: 2, lambda: 3]) == [2, 3]
+    try:
+        assert threads.run([close, lambda: 1], [lambda: 2, lambda: 3]) == [2, 3]
+    finally:
+        threads._forsake(threads._pool)
 
 
 AT_THE_END = """
@@ -236,7 +239,8 @@ def new(i):
 
 threads.run([int, int])
 try:
-    threads.run([int, int], [int, old])
+    # The helper has begun when the caller has done its part.
+    threads.run([int, int], [lambda: time.sleep(0.1), old])
     raise AssertionError("not interrupted")
 except KeyboardInterrupt:
     assert done == ["old"], done
@@ -260,6 +264,22 @@ def child(script, timeout=120, **environment):
 def test_ctrl_c_while_waiting_leaves_no_helper_in_the_old_calculation():
     done = child(SLOW_HELPER)
     assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-2000:]
+
+
+def test_what_no_thread_has_begun_the_caller_does():
+    """On cores that others have a helper may not be there for milliseconds."""
+    let_go, here = threading.Event(), threading.get_ident()
+    threads.run([int, int])
+    pool = threads._pool
+    occupied = threading.Barrier(pool.size + 1)
+    for _ in range(pool.size):
+        pool.executor.submit(lambda: (occupied.wait(), let_go.wait()))
+    occupied.wait(10)
+    try:
+        found = threads.run([threading.get_ident] * 2, [threading.get_ident] * 2)
+        assert found == [here, here]
+    finally:
+        let_go.set()
 
 
 LONG = """
