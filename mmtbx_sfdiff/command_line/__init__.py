@@ -52,7 +52,7 @@ def load(program: str) -> ModuleType:
     sys.exit(1)
 
 
-def compile_meanwhile(args: Sequence[str] | None, groups: Sequence[str]) -> None:
+def compile_meanwhile(args: Sequence[str] | None) -> None:
     """Begin to compile kernels, where they are not, in processes beside this one, which loads libraries and reads files meanwhile.
 
     The program waits for them when it needs them (:func:`mmtbx_sfdiff.kernels.compilation.start` gives it what has begun);
@@ -62,12 +62,11 @@ def compile_meanwhile(args: Sequence[str] | None, groups: Sequence[str]) -> None
     ----------
     args : sequence of str or None
         Of the command line; with options (``--help``), or none at all, nothing is computed.
-    groups : sequence of str
-        Of :func:`mmtbx_sfdiff.kernels.compile`: what the program needs whatever its parameters are.
     """
+    _keep_what_is_loaded()
     words = sys.argv[1:] if args is None else args
     if is_program() and words and not any(word.startswith("-") for word in words):
-        compilation.start(groups)
+        compilation.start(compilation.USUAL)
 
 
 def _keep_what_is_loaded() -> None:

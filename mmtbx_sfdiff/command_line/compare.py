@@ -9,7 +9,7 @@ from mmtbx_sfdiff.command_line import compile_meanwhile, load
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    compile_meanwhile(args, ("masks", "structure_factors", "gradients"))
+    compile_meanwhile(args)
     program = load("compare").Program
     return int(load("runner").main(program, args))
 

@@ -4,11 +4,12 @@
 import sys
 from collections.abc import Sequence
 
-from mmtbx_sfdiff.command_line import load
+from mmtbx_sfdiff.command_line import compile_meanwhile, load
 
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
+    compile_meanwhile(args)
     program = load("fmodel").Program
     return int(load("runner").main(program, args))
 

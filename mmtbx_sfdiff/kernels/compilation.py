@@ -35,6 +35,8 @@ from typing import Any
 #: What is compiled unless something else is named; "double" is for accuracies that single precision cannot hold.
 GROUPS = ("structure_factors", "gradients", "masks", "mask_gradients", "direct")
 ALL_GROUPS = (*GROUPS, "double")
+#: What programs need whatever their parameters are; the masks first, with which a demonstration's data are made.
+USUAL = ("masks", "structure_factors", "gradients")
 _HERE = Path(__file__).resolve().parent
 #: What takes longest; they share most of what they call.
 _LONGEST = ("cpu.splat.splat", "cpu.gather.gather")
@@ -112,6 +114,20 @@ def start(groups: Sequence[str] = GROUPS, n_processes: int | None = None) -> Com
     can_fork = sys.platform.startswith("linux") and threading.active_count() == 1
     _begun = Compilation(groups, todo, note, n_processes if can_fork and n_processes > 1 else 0)
     return _begun
+
+
+def finish(progress: Progress | None = None, groups: Sequence[str] = ALL_GROUPS) -> None:
+    """Until what :func:`start` has begun in other processes is over, or these groups of it; at once where nothing was begun.
+
+    Who goes on without would compile the same functions once more.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.kernels import compilation
+    >>> compilation.finish()
+    """
+    if _begun and _begun.running:
+        _begun.wait(progress, groups)
 
 
 class Compilation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..bulk_solvent import DEFAULT_MASK, MASKS
 from ..files import SCATTERING_TABLES, SERVERS, find_entry, load_entry
 from ..files.demo import demo_entry
 from ..files.entry import Entry
+from ..kernels import compilation
 from ..plans.twin import parse_law
 from ..structure_factors import METHODS
 from ..versions import __version__
@@ -373,6 +374,11 @@ class EntryProgram(ProgramTemplate):
                 )
 
             yield report
+
+    def wait_for_kernels(self, report: Callable[..., None], groups: Sequence[str] = compilation.USUAL) -> None:
+        """Those that began to be compiled when the program started, after an installation."""
+        step = "compiling kernels (the first time)"
+        compilation.finish(lambda done, n: report(step, done / n), groups)
 
     def get_results(self) -> Any:
         return getattr(self, "result", None)

@@ -124,6 +124,7 @@ The exit code is 0 only if everything was computed and written.
             model_name, data_name = self.find_files(folder, report)
             report("reading", None)
             self._read(model_name, data_name)
+            self.wait_for_kernels(report, ("masks", "structure_factors"))
             report("structure factors", None)
             parts = self._compute()
             report("writing", None)

@@ -141,6 +141,7 @@ everything was computed and written.
             files = self.find_files(folder, report)
             report("reading", None)
             fmodel = self._read(*self._with_hydrogens(files, folder))
+            self.wait_for_kernels(report)
             report("scales", None)
             self._twins = self._find_twins(fmodel)
             start, history = self._start(fmodel, files)

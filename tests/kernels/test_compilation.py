@@ -144,3 +144,52 @@ def test_a_group_that_there_is_not_is_named():
 
 def test_all_groups_are_in_the_table():
     assert {group for group, _, _ in compilation.read_signatures()} == set(compilation.ALL_GROUPS)
+
+
+BEGUN = """
+from mmtbx_sfdiff.kernels import compilation
+begun = compilation.start(("direct", "gradients"), n_processes=2)
+assert begun.running and compilation.start(("direct",)) is begun
+compilation.finish(groups=("direct",))
+assert not any(begun._missing[group] for group in ("direct",))
+n = compilation.start(("direct", "masks"), n_processes=1).wait()  # another: the end of the first comes before it
+assert begun.finished and not begun.running
+compilation.finish()
+print(n, sum(group in ("direct", "masks") for group, *_ in compilation.read_signatures()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are forked on Linux only")
+def test_what_a_program_began_is_what_it_waits_for(tmp_path):
+    found, listed = run(BEGUN, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "numba"))
+    assert found == listed
+
+
+PROGRAM = """
+import gc, sys
+sys.argv = ["{name}", *{words}]
+import mmtbx_sfdiff
+from mmtbx_sfdiff import command_line
+from mmtbx_sfdiff.kernels import compilation
+started = []
+compilation.start = started.append
+command_line.compile_meanwhile(None)
+command_line.load("common")
+assert gc.isenabled()
+print(len(started), gc.get_freeze_count() > 10_000)
+"""
+
+
+@pytest.mark.parametrize(
+    "name, words, expected",
+    [
+        ("mmtbx_sfdiff.refine", ["demo"], ["1", "True"]),
+        ("mmtbx_sfdiff.refine", ["demo", "--show-defaults"], ["0", "True"]),
+        ("mmtbx_sfdiff.refine", [], ["0", "True"]),
+        ("another_program", ["demo"], ["0", "False"]),
+    ],
+)
+def test_a_program_that_computes_begins_to_compile_and_keeps_what_is_loaded(tmp_path, name, words, expected):
+    pytest.importorskip("libtbx")
+    assert run(PROGRAM.format(name=name, words=words), tmp_path) == expected
