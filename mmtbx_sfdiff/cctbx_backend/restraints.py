@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+import iotbx.cif
 import mmtbx.model
 import numpy as np
 from cctbx.array_family import flex
@@ -94,7 +95,12 @@ class CctbxRestraints(torch.nn.Module):
         return tuple(torch.tensor(x, dtype=torch.int64).reshape(-1, 2) for x in (bonds, ends))  # type: ignore[return-value]
 
 
-def interpret(manager: Any, parameters: Any = None) -> CctbxRestraints:
+def interpret(
+    manager: Any,
+    parameters: Any = None,
+    library: str | os.PathLike[str] | None = None,
+    ligands: Sequence[str | os.PathLike[str]] = (),
+) -> CctbxRestraints:
     """mmtbx's interpretation of a model.
 
     Parameters
@@ -103,25 +109,31 @@ def interpret(manager: Any, parameters: Any = None) -> CctbxRestraints:
         It is not changed.
     parameters : phil extract, optional
         Of ``mmtbx.model.manager.get_default_pdb_interpretation_params()``, changed at will.
+    library : path, optional
+        Folder of a monomer library in CCP4's layout; by default the one that mmtbx finds, then that of :func:`find_library`.
+    ligands : sequence of path
+        CIF files of further monomers.
 
     Raises
     ------
     ValueError
-        In one sentence: no monomer library; a residue or a modification that it does not know.
+        In one sentence: no monomer library; a residue or a modification that it does not know; a file that cannot be read.
     """
     copy = mmtbx.model.manager(
         model_input=None,
         pdb_hierarchy=manager.get_hierarchy().deep_copy(),
         crystal_symmetry=manager.crystal_symmetry(),
+        restraint_objects=[(str(path), _read(path)) for path in ligands] or None,
         log=null_out(),
     )
     try:
-        with library_in_environment():
+        with library_in_environment(library):
             copy.process(pdb_interpretation_params=parameters, make_restraints=True)
     except Sorry as error:
         text = " ".join(str(error).split())
         raise ValueError(
-            f"mmtbx cannot restrain this model ({text[:250]}): give a library that knows it, or restraints=library."
+            f"mmtbx cannot restrain this model ({text[:250]}): give a library that knows it (library=...), the monomer's CIF "
+            "file (ligands=...), or restraints=library."
         ) from None
     except (KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(
@@ -132,18 +144,34 @@ def interpret(manager: Any, parameters: Any = None) -> CctbxRestraints:
 
 
 @contextlib.contextmanager
-def library_in_environment() -> Iterator[None]:
-    """mmtbx finds a library by the environment, or inside Phenix: where it finds none, that of :func:`find_library`."""
-    try:
-        server.server()
-    except (Sorry, RuntimeError):
-        os.environ[_VARIABLE] = str(find_library().path)
+def library_in_environment(library: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """mmtbx finds a library by the environment, or inside Phenix: the one that is named, or, where it finds none, that of :func:`find_library`."""
+    if library is None:
         try:
+            server.server()
+        except (Sorry, RuntimeError):
+            pass
+        else:
             yield
-        finally:
-            del os.environ[_VARIABLE]
-    else:
+            return
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = str(find_library(library).path)
+    try:
         yield
+    finally:
+        os.environ.pop(_VARIABLE)
+        if before is not None:
+            os.environ[_VARIABLE] = before
+
+
+def _read(path: str | os.PathLike[str]) -> Any:
+    try:
+        return iotbx.cif.reader(file_path=str(path)).model()
+    except (Sorry, OSError, RuntimeError, iotbx.cif.CifParserError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"The ligand file {path} cannot be read ({text}): give a monomer's restraints as CIF."
+        ) from None
 
 
 def _flex(sites_cart: torch.Tensor) -> Any:

@@ -15,8 +15,8 @@ import numpy as np
 
 #: Bonded atoms of neighbors in a chain: names, the bond, gemmi's limit, and up to where a gap is taken for a stretched bond, Å.
 _LINKS = (
-    (("C",), "N", 1.33, 2.01, 3.0),
-    (("O3'", "O3*"), "P", 1.6, 2.4, 3.4),
+    (("C",), "N", 1.33, 2.01, 3.5),
+    (("O3'", "O3*"), "P", 1.6, 2.4, 4.2),
 )
 _X_H = 1.3  # Å
 

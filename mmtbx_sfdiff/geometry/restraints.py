@@ -26,6 +26,7 @@ from .topology import TORSIONS, Topology, topology
 
 NAMES = ("bond", "angle", "torsion", "chirality", "plane", "repulsion")
 REPULSION_ESD = 0.2  # Å
+_FAR_OFF = 6.0  # times what nine of ten bonds are within
 _CONTACTS = "repulsion"  # these buffers follow the sites, and are no part of the state
 
 
@@ -99,6 +100,7 @@ class GeometryRestraints(torch.nn.Module):
     plane_esd: torch.Tensor
     plane_extra: torch.Tensor
     plane_present: torch.Tensor
+    between_heavy: torch.Tensor
     symmetry_bond_rotation: torch.Tensor
     symmetry_bond_shift: torch.Tensor
     repulsion_rows: torch.Tensor
@@ -131,6 +133,9 @@ class GeometryRestraints(torch.nn.Module):
             self._values(f"{name}_ideal", kind.values[chosen])
             self._values(f"{name}_esd", kind.esds[chosen])
             self._values(f"{name}_extra", kind.extra[chosen])
+        heavy = ~np.isin(topology.atoms.elements, ("H", "D"))
+        ends = np.concatenate([topology.bonds.rows[~crossing], topology.bonds.rows[crossing]])
+        self.register_buffer("between_heavy", torch.from_numpy(heavy[ends].all(1)), False)
         width = topology.planes.rows.shape[1]
         self._values("plane_present", np.arange(width) < topology.planes.extra[:, None])
         self._symmetry_bonds(topology.bonds.rows[crossing])
@@ -222,6 +227,21 @@ class GeometryRestraints(torch.nn.Module):
             bond = torch.cat([self.bond_esd, self.symmetry_bond_esd]) * self.deviations(sites_cart, "bond")
             angle = self.angle_esd * self.deviations(sites_cart, "angle")
         return {"bond": float(bond.square().mean().sqrt()), "angle": float(angle.square().mean().sqrt())}
+
+    def usual_bond_rms(self, sites_cart: torch.Tensor) -> float:
+        """Root mean square deviation, Å, of the bonds that a model can be judged by: without those of hydrogens, which stand where they
+        were put, and those more than six times as far off, in esds, as nine of ten are.
+
+        A bond that cannot be as it should, such as one that was derived from a residue in disorder, is worth hundreds of others in :meth:`rms`.
+        """
+        with torch.no_grad():
+            z = self.deviations(sites_cart, "bond")
+            chosen = self.between_heavy if bool(self.between_heavy.any()) else torch.ones_like(self.between_heavy)
+            if not bool(chosen.any()):
+                return float("nan")
+            kept = chosen & (z.abs() <= _FAR_OFF * z[chosen].abs().quantile(0.9))
+            esd = torch.cat([self.bond_esd, self.symmetry_bond_esd])
+            return float((esd * z)[kept].square().mean().sqrt())
 
     def worst(self, sites_cart: torch.Tensor, name: str = "bond", n: int = 5) -> list[tuple[float, tuple[int, ...]]]:
         """The largest deviations: (in units of esd, the rows of the atoms)."""

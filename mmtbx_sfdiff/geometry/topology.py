@@ -4,7 +4,7 @@ Links, alternative conformations and modifications (termini, deprotonation, ...)
 library does not know has its present geometry for its ideal one, which gemmi derives; an atom that its residue's
 monomer does not have is tied to its neighbors in the same way. Both are named in ``messages``.
 
-Residues that follow one another in a chain's sequence are linked up to 3 Å apart (:mod:`.chain_links`).
+Residues that follow one another in a chain's sequence are linked up to 3.5 Å apart (:mod:`.chain_links`).
 
 Torsions: side chains, omega, disulfides, and sp2 and sp3 torsions of ligands. Phi, psi and the backbone of nucleic
 acids are what the data decide; sugar puckers are listed for both kinds at once; torsions of an esd of 0 are flat

@@ -104,14 +104,14 @@ def hold(params: Any, entry: Any, reflections: Any, device: str) -> Held:
 
 def _geometry(params: Any, entry: Any, held: Held, device: str) -> Any:
     manager = entry.model.manager
+    ligands = [path for path in params.ligands or [] if path]
     if params.restraints == "cctbx":
         # Imports most of mmtbx: only where it is asked for.
         from ..cctbx_backend.restraints import interpret
 
         held.messages.append("restrained by mmtbx's own restraints")
-        return interpret(manager)
+        return interpret(manager, library=params.library, ligands=ligands)
     library = find_library(params.library)
-    ligands = [path for path in params.ligands or [] if path]
     structure, rows, from_file = gemmi_model(entry.model.path, manager.get_hierarchy(), manager.crystal_symmetry())
     geometry = GeometryRestraints.from_gemmi(structure, library, ligands, rows=rows)
     if params.restraints == "library":

@@ -129,13 +129,21 @@ class LibraryRestraint(Restraint):
     def close(self, atoms: Any) -> dict[str, Any]:
         rms = self.geometry.rms(atoms.sites_cart.detach().to(torch.float64))
         record = {"weight": self.weight, "bond_rms": rms["bond"], "angle_rms": rms["angle"]}
-        if self.follows and rms["bond"] > 0:
-            change = (rms["bond"] / self.target) ** _POWER
+        bond = self._usual(atoms, rms["bond"])
+        if self.follows and bond > 0:
+            change = (bond / self.target) ** _POWER
             largest = _LARGEST_CHANGE if self._closed else _FIRST_CHANGE
             change = min(largest, max(1 / largest, change))
             self.weight = min(GREATEST_WEIGHT, max(LEAST_WEIGHT, self.weight * change))
         self._closed += 1
         return record | {"next_weight": self.weight}
+
+    def _usual(self, atoms: Any, rms: float) -> float:
+        """Deviation of bonds (Å) that the weight follows: a bond that cannot be met must not drive it up, nor riding hydrogens down."""
+        if not hasattr(self.geometry, "usual_bond_rms"):
+            return rms
+        usual: float = self.geometry.usual_bond_rms(atoms.sites_cart.detach().to(torch.float64))
+        return usual
 
     def resume(self, cycles: list[dict[str, Any]]) -> None:
         self._closed = len(cycles)

@@ -1,5 +1,7 @@
 """mmtbx's restraints as a term of torch, and its proxies against ours."""
 
+import os
+
 import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native libraries are loaded)
 import torch
 from mmtbx_sfdiff.cctbx_backend.restraints import interpret
@@ -77,6 +79,35 @@ def test_what_mmtbx_cannot_restrain_is_one_sentence(with_library):
     with pytest.raises(ValueError, match="mmtbx cannot restrain this model") as caught:
         interpret(manager_of(structure.make_pdb_string()))
     assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_is_named_is_the_one_taken(library, monkeypatch, tmp_path):
+    """Whatever the environment names, which is as it was afterwards."""
+    structure = small()
+    monkeypatch.setenv("MMTBX_CCP4_MONOMER_LIB", str(tmp_path))
+    manager = manager_of(structure.make_pdb_string())
+    restraints = interpret(manager, library=library.path)
+    sites = torch.tensor(manager.get_sites_cart().as_double().as_numpy_array().reshape(-1, 3))
+    assert 0 < restraints.rms(sites)["bond"] < 0.05
+    assert os.environ["MMTBX_CCP4_MONOMER_LIB"] == str(tmp_path)
+    with pytest.raises(ValueError, match="no monomer library"):
+        interpret(manager, library=tmp_path)
+
+
+def test_the_file_of_a_monomer_is_read(with_library, tmp_path):
+    structure = small()
+    residue = structure[0][0][2]
+    known = with_library.path / residue.name[0].lower() / f"{residue.name}.cif"
+    (tmp_path / "ZQZ.cif").write_text(known.read_text().replace(residue.name, "ZQZ"))
+    residue.name = "ZQZ"
+    manager = manager_of(structure.make_pdb_string())
+    restraints = interpret(manager, ligands=[tmp_path / "ZQZ.cif"])
+    sites = torch.tensor(manager.get_sites_cart().as_double().as_numpy_array().reshape(-1, 3))
+    assert 0 < restraints.rms(sites)["bond"] < 0.05
+    (tmp_path / "no.cif").write_text("loop_ 1 2 _x")
+    for name in ("no.cif", "absent.cif"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            interpret(manager_of(structure.make_pdb_string()), ligands=[tmp_path / name])
 
 
 def proxies(restraints, kind, structure):

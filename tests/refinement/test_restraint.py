@@ -6,6 +6,7 @@ import mmtbx_sfdiff  # noqa: F401  (first: it owns the order in which native lib
 import torch
 from mmtbx_sfdiff import Atoms, FModel
 from mmtbx_sfdiff.geometry import DisplacementRestraints, GeometryRestraints
+from mmtbx_sfdiff.geometry.placing import with_hydrogens
 from mmtbx_sfdiff.likelihood.targets import maximum_likelihood
 from mmtbx_sfdiff.refinement import Settings, refine
 from mmtbx_sfdiff.refinement.curvature import Curvature
@@ -63,6 +64,43 @@ def test_the_weight_follows_the_bonds(bond, closed, factor, made_up):
     again = LibraryRestraint(_Stretched(bond))
     again.resume([record])
     assert again.weight == restraint.weight
+
+
+def test_a_bond_that_cannot_be_met_does_not_drive_the_weight():
+    """One of hundreds is 1 Å off: the root mean square of all is several times as large, that of the usual ones is what it was."""
+    structure = shipped_structure()
+    structure.remove_hydrogens()
+    geometry = GeometryRestraints.from_gemmi(structure, library_or_skip())
+    noise = torch.randn(geometry.n_atoms, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sites = torch.tensor(geometry.topology.atoms.sites_cart) + 0.005 * noise
+    before = geometry.rms(sites)["bond"]
+    assert geometry.usual_bond_rms(sites) == pytest.approx(before, rel=0.1)
+    sites[geometry.bond_rows[0, 0]] += torch.tensor([1.0, 0.5, 0.0])
+    assert geometry.rms(sites)["bond"] > 1.5 * before
+    assert geometry.usual_bond_rms(sites) == pytest.approx(before, rel=0.1)
+    restraint = LibraryRestraint(geometry, weight=None, target=before)
+    restraint.resume([{}])
+    first = restraint.weight
+    restraint.close(_Bare(sites, torch.ones(len(sites))))
+    assert restraint.weight == pytest.approx(first, rel=0.2)
+
+
+def test_riding_hydrogens_do_not_lower_the_weight():
+    """Bonds to hydrogens that have just been placed deviate by nothing: the weight is that without them."""
+    library = library_or_skip()
+    dry = shipped_structure()
+    dry.remove_hydrogens()
+    wet, _ = with_hydrogens(dry, library)
+    found = []
+    for structure in (dry, wet):
+        geometry = GeometryRestraints.from_gemmi(structure, library)
+        sites = torch.tensor(geometry.topology.atoms.sites_cart)
+        restraint = LibraryRestraint(geometry, weight=None, target=0.01)
+        restraint.resume([{}])
+        restraint.close(_Bare(sites, torch.ones(len(sites))))
+        found.append((geometry.rms(sites)["bond"], restraint.weight))
+    assert found[1][0] < 0.85 * found[0][0]
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
 
 
 def test_hydrogens_have_their_parents_shift():
