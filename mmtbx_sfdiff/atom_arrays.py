@@ -22,6 +22,7 @@ import numpy as np
 
 from .crystal import Crystal
 from .numerics.symmetric import PAIRS, full
+from .rules import b_is_residual
 from .symmetry.frame import frame_of
 from .symmetry.sites import average_u_star, exact_site
 from .tables.gaussians import gaussian, standard_label
@@ -196,13 +197,23 @@ def arrays_of_gemmi(structure: gemmi.Structure, crystal: Crystal) -> dict[str, A
     return arrays
 
 
+def methods_of_gemmi(structure: gemmi.Structure) -> list[str]:
+    """Experimental methods that a structure's header names, upper case; where it names none, by what was scattered."""
+    words = dict(structure.info).get("_exptl.method", "").upper().split(";")
+    found = [word.strip() for word in words if word.strip()]
+    if found:
+        return found
+    kinds = [d.scattering_type for c in structure.meta.crystals for d in c.diffractions if d.scattering_type]
+    return [f"{kind.upper()} DIFFRACTION" for kind in kinds]
+
+
 def _unapplied(structure: gemmi.Structure) -> list[str]:
     """What a structure says of itself that its atoms do not hold."""
     said = []
     copies = sum(not operator.given for operator in structure.ncs)
     if copies:
         said.append(f"{copies} NCS operators make further copies, which are not there: structure.expand_ncs(...) first")
-    if any("RESIDUAL B FACTORS ONLY" in line.upper() for line in structure.raw_remarks):
+    if b_is_residual("\n".join(line for line in structure.raw_remarks if line.startswith("REMARK   3"))):
         said.append(
             "the B factors are the residual of a TLS refinement, and the TLS part is not in them: read the file with "
             "FModel.from_files, which adds it"

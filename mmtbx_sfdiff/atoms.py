@@ -28,6 +28,7 @@ from .atom_arrays import (
     as_array,
     check_finite,
     fractional,
+    methods_of_gemmi,
     placed,
     types_of,
 )
@@ -223,8 +224,7 @@ class Atoms(AtomTensors):
         check_dtype(dtype)
         crystal = Crystal.from_gemmi(structure, device=device) if crystal is None else crystal
         found = arrays_of_gemmi(structure, crystal)
-        method = dict(structure.info).get("_exptl.method", "")
-        for message in radiation_messages([word.strip().upper() for word in method.split(";")], table):
+        for message in radiation_messages(methods_of_gemmi(structure), table):
             warnings.warn(f"{structure.name}: {message.replace('scattering_table', 'table')}.", stacklevel=2)
         for name in ("sites_frac", "b_iso", "occupancies"):
             check_finite(name, found[name], found["labels"])

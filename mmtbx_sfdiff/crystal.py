@@ -31,6 +31,8 @@ from .symmetry.operators import DENOMINATOR
 from .symmetry.settings import Setting, setting
 from .symmetry.unit_cell import UnitCell, unit_cell
 
+_DUMMY_CELL_VOLUME = 10.0  # Å^3; files without a crystal have a cell of 1 x 1 x 1 Å
+
 
 @dataclasses.dataclass(frozen=True, eq=False, init=False)
 class Crystal(Held):
@@ -163,7 +165,7 @@ class Crystal(Held):
                 f"Crystal.from_gemmi reads one of gemmi's objects with a unit cell, not {type(obj).__name__}."
             )
         cell = obj.unit_cell if hasattr(obj, "unit_cell") else obj.cell
-        if group is None or not cell.is_crystal():
+        if group is None or not (cell.a > 0 and cell.volume > _DUMMY_CELL_VOLUME):
             name = getattr(obj, "spacegroup_hm", "")
             said = f" (its space group is {name!r})" if name and group is None else ""
             raise ValueError(f"The crystal symmetry is incomplete: unit cell and space group are both needed{said}.")

@@ -17,8 +17,6 @@ import numpy as np
 
 from . import rules
 
-_INDEX = {"h", "k", "l", "index_h", "index_k", "index_l"}
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observed:
@@ -58,22 +56,35 @@ def columns_of_gemmi(data: gemmi.Mtz | gemmi.ReflnBlock) -> tuple[np.ndarray, li
         if np.isnan(rows[:, places]).any():
             raise ValueError("The gemmi.Mtz has rows whose indices are no numbers: leave them out first.")
         names = dataset_names(data)
+        cells = {d.id: d.cell.parameters for d in data.datasets if d.cell.is_crystal()}
+        own = [
+            rules.which_cell([cells.get(c.dataset_id, data.cell.parameters)], data.cell.parameters)
+            for c in data.columns
+        ]
         columns = [
             rules.Column(c.label, rows[:, i], c.type, names.get(c.dataset_id, ""))
-            for i, c in enumerate(data.columns)
+            for i, c in sorted(enumerate(data.columns), key=lambda pair: own[pair[0]] is None)  # the file's cell first
             if i not in places
         ]
         return np.rint(rows[:, places]).astype(np.int64), columns
-    indices = np.asarray(data.make_miller_array(), dtype=np.int64)
+    loop = data.default_loop
+    if loop is None:
+        raise ValueError(f"The block {data.block.name} holds no reflections: give the block that does.")
+    width, values = loop.width(), list(loop.values)
+    places = [[tag.lower() for tag in loop.tags].index(f"_refln.index_{axis}") for axis in "hkl"]
+    indices = np.array([[gemmi.cif.as_int(values[i]) for i in range(p, len(values), width)] for p in places]).T
     columns = []
-    for number, tag in enumerate(data.default_loop.tags):
-        if tag.split(".")[-1].lower() in _INDEX:
+    for number, tag in enumerate(loop.tags):
+        if number in places:
             continue
-        words = [gemmi.cif.as_string(word) for word in data.default_loop.values[number :: data.default_loop.width()]]
-        numbers = [gemmi.cif.as_number(word) for word in data.default_loop.values[number :: data.default_loop.width()]]
+        words = [gemmi.cif.as_string(word) for word in values[number::width]]
+        numbers = [gemmi.cif.as_number(word) for word in values[number::width]]
         is_text = any(np.isnan(x) and word not in ("?", ".", "") for x, word in zip(numbers, words))
-        columns.append(rules.Column(tag, np.array(words if is_text else numbers), block=data.block.name))
-    return indices, columns
+        column = rules.Column(tag, np.array(words), block=data.block.name)
+        if not (is_text and rules.is_flag_column(column)):  # anything else than a number is a value that is missing
+            column = dataclasses.replace(column, values=np.array(numbers, dtype=np.float64))
+        columns.append(column)
+    return np.asarray(indices, dtype=np.int64).reshape(-1, 3), columns
 
 
 def dataset_names(mtz: gemmi.Mtz) -> dict[int, str]:
@@ -119,7 +130,7 @@ def observed(
             f"{chosen.labels} in {where} are intensities, and amplitudes are needed: convert them first, or read the file "
             "with FModel.from_files, which does so by French and Wilson's method."
         )
-    status = next((column for column in columns if rules.is_status(column) and column.is_text), None)
+    status = [column for column in columns if rules.is_status(column) and column.is_text]
     out, left_out = rules.excluded(status, len(indices))
     found = None
     if free is not False:

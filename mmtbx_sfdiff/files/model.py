@@ -158,8 +158,9 @@ def read_model(
     content = read_content(path, "model")
     path = content.path
     text = content.text
-    if content.kind == "mtz" or "\n_refln.index_h" in text or "\n_refln_index_h" in text:
-        if "\n_atom_site" not in text:
+    lower = text.lower() if content.kind == "cif" else ""
+    if content.kind == "mtz" or "\n_refln.index_h" in lower or "\n_refln_index_h" in lower:
+        if "\n_atom_site" not in lower:
             raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as data.")
     text, block, messages = normalized(text, content.kind, path)
     pdb_input, hierarchy = _parse(text, content.kind, path)

@@ -30,6 +30,7 @@ _TENSOR = ("[1][1]", "[2][2]", "[3][3]", "[1][2]", "[1][3]", "[2][3]")
 # Two-letter elements that are told from carbon, nitrogen, ... by the name of the atom, in residues that are not amino
 # acids or nucleotides.
 _CHARGED = re.compile(r"([A-Za-z]{1,2})(\d?)([-+])(\d?)")  # O1-, Zn+2
+_SIGNED = re.compile(r"['\"]?(\d+)([-+])['\"]?")
 _TWO_LETTERS = (
     "BR",
     "CL",
@@ -85,6 +86,9 @@ def normalized_cif(text: str, path: object) -> tuple[str, Any, list[str]]:
         raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
     atoms = AtomSite(loop)
     messages = _fill(atoms, path)
+    others = [b.name for b in document if b is not block and _loop(b, "_atom_site.") is not None]
+    if others:
+        messages.append(f"atoms of the block {block.name} only; not read: {', '.join(others)}")
     tensors, more = _tensors(atoms, _loop(block, "_atom_site_anisotrop."), path)
     messages += more
     messages += _displacements(atoms, tensors, path)
@@ -117,7 +121,14 @@ def block_text(block: Any) -> str:
 
 
 def _loop(block: Any, category: str) -> Any:
-    return next((item.loop for item in block if item.loop is not None and item.loop.tags[0].startswith(category)), None)
+    return next(
+        (
+            item.loop
+            for item in block
+            if item.loop is not None and item.loop.tags[0].lower().startswith(category.lower())
+        ),
+        None,
+    )
 
 
 def _refuse_small_molecules(document: Any, path: object) -> None:
@@ -228,8 +239,19 @@ def _strip_uncertainties(atoms: AtomSite) -> None:
             )
 
 
+def _charges(atoms: AtomSite) -> None:
+    """Formal charges as whole numbers: 2+ is 2."""
+    given = atoms.get("pdbx_formal_charge")
+    if given is not None and any(_SIGNED.fullmatch(text) for text in given):
+        atoms.set("pdbx_formal_charge", [_SIGNED.sub(r"\2\1", text).removeprefix("+") for text in given])
+
+
 def _elements(atoms: AtomSite, path: object) -> list[str]:
+    _charges(atoms)
     symbols = atoms.get("type_symbol")
+    if symbols is not None and any(text != text.upper() for text in symbols):
+        symbols = [text.upper() for text in symbols]
+        atoms.set("type_symbol", symbols)
     charged = [_CHARGED.fullmatch(text) for text in symbols or []]
     if symbols is not None and any(charged):
         charges = list(atoms.get("pdbx_formal_charge") or ["?"] * atoms.n)
@@ -289,7 +311,7 @@ def _tensors(atoms: AtomSite, loop: Any, path: object) -> tuple[Tensors | None, 
             return tensors, [f"displacement tensors were taken from _atom_site.aniso_B: {len(tensors)}"]
         return None, []
     width, values = loop.width(), loop.values
-    columns = {tag.split(".", 1)[1]: values[number::width] for number, tag in enumerate(loop.tags)}
+    columns = {_tensor_name(tag.split(".", 1)[1]): values[number::width] for number, tag in enumerate(loop.tags)}
     kind = "U" if "U[1][1]" in columns else "B"
     missing = [f"{kind}{ij}" for ij in _TENSOR if f"{kind}{ij}" not in columns]
     if missing or "id" not in columns:
@@ -305,11 +327,19 @@ def _tensors(atoms: AtomSite, loop: Any, path: object) -> tuple[Tensors | None, 
         elif identifier in place:
             tensors[place[identifier]] = list(row) if kind == "U" else _as_u(row, path)
     messages = []
+    if any(tag.lower().endswith(("[2][1]", "[3][1]", "[3][2]")) for tag in loop.tags):
+        messages.append("displacement tensors are given by their lower half, which is the same as the upper")
     if kind == "B":
         messages.append("displacement tensors were given as B: U = B / 8 pi^2 was taken")
     if incomplete:
         messages.append(f"atoms whose displacement tensor is incomplete, taken as isotropic: {incomplete}")
     return tensors, messages
+
+
+def _tensor_name(name: str) -> str:
+    """An item as the dictionary writes it; U[2][1] is U[1][2]."""
+    match = re.fullmatch(r"([ub])\[(\d)\]\[(\d)\]", name.lower())
+    return name.lower() if match is None else "{}[{}][{}]".format(match.group(1).upper(), *sorted(match.groups()[1:]))
 
 
 def _as_u(row: Any, path: object) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..rules import b_is_residual
 from .cif_symmetry import value
 
-_RESIDUAL = re.compile(r"ATOM RECORD CONTAINS RESIDUAL B FACTORS ONLY", re.IGNORECASE)
+_SCATTERING = {"x-ray": "X-RAY DIFFRACTION", "neutron": "NEUTRON DIFFRACTION", "electron": "ELECTRON DIFFRACTION"}
 
 
 def methods(text: str, block: Any = None) -> list[str]:
@@ -16,6 +17,9 @@ def methods(text: str, block: Any = None) -> list[str]:
         column = block.find_values("_exptl.method")
         single = value(block, "_exptl.method")
         found = [str(text).strip("'\"") for text in column] or ([single] if single else [])
+        if not any(word in method.upper() for method in found for word in ("X-RAY", "NEUTRON", "ELECTRON")):
+            kind = value(block, "_diffrn_radiation.pdbx_scattering_type", "_diffrn_radiation_probe") or ""
+            found += [_SCATTERING[kind.lower()]] if kind.lower() in _SCATTERING else []
         return [method.upper() for method in found]
     lines = [line[10:] for line in text.splitlines()[:5000] if line.startswith("EXPDTA")]
     return [method.strip().upper() for method in " ".join(lines).split(";") if method.strip()]
@@ -25,8 +29,9 @@ def is_tls_residual(text: str, block: Any = None) -> bool:
     """Whether the B factors are what TLS refinement left over, by the header."""
     if block is not None:
         flag = value(block, "_refine.pdbx_TLS_residual_ADP_flag") or ""
-        return "RESIDUAL" in flag.upper() or bool(_RESIDUAL.search(_details(block)))
-    return bool(_RESIDUAL.search(text.split("\nATOM  ", 1)[0]))
+        return "RESIDUAL" in flag.upper() or b_is_residual(_details(block))
+    header = re.split(r"^(?:ATOM  |HETATM)", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return b_is_residual("\n".join(line for line in header.splitlines() if line.startswith("REMARK   3")))
 
 
 def tls_added(n: int) -> str:

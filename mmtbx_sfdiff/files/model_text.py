@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gemmi
@@ -11,6 +12,7 @@ from .content import read_content
 from .errors import Sorry
 from .model_cif import normalized_cif
 from .model_header import is_tls_residual, tls_added, tls_missing
+from .pdb_records import mended_records
 from .reflection_table import one_line
 from .tls import Incomplete, whole_pdb
 
@@ -18,7 +20,6 @@ from .tls import Incomplete, whole_pdb
 MAX_COORDINATE = 9990.0  # Å
 MAX_B = 1.0e4  # Å²; the PDB format itself ends at 999.99
 MAX_OCCUPANCY = 1.0e3
-_NUMBERS = ((30, 38), (38, 46), (46, 54), (54, 60), (60, 66))  # columns of an ATOM record: x, y, z, occupancy, B
 
 
 def normalized(text: str, kind: str, path: object) -> tuple[str, Any, list[str]]:
@@ -26,54 +27,14 @@ def normalized(text: str, kind: str, path: object) -> tuple[str, Any, list[str]]
     if kind == "cif":
         return normalized_cif(text, path)
     text = text.encode("ascii", errors="replace").decode()  # the format's columns are bytes
-    last = text[text.rfind("\n") + 1 :]
-    if last.startswith(("ATOM  ", "HETATM")) and len(last) < _NUMBERS[-1][1]:
-        raise Sorry(f"{path} is cut short (its last record ends in column {len(last)}): download or copy it again.")
-    for line in text.splitlines():
-        if line.startswith(("ATOM  ", "HETATM")):
-            for start, end in _NUMBERS:
-                if " " in line[start:end].strip():
-                    raise Sorry(
-                        f"{path}: the record {line[:27].strip()!r} has a blank inside the number in columns {start + 1}-{end}: "
-                        "correct it."
-                    )
-    messages = []
+    text, messages = mended_records(text, path)
     if is_tls_residual(text):
         try:
             text, n = whole_pdb(text)
             messages.append(tls_added(n))
         except Incomplete as error:
             messages.append(tls_missing(error))
-    text, more = with_identity(text)
-    return text, None, messages + more
-
-
-def with_identity(text: str) -> tuple[str, list[str]]:
-    """A PDB text whose MTRIX records begin with an identity: otherwise the first one is taken for it."""
-    lines = text.splitlines()
-    records = [line for line in lines if line.startswith("MTRIX") and line[5:6] in "123"]
-    if not records or any(line[59:60] == "1" for line in records):
-        return text, []
-    operators: dict[str, dict[str, list[float]]] = {}
-    for line in records:
-        try:
-            row = [float(line[start : start + 10]) for start in (10, 20, 30)] + [float(line[45:55])]
-        except ValueError:
-            return text, []  # cctbx says what it thinks of it
-        operators.setdefault(line[7:10], {})[line[5]] = row
-    identity = {"1": [1, 0, 0, 0], "2": [0, 1, 0, 0], "3": [0, 0, 1, 0]}
-    for rows in operators.values():
-        if sorted(rows) == ["1", "2", "3"] and all(
-            abs(a - b) < 1e-4 for n in rows for a, b in zip(rows[n], identity[n])
-        ):
-            return text, []
-    first = next(i for i, line in enumerate(lines) if line.startswith("MTRIX"))
-    new = []
-    for n in "123":
-        a, b, c, shift = (float(x) for x in identity[n])
-        new.append(f"MTRIX{n} {0:3d}{a:10.6f}{b:10.6f}{c:10.6f}     {shift:10.5f}    1")
-    text = "\n".join(lines[:first] + new + lines[first:]) + "\n"
-    return text, ["the NCS operators lack the identity: the copy in the file was kept beside those they make"]
+    return text, None, messages
 
 
 def _check(structure: gemmi.Structure, path: object) -> None:
@@ -91,6 +52,10 @@ def _check(structure: gemmi.Structure, path: object) -> None:
                         raise Sorry(
                             f"{who} has the impossible B factor {atom.b_iso:g} Å²: correct or remove it (0 to {MAX_B:g} is "
                             "accepted)."
+                        )
+                    if atom.element.atomic_number == 0 and atom.element.name != "D":
+                        raise Sorry(
+                            f"{who} is of an unknown element: correct columns 77-78 (mmCIF: _atom_site.type_symbol) or remove it."
                         )
                     if not abs(atom.occ) <= MAX_OCCUPANCY:
                         raise Sorry(f"{who} has the impossible occupancy {atom.occ:g}: correct or remove it.")
@@ -132,6 +97,9 @@ def read_structure(path: Any) -> tuple[gemmi.Structure, list[str]]:
     if not any(model.count_atom_sites() for model in structure):
         raise Sorry(f"{path} contains no atoms: give a PDB or mmCIF file with coordinates.")
     _check(structure, path)
+    structure.name = Path(str(path)).name
+    if is_tls_residual(content.text, block):  # has been said, or mended
+        structure.raw_remarks = [line for line in structure.raw_remarks if not line.startswith("REMARK   3")]
     if block is not None and structure.find_spacegroup() is None:
         group = symmetry_of_block(block).tabulated
         structure.spacegroup_hm = group.xhm() if group is not None else ""

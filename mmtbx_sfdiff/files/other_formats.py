@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,14 @@ def read_other_format(content: Content, kind: str | None, fallback: Symmetry | N
         except Exception as error:  # whatever the format's reader raises
             raise Sorry(f"cctbx cannot read the reflections in {path} ({one_line(error)}): correct the file.") from None
     messages: list[str] = []
+    if reader.file_type() == "xds_ascii":
+        rows = sum(bool(line.strip()) and not line.startswith("!") for line in content.text.splitlines())
+        rejected = rows - max((a.size() for a in arrays), default=0)
+        if rejected > 0:
+            messages.append(f"rows that XDS rejects by a negative sigma, not read: {rejected}")
     if reader.file_type() == "shelx_hklf":
         kind, messages = _shelx_kind(arrays, kind, path)
+        messages += _shelx_batches(arrays, path)
     tables: list[Table] = []
     for array in arrays:
         indices = np.array(array.indices().as_vec3_double().as_double().as_numpy_array()).reshape(-1, 3)
@@ -66,7 +73,7 @@ def _opened(content: Content, folder: str) -> Any:
     while Path(name).suffix.lower() in (".gz", ".bz2", ".xz", ".z"):
         name = Path(name).stem
     file_name = os.path.join(folder, name)
-    Path(file_name).write_text(content.text)
+    Path(file_name).write_text(_declared(content.text))
     try:
         reader = any_reflection_file(file_name)
         if reader.file_type() == "shelx_hklf":
@@ -77,6 +84,20 @@ def _opened(content: Content, folder: str) -> Any:
             f"{content.path} is not a reflection file that cctbx knows: give an MTZ or structure-factor CIF file."
         ) from None
     return reader
+
+
+def _declared(text: str) -> str:
+    """A file of X-PLOR with the declarations that CNS's have, and cctbx asks for."""
+    first = re.search(r"^ *INDEX? +.*(?:\n(?! *INDEX? ).*)*", text, flags=re.MULTILINE | re.IGNORECASE)
+    if first is None or re.search(r"^ *DECL", text, flags=re.MULTILINE | re.IGNORECASE):
+        return text
+    declared = []
+    for name, numbers in re.findall(r"([A-Za-z_]\w*) *= *((?:[-+.\dEe]+ *)+)", first.group(0)):
+        kind = "INTEGER" if name.upper() == "TEST" else "COMPLEX" if len(numbers.split()) > 1 else "REAL"
+        declared.append(f" DECLare NAME={name} DOMAin=RECIprocal TYPE={kind} END\n")
+    n = len(re.findall(r"^ *INDEX? ", text, flags=re.MULTILINE | re.IGNORECASE))
+    header = re.sub(r"^ *NREF\w* *=? *\d+ *\n", "", text[: first.start()], flags=re.MULTILINE | re.IGNORECASE)
+    return f" NREFlection={n}\n ANOMalous=FALSE\n{''.join(declared)}{header}{text[first.start() :]}"
 
 
 def _arrays(reader: Any, fallback: Symmetry | None) -> list[Any]:
@@ -116,6 +137,22 @@ def _shelx_kind(arrays: list[Any], kind: str | None, path: object) -> tuple[str,
     )
 
 
+def _shelx_batches(arrays: list[Any], path: object) -> list[str]:
+    """What batch numbers mean: -1 SHELXL's test set; below that HKLF 5, whose rows are sums over twin domains."""
+    batches = [np.unique(np.asarray(a.data().as_numpy_array())) for a in arrays if a.is_integer_array()]
+    found = sorted(int(value) for value in np.concatenate(batches)) if batches else []
+    if found and found[0] < -1:
+        raise Sorry(
+            f"{path} is a SHELX file of HKLF 5 (it has the batch numbers {', '.join(map(str, found[:4]))}): rows are parts of "
+            "overlapping reflections of twin domains, which are not read; give detwinned data as HKLF 4."
+        )
+    if sum(value > 0 for value in found) > 1:
+        return [
+            f"batch numbers of the SHELX file ({', '.join(map(str, found[:4]))}) were not used: all rows are one data set"
+        ]
+    return []
+
+
 def _columns(array: Any, kind: str | None) -> tuple[Column, ...]:
     labels = list(array.info().labels or ["data"]) if array.info() is not None else ["data"]
     data = array.data()
@@ -128,6 +165,8 @@ def _columns(array: Any, kind: str | None) -> tuple[Column, ...]:
             name = "free (batch number -1)"  # SHELXL's R-free reflections
         return (Column(name, values, "I"),)
     if kind is not None:
+        letter = "F" if kind == "amplitudes" else "I"  # cctbx calls both intensities
+        labels = [f"{letter}obs", f"Sig{letter}obs"]
         type_ = "F" if kind == "amplitudes" else "J"
     elif array.is_xray_intensity_array():
         type_ = "J"

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..reflection_columns import dataset_names
-from ..rules import Column, index_places
+from ..rules import Column, index_places, is_flag_column, is_status
 from .cif_symmetry import symmetry_of_block, value
 from .content import Content
 from .entry_id import entry_id_in_data
@@ -31,6 +31,7 @@ _INDEX_NAMES = ("h", "k", "l")
 # Columns that split a CIF's loop into data sets.
 _DATA_SETS = ("crystal_id", "wavelength_id", "scale_group_code")
 _MISSING = ("?", ".")
+_SHARED = 0.05  # share of reflections that the parts of one data set have in common at most
 
 
 def read_reflection_file(content: Content, kind: str | None = None, fallback: Any = None) -> ReflectionFile:
@@ -110,6 +111,7 @@ def _mtz_tables(mtz: Any, raw: bytes, path: Path) -> ReflectionFile:
         raise Sorry(f"{path} has no columns H, K and L (it has {listing}): correct their names or types.")
     indices = data[:, places]
     good = _possible(indices)
+    accepted, said = _accepted_rows(mtz, data, path)
     if not good.any():
         raise Sorry(f"{path} has no reflection with indices H, K and L: correct or replace it.")
     names = dataset_names(mtz)
@@ -126,8 +128,29 @@ def _mtz_tables(mtz: Any, raw: bytes, path: Path) -> ReflectionFile:
         None,
         {d.dataset_name: tuple(d.cell.parameters) for d in mtz.datasets if d.cell.is_crystal()},
         {d.dataset_name: d.wavelength for d in mtz.datasets if d.wavelength > 0},
-    ).select(good)
-    return ReflectionFile(path, (table,), title=mtz.title, messages=_no_indices(int((~good).sum())))
+    ).select(good & accepted)
+    messages = (*_no_indices(int((~good).sum())), *said)
+    return ReflectionFile(path, (table,), title=mtz.title, messages=messages)
+
+
+def _accepted_rows(mtz: Any, data: npt.NDArray[np.float64], path: Path) -> tuple[npt.NDArray[np.bool_], list[str]]:
+    """Rows of an unmerged file that its program did not flag as bad; partially recorded reflections are refused."""
+    place = {column.label.upper(): number for number, column in enumerate(mtz.columns)}
+    accepted = np.ones(len(data), dtype=bool)
+    if "M/ISYM" not in place or "BATCH" not in place:
+        return accepted, []
+    is_part = np.nan_to_num(data[:, place["M/ISYM"]]) >= 256
+    if "FRACTIONCALC" in place:
+        is_part &= np.abs(data[:, place["FRACTIONCALC"]] - 1) > 0.05
+    if is_part.any():
+        raise Sorry(
+            f"{path} holds partially recorded reflections ({int(is_part.sum())} of {len(data)} rows) that nobody has summed "
+            "and scaled: merge them with a scaling program first."
+        )
+    if "FLAG" in place:
+        accepted = np.nan_to_num(data[:, place["FLAG"]]) == 0
+    n = int((~accepted).sum())
+    return accepted, [f"rows that the integration program flagged as bad, not read: {n}"] if n else []
 
 
 def _no_indices(n: int) -> tuple[str, ...]:
@@ -161,22 +184,23 @@ def _possible(indices: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 
 def _read_cif(content: Content) -> ReflectionFile:
     text, path = content.text, content.path
-    if "_refln" not in text:
-        what = "atoms" if "_atom_site" in text else "no reflections"
+    if "_refln" not in text and "_refln" not in text.lower():
+        what = "atoms" if "_atom_site" in text.lower() else "no reflections"
         raise Sorry(f"{path} holds {what}: give the structure-factor file of the entry as data.")
     document = read_cif_document(text, path)
     tables: list[Table] = []
-    dropped = 0
+    dropped, said = 0, []
     for block in document:
-        found, n = _tables_of_block(block)
-        tables, dropped = tables + found, dropped + n
+        found, n, more = _tables_of_block(block)
+        tables, dropped, said = tables + found, dropped + n, said + more
     filled = [table for table in tables if len(table.indices)]
     if not filled:
         raise Sorry(f"{path} contains no reflections: give the file with the observations.")
-    first = next((table.symmetry for table in filled if table.symmetry.cell is not None), Symmetry(None, None))
+    known = [table.symmetry for table in filled] + [symmetry_of_block(block) for block in document]
+    first = next((symmetry for symmetry in known if symmetry.cell is not None), Symmetry(None, None))
     filled = [_with_symmetry(table, first) for table in filled]
     return ReflectionFile(
-        path, tuple(filled), entry_id_in_data(text[: 2**20]), is_cif=True, messages=_no_indices(dropped)
+        path, tuple(filled), entry_id_in_data(text[: 2**20]), is_cif=True, messages=(*_no_indices(dropped), *said)
     )
 
 
@@ -204,7 +228,8 @@ def read_cif_document(text: str, path: object) -> Any:
         ) from None
 
 
-def _tables_of_block(block: Any) -> tuple[list[Table], int]:
+def _tables_of_block(block: Any) -> tuple[list[Table], int, list[str]]:
+    """The tables, rows without indices, and what to say."""
     loop = next(
         (
             item.loop
@@ -215,12 +240,12 @@ def _tables_of_block(block: Any) -> tuple[list[Table], int]:
         None,
     )
     if loop is None or loop.length() == 0:
-        return [], 0
+        return [], 0, []
     width, values = loop.width(), loop.values
     texts = {tag: values[number::width] for number, tag in enumerate(loop.tags)}
     short = {tag.lower().replace("_refln_", "_refln.").removeprefix("_refln."): tag for tag in loop.tags}
     if any(f"index_{name}" not in short for name in _INDEX_NAMES):
-        return [], 0
+        return [], 0, []
     indices = np.stack([_numbers(texts[short[f"index_{name}"]]) for name in _INDEX_NAMES], axis=1)
     good = _possible(indices)
     columns = tuple(
@@ -237,7 +262,8 @@ def _tables_of_block(block: Any) -> tuple[list[Table], int]:
         wavelength,
     ).select(good)
     codes = {key: np.array(texts[short[key]])[good] for key in _DATA_SETS if key in short}
-    return _data_sets(table, codes), int((~good).sum())
+    parts, said = _data_sets(table, codes)
+    return parts, int((~good).sum()), said
 
 
 def _wavelength(block: Any) -> float | None:
@@ -247,11 +273,15 @@ def _wavelength(block: Any) -> float | None:
 
 
 def _column(tag: str, texts: list[str], block: str) -> Column:
-    name = tag.lower()
-    if name.endswith("status"):
-        words = np.array([gemmi.cif.as_string(text) if text[:1] in "'\";" else text for text in texts])
-        return Column(tag, words, "", block)
-    return Column(tag, _numbers(texts), "", block)
+    words = Column(
+        tag, np.array([gemmi.cif.as_string(text) if text[:1] in "'\";" else text for text in texts]), "", block
+    )
+    if is_status(words):
+        return words
+    numbers = _numbers(texts)
+    if is_flag_column(words) and any(np.isnan(numbers) & ~np.isin(texts, _MISSING)):
+        return words
+    return Column(tag, numbers, "", block)
 
 
 def _numbers(texts: list[str]) -> npt.NDArray[np.float64]:
@@ -262,16 +292,31 @@ def _numbers(texts: list[str]) -> npt.NDArray[np.float64]:
         return np.array([gemmi.cif.as_number(text) for text in texts], dtype=np.float64)
 
 
-def _data_sets(table: Table, codes: dict[str, npt.NDArray[np.str_]]) -> list[Table]:
-    """One table for each crystal, wavelength and scale group in the loop."""
+def _data_sets(table: Table, codes: dict[str, npt.NDArray[np.str_]]) -> tuple[list[Table], list[str]]:
+    """One table for each crystal, wavelength and scale group in the loop, and what to say.
+
+    Codes whose parts have hardly a reflection in common tell which crystal or film a reflection was measured on: one data set.
+    """
     varying = {key: words for key, words in codes.items() if len(set(words.tolist())) > 1}
     if not varying:
-        return [table]
+        return [table], []
     labels = list(zip(*(words.tolist() for words in varying.values())))
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    friedel = np.where(_leading(table.indices) < 0, -1, 1)[:, None] * table.indices
+    whole = np.unique(np.column_stack([friedel, [numbers[label] for label in labels]]), axis=0)
+    if len(whole) - len(np.unique(whole[:, :3], axis=0)) < _SHARED * len(whole):
+        listing = " and ".join(varying)
+        return [table], [f"{listing}: parts of one data set, with hardly a reflection in common, taken together"]
     result = []
     for label in dict.fromkeys(labels):
         rows = np.array([other == label for other in labels])
         name = ",".join([table.name, *(f"{key}={code}" for key, code in zip(varying, label))])
         part = table.select(rows)
         result.append(replace(part, name=name, columns=tuple(replace(column, block=name) for column in part.columns)))
-    return result
+    return result, []
+
+
+def _leading(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(n,) the first index that is not zero."""
+    h, k, index_l = indices.T
+    return np.where(h != 0, h, np.where(k != 0, k, index_l))

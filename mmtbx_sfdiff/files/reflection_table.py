@@ -41,9 +41,9 @@ class Table:
     wavelengths: dict[str, float] = field(default_factory=dict)
 
     @property
-    def status(self) -> Column | None:
-        """The CIF's status column of words."""
-        return next((column for column in self.columns if is_status(column) and column.is_text), None)
+    def status(self) -> list[Column]:
+        """The CIF's status columns of words."""
+        return [column for column in self.columns if is_status(column) and column.is_text]
 
     def cell_of(self, column: Column) -> tuple[float, ...] | None:
         """The cell that goes with a column."""

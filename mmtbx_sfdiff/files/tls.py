@@ -30,7 +30,6 @@ _FLOAT = r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)"
 _CHAIN = r"chain\s+['\"]?(\w+|(?<=['\"]) (?=['\"]))['\"]?"
 _RANGE = r"res(?:seq|id|i)\s+['\"]?(-?\d+)\s*(?::|-|\s+through\s+|\s+thru\s+)\s*(-?\d+)['\"]?"
 _ONE = re.compile(rf"\(*\s*{_CHAIN}\s*\)*(?:\s+and\s+\(*\s*{_RANGE}\s*\)*)?", re.IGNORECASE)
-_ONLY = re.compile("RESIDUAL B FACTORS ONLY", re.IGNORECASE)
 _BUSTER = re.compile(r"\{\s*(\w+)\|(-?\d+)\s*-\s*(\w+)\|(-?\d+)\s*\}|\{\s*(\w+)\|\*\s*\}")
 
 
@@ -262,14 +261,14 @@ def whole_pdb(text: str) -> tuple[str, int]:
     for i, line in enumerate(lines):
         k = rows.get(i)
         if k is None or not member[k]:
-            result.append(
-                _ONLY.sub("SUM OF TLS AND RESIDUAL B FACTORS", line) if line.startswith("REMARK   3") else line
-            )
+            result.append(line)
             continue
         line = line.ljust(80)
         result.append(f"{line[:60]}{EIGHT_PI_SQ * total[k, :3].mean():6.2f}{line[66:]}")
         tensor = "".join(f"{round(1e4 * x):7d}" for x in total[k])
         result.append(f"ANISOU{line[6:27]} {tensor}  {line[72:]}")
+    first = next((i for i, line in enumerate(result) if line.startswith("REMARK   3")), 0)
+    result.insert(first, "REMARK   3  ATOM RECORD CONTAINS SUM OF TLS AND RESIDUAL B FACTORS")
     return "\n".join(result) + "\n", int(member.sum())
 
 

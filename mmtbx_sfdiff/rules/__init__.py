@@ -10,6 +10,10 @@ or needs cctbx or gemmi.
     observations, their sigmas and Bijvoet mates
 :mod:`.free_flags`
     R-free flags and the value that marks the test set
+:mod:`.tags`
+    names of a CIF's items, old ones too
+:mod:`.displacements`
+    B factors that lack their TLS part
 :mod:`.radiation`
     form factors and the radiation of the header
 :mod:`.rows`
@@ -25,13 +29,16 @@ from .columns import (
     is_calculated,
     is_constant,
     kind_of,
+    mate_of,
     named,
     observations,
     sigma_of,
 )
+from .displacements import b_is_residual
 from .free_flags import Flags, UnusableFlags, choose_flags, find_test_value, is_flag_column, is_status, read_flags
 from .radiation import radiation_messages
 from .rows import LeftOut, excluded, free_of_equivalents, usable, which_cell
+from .tags import read_tag
 
 __all__ = [
     "AMPLITUDES",
@@ -41,6 +48,7 @@ __all__ = [
     "LeftOut",
     "Observation",
     "UnusableFlags",
+    "b_is_residual",
     "choose_flags",
     "choose_observation",
     "excluded",
@@ -53,10 +61,12 @@ __all__ = [
     "is_status",
     "kind_of",
     "label_string",
+    "mate_of",
     "named",
     "observations",
     "radiation_messages",
     "read_flags",
+    "read_tag",
     "sigma_of",
     "usable",
     "which_cell",

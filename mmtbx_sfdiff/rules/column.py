@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_MATE = re.compile(r"\([+-]\)|plus|minus", re.IGNORECASE)
+_PLUS = re.compile(r"\(\+\)|plus|\+(?=_|$)", re.IGNORECASE)
+_MINUS = re.compile(r"\(-\)|minus|-(?=_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,17 @@ class Column:
         """Whether the values are words."""
         return self.values.dtype.kind in "US"
 
+    @property
+    def mate(self) -> str:
+        """``plus`` or ``minus`` where the name says which Bijvoet mate it is (``F(+)``, ``F+``, ``F_plus``), else nothing."""
+        return "plus" if _PLUS.search(self.short) else "minus" if _MINUS.search(self.short) else ""
+
+    @property
+    def other_mate(self) -> str:
+        """The name, lower case, that the minus mate of a plus one has."""
+        name = self.short.lower()
+        return _PLUS.sub(lambda found: {"(+)": "(-)", "+": "-"}.get(found.group(0), "minus"), name)
+
 
 @dataclass(frozen=True, eq=False)
 class Observation:
@@ -96,7 +108,7 @@ class Observation:
     @property
     def is_anomalous(self) -> bool:
         """Whether Bijvoet mates stand apart."""
-        return self.minus is not None or bool(_MATE.search(self.value.short))
+        return self.minus is not None or bool(self.value.mate)
 
 
 def label_string(columns: Sequence[Column]) -> str:

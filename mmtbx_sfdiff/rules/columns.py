@@ -8,7 +8,7 @@ The rules on R-free flags are in :mod:`.free_flags`, those on rows in :mod:`.row
   columns have neither.  Its values never make it one.
 * Calculated columns and map coefficients are never observations unless they are named; columns whose values are all
   the same never are.
-* Amplitudes are preferred to intensities, means to Bijvoet mates, columns with sigmas to columns without; the first
+* Means are preferred to Bijvoet mates, columns with sigmas to columns without, amplitudes to intensities; the first
   in the file among equals.
 
 References: the MTZ column types of CCP4; the ``refln`` category of the PDBx/mmCIF dictionary and of the core CIF
@@ -19,17 +19,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from .column import Column, Observation, label_string
+from .tags import read_tag
 
 AMPLITUDES, INTENSITIES = "amplitudes", "intensities"
 _CALCULATED = re.compile(
-    r"calc|model|mask|bulk|solv|part|fo[-_]?[md]*fc|fwt|fom|fdm|dano|delf|fdiff|(^|[^a-z])[fi]c([^a-z]|$)",
+    r"calc|model|mask|bulk|solv|part|fo[-_]?[md]*fc|fwt|fom|fdm|dano|delf|fdiff|(^|[^a-z])[fi]c([^a-z]|$)"
+    r"|(^|[^a-z])[fi]_?c(al|tot|all|ls|xplor|sc)([^a-z]|$)|(^|[^a-z])f_?(tot(al)?|prot(ein)?|sim|theo|est|exp(ected)?|em|000)([^a-z0-9]|$)"
+    r"|f_?phi([^a-z]|$)",
     re.IGNORECASE,
 )
+_SIGMA_NAME = re.compile(r"(sig(ma)?|sd)[-_.]?[fi].*", re.IGNORECASE)
 _KINDS = {"F": AMPLITUDES, "G": AMPLITUDES, "J": INTENSITIES, "K": INTENSITIES}
 _SIGMA_TYPES = {"F": "Q", "J": "Q", "G": "LQ", "K": "MQ"}
 # Where columns have no type: the names in use by CCP4, Phenix, CNS, SHELX, reciprocalspaceship.
@@ -37,17 +42,8 @@ _NAMED = {
     AMPLITUDES: re.compile(r"(f|fp|fo|fobs|f[-_]obs.*|fmeas|f_meas.*|fmean|fnat|f_xray.*)(\([+-]\))?", re.IGNORECASE),
     INTENSITIES: re.compile(r"(i|imean|iobs|i[-_]obs.*|i_meas.*|intensity.*)(\([+-]\))?", re.IGNORECASE),
 }
-# Tags of the refln category, without the category.
-_TAGS = {
-    AMPLITUDES: re.compile(r"(f_meas(_au)?|f_obs(_au)?|pdbx_f_(plus|minus))", re.IGNORECASE),
-    INTENSITIES: re.compile(
-        r"(intensity_meas(_au)?|i_meas(_au)?|i_obs|f_squared_meas|pdbx_i_(plus|minus))", re.IGNORECASE
-    ),
-}
-_MINUS = re.compile(r"\(-\)|minus", re.IGNORECASE)
-_MATE = re.compile(r"\([+-]\)|plus|minus", re.IGNORECASE)
 _CONSTANT = 1e-6  # relative spread of values below which a column is one number
-_NEGATIVE = 0.1  # share of negative values above which a column of type F is no amplitude
+_NEGATIVE = 0.1  # share of unlike negative values above which a column of type F is no amplitude
 
 
 def is_constant(values: npt.NDArray[np.generic]) -> bool:
@@ -90,9 +86,17 @@ def kind_of(column: Column) -> str | None:
     if column.is_text:
         return None
     if column.is_tag:
-        return next((kind for kind, tags in _TAGS.items() if tags.fullmatch(column.short)), None)
-    if column.type:
+        item = read_tag(column.short)
+        return None if item is None or item.is_sigma else INTENSITIES if item.is_intensity else AMPLITUDES
+    if _SIGMA_NAME.fullmatch(column.short):
+        return None
+    if column.type not in ("", "R"):
         return _KINDS.get(column.type)
+    return _kind_of_name(column)
+
+
+def _kind_of_name(column: Column) -> str | None:
+    """By a well-known name."""
     return next((kind for kind, names in _NAMED.items() if names.fullmatch(column.short)), None)
 
 
@@ -118,7 +122,12 @@ def sigma_of(column: Column, columns: Sequence[Column]) -> Column | None:
     names = _sigma_names(column)
     for name in names:
         for other in same:
-            if other.short.lower() == name and other is not column and other.type in ("", "Q", "L", "M", "R"):
+            if other.short.lower() == name and other is not column and other.type not in tuple("HIJKPABYW"):
+                return other
+    item = read_tag(column.short) if column.is_tag else None
+    if item is not None:
+        for other in same:
+            if read_tag(other.short) == replace(item, is_sigma=True):
                 return other
     after = columns[columns.index(column) + 1 :][:1]
     if column.type and after and after[0].type and after[0].type in _SIGMA_TYPES.get(column.type, ""):
@@ -160,13 +169,13 @@ def observations(columns: Sequence[Column]) -> tuple[list[Observation], dict[str
     refused: dict[str, str] = {}
     for number, column in enumerate(columns):
         kind = kind_of(column)
-        if kind is None or _MINUS.search(column.short):
+        if kind is None or column.mate == "minus":
             continue
         reason = _no_observation(column, kind, columns, number)
         if reason:
             refused[column.short] = reason
             continue
-        minus = _mate(column, columns)
+        minus = mate_of(column, columns)
         found.append(
             Observation(
                 kind,
@@ -191,31 +200,34 @@ def _no_observation(column: Column, kind: str, columns: Sequence[Column], number
         return "without values"
     if is_constant(values):
         return f"all {known[0]:g}"
-    if kind == AMPLITUDES and np.count_nonzero(known < 0) > _NEGATIVE * len(known):
+    # one negative number again and again stands for a missing value
+    if kind == AMPLITUDES and np.count_nonzero(known < 0) > _NEGATIVE * len(known) and len(set(known[known < 0])) > 1:
         return "often negative"
     return ""
 
 
-def _mate(column: Column, columns: Sequence[Column]) -> Column | None:
-    if not _MATE.search(column.short):
+def mate_of(column: Column, columns: Sequence[Column]) -> Column | None:
+    """The column of the minus mate, for one of the plus mate."""
+    if column.mate != "plus":
         return None
-    wanted = column.short.lower().replace("(+)", "(-)").replace("plus", "minus")
     same = (other for other in columns if other.block == column.block or not column.is_tag)
-    return next((other for other in same if other.short.lower() == wanted and other is not column), None)
+    return next((other for other in same if other.short.lower() == column.other_mate and other is not column), None)
 
 
 def index_places(names: Sequence[str], types: Sequence[str]) -> list[int] | None:
-    """Where H, K and L stand: the first three columns of type H, else those of these names; None where there are none.
+    """Where H, K and L stand: the first three columns of type H, in the order of their names if these are H, K and L, else the
+    columns of these names; None where there are none.
 
     Examples
     --------
     >>> index_places(["F", "h", "k", "l"], ["F", "R", "R", "R"])
     [1, 2, 3]
     """
+    lower = [name.lower() for name in names]
     typed = [number for number, kind in enumerate(types) if kind == "H"][:3]
     if len(typed) == 3:
-        return typed
-    lower = [name.lower() for name in names]
+        by_name = {lower[number]: number for number in typed}
+        return [by_name[name] for name in "hkl"] if sorted(by_name) == ["h", "k", "l"] else typed
     return [lower.index(name) for name in "hkl"] if all(name in lower for name in "hkl") else None
 
 
@@ -326,7 +338,7 @@ def choose_observation(
         )
 
     def rank(one: Observation) -> tuple[bool, bool, bool]:
-        return one.is_anomalous == anomalous, one.kind == prefer, one.sigma is not None
+        return one.is_anomalous == anomalous, one.sigma is not None, one.kind == prefer
 
     best = max(found, key=rank)  # the first of equals
     others = [one.labels for one in found if one is not best]
@@ -334,7 +346,18 @@ def choose_observation(
     constant = [f"{name} ({reason})" for name, reason in refused.items() if reason.startswith("all ")]
     if constant:
         messages.append(f"no observations, because their values are all the same: {', '.join(constant)}")
-    return best, messages
+    return best, messages + _unlike(best)
+
+
+def _unlike(one: Observation) -> list[str]:
+    """What to say where the MTZ type and the name do not agree."""
+    by_name = _kind_of_name(one.value) if one.value.type in _KINDS else None
+    if by_name in (None, one.kind):
+        return []
+    return [
+        f"{one.value.name} has the name of {by_name} and the MTZ type {one.value.type} of {one.kind}: taken by its type; if "
+        "that is wrong, correct it"
+    ]
 
 
 def _asked_for(columns: Sequence[Column], labels: str | Sequence[str], where: str) -> tuple[Observation, list[str]]:
@@ -354,13 +377,15 @@ def _asked_for(columns: Sequence[Column], labels: str | Sequence[str], where: st
     messages = [f"{value.short} was calculated, by its name: taken because it was asked for"]
     messages = messages if is_calculated(value) else []
     values = [column for column in chosen if kind_of(column) == kind]
-    if len(values) > 1 or (len(chosen) == 1 and _MATE.search(value.short)):
-        plus = next((column for column in values if not _MINUS.search(column.short)), value)
-        minus = next((column for column in values if _MINUS.search(column.short)), None) or _mate(plus, columns)
+    if len(values) > 1 or (len(chosen) == 1 and value.mate):
+        plus = next((column for column in values if column.mate != "minus"), value)
+        minus = next((column for column in values if column.mate == "minus"), None) or mate_of(plus, columns)
         sigmas = [sigma_of(column, columns) if column is not None else None for column in (plus, minus)]
-        return Observation(kind, plus, sigmas[0], minus, sigmas[1]), messages
+        found = Observation(kind, plus, sigmas[0], minus, sigmas[1])
+        return found, messages + _unlike(found)
     sigma = chosen[1] if len(chosen) > 1 else sigma_of(value, columns)
-    return Observation(kind, value, sigma), messages
+    found = Observation(kind, value, sigma)
+    return found, messages + _unlike(found)
 
 
 def _kind_by_name(column: Column) -> str | None:

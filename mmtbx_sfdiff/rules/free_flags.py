@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from .column import Column, label_string
-from .columns import named
+from .columns import mate_of, named
 
 #: Shares of the flagged reflections between which a test set is believed; more than ``ENOUGH`` are never too few.
 LEAST, MOST, ENOUGH = 0.01, 0.22, 1000
 _GIVEN_MOST = 0.5  # with a value that was given
-_FLAG_NAME = re.compile(r"free|(^|[^a-z])test([^a-z]|$)|test_?flag|cross_?val", re.IGNORECASE)
-_STATUS = re.compile(r"(^|_)status$", re.IGNORECASE)
+_FLAG_NAME = re.compile(r"free(?!dom)|(^|[^a-z])test([^a-z]|$)|test_?flag|cross_?val", re.IGNORECASE)
+# not pdbx_signal_status, which says how strong a reflection is
+_STATUS = re.compile(r"(?!.*signal)(.*_)?status?(_au)?", re.IGNORECASE)
+_FREE_WORDS = {"free": "f", "test": "f", "work": "o", "working": "o"}
 _EVEN = 0.55  # the smallest part of an even partition over the largest
 
 
@@ -88,7 +90,7 @@ def is_status(column: Column) -> bool:
     >>> is_status(Column("_refln.status", np.array(["o", "f"])))
     True
     """
-    return bool(_STATUS.search(column.short))
+    return bool(_STATUS.fullmatch(column.short))
 
 
 def is_flag_column(column: Column) -> bool:
@@ -205,7 +207,8 @@ def read_flags(column: Column, test_value: int | str | None = None, where: str =
     words = _words(column)
     if words is not None:
         known = words != ""
-        value: int | str = str(test_value) if test_value is not None and str(test_value) in words else "f"
+        asked = "" if test_value is None else _FREE_WORDS.get(str(test_value).lower(), str(test_value).lower())
+        value: int | str = asked if asked and asked in words else "f"
         free = words == value
         n, n_free = int(known.sum()), int(free.sum())
         if n_free == 0:
@@ -243,8 +246,10 @@ def _words(column: Column) -> npt.NDArray[np.str_] | None:
     """The letters of a column of text; None where it holds numbers, as text or not."""
     if not column.is_text:
         return None
-    words = np.char.strip(column.values.astype(str))
+    words = np.char.lower(np.char.strip(column.values.astype(str)))
     words = np.where((words == "?") | (words == "."), "", words)
+    for word, letter in _FREE_WORDS.items():
+        words = np.where(words == word, letter, words)
     known = words[words != ""]
     if len(known) and all(re.fullmatch(r"[-+]?\d+(\.0*)?", word) for word in set(known.tolist())):
         return None
@@ -306,7 +311,7 @@ def choose_flags(
         return None, ["R-free flags were not read, as asked"]
     if labels:
         chosen = named(columns, labels, where, "the R-free flags")[-1]
-        flags = read_flags(chosen, test_value, where)
+        flags = _read_mates(chosen, columns, test_value, where)
         return flags, _missing(flags, needed)
     usable: list[Flags] = []
     broken: list[UnusableFlags] = []
@@ -314,8 +319,10 @@ def choose_flags(
     for column in columns:
         if not is_flag_column(column):
             continue
+        if column.mate == "minus" and any(mate_of(other, columns) is column for other in columns):
+            continue  # read with the other mate's
         try:
-            usable.append(read_flags(column, test_value, where))
+            usable.append(_read_mates(column, columns, test_value, where))
         except UnusableFlags as error:
             words = _words(column)
             if words is None:
@@ -340,6 +347,18 @@ def choose_flags(
     if broken:
         return None, [f"{str(broken[0]).split(', which cannot')[0]}: no test set, so there is no R-free"]
     return None, ["no R-free flags in the data file: all reflections are used, and there is no R-free"]
+
+
+def _read_mates(
+    column: Column, columns: Sequence[Column], test_value: int | str | None = None, where: str = "The data"
+) -> Flags:
+    """The test set of a column; where another one has the flags of the other Bijvoet mates, free if either is."""
+    other = mate_of(column, columns)
+    if other is None:
+        return read_flags(column, test_value, where)
+    both = read_flags(replace(column, values=np.concatenate([column.values, other.values])), test_value, where)
+    n = len(column.values)
+    return replace(both, column=column, free=both.free[:n] | both.free[n:], known=both.known[:n] | both.known[n:])
 
 
 def _missing(flags: Flags, needed: npt.NDArray[np.bool_] | None) -> list[str]:

@@ -7,6 +7,7 @@ Reference: the ``status`` item of the PDBx/mmCIF dictionary's ``refln`` category
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,27 +17,30 @@ from .column import Column
 from .columns import AMPLITUDES
 
 _LARGEST = 1e30  # beyond which a value is no measurement
-_TAKEN = ("o", "f", "", "?", ".")
+_TAKEN = ("o", "f", "", "?", ".", "incl", "free", "test", "work", "working")
 _MEANING = {
     "x": "status x (unreliable)",
     "<": "status < (below the threshold)",
     "h": "status h (beyond the high-resolution limit)",
     "l": "status l (beyond the low-resolution limit)",
     "-": "status - (systematically absent)",
+    "excl": "status excl (not refined against)",
+    "extn": "status extn (extinction)",
 }
+_MARKER = re.compile(r"-9{2,}(\.9+)?")  # -99, -999.9, ...
 NO_VALUE, NEGATIVE, ZERO, NO_SIGMA = "no value", "negative amplitude", "value 0", "no usable sigma"
 MERGED, ABSENT = "merged with an equivalent", "systematically absent"
 
 LeftOut = dict[str, int]
 
 
-def excluded(status: Column | None, n: int) -> tuple[npt.NDArray[np.bool_], LeftOut]:
+def excluded(status: Column | Sequence[Column] | None, n: int) -> tuple[npt.NDArray[np.bool_], LeftOut]:
     """Rows that the file's status column leaves out: neither ``o`` nor ``f``, nor a number, nor missing.
 
     Parameters
     ----------
-    status : Column or None
-        Text.
+    status : Column, several, or None
+        Text; what any of them rejects is left out.
     n : int
         Rows of the file.
 
@@ -55,15 +59,18 @@ def excluded(status: Column | None, n: int) -> tuple[npt.NDArray[np.bool_], Left
     """
     out = np.zeros(n, dtype=bool)
     reasons: LeftOut = {}
-    if status is None or not status.is_text:
-        return out, reasons
-    letters = np.char.lower(np.char.strip(status.values.astype(str)))
-    for letter in sorted(set(letters.tolist())):
-        if letter in _TAKEN or _is_number(letter):
+    for column in () if status is None else (status,) if isinstance(status, Column) else status:
+        if not column.is_text:
             continue
-        rows = letters == letter
-        out |= rows
-        reasons[_MEANING.get(letter, f"status {letter}")] = int(rows.sum())
+        letters = np.char.lower(np.char.strip(column.values.astype(str)))
+        for letter in sorted(set(letters.tolist())):
+            if letter in _TAKEN or _is_number(letter):
+                continue
+            rows = (letters == letter) & ~out
+            if rows.any():
+                reason = _MEANING.get(letter, f"status {letter}")
+                reasons[reason] = reasons.get(reason, 0) + int(rows.sum())
+            out |= rows
     return out, reasons
 
 
@@ -120,6 +127,7 @@ def usable(
             left_out[reason] = n
         keep = keep & ~rows
 
+    keep &= ~_markers(values)
     if not keep.all():
         left_out[NO_VALUE] = int((~keep).sum())
     if kind == AMPLITUDES:
@@ -135,6 +143,16 @@ def usable(
             drop(~good, NO_SIGMA)
             drop(values == 0, ZERO)
     return keep, sigmas, left_out, messages
+
+
+def _markers(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Rows of a number of nines below zero that stands in the place of missing values, three times or more."""
+    out = np.zeros(len(values), dtype=bool)
+    found, counts = np.unique(values[values < -90], return_counts=True)
+    for value in found[counts >= 3]:
+        if _MARKER.fullmatch(f"{value:.6g}"):
+            out |= values == value
+    return out
 
 
 def free_of_equivalents(

@@ -13,7 +13,7 @@ import numpy as np
 from ...files.merging import to_asu
 from ...files.symmetry import Symmetry
 from ...reflection_columns import columns_of_dataset, columns_of_gemmi
-from ...rules import Column, excluded, free_of_equivalents
+from ...rules import Column, excluded, free_of_equivalents, is_status
 from ...rules.free_flags import ENOUGH, LEAST, MOST
 
 #: The label that is looked for where none is given; only this one may be missing.
@@ -103,13 +103,12 @@ def _read_mtz(path: str) -> gemmi.Mtz:
 def _leave_out_rejected(block: gemmi.ReflnBlock, path: str) -> None:
     """Take out of a loop the rows that its status rejects; changes the block."""
     loop = block.default_loop
-    tag = next((tag for tag in loop.tags if tag.lower() == "_refln.status"), None)
-    if tag is None:
-        return
     width, values = loop.width(), list(loop.values)
-    place = loop.tags.index(tag)
-    status = Column(tag, np.array([gemmi.cif.as_string(word) for word in values[place::width]]))
-    out, reasons = excluded(status, len(status.values))
+    columns = [
+        Column(tag, np.array([gemmi.cif.as_string(word) for word in values[place::width]]))
+        for place, tag in enumerate(loop.tags)
+    ]
+    out, reasons = excluded([column for column in columns if is_status(column)], loop.length())
     if out.any():
         listing = ", ".join(f"{reason}: {n}" for reason, n in reasons.items())
         warnings.warn(f"{path}: rejected by the file's status column, left out: {listing}.", stacklevel=8)

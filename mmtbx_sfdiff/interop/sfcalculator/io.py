@@ -14,6 +14,7 @@ from typing import Any
 import gemmi
 import numpy as np
 
+from ...atom_arrays import methods_of_gemmi
 from ...files.model_text import read_structure
 from ...numerics.symmetric import PAIRS
 
@@ -76,7 +77,7 @@ class PDBParser:
             group = gemmi.SpaceGroup("P 1")
         self.spacegroup = group
         self.cell = structure.cell
-        self._methods = [word.strip().upper() for word in dict(structure.info).get("_exptl.method", "").split(";")]
+        self._methods = methods_of_gemmi(structure)
         header = structure.make_pdb_headers().split("\n")
         self.pdb_header = [line for line in header if not line.startswith("CRYST1")]
 
