@@ -154,8 +154,8 @@ def _kind(raw: bytes, path: Path, what: str) -> str:
     if start.startswith((b"<!doctype", b"<html", b"<head")):
         raise Sorry(f"{path} is a web page, not a {what} file: a download went wrong, fetch the file again.")
     if b"\0" in head or sum(byte < 9 for byte in head) > 0:
-        wanted = "PDB or mmCIF" if what == "model" else "MTZ or structure-factor CIF"
-        raise Sorry(f"{path} is a binary file of another kind: give a {wanted} file.")
+        wanted = "a PDB or mmCIF" if what == "model" else "an MTZ or structure-factor CIF"
+        raise Sorry(f"{path} is a binary file of another kind: give {wanted} file.")
     for line in head.splitlines():
         word = line.strip().lower()
         if word and not word.startswith(b"#"):

@@ -249,8 +249,8 @@ def _charges(atoms: AtomSite) -> None:
 def _elements(atoms: AtomSite, path: object) -> list[str]:
     _charges(atoms)
     symbols = atoms.get("type_symbol")
-    if symbols is not None and any(text != text.upper() for text in symbols):
-        symbols = [text.upper() for text in symbols]
+    if symbols is not None and any(text.islower() for text in symbols):
+        symbols = [text.upper() if text.islower() else text for text in symbols]
         atoms.set("type_symbol", symbols)
     charged = [_CHARGED.fullmatch(text) for text in symbols or []]
     if symbols is not None and any(charged):

@@ -30,7 +30,7 @@ def mended_records(text: str, path: object) -> tuple[str, list[str]]:
         In one sentence, for a file that is cut short, numbers with blanks inside, an atom without B factor.
     """
     last = text[text.rfind("\n") + 1 :]
-    if last.startswith(_ATOMS) and len(last) < _NUMBERS[2][1]:
+    if last.startswith(_ATOMS) and len(last) < _NUMBERS[-1][1]:
         raise Sorry(f"{path} is cut short (its last record ends in column {len(last)}): download or copy it again.")
     lines = text.splitlines()
     atoms = [i for i, line in enumerate(lines) if line.startswith(_ATOMS)]

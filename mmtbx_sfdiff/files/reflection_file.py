@@ -189,7 +189,8 @@ def _read_cif(content: Content) -> ReflectionFile:
         raise Sorry(f"{path} holds {what}: give the structure-factor file of the entry as data.")
     document = read_cif_document(text, path)
     tables: list[Table] = []
-    dropped, said = 0, []
+    dropped = 0
+    said: list[str] = []
     for block in document:
         found, n, more = _tables_of_block(block)
         tables, dropped, said = tables + found, dropped + n, said + more
@@ -319,4 +320,4 @@ def _data_sets(table: Table, codes: dict[str, npt.NDArray[np.str_]]) -> tuple[li
 def _leading(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """(n,) the first index that is not zero."""
     h, k, index_l = indices.T
-    return np.where(h != 0, h, np.where(k != 0, k, index_l))
+    return np.asarray(np.where(h != 0, h, np.where(k != 0, k, index_l)), dtype=np.int64)

@@ -59,8 +59,9 @@ def find_flags(
     if flags is not None:
         return flags, table, _without_counts(said)
     for other_table in source.tables:
-        if other_table is table:
-            continue
+        cells = other_table.symmetry.cell, table.symmetry.cell
+        if other_table is table or (None not in cells and rules.which_cell(cells[:1], cells[1]) is None):
+            continue  # flags of another crystal are not these data's
         other_flags, _ = rules.choose_flags(list(other_table.columns), None, test_value, where, False)
         if other_flags is not None and _covers(other_table, other_flags, table, needed):
             return other_flags, other_table, [f"R-free flags: {other_flags.labels}, of another block of the file"]

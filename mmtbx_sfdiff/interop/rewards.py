@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..likelihood.gain import llg, sigma_a
 from ..likelihood.targets import least_squares, maximum_likelihood
 from ..plans import plan_of
 from ..reflections import Reflections
+from ..rules import which_cell
 from ..scaling import Scales, update_all_scales
 from ..structure_factors import structure_factors
 
@@ -166,6 +168,7 @@ class StructureFactorReward:
         if hasattr(inputs, "to_atom_array"):
             inputs = inputs.to_atom_array()
         if isinstance(inputs, gemmi.Structure):
+            self._say_other_cell(inputs)
             atoms = Atoms.from_gemmi(inputs, crystal=crystal, device=device)
         elif hasattr(inputs, "coord") and hasattr(inputs, "element"):
             atoms = _from_atom_array(inputs, crystal, device)
@@ -178,6 +181,16 @@ class StructureFactorReward:
         self._atoms, self.scales, self._calls = atoms, None, 0
         self._sigma_a: torch.Tensor | None = None
         self._alpha_beta: AlphaBeta | None = None
+
+    def _say_other_cell(self, structure: gemmi.Structure) -> None:
+        """The cell is the data's; a structure of another crystal is told from one without a cell."""
+        theirs, ours = structure.cell, self._given.crystal.unit_cell
+        if theirs.is_crystal() and which_cell([theirs.parameters], ours) is None:
+            warnings.warn(
+                f"{structure.name}: the cell is that of the data ({' '.join(f'{x:g}' for x in ours)}), not the structure's "
+                f"({' '.join(f'{x:g}' for x in theirs.parameters)}), which is another crystal's.",
+                stacklevel=3,
+            )
 
     def _geometry_of(self, inputs: Any, atoms: Atoms) -> GeometryRestraints | None:
         restraints = self._restraints

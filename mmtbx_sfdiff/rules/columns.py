@@ -381,11 +381,11 @@ def _asked_for(columns: Sequence[Column], labels: str | Sequence[str], where: st
         plus = next((column for column in values if column.mate != "minus"), value)
         minus = next((column for column in values if column.mate == "minus"), None) or mate_of(plus, columns)
         sigmas = [sigma_of(column, columns) if column is not None else None for column in (plus, minus)]
-        found = Observation(kind, plus, sigmas[0], minus, sigmas[1])
-        return found, messages + _unlike(found)
+        pair = Observation(kind, plus, sigmas[0], minus, sigmas[1])
+        return pair, messages + _unlike(pair)
     sigma = chosen[1] if len(chosen) > 1 else sigma_of(value, columns)
-    found = Observation(kind, value, sigma)
-    return found, messages + _unlike(found)
+    single = Observation(kind, value, sigma)
+    return single, messages + _unlike(single)
 
 
 def _kind_by_name(column: Column) -> str | None:

@@ -291,7 +291,7 @@ def test_ncs_operators_without_an_identity_make_copies_all_the_same(tmp_path):
         ("NEUTRON DIFFRACTION", "neutron", None),
         ("X-RAY DIFFRACTION", "n_gaussian", None),
         ("X-RAY DIFFRACTION", "electron", "X-ray diffraction"),
-        ("ELECTRON MICROSCOPY", "n_gaussian", None),
+        ("ELECTRON MICROSCOPY", "n_gaussian", "electron microscopy"),
         ("X-RAY DIFFRACTION; NEUTRON DIFFRACTION", "neutron", None),
     ],
 )

@@ -183,7 +183,7 @@ def draw(results):
     axes.set_ylabel("relative L2 of F$_{mask}$ to 3 Å")
     axes.set_title(f"{len(errors)} entries, against mmtbx on a fine grid", fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

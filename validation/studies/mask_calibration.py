@@ -179,7 +179,15 @@ def draw(names, work, free, points, chosen):
     left.axhline(0, color="0.5", linewidth=0.8)
     left.set_xlabel("softness (Å)")
     left.set_ylabel("mean change of R-work (10$^{-3}$)")
-    left.legend(title="r$_{probe}$ / r$_{shrink}$ (Å)", fontsize=7, title_fontsize=7, frameon=False, ncols=3)
+    figure.legend(
+        *left.get_legend_handles_labels(),
+        loc="outside lower left",
+        title="left: r$_{probe}$ / r$_{shrink}$ (Å)",
+        fontsize=7,
+        title_fontsize=7,
+        frameon=False,
+        ncols=9,
+    )
     left.set_title(f"{len(names)} entries, against mmtbx's mask", fontsize=9, loc="left")
     order = np.argsort(work[:, chosen])
     x = np.arange(len(names))
