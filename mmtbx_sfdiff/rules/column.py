@@ -34,6 +34,9 @@ class Column:
     >>> column = Column("_refln.F_meas_au", np.array([10.0, np.nan]), block="r1abcsf")
     >>> column.short, column.is_tag, column.is_text
     ('F_meas_au', True, False)
+    >>> plus = Column("F(+)", np.array([10.0, 12.0]), "G")
+    >>> plus.mate, plus.other_mate
+    ('plus', 'f(-)')
     """
 
     name: str
