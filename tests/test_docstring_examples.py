@@ -37,6 +37,7 @@ ROOMS = (
 )
 # Public names elsewhere; the members of these classes are another program's interface, which docs/ describe.
 DOORS = (
+    "comparison.measure.measure",
     "comparison.settings.Settings",
     "interop.jax.structure_factors",
     "interop.rewards.StructureFactorReward",
@@ -65,7 +66,7 @@ def _public():
                 found.setdefault(thing, name)
     for door in DOORS:
         module, _, name = door.rpartition(".")
-        needs = {"interop.jax": "jax", "comparison.settings": "cctbx"}.get(module)
+        needs = {"interop.jax": "jax", "comparison.settings": "cctbx", "comparison.measure": "cctbx"}.get(module)
         if needs and importlib.util.find_spec(needs) is None:
             continue
         found.setdefault(getattr(importlib.import_module(f"mmtbx_sfdiff.{module}"), name), name)

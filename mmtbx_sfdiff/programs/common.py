@@ -92,7 +92,7 @@ INPUTS = f"""
   test_flag_value = None
     .type = int
     .expert_level = 3
-    .short_caption = Test flag value
+    .short_caption = Older test flag value
     .help = "Older name of r_free_flags.test_flag_value."
   scattering_table = {choices(SCATTERING_TABLES, "n_gaussian")}
     .type = choice
@@ -119,15 +119,44 @@ INPUTS = f"""
     .short_caption = Shift of the model
     .help = "Fractions of the cell by which the model is moved before anything else."
 """
-LIMITS = """
+D_MIN = """
   d_min = None
     .type = float
     .short_caption = High resolution limit
     .help = "Reflections with smaller d-spacings (Å) are left out."
+"""
+LIMITS = f"""
+  {D_MIN}
   d_max = None
     .type = float
     .short_caption = Low resolution limit
     .help = "Reflections with larger d-spacings (Å) are left out."
+"""
+WAVELENGTH = """
+  wavelength = None
+    .type = float
+    .short_caption = Wavelength
+    .help = "In Å: gives all atoms f' and f'' of the Sasaki tables, and keeps the mates of Bijvoet pairs apart, where the data have \
+            them. Without it they are taken together."
+"""
+REMOVE_OUTLIERS = """
+  remove_outliers = True
+    .type = bool
+    .short_caption = Outlier rejection
+    .help = "Leave outliers, by mmtbx's criteria, out of scales, targets and maps; in files of data they stay."
+"""
+RANDOM_SEED = """
+  random_seed = 0
+    .type = int
+    .short_caption = Random seed
+    .help = "Of all that is random: errors, shifts (shake), new free flags; hydrogens, velocities, training and noise of a latent model."
+"""
+FORCE_FIELD_WEIGHT = """
+  force_field_weight = Auto
+    .type = float
+    .short_caption = Force field weight
+    .help = "Of U / kT of ff14SB with implicit solvent, where it is what restrains. Auto: the best of several, by \
+            cross-validation inside the work set. Needs the libraries of pip install mmtbx_sfdiff[latent]."
 """
 TWIN_LAW = """
   twin_law = Auto

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .common import COMPUTING, DOWNLOAD, INPUTS, TWINS
+from .common import COMPUTING, DOWNLOAD, INPUTS, RANDOM_SEED, REMOVE_OUTLIERS, TWINS, WAVELENGTH
 
 PHIL = f"""
 fmodel {{
@@ -15,20 +15,14 @@ fmodel {{
     .type = float
     .short_caption = Low resolution limit
     .help = "Reflections with larger d-spacings (Å) are left out."
-  wavelength = None
-    .type = float
-    .short_caption = Wavelength
-    .help = "In Å: gives all atoms f' and f'' of the Sasaki tables, and keeps Bijvoet mates apart."
+  {WAVELENGTH}
   scales = *auto mmtbx exponential given
     .type = choice
     .short_caption = Scales
     .help = "mmtbx: bulk-solvent and overall scales from the data, as update_all_scales determines them. \
             exponential: one k_sol, B_sol, scale and tensor from the data. given: those below. \
             auto: mmtbx with data, given without."
-  remove_outliers = True
-    .type = bool
-    .short_caption = Outlier rejection
-    .help = "Leave outliers out of scales and maps (they stay in the file)."
+  {REMOVE_OUTLIERS}
   scale = 1.0
     .type = float
     .short_caption = Overall scale
@@ -58,10 +52,7 @@ fmodel {{
     .short_caption = Fraction of free flags
     .expert_level = 3
     .help = "Older name of r_free_flags.fraction, with r_free_flags.generate=True."
-  random_seed = 0
-    .type = int
-    .short_caption = Random seed
-    .help = "Of random errors and new free flags."
+  {RANDOM_SEED}
   {TWINS}
   {COMPUTING}
   {DOWNLOAD}

@@ -18,7 +18,7 @@ from ..latent.refinement.objective import OBJECTIVES
 from ..latent.refinement.optimise import Settings
 from ..latent.refinement.problem import B_SOURCES
 from ..latent.workdir import STAGES, WorkDir
-from .common import COMPUTING, DOWNLOAD, INPUTS, EntryProgram, choices
+from .common import COMPUTING, D_MIN, DOWNLOAD, FORCE_FIELD_WEIGHT, INPUTS, RANDOM_SEED, EntryProgram, choices
 
 _DEFAULTS = Settings()
 FLOWS = ("linear", "realnvp", "spline")
@@ -37,10 +37,7 @@ latent {{
     .type = bool
     .short_caption = Start anew
     .help = "Remove what this stage left when it ran with other settings or inputs."
-  random_seed = 0
-    .type = int
-    .short_caption = Random seed
-    .help = "Of the stage: hydrogens, velocities, training, starts with noise."
+  {RANDOM_SEED}
   {INPUTS}
   prep {{
     uniprot_id = None
@@ -122,10 +119,7 @@ latent {{
       .help = "ps at the beginning of the dynamics that are not used."
   }}
   refine {{
-    d_min = None
-      .type = float
-      .short_caption = High resolution limit
-      .help = "Reflections with smaller d-spacings (Å) are left out."
+    {D_MIN}
     objective = {choices(OBJECTIVES, _DEFAULTS.objective)}
       .type = choice
       .short_caption = Objective
@@ -162,11 +156,7 @@ latent {{
       .type = int
       .short_caption = Polishing steps
       .help = "Of sites with the force field, at the end; 0 for none."
-    force_field_weight = Auto
-      .type = float
-      .short_caption = Force field weight
-      .help = "Of U / kT while polishing and in baselines. Auto: for each the best of several, by cross-validation inside the \
-              work set."
+    {FORCE_FIELD_WEIGHT}
     turn_side_chains = True
       .type = bool
       .short_caption = Turn side chains

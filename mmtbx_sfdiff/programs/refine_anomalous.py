@@ -12,13 +12,6 @@ from ..files.data import read_data
 from ..real_space.mates import difference_column
 from ..reflections import Reflections
 
-PHIL = """
-  wavelength = None
-    .type = float
-    .short_caption = Wavelength
-    .help = "In Å: gives all atoms f' and f'' of the Sasaki tables, and refines against both mates of Bijvoet pairs, where the data have \
-            them. Without it they are taken together."
-"""
 _RANGE = (0.2, 5.0)  # Å, of the tables' photons that diffract
 
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 from ..refinement import Settings
 from ..refinement.minimize import MINIMIZERS
 from ..refinement.settings import ANISOTROPIC, MASK_UPDATES
-from .common import COMPUTING, DOWNLOAD, INPUTS, LIMITS, TWINS, choices
-from .refine_anomalous import PHIL as ANOMALOUS
+from .common import (
+    COMPUTING,
+    DOWNLOAD,
+    FORCE_FIELD_WEIGHT,
+    INPUTS,
+    LIMITS,
+    RANDOM_SEED,
+    REMOVE_OUTLIERS,
+    TWINS,
+    WAVELENGTH,
+    choices,
+)
 from .refine_model import MODEL_PHIL
 from .refine_restraints import PHIL
 
@@ -16,7 +26,7 @@ refine {{
   {INPUTS}
   {LIMITS}
   {TWINS}
-  {ANOMALOUS}
+  {WAVELENGTH}
   {PHIL}
   {MODEL_PHIL}
   target = *maximum_likelihood least_squares intensity_least_squares
@@ -47,11 +57,11 @@ refine {{
     .help = "At most; each determines scales (and the mask) anew."
   steps = {_DEFAULTS.steps}
     .type = int
-    .short_caption = Steps
+    .short_caption = Steps of a cycle
     .help = "Of the minimiser in each macro-cycle, at most."
   first_d_min = {_DEFAULTS.first_d_min}
     .type = float
-    .short_caption = First resolution limit
+    .short_caption = Resolution limit of the first cycle
     .help = "Of the first macro-cycle, Å (as far as there are enough reflections)."
   resolution_cycles = {_DEFAULTS.resolution_cycles}
     .type = int
@@ -77,30 +87,20 @@ refine {{
             Auto: 0 with restraints of the geometry, 0.5 without."
   learning_rate = {_DEFAULTS.learning_rate:g}
     .type = float
-    .short_caption = Learning rate
+    .short_caption = Learning rate of Adam
     .help = "Of Adam, Å."
   tolerance = {_DEFAULTS.tolerance:g}
     .type = float
     .short_caption = Tolerance
     .help = "Refinement ends when a macro-cycle lowers the target of the work set by less: natural logarithms for each \
             reflection, or a fraction of the sum of squares. The free set does not count."
-  force_field_weight = Auto
-    .type = float
-    .short_caption = Force field weight
-    .help = "With restraints=force_field: of U / kT of ff14SB with implicit solvent. Auto: the best of several, by \
-            cross-validation inside the work set. Needs the libraries of pip install mmtbx_sfdiff[latent]."
-  remove_outliers = True
-    .type = bool
-    .short_caption = Outlier rejection
-    .help = "Leave outliers out, by mmtbx's criteria."
+  {FORCE_FIELD_WEIGHT}
+  {REMOVE_OUTLIERS}
   shake = None
     .type = float
     .short_caption = Random shifts
     .help = "Shift sites at random before refinement, by so many Å (root mean square), to try what is recovered."
-  random_seed = 0
-    .type = int
-    .short_caption = Random seed
-    .help = "Of the random shifts, and of new free flags."
+  {RANDOM_SEED}
   resume = True
     .type = bool
     .short_caption = Resume

@@ -77,24 +77,20 @@ class GivenAtoms:
         found = []
         for first in range(0, n_models, size):
             part = slice(first, first + size)
-            found.append(
-                (
-                    part,
-                    AtomsJob(
-                        setting,
-                        made.bounds,
-                        tuple(x[part] for x in self.parameters),
-                        self.residual[part],
-                        use_u_iso,
-                        use_u_aniso,
-                        site_weights,
-                        type_index,
-                        frame,
-                        limits,
-                        dispersion,
-                    ),
-                )
+            job = AtomsJob(
+                setting=setting,
+                bounds=made.bounds,
+                parameters=tuple(x[part] for x in self.parameters),
+                residual=self.residual[part],
+                use_u_iso=use_u_iso,
+                use_u_aniso=use_u_aniso,
+                site_weights=site_weights,
+                type_index=type_index,
+                frame=frame,
+                limits=limits,
+                dispersion=dispersion,
             )
+            found.append((part, job))
         return found
 
     def values(self) -> torch.Tensor:

@@ -225,6 +225,42 @@ CASES = {
             sfdiff.structure_factors(atoms, crystal, indices, method="fft"); sfdiff.solvent_mask(atoms, crystal)
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0""",
+    "long_life_with_new_crystals": """
+        import gc, resource
+        from cctbx import crystal as cc, xray
+        def one(n):
+            cell = 20 + n * 0.01, 31 + n * 0.013, 37 + n * 0.017, 90, 90, 90
+            other = xray.structure(crystal_symmetry=cc.symmetry(cell, "P 21 21 21"), scatterers=xrs.scatterers())
+            other.scattering_type_registry(table="it1992")
+            given, new = sfdiff.Atoms.from_cctbx(other), sfdiff.Crystal.from_cctbx(other)
+            moved = given.sites_cart.clone().requires_grad_()
+            given = given.replace(sites_cart=moved)
+            f = sfdiff.structure_factors(given, new, indices, method="fft")
+            f_mask = sfdiff.solvent_structure_factors(given, new, indices, grid_step=0.8)
+            (f + f_mask).abs().sum().backward()
+        def resident():
+            gc.collect()
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+        for n in range(150):
+            one(n)
+        before = resident()
+        for n in range(150, 450):
+            one(n)
+        grown = resident() - before
+        assert grown < 30, f'{grown:.0f} MiB more after 300 more crystals'""",
+    "the_switch": """
+        # Python 3.11 reads a .pth file twice in a virtual environment.
+        import os, subprocess, sys
+        import mmtbx_sfdiff_startup as startup
+        line = "import os; os.environ.get('MMTBX_SFDIFF', '0') in ('', '0') or __import__('mmtbx_sfdiff_startup').install()"
+        line = getattr(startup, "LINE", line).strip()
+        begin = "import sys; sys.path[:] = %r" % sys.path
+        use = "from cctbx.development import random_structure as r; from cctbx import sgtbx; import mmtbx.f_model; xrs = r.xray_structure("
+        use += "sgtbx.space_group_info('P 21 21 21'), elements=['C'] * 9, volume_per_atom=60)"
+        script = chr(10).join([begin, line, line, use, "xrs.structure_factors(d_min=3.0).f_calc()"])
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ, MMTBX_SFDIFF="1"))
+        assert done.returncode == 0, done.stderr.strip().splitlines()[-1]""",
     "ctrl_c_in_a_mask": """
         import os, signal, threading, time
         def large():
