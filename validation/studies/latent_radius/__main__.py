@@ -173,6 +173,14 @@ def version():
     return f"{mmtbx_sfdiff.__version__} {digest.hexdigest()[:8]}"
 
 
+def in_turn(entries, rms, seeds):
+    """Every (entry, rms, seed) once, such that wherever it is interrupted the kinds, the sizes and the entries are mixed evenly."""
+    once = [(rms[(shift + 2 * j) % len(rms)], seed) for shift in range(len(rms)) for j, seed in enumerate(seeds)]
+    for turn in range(len(entries)):
+        for k, (target, seed) in enumerate(once):
+            yield entries[(k + turn) % len(entries)], target, seed
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -195,21 +203,20 @@ def main(arguments=None):
     for study in studies.values():
         found = study.benchmark()
         print(f"{study.entry} deposited: {found['r_work']:.4f} / {found['r_free']:.4f}", flush=True)
-    for seed in options.seeds:
-        for target in options.rms:
-            for study in studies.values():
-                try:
-                    study.start(target, seed)
-                except ValueError as error:
-                    print(f"{study.entry}: {error}", flush=True)
-                    continue
-                for method in options.methods:
-                    if end is not None and time.monotonic() > end:
-                        print("Time is up: give the same command again.")
-                        return 3
-                    found, new = study.run(method, target, seed, options.servalcat)
-                    if new:
-                        print(report.line(found), flush=True)
+    for entry, target, seed in in_turn(options.entries, options.rms, options.seeds):
+        study = studies[entry]
+        try:
+            study.start(target, seed)
+        except ValueError as error:
+            print(f"{entry}: {error}", flush=True)
+            continue
+        for method in options.methods:
+            if end is not None and time.monotonic() > end:
+                print("Time is up: give the same command again.")
+                return 3
+            found, new = study.run(method, target, seed, options.servalcat)
+            if new:
+                print(report.line(found), flush=True)
     return 0
 
 
