@@ -147,16 +147,28 @@ def problem_of(subject: Subject) -> Problem:
     )
 
 
+def elastic_prior(subject: Subject) -> ElasticNetwork:
+    """The elastic network of a start."""
+    return ElasticNetwork.from_gemmi(subject.structure, rms=PRIOR_RMS)
+
+
+def with_run(subject: Subject, run: Any) -> FModel:
+    """The start's FModel with sites and B factors of a run."""
+    fmodel = subject.fmodel()
+    return fmodel.with_(
+        atoms=fmodel.atoms.replace(sites_cart=run.sites_cart.to(torch.float64), u_iso=run.b / EIGHT_PI_SQ)
+    )
+
+
 def latent_elastic(subject: Subject, seed: int, settings: SearchSettings = SEARCH) -> tuple[FModel, dict]:
     """The elastic network's torsions by likelihood gain."""
-    prior = ElasticNetwork.from_gemmi(subject.structure, rms=PRIOR_RMS)
+    prior = elastic_prior(subject)
     runs = search(problem_of(subject), prior, settings, seed)
     best = runs[0]
-    fmodel = subject.fmodel()
-    atoms = fmodel.atoms.replace(sites_cart=best.sites_cart.to(torch.float64), u_iso=best.b / EIGHT_PI_SQ)
     facts = {name: best.facts[name] for name in ("test_gain", "start", "screened", "z_norm")}
     facts["other_gains"] = [run.facts["test_gain"] for run in runs[1:]]
-    return fmodel.with_(atoms=atoms), facts | {"n_latent": prior.n_latent, "evaluations": settings.n_steps}
+    facts |= {"temperature": settings.starts[best.facts["start"]][0], "z": best.z.tolist()}
+    return with_run(subject, best), facts | {"n_latent": prior.n_latent, "evaluations": settings.n_steps}
 
 
 def servalcat_jelly(subject: Subject, seed: int, folder: Path | None = None, program: str = "servalcat"):

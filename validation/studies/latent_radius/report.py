@@ -38,6 +38,11 @@ def line(found):
     )
 
 
+def succeeded(record, benchmark):
+    """R-free near that of the deposited model polished alike, and the main chain in its place."""
+    return record["r_free"] <= benchmark["r_free"] + R_FREE and record["rms_main"] <= MAIN
+
+
 def collect(folder):
     """Records of all runs, those that failed too, each with ``success``."""
     found = []
@@ -47,9 +52,7 @@ def collect(folder):
         record = json.loads(path.read_text())
         benchmark = json.loads((path.parent / "deposited.json").read_text())
         record["benchmark"] = benchmark["r_work"], benchmark["r_free"]
-        record["success"] = (
-            "failed" not in record and record["r_free"] <= benchmark["r_free"] + R_FREE and record["rms_main"] <= MAIN
-        )
+        record["success"] = "failed" not in record and succeeded(record, benchmark)
         found.append(record)
     return found
 
