@@ -16,6 +16,7 @@ from ...geometry import DisplacementRestraints, GeometryRestraints
 from ...refinement import History, refine
 from ...refinement import Settings as CycleSettings
 from ...refinement.restraint import LibraryRestraint, adp_weight, bond_target, first_weight
+from .turning import turn_side_chains
 
 
 def library_restraint(structure: Any, d_min: float, library: Any = None, rows: Any = None) -> LibraryRestraint:
@@ -54,6 +55,7 @@ def finish(
     steps: int = 20,
     report: Callable[..., None] | None = None,
     parameters: Any = None,
+    structure: Any = None,
 ) -> tuple[FModel, History]:
     """One macro-cycle at each resolution limit.
 
@@ -70,6 +72,9 @@ def finish(
     report : callable, optional
     parameters : Parameters, optional
         See :func:`mmtbx_sfdiff.refinement.refine`.
+    structure : gemmi.Structure, optional
+        Of the FModel's atoms in their order: before the first macro-cycle but one with all data its side chains are tried in other
+        rotamers (:func:`.turning.turn_side_chains`); that cycle's record has ``side_chains``.
 
     Returns
     -------
@@ -79,7 +84,12 @@ def finish(
     history = History()
     whole = fmodel.reflections
     settings = CycleSettings(cycles=1, steps=steps)
-    for limit in limits:
+    whole_cycles = [number for number, limit in enumerate(limits) if limit is None]
+    turning = whole_cycles[1] if structure is not None and len(whole_cycles) > 1 else None
+    for number, limit in enumerate(limits):
+        moves = None
+        if number == turning:
+            fmodel, moves = turn_side_chains(fmodel, structure, restraint, report)
         data = whole if limit is None else whole.select(whole.d_spacings >= limit)
         part, more = refine(
             fmodel.with_(reflections=data), settings, report=report, restraint=restraint, parameters=parameters
@@ -90,5 +100,7 @@ def finish(
             {**step, "step": len(history.steps) + i, "cycle": shift + 1} for i, step in enumerate(more.steps)
         ]
         history.cycles += [{**cycle, "cycle": shift + 1} for cycle in more.cycles]
+        if moves is not None:
+            history.cycles[-1]["side_chains"] = moves
     fmodel.update_scales()
     return fmodel, history

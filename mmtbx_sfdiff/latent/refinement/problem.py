@@ -175,6 +175,42 @@ def make_problem(
     )
 
 
+def problem_of_structure(structure: Any, fmodel: FModel) -> Problem:
+    """The problem of a model without a force field: all atoms are those that the data see.
+
+    Parameters
+    ----------
+    structure : gemmi.Structure
+        Where it is placed in the crystal.
+    fmodel : FModel
+        Of the same atoms in the same order, isotropic.
+
+    Raises
+    ------
+    ValueError
+        Another number of atoms.
+    """
+    atoms = list(structure[0].all())
+    n = fmodel.atoms.n_atoms
+    if len(atoms) != n:
+        raise ValueError(f"The structure has {len(atoms)} atoms, the FModel {n}: take both from the same file.")
+    chains = {name: k for k, name in enumerate(dict.fromkeys(cra.chain.name for cra in atoms))}
+    of = [(cra.chain.name, str(cra.residue.seqid)) for cra in atoms]
+    residues = {name: k for k, name in enumerate(dict.fromkeys(of))}
+    sites = fmodel.atoms.sites_cart.detach()
+    device = sites.device
+    return Problem(
+        sites_cart=sites.to(torch.float64),
+        rows=torch.arange(n, device=device),
+        chain_index=torch.tensor([chains[name] for name, _ in of], device=device),
+        residue_index=torch.tensor([residues[name] for name in of], device=device),
+        main_chain=is_main_chain([cra.atom.name for cra in atoms]).to(device),
+        b_start=fmodel.atoms.u_iso.detach().to(torch.float64) * EIGHT_PI_SQ,
+        fmodel=fmodel,
+        selection=torch.arange(n, device=device),
+    )
+
+
 def with_reflections(problem: Problem, reflections: Reflections) -> Problem:
     """The problem with other reflections of the same crystal."""
     return dataclasses.replace(problem, fmodel=problem.fmodel.with_(reflections=reflections))

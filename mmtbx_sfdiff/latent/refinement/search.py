@@ -44,6 +44,9 @@ class SearchSettings:
         Of the latent vector, in standard deviations a step.
     fraction : float
         Of the work set, set apart.
+    release : float
+        Factor of the prior's weight in the second round: what data to high resolution ask of stiff torsions the prior is not to
+        forbid.
     """
 
     starts: Sequence[tuple[float, float]] = STARTS
@@ -55,6 +58,7 @@ class SearchSettings:
     kept: int = 2
     learning_rate: float = 0.08
     fraction: float = FRACTION
+    release: float = 0.25
 
     @property
     def n_steps(self) -> int:
@@ -143,6 +147,7 @@ def search(
     found.sort(key=lambda item: -item[0])
     runs = []
     for _, number, model in found[: settings.kept]:
+        model.prior_weight = model.prior_weight * settings.release
         run, gain = _scored(model, parted, long, f"start {number + 1}, all data", report)
         run.facts |= {"test_gain": gain, "start": number}
         runs.append(run)

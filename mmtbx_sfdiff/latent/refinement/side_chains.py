@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -118,17 +118,28 @@ class Rotor:
 
 def rotors(prepared: PreparedModel, device: str | torch.device = "cpu") -> list[Rotor]:
     """The :class:`Rotor` of every side chain that can turn: not in disulfides, proline, or where atoms are missing."""
-    names, residues = prepared.names, prepared.residue_index.tolist()
+    bonds = [(first.index, second.index) for first, second in prepared.topology.bonds()]
+    return rotors_of(prepared.names, prepared.residue_index.tolist(), prepared.residue_names, bonds, device)
+
+
+def rotors_of(
+    names: Sequence[str],
+    residues: Sequence[int],
+    residue_names: Sequence[str],
+    pairs: Iterable[tuple[int, int]],
+    device: str | torch.device = "cpu",
+) -> list[Rotor]:
+    """The same of atoms' names and residues (n,), residues' names, and bonds."""
     atoms: dict[int, dict[str, int]] = {}
     bonds: list[list[int]] = [[] for _ in names]
     for i, residue in enumerate(residues):
         atoms.setdefault(residue, {})[names[i]] = i
-    for first, second in prepared.topology.bonds():
-        bonds[first.index].append(second.index)
-        bonds[second.index].append(first.index)
+    for first, second in pairs:
+        bonds[first].append(second)
+        bonds[second].append(first)
     found = []
     for residue, mine in sorted(atoms.items()):
-        name = prepared.residue_names[residue]
+        name = residue_names[residue]
         name = {"HID": "HIS", "HIE": "HIS", "HIP": "HIS"}.get(name, name)
         along = ("N", "CA", "CB", *CHAINS.get(name, "").split())
         chain = [mine[n] for n in along if n in mine]

@@ -28,7 +28,7 @@ from mmtbx_sfdiff.latent.refinement.b_factors import wilson_b
 
 import gemmi
 
-from validation.studies.latent_radius import methods, report
+from validation.studies.latent_radius import generators, methods, report
 from validation.studies.latent_radius.starts import (
     KINDS,
     main_chain,
@@ -113,6 +113,9 @@ class Study:
         options = {}
         if method == "servalcat_jelly":
             options = {"folder": record.with_suffix(""), "program": servalcat}
+        elif method in methods.WITH_DYNAMICS:
+            options = {"folder": self.folder / "dynamics" / self.entry / f"{target:.1f}_{seed}"}
+            options["folder"].mkdir(parents=True, exist_ok=True)
         try:
             found = self._run(method, structure, seed, record.with_suffix(".pdb"), **options)
         except (ValueError, RuntimeError, subprocess.SubprocessError, OSError, KeyError):
@@ -157,9 +160,21 @@ def _plain(value):
 def settings():
     """What decides a result, by name."""
     names = [
-        name for name in dir(methods) if name.isupper() and name not in ("MASK", "METHODS", "SEARCH", "EIGHT_PI_SQ")
+        name
+        for name in dir(methods)
+        if name.isupper() and name not in ("MASK", "METHODS", "SEARCH", "EIGHT_PI_SQ", "WITH_DYNAMICS", "MENDED")
     ]
-    return {name: getattr(methods, name) for name in names} | {"search": dataclasses.asdict(methods.SEARCH)}
+    force_field = {
+        name: getattr(generators, name) for name in dir(generators) if name.isupper() and name != "EIGHT_PI_SQ"
+    }
+    return (
+        {name: getattr(methods, name) for name in names}
+        | {"with_dynamics": force_field}
+        | {
+            "search": dataclasses.asdict(methods.SEARCH),
+            "mended": dataclasses.asdict(methods.MENDED),
+        }
+    )
 
 
 def version():

@@ -6,10 +6,10 @@
 For starts (entry, target, seed) of the study in FOLDER, by default those that the elastic network has run, if it fails there: what the
 deposited model tells, and no method is told.
 
-    coverage   the latent vector whose model is nearest to the deposited one, with the first 5 to all modes: main chain and all atoms (Å)
+    coverage   the latent vector whose model is nearest to the deposited one, with the first 10, 40 and all modes: main chain and all atoms (Å)
     target     likelihood gain and penalty of the local optimum by that vector ("right") and by the one that the search found, at
                6 Å, 4 Å and all data: where the found one is better, no search would help
-    search     the search's own schedule begun on the way from the start to the right vector, at 1/4, 1/2, 3/4 of it and at it
+    search     the search's own schedule begun on the way from the start to the right vector, at 1/2 and 3/4 of it and at it
     polishing  the common polishing from the right vector's optimum, and from the found one
 
 One JSON record a start, FOLDER/limits/<entry>/<rms>_<seed>.json, not made again.
@@ -37,11 +37,11 @@ from validation.studies.latent_radius import methods, report
 from validation.studies.latent_radius.__main__ import Study, version
 from validation.studies.latent_radius.starts import rms, sites_of, wrong_rotamers
 
-MODES = (5, 10, 20, 40, 80, None)  # None: all
+MODES = (10, 40, None)  # None: all
 LIMITS = (6.0, 4.0, None)  # Å; None: all data
-WAY = (0.25, 0.5, 0.75, 1.0)
+WAY = (0.5, 0.75, 1.0)
 _RIDGE, _ITERATIONS = 1e-4, 150
-_OPTIMUM_STEPS = 60
+_OPTIMUM_STEPS = 40
 
 
 def nearest(prior, truth, main, n_modes=None):

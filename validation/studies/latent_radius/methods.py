@@ -15,7 +15,7 @@ from mmtbx_sfdiff import Atoms, Crystal, FModel
 from mmtbx_sfdiff.atom_arrays import EIGHT_PI_SQ
 from mmtbx_sfdiff.latent.generator.elastic import ElasticNetwork
 from mmtbx_sfdiff.latent.refinement.finish import finish, library_restraint, resolution_limits
-from mmtbx_sfdiff.latent.refinement.problem import Problem
+from mmtbx_sfdiff.latent.refinement.problem import Problem, problem_of_structure
 from mmtbx_sfdiff.latent.refinement.search import SearchSettings, search
 from mmtbx_sfdiff.refinement.parameters import Parameters
 from mmtbx_sfdiff.refinement.restraint import LibraryRestraint
@@ -24,11 +24,13 @@ from mmtbx_sfdiff.reflections import Reflections
 import gemmi
 import numpy as np
 
-from validation.studies.latent_radius.starts import main_chain, sites_of, with_sites
+from validation.studies.latent_radius import generators
+from validation.studies.latent_radius.starts import with_sites
 
 MASK = {"method": "probe_shrink"}
 PRIOR_RMS = 1.0  # Å, of the elastic network at temperature 1; 2 is the other
-SEARCH = SearchSettings()
+SEARCH = SearchSettings(release=1.0)
+MENDED = SearchSettings()  # the prior is released in the second round
 BUDGET = SEARCH.n_steps
 RIGID_STEPS, RIGID_D_MIN = 50, 6.0
 STAGES, FIRST_D_MIN = 15, 6.0  # of the baselines' macro-cycles before polishing
@@ -95,13 +97,16 @@ class JellyBody(LibraryRestraint):
         return total
 
 
-def polished(subject: Subject, fmodel: FModel, report: Any = None) -> tuple[FModel, int]:
-    """The end that all share; and the evaluations that it took."""
+def polished(subject: Subject, fmodel: FModel, turn: bool = False, report: Any = None) -> tuple[FModel, dict]:
+    """The end that all share; and facts: the evaluations that it took, the side chains that were turned."""
     d_min = subject.reflections.d_min
     stages = resolution_limits(d_min, POLISH_FIRST, POLISH_STAGES)
     limits = stages + [None] * (POLISH_CYCLES - len(stages))
-    result, history = finish(fmodel, subject.restraint(), limits, POLISH_STEPS, report)
-    return result, len(history.steps)
+    result, history = finish(
+        fmodel, subject.restraint(), limits, POLISH_STEPS, report, structure=subject.structure if turn else None
+    )
+    turned = [move for cycle in history.cycles for move in cycle.get("side_chains", ())]
+    return result, {"polish_evaluations": len(history.steps), "side_chains_turned": len(turned)}
 
 
 def as_it_is(subject: Subject, seed: int) -> tuple[FModel, dict]:
@@ -131,20 +136,7 @@ def jelly_refine(subject: Subject, seed: int) -> tuple[FModel, dict]:
 
 def problem_of(subject: Subject) -> Problem:
     """For a search: every atom of the start is one of the prior's."""
-    fmodel = subject.fmodel(torch.float32, 1e-3)
-    n = fmodel.atoms.n_atoms
-    residues = [(cra.chain.name, cra.residue.seqid.num, cra.residue.seqid.icode) for cra in subject.structure[0].all()]
-    order = {name: k for k, name in enumerate(dict.fromkeys(residues))}
-    return Problem(
-        sites_cart=sites_of(subject.structure),
-        rows=torch.arange(n),
-        chain_index=torch.from_numpy(subject.chains()),
-        residue_index=torch.tensor([order[name] for name in residues]),
-        main_chain=main_chain(subject.structure),
-        b_start=fmodel.atoms.u_iso.to(torch.float64) * EIGHT_PI_SQ,
-        fmodel=fmodel,
-        selection=torch.arange(n),
-    )
+    return problem_of_structure(subject.structure, subject.fmodel(torch.float32, 1e-3))
 
 
 def elastic_prior(subject: Subject) -> ElasticNetwork:
@@ -169,6 +161,11 @@ def latent_elastic(subject: Subject, seed: int, settings: SearchSettings = SEARC
     facts["other_gains"] = [run.facts["test_gain"] for run in runs[1:]]
     facts |= {"temperature": settings.starts[best.facts["start"]][0], "z": best.z.tolist()}
     return with_run(subject, best), facts | {"n_latent": prior.n_latent, "evaluations": settings.n_steps}
+
+
+def latent_mended(subject: Subject, seed: int) -> tuple[FModel, dict]:
+    """The same with the prior released in the second round; polishing turns side chains, too."""
+    return latent_elastic(subject, seed, MENDED)
 
 
 def servalcat_jelly(subject: Subject, seed: int, folder: Path | None = None, program: str = "servalcat"):
@@ -226,12 +223,32 @@ def _label(cra: gemmi.CRA) -> tuple[str, str, str]:
     return cra.chain.name, str(cra.residue.seqid), cra.atom.name
 
 
+def _latent_of(kind: str) -> Callable[..., tuple[FModel, dict]]:
+    def method(subject: Subject, seed: int, folder: Path) -> tuple[FModel, dict]:
+        return generators.latent(subject, seed, folder, kind, SEARCH)
+
+    return method
+
+
+def _sites_of(kind: str) -> Callable[..., tuple[FModel, dict]]:
+    def method(subject: Subject, seed: int, folder: Path) -> tuple[FModel, dict]:
+        return generators.sites(subject, seed, folder, kind, BUDGET)
+
+    return method
+
+
+TURNED = ("latent_mended",)  # polished with side chains tried in other rotamers
+# Those that need a folder for dynamics and flows, one for each start.
+WITH_DYNAMICS = {f"latent_{kind}": _latent_of(kind) for kind in generators.KINDS}
+WITH_DYNAMICS |= {kind: _sites_of(kind) for kind in ("sites_ff", "average_ff")}
 METHODS: dict[str, Callable[..., tuple[FModel, dict]]] = {
     "latent_elastic": latent_elastic,
+    "latent_mended": latent_mended,
     "rigid_refine": rigid_refine,
     "jelly_refine": jelly_refine,
     "servalcat_jelly": servalcat_jelly,
     "polish": as_it_is,
+    **WITH_DYNAMICS,
 }
 
 
@@ -243,7 +260,7 @@ def run(method: str, subject: Subject, seed: int, **options: Any) -> tuple[FMode
     r_before = fmodel.r_factors()
     before = fmodel.atoms.sites_cart.detach().clone()
     middle = time.perf_counter()
-    result, evaluations = polished(subject, fmodel)
+    result, ended = polished(subject, fmodel, turn=method in TURNED)
     facts |= {
         "r_before_polish": r_before,
         "seconds": {
@@ -251,7 +268,7 @@ def run(method: str, subject: Subject, seed: int, **options: Any) -> tuple[FMode
             "polish": time.perf_counter() - middle,
             "cpu": time.process_time() - begin[1],
         },
-        "polish_evaluations": evaluations,
+        **ended,
         "sites_before": before,
     }
     return result, facts
