@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -182,11 +184,11 @@ output {{
 """
 
 
-def stage_arguments(arguments):
+def stage_arguments(arguments: Sequence[str]) -> list[str]:
     """The first two words of the command line, a stage and a folder, as parameters."""
     words = [a for a in arguments[:2] if "=" not in a and not a.startswith("-")]
     if not words:
-        return arguments
+        return list(arguments)
     if words[0] not in STAGES:
         raise Sorry(f"{words[0]} is not a stage: the first word is one of {', '.join(STAGES)}, the second a folder.")
     if len(words) < 2:
@@ -214,7 +216,7 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
     master_phil_str = _PHIL
     interrupted = "Interrupted: the same command goes on where it was."
 
-    def validate(self):
+    def validate(self) -> None:
         """Everything that can be wrong with the parameters, before any work."""
         params = self.inputs
         if not params.stage or not params.workdir:
@@ -249,10 +251,11 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
                 raise Sorry(str(error)) from None
         check_writable([self.work.path / params.stage / "stage.json"])
 
-    def _check_prep(self):
+    def _check_prep(self) -> None:
         params = self.inputs
         if not params.prep.uniprot_id:
-            return self.check_inputs()
+            self.check_inputs()
+            return
         if params.model_file or params.demo:
             raise Sorry("Give a model file or uniprot_id, not both.")
         if bool(params.data_file) == bool(params.entry_id):
@@ -263,7 +266,7 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
                 "superpose_on, for example from molecular replacement."
             )
 
-    def _check_numbers(self):
+    def _check_numbers(self) -> None:
         positive = (0, math.inf, False)
         limits = {
             "md": {
@@ -302,7 +305,7 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
                 if value in (None, Auto) or not low <= value <= high or (low == 0 and value == 0):
                     raise Sorry(f"{scope}.{name}={value} is not possible: see mmtbx_sfdiff.latent --show-defaults.")
 
-    def run(self):
+    def run(self) -> None:
         # Imports OpenMM's users: only when a stage runs.
         from ..latent import workflow
 
@@ -324,14 +327,14 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
                 raise Sorry(f"The device {self.inputs.device} has too little free memory: use device=cpu.") from None
         self._json = json.dumps(self.result, indent=1, ensure_ascii=False) + "\n"
 
-    def _model_and_data(self, report):
+    def _model_and_data(self, report: Callable[..., None]) -> Any:
         """Paths of both; downloads what is asked for."""
         params = self.inputs
         report("model and data", None)
         if not params.prep.uniprot_id:
             if params.demo:
                 raise Sorry("There is no demonstration of this program: give a model and a data file, or a PDB entry.")
-            return self.find_files(None, report)
+            return self.find_files(self.work.path, report)
         data = params.data_file
         if not data:
             data = find_entry(
@@ -346,12 +349,12 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
             data,
         )
 
-    def say(self, *words):
+    def say(self, *words: Any) -> None:
         print(*words, file=self.logger)
         if hasattr(self.logger, "flush"):
             self.logger.flush()
 
     @property
-    def verbose(self):
+    def verbose(self) -> bool:
         """Whether lines of progress belong into the output: not where a bar shows it."""
         return not self.on_terminal(sys.stderr)

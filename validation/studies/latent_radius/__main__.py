@@ -2,6 +2,7 @@
 
     python -m validation.studies.latent_radius FOLDER [--entries 1aie 6jqs 1g1j 3ds1] [--seeds 0 1 2] [--rms 1.0 1.5 2.0 2.5 3.0]
         [--methods ...] [--minutes 180] [--library FOLDER] [--servalcat PATH]
+    python -m validation.studies.latent_radius FOLDER --device cuda --minutes 5 --methods latent_elastic rigid_refine jelly_refine
     python -m validation.studies.latent_radius FOLDER --report [--out docs/figures]
 
 Every start (FOLDER/starts/<entry>/<rms>_<seed>.pdb and .json) and every run (FOLDER/runs/<entry>/<rms>_<seed>_<method>.json and .pdb) is kept as it
@@ -49,8 +50,8 @@ CHEAP = ("latent_elastic", "rigid_refine", "jelly_refine", "servalcat_jelly")
 class Study:
     """An entry's data, its deposited protein, and the folder where everything is kept."""
 
-    def __init__(self, folder, entry, d_min=None, library=None):
-        self.folder, self.entry, self.library = Path(folder), entry, library
+    def __init__(self, folder, entry, d_min=None, library=None, device="cpu"):
+        self.folder, self.entry, self.library, self.device = Path(folder), entry, library, device
         files = find_entry(entry, download=False)
         fmodel = FModel.from_files(files.model, files.data)
         reflections = fmodel.reflections
@@ -72,10 +73,11 @@ class Study:
         dataset.mtz_object().write(str(self.data))
 
     def subject(self, structure):
-        return methods.Subject(structure, self.reflections, self.data, self.library)
+        return methods.Subject(structure, self.reflections, self.data, self.library, self.device)
 
     def overall_b(self):
-        return wilson_b(self.subject(self.deposited).fmodel().atoms, self.reflections)
+        on_cpu = dataclasses.replace(self.subject(self.deposited), device="cpu")
+        return wilson_b(on_cpu.fmodel().atoms, self.reflections)
 
     def start(self, target, seed):
         """(structure, facts), made once."""
@@ -127,11 +129,14 @@ class Study:
     def _run(self, method, structure, seed, output, **options):
         subject = self.subject(structure)
         fmodel, facts = methods.run(method, subject, seed, **options)
+        if self.device != "cpu":
+            fmodel = fmodel.to(device="cpu")
+            fmodel.update_scales()
         sites = fmodel.atoms.sites_cart.detach().to(torch.float64)
         before = facts.pop("sites_before").to(torch.float64)
         every = torch.ones_like(self.main)
         r_work, r_free = fmodel.r_factors()
-        measured = subject.restraint().geometry.rms(sites)
+        measured = dataclasses.replace(subject, device="cpu").restraint().geometry.rms(sites)
         if output is not None:
             write_all({output: with_sites(structure, sites).make_pdb_string().encode()})
         return {
@@ -149,6 +154,7 @@ class Study:
             "settings": settings(),
             "version": version(),
             "load": os.getloadavg()[0],
+            "device": self.device,
             **{name: _plain(value) for name, value in facts.items()},
         }
 
@@ -206,6 +212,7 @@ def main(arguments=None):
     parser.add_argument("--minutes", type=float, help="nothing begins after so long")
     parser.add_argument("--library", help="of monomers")
     parser.add_argument("--servalcat", default="servalcat", help="the program, of its own environment")
+    parser.add_argument("--device", default="cpu", help="of methods but servalcat and those with dynamics")
     parser.add_argument("--report", action="store_true", help="only what is there: table, curves, figure")
     parser.add_argument("--out", type=Path, help="of the report; by default the folder")
     options = parser.parse_args(arguments)
@@ -214,7 +221,9 @@ def main(arguments=None):
         return 0
     torch.set_num_threads(1)
     end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    studies = {entry: Study(options.folder, entry, library=options.library) for entry in options.entries}
+    studies = {
+        entry: Study(options.folder, entry, library=options.library, device=options.device) for entry in options.entries
+    }
     for study in studies.values():
         found = study.benchmark()
         print(f"{study.entry} deposited: {found['r_work']:.4f} / {found['r_free']:.4f}", flush=True)

@@ -12,7 +12,7 @@ deposited model tells, and no method is told.
     search     the search's own schedule begun on the way from the start to the right vector, at 1/2 and 3/4 of it and at it
     polishing  the common polishing from the right vector's optimum, and from the found one
 
-One JSON record a start, FOLDER/limits/<entry>/<rms>_<seed>.json, not made again.
+One JSON record a start, FOLDER/limits/<entry>/<rms>_<seed>.json; what it has is not made again, what all starts lack comes first.
 """
 
 import argparse
@@ -88,19 +88,6 @@ def coverage(prior, truth, main):
     return rows, z
 
 
-def _model(problem, prior, z, target, temperature):
-    return LatentModel(
-        prior,
-        z,
-        problem.rows,
-        problem.residue_b(),
-        problem.chain_index,
-        target,
-        temperature**-2,
-        temperature,
-    )
-
-
 def optimum(problem, model, d_min):
     """The local optimum at one resolution limit: (gain of the work set, penalty), nats, and the run."""
     reflections = problem.fmodel.reflections
@@ -139,77 +126,103 @@ def along(problem, model):
     return run_model(model, experiment, settings, "on the way")
 
 
-def of_start(study, target_rms, seed, found):
-    """The record of one start, with what the elastic network's run left: its record and its sites."""
-    structure, facts = study.start(target_rms, seed)
-    subject, truth, main = study.subject(structure), study.truth, study.main
-    every = torch.ones_like(main)
-    problem = methods.problem_of(subject)
+class Start:
+    """A start and what the elastic network's run left of it: its record, and its sites as ``sites``."""
 
-    def errors(sites):
-        return {"main": rms(sites, truth, main), "all": rms(sites, truth, every, main)}
+    def __init__(self, study, target_rms, seed, found):
+        structure, self.facts = study.start(target_rms, seed)
+        self.study, self.found, self.subject = study, found, study.subject(structure)
+        self.prior, self.temperature = methods.elastic_prior(self.subject), found["temperature"]
+        self.problem = methods.problem_of(self.subject)
+        self.right = nearest(self.prior, study.truth, study.main)
 
-    def polished(fmodel):
+    def head(self):
+        """What is known without computing anything."""
+        names = "rms_main_before_polish", "z_norm", "temperature", "test_gain", "screened"
+        benchmark = self.study.benchmark()
+        return {
+            "entry": self.study.entry,
+            "start": self.facts,
+            "n_latent": self.prior.n_latent,
+            "found": {name: self.found[name] for name in names},
+            "benchmark": [benchmark["r_work"], benchmark["r_free"]],
+            "version": version(),
+        }
+
+    def errors(self, sites):
+        sites, truth, main = sites.detach().to(torch.float64), self.study.truth, self.study.main
+        return {"main": rms(sites, truth, main), "all": rms(sites, truth, torch.ones_like(main), main)}
+
+    def model(self, z, place):
+        return LatentModel(
+            self.prior,
+            z,
+            self.problem.rows,
+            self.problem.residue_b(),
+            self.problem.chain_index,
+            place,
+            self.temperature**-2,
+            self.temperature,
+        )
+
+    def coverage(self):
+        return coverage(self.prior, self.study.truth, self.study.main)[0]
+
+    def targets(self):
+        result = []
+        ends = {
+            "right": (self.right, self.study.truth),
+            "found": (torch.tensor(self.found["z"], dtype=torch.float64), self.found["sites"]),
+        }
+        for d_min in LIMITS:
+            row = {"d_min": d_min}
+            for name, begin in ends.items():
+                gain, penalty, run = optimum(self.problem, self.model(*begin), d_min)
+                row[name] = {"gain": gain, "penalty": penalty, **self.errors(run.sites_cart)}
+            result.append(row)
+        return result
+
+    def polished(self):
+        _, _, run = optimum(self.problem, self.model(self.right, self.study.truth), None)
+        fmodel = methods.with_run(self.subject, run)
         fmodel.update_scales()
-        result, _ = methods.polished(subject, fmodel)
+        result, _ = methods.polished(self.subject, fmodel)
         sites = result.atoms.sites_cart.detach().to(torch.float64)
         r_work, r_free = result.r_factors()
-        wrong = wrong_rotamers(study.deposited, sites, truth)
-        return {"r_work": float(r_work), "r_free": float(r_free), "rotamers_wrong": wrong, **errors(sites)}
+        wrong = wrong_rotamers(self.study.deposited, sites, self.study.truth)
+        names = "r_work", "r_free", "rotamers_wrong"
+        return {
+            "right": {"r_work": float(r_work), "r_free": float(r_free), "rotamers_wrong": wrong, **self.errors(sites)},
+            "found": {"main": self.found["rms_main"], "all": self.found["rms_all"]}
+            | {name: self.found[name] for name in names},
+        }
 
-    prior, temperature = methods.elastic_prior(subject), found["temperature"]
-    found_z, found_sites = torch.tensor(found["z"], dtype=torch.float64), found["sites"]
-    covered, right = coverage(prior, truth, main)
-    targets = []
-    for d_min in LIMITS:
-        row, last = {"d_min": d_min}, {}
-        for name, z, place in (
-            ("right", right, truth),
-            ("found", found_z, found_sites),
-        ):
-            gain, penalty, last[name] = optimum(problem, _model(problem, prior, z, place, temperature), d_min)
-            row[name] = {"gain": gain, "penalty": penalty, **errors(last[name].sites_cart.to(torch.float64))}
-        targets.append(row)
-    way = []
-    for part in WAY:
-        z = part * right
-        begin = errors(prior.decode(z)[0])
-        run = along(problem, _model(problem, prior, z, problem.sites_cart, temperature))
-        way.append(
-            {
-                "part": part,
-                "distance": float((z - right).norm()) / prior.n_latent**0.5,
-                "begin": begin,
-                "end": errors(run.sites_cart.to(torch.float64)),
-                "gain": -run.objective,
-            }
-        )
-    return {
-        "entry": study.entry,
-        "start": facts,
-        "n_latent": prior.n_latent,
-        "coverage": covered,
-        "found": {
-            name: found[name] for name in ("rms_main_before_polish", "z_norm", "temperature", "test_gain", "screened")
-        },
-        "targets": targets,
-        "way": way,
-        "polished": {
-            "right": polished(methods.with_run(subject, last["right"])),
-            "found": {
-                "main": found["rms_main"],
-                "all": found["rms_all"],
-                **{name: found[name] for name in ("r_work", "r_free", "rotamers_wrong")},
-            },
-        },
-        "benchmark": [study.benchmark()["r_work"], study.benchmark()["r_free"]],
-        "version": version(),
-    }
+    def way(self):
+        result = []
+        for part in WAY:
+            z = part * self.right
+            run = along(self.problem, self.model(z, self.problem.sites_cart))
+            result.append(
+                {
+                    "part": part,
+                    "distance": float((z - self.right).norm()) / self.prior.n_latent**0.5,
+                    "begin": self.errors(self.prior.decode(z)[0]),
+                    "end": self.errors(run.sites_cart),
+                    "gain": -run.objective,
+                }
+            )
+        return result
+
+
+# All starts have the first of these before any has the next, so that an interrupted study has something of each.
+PARTS = (("coverage", "targets"), ("polished",), ("way",))
 
 
 def verdict(record):
-    """What limits a start, in a word, by the order in which a limit makes the next ones void."""
+    """What limits a start, in a word, by the order in which a limit makes the next ones void; "-" before all is known."""
     bar = record["benchmark"][1] + report.R_FREE
+    if "polished" not in record:
+        return "-"
 
     def succeeds(end):
         return end["r_free"] <= bar and end["main"] <= report.MAIN
@@ -246,27 +259,63 @@ def collect(folder):
 
 def table(records):
     """One row a start, as text."""
-    head = (
-        f"{'start':22s} {'nearest model, Å, with':>30s}   {'gain less penalty, right - found, nats':>38s}   {'ends right':>12s}   "
-        f"{'polished R-free (main, Å)':>33s}\n"
-        f"{'':22s} {'10':>9s} {'40':>9s} {'all modes':>10s}   {'6 Å':>12s} {'4 Å':>12s} {'all data':>12s}   {'from, Å':>12s}   "
-        f"{'from right':>16s} {'from found':>16s}   limit"
-    )
-    out = [head]
+    out = [
+        "right - found: likelihood gain, in brackets less the penalty (nats), of the local optima by the nearest vector and by the found one",
+        "",
+        f"{'start':23s}{'nearest model with 10, 40,':>30s}   {'right - found, 6 Å':>18s} {'4 Å':>18s} {'all data':>18s}   {'search ends':>12s}   "
+        f"{'R-free (main, Å) polished':>32s}",
+        f"{'':23s}{'all modes: main (all), Å':>30s}   {'':18s} {'':18s} {'':18s}   {'right from, Å':>13s}  "
+        f"{'from right':>16s} {'from found':>15s}   limit",
+    ]
     for record in records:
         start = record["start"]
         rows = {row["modes"]: row for row in record["coverage"]}
         near = [f"{rows[n]['main']:.2f}" if n in rows else "-" for n in (10, 40)]
         last = record["coverage"][-1]
-        differences = [f"{_posterior(row['right']) - _posterior(row['found']):+.0f}" for row in record["targets"]]
-        reached = radius(record)
-        ends = [f"{end['r_free']:.3f} ({end['main']:.2f})" for end in record["polished"].values()]
+        differences = []
+        for row in record["targets"]:
+            gain = row["right"]["gain"] - row["found"]["gain"]
+            differences.append(f"{gain:+.0f} ({_posterior(row['right']) - _posterior(row['found']):+.0f})")
+        if "way" in record:
+            reached = radius(record)
+            reached = "nowhere" if reached is None else f"{reached[0]:.2f}"
+        else:
+            reached = "-"
+        ends = [f"{end['r_free']:.3f} ({end['main']:.2f})" for end in record.get("polished", {}).values()] or ["-", "-"]
+        covered = f"{near[0]} {near[1]} {last['main']:.2f} ({last['all']:.2f})"
         out.append(
-            f"{record['entry']} {start['kind']:9s}{start['rms_main']:5.2f} Å  {near[0]:>9s} {near[1]:>9s} "
-            f"{last['main']:4.2f}/{last['all']:4.2f}   " + " ".join(f"{d:>12s}" for d in differences) + "   "
-            f"{'nowhere' if reached is None else f'{reached[0]:.2f}':>12s}   {ends[0]:>16s} {ends[1]:>16s}   {verdict(record)}"
+            f"{record['entry']} {start['kind']:9s}{start['rms_main']:5.2f} Å {covered:>31s}   "
+            + " ".join(f"{d:>18s}" for d in differences)
+            + f"   {reached:>12s}   {ends[0]:>16s} {ends[1]:>15s}   {verdict(record)}"
         )
     return "\n".join(out)
+
+
+def _extend(options, name, parts, studies, begun):
+    """Add some parts to the record of a start, if the elastic network fails there."""
+    entry, target, seed = name
+    path = options.folder / "limits" / entry / f"{target:.1f}_{seed}.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    missing = [part for part in parts if part not in record]
+    if not missing:
+        return
+    if entry not in studies:
+        studies[entry] = Study(options.folder, entry, library=options.library)
+    study = studies[entry]
+    found, new = study.run("latent_elastic", target, seed, None)
+    if new:
+        print(report.line(found), flush=True)
+    if "failed" in found or report.succeeded(found, study.benchmark()) or "z" not in found:
+        return
+    if name not in begun:
+        model = gemmi.read_structure(str(options.folder / "runs" / entry / f"{target:.1f}_{seed}_latent_elastic.pdb"))
+        begun[name] = Start(study, target, seed, found | {"sites": sites_of(model)})
+    record = begun[name].head() | record
+    for part in missing:
+        record[part] = getattr(begun[name], part)()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_all({path: json.dumps(record, indent=1).encode()})
+    print(table([record]).splitlines()[-1], flush=True)
 
 
 def main(arguments=None):
@@ -283,27 +332,14 @@ def main(arguments=None):
         runs = [r for r in report.collect(options.folder) if r["method"] == "latent_elastic" and "failed" not in r]
         starts = [(r["entry"], r["start"]["target_rms"], r["start"]["seed"]) for r in runs if not r["success"]]
     end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    studies = {}
     torch.set_num_threads(1)
-    for entry, target, seed in () if options.report else starts:
-        path = options.folder / "limits" / entry / f"{target:.1f}_{seed}.json"
-        if path.is_file():
-            continue
-        if end is not None and time.monotonic() > end:
-            print("Time is up: give the same command again.")
-            return 3
-        study = studies.setdefault(entry, None) or Study(options.folder, entry, library=options.library)
-        studies[entry] = study
-        found, new = study.run("latent_elastic", target, seed, None)
-        if new:
-            print(report.line(found), flush=True)
-        if "failed" in found or report.succeeded(found, study.benchmark()):
-            continue
-        model = gemmi.read_structure(str(options.folder / "runs" / entry / f"{target:.1f}_{seed}_latent_elastic.pdb"))
-        made = of_start(study, target, seed, found | {"sites": sites_of(model)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_all({path: json.dumps(made, indent=1).encode()})
-        print(table([made]).splitlines()[-1], flush=True)
+    studies, begun = {}, {}
+    for parts in () if options.report else PARTS:
+        for name in starts:
+            if end is not None and time.monotonic() > end:
+                print("Time is up: give the same command again.")
+                return 3
+            _extend(options, name, parts, studies, begun)
     records = collect(options.folder)
     if records:
         text = table(records)

@@ -50,22 +50,31 @@ class Subject:
     reflections : Reflections
     data : Path
         The same as MTZ: FP, SIGFP, FREE (0 is free).
+    library : str, optional
+        Of monomers.
+    device : str
+        Where methods compute but servalcat and those with dynamics.
     """
 
     structure: gemmi.Structure
     reflections: Reflections
     data: Path
     library: str | None = None
+    device: str = "cpu"
 
     def fmodel(self, dtype: torch.dtype = torch.float64, accuracy: float = 1e-4) -> FModel:
         """Of the start."""
         crystal = Crystal.from_gemmi(self.structure)
         d_min = self.reflections.d_min
         atoms = Atoms.from_gemmi(self.structure, d_min=d_min, crystal=crystal, dtype=dtype)
-        return FModel(atoms, self.reflections.to(dtype=dtype), mask=MASK, method="fft", accuracy=accuracy)
+        fmodel = FModel(atoms, self.reflections.to(dtype=dtype), mask=MASK, method="fft", accuracy=accuracy)
+        return fmodel if self.device == "cpu" else fmodel.to(device=self.device)
 
     def restraint(self) -> LibraryRestraint:
-        return library_restraint(self.structure, self.reflections.d_min, self.library)
+        held = library_restraint(self.structure, self.reflections.d_min, self.library)
+        held.geometry.to(self.device)
+        held.displacements.to(self.device)
+        return held
 
     def chains(self) -> np.ndarray:
         """(n,) number of the chain of each atom."""
@@ -131,7 +140,7 @@ def rigid_refine(subject: Subject, seed: int) -> tuple[FModel, dict]:
 def jelly_refine(subject: Subject, seed: int) -> tuple[FModel, dict]:
     """The same with jelly-body springs."""
     held = subject.restraint()
-    return _staged(subject, JellyBody(held, torch.from_numpy(subject.chains())))
+    return _staged(subject, JellyBody(held, torch.from_numpy(subject.chains()).to(subject.device)))
 
 
 def problem_of(subject: Subject) -> Problem:
@@ -141,7 +150,7 @@ def problem_of(subject: Subject) -> Problem:
 
 def elastic_prior(subject: Subject) -> ElasticNetwork:
     """The elastic network of a start."""
-    return ElasticNetwork.from_gemmi(subject.structure, rms=PRIOR_RMS)
+    return ElasticNetwork.from_gemmi(subject.structure, rms=PRIOR_RMS).to(subject.device)
 
 
 def with_run(subject: Subject, run: Any) -> FModel:
@@ -258,7 +267,7 @@ def run(method: str, subject: Subject, seed: int, **options: Any) -> tuple[FMode
     fmodel, facts = METHODS[method](subject, seed, **options)
     fmodel.update_scales()
     r_before = fmodel.r_factors()
-    before = fmodel.atoms.sites_cart.detach().clone()
+    before = fmodel.atoms.sites_cart.detach().cpu().clone()
     middle = time.perf_counter()
     result, ended = polished(subject, fmodel, turn=method in TURNED)
     facts |= {
