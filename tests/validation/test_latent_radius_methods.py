@@ -41,7 +41,7 @@ def subject(monkeypatch):
     for module, values in (
         (methods, {"SEARCH": TINY, "BUDGET": 16, "RIGID_STEPS": 2, "STAGES": 2, "POLISH_CYCLES": 2, "POLISH_STEPS": 2}),
         (methods, {"POLISH_STAGES": 2}),
-        (generators, {"SHORT": 0.4, "LONG": 0.8, "SKIP": 0.1, "INTERVAL": 0.02, "LIKELIHOOD_STEPS": 2}),
+        (generators, {"SHORT": 0.4, "LONG": 0.8, "SKIP": 0.1, "INTERVAL": 0.024, "LIKELIHOOD_STEPS": 2}),
         (generators, {"ENERGY_STEPS": 2, "ENERGY_SAMPLES": 2}),
     ):
         for name, value in values.items():
