@@ -2,7 +2,7 @@
 
 A tenth of the work set is set apart. Every start, a latent vector with its temperature T (the prior is T times as wide), is refined from
 low resolution to a middle one by likelihood gain, with rigid bodies first and the mask following every step; those under which the
-reflections set apart are likeliest go on to the limit of the data, and the likeliest of them is taken. The free set has no part in it.
+reflections set apart are likeliest go on to the limit of the data, where the prior weighs little, and the likeliest of them is taken. The free set has no part in it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class SearchSettings:
     fraction : float
         Of the work set, set apart.
     release : float
-        Factor of the prior's weight in the second round: what data to high resolution ask of stiff torsions the prior is not to
-        forbid.
+        Factor of the prior's weight in the second round, from 0 to 1: what data to high resolution ask of stiff torsions and of side
+        chains the prior is not to forbid.
     """
 
     starts: Sequence[tuple[float, float]] = STARTS
@@ -58,7 +58,7 @@ class SearchSettings:
     kept: int = 2
     learning_rate: float = 0.08
     fraction: float = FRACTION
-    release: float = 0.25
+    release: float = 0.06
 
     @property
     def n_steps(self) -> int:
@@ -96,10 +96,12 @@ def search(
     Raises
     ------
     ValueError
-        No starts; too few reflections to set a part of them apart.
+        No starts; a release that is no fraction; too few reflections to set a part of them apart.
     """
     if not settings.starts or settings.kept < 1:
         raise ValueError("A search needs at least one start, and one that goes on.")
+    if not 0 <= settings.release <= 1:
+        raise ValueError(f"release must be between 0 and 1, not {settings.release!r}.")
     parted = with_reflections(problem, with_test_set(problem.fmodel.reflections, settings.fraction, seed))
     reflections = parted.fmodel.reflections
     middle = with_reflections(parted, reflections.select(reflections.d_spacings >= settings.middle_d_min))

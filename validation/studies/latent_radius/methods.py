@@ -30,8 +30,7 @@ from validation.studies.latent_radius.starts import with_sites
 MASK = {"method": "probe_shrink"}
 PRIOR_RMS = 1.0  # Å, of the elastic network at temperature 1; 2 is the other
 SEARCH = SearchSettings(release=1.0)
-# What the limits of SEARCH suggest: a prior two and four times as wide, released once all data are in.
-MENDED = SearchSettings(starts=((2.0, 0.0), (4.0, 0.0), (2.0, 0.35), (4.0, 0.25), (2.0, 0.35), (4.0, 0.25)))
+MENDED = SearchSettings()  # what the limits of SEARCH suggest: the prior is released once all data are in
 BUDGET = SEARCH.n_steps
 RIGID_STEPS, RIGID_D_MIN = 50, 6.0
 STAGES, FIRST_D_MIN = 15, 6.0  # of the baselines' macro-cycles before polishing
@@ -174,7 +173,7 @@ def latent_elastic(subject: Subject, seed: int, settings: SearchSettings = SEARC
 
 
 def latent_mended(subject: Subject, seed: int) -> tuple[FModel, dict]:
-    """The same with a wider prior, which is released in the second round; polishing turns side chains, too."""
+    """The same with the prior released in the second round; polishing turns side chains, too."""
     return latent_elastic(subject, seed, MENDED)
 
 

@@ -21,7 +21,7 @@ NAMES = {
     "rigid_refine": "rigid bodies, refine",
     "jelly_refine": "refine with jelly body",
     "servalcat_jelly": "servalcat --jellybody",
-    "latent_mended": "the same, prior widened",
+    "latent_mended": "the same, prior released",
     "latent_linear": "latent, linear flow",
     "latent_linear_long": "latent, long linear flow",
     "latent_realnvp": "latent, RealNVP",
