@@ -73,7 +73,7 @@ def finish(
     parameters : Parameters, optional
         See :func:`mmtbx_sfdiff.refinement.refine`.
     structure : gemmi.Structure, optional
-        Of the FModel's atoms in their order: before the first macro-cycle but one with all data its side chains are tried in other
+        Of the FModel's atoms in their order: before the first macro-cycle with all data its side chains are tried in other
         rotamers (:func:`.turning.turn_side_chains`); that cycle's record has ``side_chains``.
 
     Returns
@@ -84,8 +84,7 @@ def finish(
     history = History()
     whole = fmodel.reflections
     settings = CycleSettings(cycles=1, steps=steps)
-    whole_cycles = [number for number, limit in enumerate(limits) if limit is None]
-    turning = whole_cycles[1] if structure is not None and len(whole_cycles) > 1 else None
+    turning = list(limits).index(None) if structure is not None and None in limits else None
     for number, limit in enumerate(limits):
         moves = None
         if number == turning:

@@ -2,7 +2,8 @@
 
 A tenth of the work set is set apart. Every start, a latent vector with its temperature T (the prior is T times as wide), is refined from
 low resolution to a middle one by likelihood gain, with rigid bodies first and the mask following every step; those under which the
-reflections set apart are likeliest go on to the limit of the data, where the prior weighs little, and the likeliest of them is taken. The free set has no part in it.
+reflections set apart are likeliest go on to the limit of the data, where the prior weighs little, and the likeliest of them is taken. The
+free set has no part in it.
 """
 
 from __future__ import annotations
