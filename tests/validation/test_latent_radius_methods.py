@@ -94,12 +94,12 @@ def test_the_nearest_model_of_the_prior_is_found_and_more_modes_come_nearer():
 def test_the_first_limit_that_holds_is_named():
     good, bad = {"r_free": 0.25, "main": 0.2}, {"r_free": 0.50, "main": 1.5}
 
-    def record(right, found, near=0.1, gains=(100.0, 50.0)):
+    def record(right, found, near=0.1, gains=(100.0, 50.0), low=None):
         last = {name: {"gain": gain, "penalty": 10.0} for name, gain in zip(("right", "found"), gains)}
         return {
             "benchmark": [0.2, 0.25],
             "coverage": [{"main": near}],
-            "targets": [last],
+            "targets": [low or last, last],
             "polished": {"right": right, "found": found},
         }
 
@@ -107,7 +107,10 @@ def test_the_first_limit_that_holds_is_named():
     assert limits.verdict(record(bad, bad)) == "polishing"
     assert limits.verdict(record(good, {"r_free": 0.33, "main": 0.3})) == "polishing"
     assert limits.verdict(record(good, bad, gains=(50.0, 100.0))) == "target"
+    weak = {"right": {"gain": 20.0, "penalty": 90.0}, "found": {"gain": 15.0, "penalty": 5.0}}
+    assert limits.verdict(record(good, bad, low=weak)) == "target at low resolution"
     assert limits.verdict(record(good, bad)) == "search"
+    assert limits.verdict({"benchmark": [0.2, 0.25], "coverage": [{"main": 0.1}]}) == "-"
 
 
 def test_a_run_of_the_elastic_network_says_where_it_ended(subject):

@@ -59,7 +59,7 @@ class SearchSettings:
     kept: int = 2
     learning_rate: float = 0.08
     fraction: float = FRACTION
-    release: float = 0.06
+    release: float = 1 / 16
 
     @property
     def n_steps(self) -> int:

@@ -8,7 +8,8 @@ deposited model tells, and no method is told.
 
     coverage   the latent vector whose model is nearest to the deposited one, with the first 10, 40 and all modes: main chain and all atoms (Å)
     target     likelihood gain and penalty of the local optimum by that vector ("right") and by the one that the search found, at
-               6 Å, 4 Å and all data: where the found one is better, no search would help
+               6 Å, 4 Å and all data: where the found one is better with all data, no search would help; where it is at low resolution,
+               none that begins there
     search     the search's own schedule begun on the way from the start to the right vector, at 1/2 and 3/4 of it and at it
     polishing  the common polishing from the right vector's optimum, and from the found one
 
@@ -232,10 +233,10 @@ def verdict(record):
         return "coverage" if record["coverage"][-1]["main"] > report.MAIN else "polishing"
     if found["main"] <= report.MAIN:
         return "polishing"
-    last = record["targets"][-1]
-    if _posterior(last["found"]) > _posterior(last["right"]):
+    *low, last = [_posterior(row["found"]) > _posterior(row["right"]) for row in record["targets"]]
+    if last:
         return "target"
-    return "search"
+    return "target at low resolution" if low and all(low) else "search"
 
 
 def _posterior(value):
@@ -291,6 +292,27 @@ def table(records):
     return "\n".join(out)
 
 
+def rst(records):
+    """The same, shorter, as a table for the docs."""
+    rows = [["start", "nearest", "6 Å", "4 Å", "all data", "ends right from", "from right", "from found", "limit"]]
+    for line in sorted(records, key=lambda r: r["start"]["rms_main"]):
+        start = line["start"]
+        gains = []
+        for row in line["targets"]:
+            gain = row["right"]["gain"] - row["found"]["gain"]
+            gains.append(f"{gain:+.0f} ({_posterior(row['right']) - _posterior(row['found']):+.0f})")
+        reached = "-" if "way" not in line else radius(line)
+        if not isinstance(reached, str):
+            reached = "nowhere" if reached is None else f"{reached[0]:.2f} Å"
+        ends = [f"{end['r_free']:.3f} ({end['main']:.2f})" for end in line.get("polished", {}).values()] or ["-", "-"]
+        name = f"{line['entry']} {start['kind']} {start['rms_main']:.2f} Å"
+        rows.append([name, f"{line['coverage'][-1]['main']:.2f} Å", *gains, reached, *ends, verdict(line)])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    ruler = " ".join("=" * w for w in widths)
+    text = [" ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([ruler, text[0], ruler, *text[1:], ruler, ""])
+
+
 def _extend(options, name, parts, studies, begun):
     """Add some parts to the record of a start, if the elastic network fails there."""
     entry, target, seed = name
@@ -343,7 +365,8 @@ def main(arguments=None):
     records = collect(options.folder)
     if records:
         text = table(records)
-        write_all({(options.out or options.folder) / "latent_limits.txt": (text + "\n").encode()})
+        out = options.out or options.folder
+        write_all({out / "latent_limits.txt": (text + "\n").encode(), out / "latent_limits.inc": rst(records).encode()})
         print(text)
     return 0
 
