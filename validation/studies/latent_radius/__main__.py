@@ -217,7 +217,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, help="of the report; by default the folder")
     options = parser.parse_args(arguments)
     if options.report:
-        print(report.write(options.folder, options.out or options.folder))
+        print(report.write(options.folder, options.out or options.folder, options.methods))
         return 0
     torch.set_num_threads(1)
     end = None if options.minutes is None else time.monotonic() + 60 * options.minutes

@@ -64,14 +64,13 @@ def collect(folder):
     return found
 
 
-def by_method(records, kind=None):
+def by_method(records):
     """{method: {start: (starting error, success)}} of the starts that every method has run."""
     table = {}
     for record in records:
         start = record["start"]
-        if kind is None or start["kind"] == kind:
-            key = record["entry"], start["target_rms"], start["seed"]
-            table.setdefault(record["method"], {})[key] = start["rms_main"], record["success"]
+        key = record["entry"], start["target_rms"], start["seed"]
+        table.setdefault(record["method"], {})[key] = start["rms_main"], record["success"]
     common = set.intersection(*(set(runs) for runs in table.values())) if table else set()
     return {method: {key: runs[key] for key in sorted(common)} for method, runs in table.items()}
 
@@ -95,7 +94,7 @@ def table(records):
         low, high = np.quantile(halves[method], (0.025, 0.975))
         cells = []
         for kind in KINDS:
-            chosen = [ok for _, ok in by_method(records, kind).get(method, {}).values()]
+            chosen = [ok for (_, _, seed), (_, ok) in found.items() if KINDS[seed % len(KINDS)] == kind]
             cells.append(f"{sum(chosen):3d} of {len(chosen):2d}" if chosen else "-")
         total = sum(ok for _, ok in found.values())
         out.append(
@@ -172,15 +171,16 @@ def figure(records):
     return picture
 
 
-def write(folder, out):
-    """``latent_radius.txt``, ``.csv`` and ``.png`` in a folder; the table."""
-    records = collect(folder)
+def write(folder, out, methods=None):
+    """``latent_radius.txt``, ``.csv`` (all runs) and ``.png`` in a folder; the table, which compares some methods or all."""
+    everything = collect(folder)
+    records = [r for r in everything if methods is None or r["method"] in methods]
     text = table(records)
     contents = {
         Path(out) / "latent_radius.txt": (text + "\n").encode(),
-        Path(out) / "latent_radius.csv": csv(records).encode(),
+        Path(out) / "latent_radius.csv": csv(everything).encode(),
     }
-    if by_method(records):
+    if any(by_method(records).values()):
         contents[Path(out) / "latent_radius.png"] = png(figure(records))
     write_all(contents)
     return text
