@@ -20,6 +20,7 @@ from .atom_site import MISSING, AtomSite
 from .cif_symmetry import complete_cell
 from .errors import Sorry
 from .model_header import is_tls_residual, tls_added, tls_missing
+from .ncs_operators import mended_operators
 from .reflection_file import read_cif_document
 from .tls import Incomplete, whole_cif
 
@@ -99,7 +100,7 @@ def normalized_cif(text: str, path: object) -> tuple[str, Any, list[str]]:
             messages.append(tls_added(n))
         except Incomplete as error:
             messages.append(tls_missing(error))
-    messages += _identity(block)
+    messages += mended_operators(block)
     has_part, more_said = complete_cell(block)
     messages += more_said
     changed = bool(messages) or has_part or atoms.changed or len(document) > 1 or _has_empty_loops(block)
@@ -383,46 +384,6 @@ def _as_b(text: str, path: object, atom: str) -> str:
         return f"{EIGHT_PI_SQ * float(text):.6f}"
     except ValueError:
         raise Sorry(f"{path}: atom {atom} has the impossible U {text}: correct it.") from None
-
-
-def _identity(block: Any) -> list[str]:
-    """An identity in front of NCS operators that have none: otherwise the first is taken for it."""
-    loop = _loop(block, "_struct_ncs_oper.")
-    tags = [f"_struct_ncs_oper.matrix[{i}][{j}]" for i in "123" for j in "123"]
-    vector = [f"_struct_ncs_oper.vector[{i}]" for i in "123"]
-    if loop is None:
-        pairs = block.find_value("_struct_ncs_oper.matrix[1][1]")
-        if pairs is None or block.find_value("_struct_ncs_oper.code") == "given":
-            return []
-        texts = {tag: block.find_value(tag) or "0" for tag in ["_struct_ncs_oper.id", *tags, *vector]}
-        texts["_struct_ncs_oper.code"] = block.find_value("_struct_ncs_oper.code") or "generate"
-        for item in list(texts):
-            table = block.find([item])
-            if len(table):
-                table.erase()
-        loop = block.init_loop("", list(texts))
-        loop.add_row(list(texts.values()))
-    if any(tag not in loop.tags for tag in tags + vector):
-        return []
-    width, values = loop.width(), list(loop.values)
-    rows = [values[start : start + width] for start in range(0, len(values), width)]
-    places = [loop.tags.index(tag) for tag in tags + vector]
-    code = loop.tags.index("_struct_ncs_oper.code") if "_struct_ncs_oper.code" in loop.tags else None
-    numbers = [[gemmi.cif.as_number(row[place]) for place in places] for row in rows]
-    identity = [1.0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
-    generate = [code is None or row[code].strip("'\"") != "given" for row in rows]
-    if not any(generate) or any(all(abs(a - b) < 1e-4 for a, b in zip(n, identity)) for n in numbers):
-        return []
-    first = ["?"] * width
-    for place, number in zip(places, identity):
-        first[place] = f"{number:.6f}"
-    if "_struct_ncs_oper.id" in loop.tags:
-        taken = [row[loop.tags.index("_struct_ncs_oper.id")] for row in rows]
-        first[loop.tags.index("_struct_ncs_oper.id")] = str(next(n for n in range(1, 10**6) if str(n) not in taken))
-    if code is not None:
-        first[code] = "given"
-    loop.set_all_values([list(column) for column in zip(first, *rows)])
-    return ["the NCS operators lack the identity: the copy in the file was kept beside those they make"]
 
 
 def _has_empty_loops(block: Any) -> bool:

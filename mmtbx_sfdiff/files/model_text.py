@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import gemmi
+import numpy as np
 
+from ..rules import which_cell
 from .cif_symmetry import symmetry_of_block
 from .content import read_content
 from .errors import Sorry
@@ -64,6 +66,21 @@ def _check(structure: gemmi.Structure, path: object) -> None:
         raise Sorry(f"{path}: all atoms have occupancy 0, so nothing scatters: set the occupancies.")
 
 
+def _is_possible(cell: gemmi.UnitCell, group: gemmi.SpaceGroup) -> bool:
+    """Whether the operations keep lengths to 1 % and angles to 1 degree, cctbx's tolerances."""
+    if not cell.volume > 0:
+        return True  # no cell at all, which is said elsewhere
+    alone = np.array(gemmi.UnitCell(*cell.parameters).orth.mat.tolist())
+    for op in group.operations().sym_ops:
+        turned = alone @ (np.array(op.rot) / op.DEN)
+        lengths = np.linalg.norm(turned, axis=0)
+        cosines = (turned / lengths).T @ (turned / lengths)
+        angles = np.degrees(np.arccos(np.clip([cosines[1, 2], cosines[0, 2], cosines[0, 1]], -1, 1)))
+        if which_cell([(*lengths, *angles)], cell.parameters) is None:
+            return False
+    return True
+
+
 def read_structure(path: Any) -> tuple[gemmi.Structure, list[str]]:
     """A model by gemmi, from the text that cctbx would get: NCS copies made, all MODELs kept.
 
@@ -103,6 +120,12 @@ def read_structure(path: Any) -> tuple[gemmi.Structure, list[str]]:
     if block is not None and structure.find_spacegroup() is None:
         group = symmetry_of_block(block).tabulated
         structure.spacegroup_hm = group.xhm() if group is not None else ""
+    group = structure.find_spacegroup()
+    if group is not None and not _is_possible(structure.cell, group):
+        raise Sorry(
+            f"{path} has an impossible unit cell or space group ({group.xhm()} with the cell "
+            f"{' '.join(f'{x:g}' for x in structure.cell.parameters)}): correct its CRYST1 record or mmCIF cell."
+        )
     if any(not operator.given for operator in structure.ncs):
         structure.expand_ncs(gemmi.HowToNameCopiedChain.Dup)
     return structure, messages

@@ -14,10 +14,12 @@ import re
 import numpy as np
 
 from .errors import Sorry
+from .ncs_operators import IMPROPER, INCOMPLETE, NO_IDENTITY, is_rotation
 
 _ATOMS = ("ATOM  ", "HETATM")
 _NUMBERS = ((30, 38), (38, 46), (46, 54), (54, 60), (60, 66))  # columns of an ATOM record: x, y, z, occupancy, B
 _TAIL = re.compile(r".{72}([0-9][A-Z0-9]{3}) *([0-9]+)")
+_LOWER = ("atom  ", "hetatm", "cryst1", "anisou")
 _SMALL = 1e-4  # in a rotation matrix
 
 
@@ -32,7 +34,7 @@ def mended_records(text: str, path: object) -> tuple[str, list[str]]:
     last = text[text.rfind("\n") + 1 :]
     if last.startswith(_ATOMS) and len(last) < _NUMBERS[-1][1]:
         raise Sorry(f"{path} is cut short (its last record ends in column {len(last)}): download or copy it again.")
-    lines = text.splitlines()
+    lines = [line[:6].upper() + line[6:] if line[:6].lower() in _LOWER else line for line in text.splitlines()]
     atoms = [i for i, line in enumerate(lines) if line.startswith(_ATOMS)]
     for i in atoms:
         for start, end in _NUMBERS:
@@ -107,12 +109,12 @@ def _operators(lines: list[str]) -> list[str]:
         given[line[7:10]] = line[59:60] == "1" or given.get(line[7:10], False)
     names = {lines[i][7:10] for i in places}
     partial = {name for name in names if sorted(operators.get(name, ())) != ["1", "2", "3"]}
-    improper = {name for name in names - partial if not _is_rotation(operators[name])}
+    improper = {name for name in names - partial if not is_rotation([operators[name][n][:3] for n in "123"])}
     messages = []
     if partial:
-        messages.append(f"MTRIX records that are incomplete were not applied: {len(partial)} operators")
+        messages.append(f"{INCOMPLETE}: {len(partial)}")
     if improper:
-        messages.append("the MTRIX records are not proper rotations and were not applied")
+        messages.append(f"{IMPROPER}: {len(improper)}")
     bad = partial | improper
     for i in reversed(places):
         if lines[i][7:10] in bad:
@@ -123,12 +125,7 @@ def _operators(lines: list[str]) -> list[str]:
     first = next(i for i, line in enumerate(lines) if line.startswith("MTRIX"))
     rows = [(n, [float(m == n) for m in "123"]) for n in "123"]
     lines[first:first] = [f"MTRIX{n} {0:3d}{a:10.6f}{b:10.6f}{c:10.6f}     {0:10.5f}    1" for n, (a, b, c) in rows]
-    return [*messages, "the NCS operators lack the identity: the copy in the file was kept beside those they make"]
-
-
-def _is_rotation(rows: dict[str, list[float]]) -> bool:
-    matrix = np.array([rows[n][:3] for n in "123"])
-    return bool(np.abs(matrix @ matrix.T - np.eye(3)).max() < 1e-2 and np.linalg.det(matrix) > 0)
+    return [*messages, NO_IDENTITY]
 
 
 def _is_identity(rows: dict[str, list[float]]) -> bool:

@@ -100,7 +100,7 @@ HALF_TURN = [(-1, 0, 0, 10), (0, -1, 0, 10), (0, 0, 1, 5)]
 @pytest.mark.parametrize(
     "records, said",
     [
-        (mtrix(1, [(-1, 0, 0, 1), (0, 1, 0, 2), (0, 0, 1, 3)]), "not proper rotations"),
+        (mtrix(1, [(-1, 0, 0, 1), (0, 1, 0, 2), (0, 0, 1, 3)]), "no proper rotations"),
         ("".join(mtrix(1, HALF_TURN).splitlines(True)[:2]), "incomplete"),
     ],
 )
@@ -169,3 +169,46 @@ def test_an_unknown_element_is_named_by_both_readers(tmp_path):
     for reader in (read_model, read_structure):
         with pytest.raises(Sorry, match=r"x\.pdb: atom C ALA A 2 is of"):
             reader(path)
+
+
+def ncs(rows, spelled=lambda tag: tag):
+    tags = ["id", "code", *(f"matrix[{i}][{j}]" for i in "123" for j in "123"), *(f"vector[{i}]" for i in "123")]
+    return (
+        "loop_\n" + "".join(f"{spelled('_struct_ncs_oper.')}{spelled(tag)}\n" for tag in tags) + "\n".join(rows) + "\n"
+    )
+
+
+TURN, GIVEN = "2 generate -1 0 0 0 -1 0 0 0 1 10 10 5", "1 given 1 0 0 0 1 0 0 0 1 0 0 0"
+
+
+@pytest.mark.parametrize("spelled", [str, str.upper, str.capitalize])
+def test_an_operator_without_identity_in_any_spelling(tmp_path, spelled):
+    f, messages = by_both(tmp_path / "a.cif", make.cif_text(more=ncs([TURN], spelled)))
+    assert any("lack the identity" in message for message in messages)
+    torch.testing.assert_close(by_both(tmp_path / "b.cif", make.cif_text(more=ncs([GIVEN, TURN])))[0], f)
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ("2 generate -1 0 0 0 1 0 0 0 1 10 10 5", "no proper rotations were not applied: 1"),
+        ("2 generate ? ? ? ? ? ? ? ? ? ? ? ?", "incomplete were not applied: 1"),
+    ],
+)
+def test_operators_of_mmcif_that_are_none_are_not_applied(tmp_path, reference, row, said):
+    f, messages = by_both(tmp_path / "x.cif", make.cif_text(more=ncs([GIVEN, row])))
+    torch.testing.assert_close(f, reference)
+    assert any(said in message for message in messages)
+
+
+def test_a_space_group_that_the_cell_cannot_have_is_refused_by_both_readers(tmp_path):
+    path = tmp_path / "x.pdb"
+    path.write_text(make.pdb_text().replace("P 21 21 21", "P 4       "))
+    for reader in (read_model, read_structure):
+        with pytest.raises(Sorry, match=r"x\.pdb has (an impossible unit cell or space group|no known space group)"):
+            reader(path)
+
+
+def test_records_in_lower_case(tmp_path, reference):
+    text = make.pdb_text().replace("ATOM  ", "atom  ").replace("CRYST1", "cryst1")
+    torch.testing.assert_close(by_both(tmp_path / "x.pdb", text)[0], reference)

@@ -97,7 +97,7 @@ def _literal(kind, content, done):
         if text.lstrip().startswith("data_"):
             structure = gemmi.make_structure_from_block(gemmi.cif.read_string(text)[0])
         else:
-            structure = gemmi.read_pdb_string(text)
+            structure = gemmi.read_pdb_string(text.encode("ascii", errors="replace").decode())  # a letter is a column
         return _f_of(structure) if structure and structure[0].count_atom_sites() else "any"  # gemmi needs _atom_site.id
     except (RuntimeError, ValueError, IndexError, KeyError):
         return "any"
