@@ -257,7 +257,7 @@ def _read_without_cctbx(
 ) -> tuple[Atoms, Reflections]:
     """The atoms and reflections of two files, by gemmi and the rules alone."""
     # Their errors are libtbx's, where there is cctbx, which this package does not need to be imported.
-    from .files.model_text import read_structure
+    from .files.model_text import read_structure, structure_messages
     from .files.observations import read_observations
     from .files.symmetry import Symmetry
 
@@ -269,7 +269,7 @@ def _read_without_cctbx(
     reflections = Reflections.from_arrays(
         crystal, found.indices, found.f_obs, found.sigmas, found.free, dtype=dtype, device=device
     )
-    for message in (*messages, *found.messages):
+    for message in (*messages, *structure_messages(structure), *found.messages):
         warnings.warn(message, stacklevel=4)
     left_out, said = found.summary["left_out"], tuple(found.messages)
     return atoms, dataclasses.replace(reflections, left_out=left_out, messages=said)

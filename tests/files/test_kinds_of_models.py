@@ -6,7 +6,7 @@ import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff.files import read_model
 from mmtbx_sfdiff.files.errors import Sorry
-from mmtbx_sfdiff.files.model_text import read_structure
+from mmtbx_sfdiff.files.model_text import read_structure, structure_messages
 
 import pytest
 
@@ -212,3 +212,21 @@ def test_a_space_group_that_the_cell_cannot_have_is_refused_by_both_readers(tmp_
 def test_records_in_lower_case(tmp_path, reference):
     text = make.pdb_text().replace("ATOM  ", "atom  ").replace("CRYST1", "cryst1")
     torch.testing.assert_close(by_both(tmp_path / "x.pdb", text)[0], reference)
+
+
+def test_the_two_readers_say_the_same_of_the_atoms(tmp_path):
+    def change(i, line):
+        if i == 3:
+            return f"{line[:54]}  0.00{line[60:]}"
+        if i == 4:
+            return f"{line[:54]} -0.50{line[60:]}"
+        if i == 5:
+            return f"{line}\nANISOU{line[6:28]}{-2000:7d}{2500:7d}{3000:7d}{0:7d}{0:7d}{0:7d}      {line[76:]}"
+        return line
+
+    lines = atom_records(change).splitlines()
+    atoms = [line for line in lines if line.startswith(("ATOM", "ANISOU"))]
+    text = "\n".join([lines[1], "MODEL        1", *atoms, "ENDMDL", "MODEL        2", *atoms, "ENDMDL", "END"]) + "\n"
+    messages = by_both(tmp_path / "x.pdb", text)[1]
+    said = structure_messages(read_structure(tmp_path / "x.pdb")[0])
+    assert len(said) == 4 and set(said) <= set(messages)

@@ -105,11 +105,9 @@ def _not_its_own(one, right):
 def _unlike(door, one, right):
     if "refused" in right:
         found = one.get("refused", "")
-        return (
-            ""
-            if re.search(right["refused"], found)
-            else f"not refused with {right['refused']!r}: {found or 'it was read'}"
-        )
+        if "needs cctbx" in found or re.search(right["refused"], found):
+            return ""
+        return f"not refused with {right['refused']!r}: {found or 'it was read'}"
     if "refused" in one:
         return "" if "needs cctbx" in one["refused"] else f"refused: {one['refused']}"
     said = " | ".join(one.get("said", []))
