@@ -24,7 +24,7 @@ import numpy as np
 
 from ._cctbx_loading import require_cctbx
 from .kernels.opaque import Held
-from .numerics.tensors import tensor_of
+from .numerics.tensors import number_of, tensor_of
 from .symmetry import gridding, miller_sets, sites
 from .symmetry.cctbx_settings import group_of_symbol, setting_of_cctbx
 from .symmetry.operators import DENOMINATOR
@@ -376,7 +376,7 @@ class Crystal(Held):
         ValueError
             When ``d_min`` is not a positive number.
         """
-        indices = miller_sets.build(_cell(self.unit_cell), self._setting, float(d_min), anomalous)
+        indices = miller_sets.build(_cell(self.unit_cell), self._setting, number_of(d_min, "d_min"), anomalous)
         return torch.from_numpy(np.ascontiguousarray(indices)).to(self.device)
 
     def special_sites(self, sites_frac: np.ndarray) -> list[sites.SpecialSite]:

@@ -25,6 +25,7 @@ from libtbx.utils import Sorry as CctbxSorry
 from libtbx.utils import null_out
 
 from ..numerics import symmetric
+from ..numerics.tensors import number_of
 from ..rules import radiation_messages
 from ..symmetry.frame import Frame, frame_of, scale_of_block, scale_of_pdb
 from .cif_symmetry import symmetry_of_block
@@ -383,8 +384,9 @@ def set_scattering(manager: Any, table: str, d_min: float | None, path: str | Pa
     if table not in SCATTERING_TABLES:
         raise Sorry(f"{table!r} is not a scattering table: choose among {', '.join(SCATTERING_TABLES)}.")
     _set_isotopes(manager, table)
+    d_min = None if d_min is None else number_of(d_min, "d_min")
     try:
-        manager.setup_scattering_dictionaries(scattering_table=table, d_min=None if d_min is None else float(d_min))
+        manager.setup_scattering_dictionaries(scattering_table=table, d_min=d_min)
     except (CctbxSorry, RuntimeError, ValueError) as error:
         raise Sorry(
             f"{path} has an atom without form factor in the {table} table ({one_line(error)}): "

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import rules
+from ..numerics.tensors import number_of
 from ..rules import AMPLITUDES, Column, LeftOut, Observation
 from .content import read_content, split_word
 from .errors import Sorry
@@ -197,6 +198,8 @@ def read_observations(
     """
     if prefer not in (rules.AMPLITUDES, rules.INTENSITIES):
         raise Sorry(f"prefer={prefer!r} is not a choice: amplitudes or intensities.")
+    d_min = None if d_min is None else number_of(d_min, "d_min")
+    d_max = None if d_max is None else number_of(d_max, "d_max")
     for name, limit in (("high", d_min), ("low", d_max)):
         if limit is not None and not (math.isfinite(limit) and limit > 0):
             raise Sorry(f"The {name}-resolution limit {limit} Å is impossible: give a positive number.")
@@ -347,7 +350,6 @@ def _measurements(table: Table, observed: Observation, messages: list[str]) -> t
 def _within_limits(rows: _Rows, symmetry: Symmetry, d_min: float | None, d_max: float | None, path: Any) -> None:
     if len(rows.indices) == 0:
         return
-    d_min, d_max = (None if limit is None else float(limit) for limit in (d_min, d_max))
     with np.errstate(divide="ignore"):
         d = 1 / np.sqrt(symmetry.d_star_sq(rows.indices))
     finest = float(d.min())

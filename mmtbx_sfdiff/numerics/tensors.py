@@ -9,6 +9,25 @@ import torch
 import numpy as np
 
 
+def number_of(value: Any, name: str) -> float:
+    """A Python number of what people give for one: NumPy's and torch's scalars, too.
+
+    Raises
+    ------
+    TypeError
+        It is not one number; the name stands in the sentence.
+
+    Examples
+    --------
+    >>> number_of(np.float16(3), "d_min"), number_of(torch.tensor(3), "d_min")
+    (3.0, 3.0)
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be one number, not {value!r}.".replace("\n", " ")) from None
+
+
 def tensor_of(values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> torch.Tensor:
     """A tensor of numbers; one that is a tensor keeps its graph.
 

@@ -183,3 +183,21 @@ def test_batch_numbers_of_shelx(tmp_path, data):
     o = read(f"{path}=hklf4")
     assert o.free.sum() == data[3].sum() and not any("batch" in message for message in o.messages)
     assert "Fobs" in read(f"{path}=hklf3").labels
+
+
+@pytest.mark.parametrize("value", [np.array([3.0, 4.0]), "three", None.__class__])
+def test_a_limit_that_is_no_number_is_refused_by_its_name(tmp_path, data, value):
+    crystal = sfdiff.Crystal(make.CELL, "P 21 21 21")
+    for call in (
+        lambda: read(tmp_path / "x.cif", plain(data), d_min=value),
+        lambda: crystal.build_miller_indices(value),
+    ):
+        with pytest.raises(TypeError, match="d_min must be one number"):
+            call()
+
+
+@pytest.mark.parametrize("value", [np.float16(4), np.array(4), np.uint8(4)])
+def test_a_limit_of_another_package_is_a_number(tmp_path, data, value):
+    assert len(read(tmp_path / "x.cif", plain(data), d_min=value).f_obs) == len(
+        read(tmp_path / "x.cif", plain(data), d_min=4.0).f_obs
+    )
