@@ -113,6 +113,8 @@ class FModelGraphs:
         ------
         ValueError
             On a GPU for an FModel that determines scales in its calls, or of a twin: these read numbers on the host.
+        NotImplementedError
+            With torch 2.5 or 2.6, whose compiler does not follow an FModel.
 
         Examples
         --------
@@ -125,6 +127,11 @@ class FModelGraphs:
         """
         device = self.reflections.f_obs.device  # type: ignore[attr-defined]
         if device.type != "cuda" or args or options:
+            if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7):
+                raise NotImplementedError(
+                    f"torch {torch.__version__} cannot compile an FModel (2.5 and 2.6 were tried): take a newer one, "
+                    "or compile functions of structure_factors and solvent_mask."
+                )
             super().compile(*args, **options)  # type: ignore[misc]
             return
         if self.refresh_scales is not None or self.follow_scales or self.twin_law is not None:  # type: ignore[attr-defined]

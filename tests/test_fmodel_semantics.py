@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.example_names import example_names
 from tests.support.long_life import random_atoms, training
+from tests.support.torch_versions import of_whole_graphs
 
 TARGETS = ("least_squares", "maximum_likelihood")
 
@@ -150,6 +151,7 @@ def captured(kind):
     return of_f, of_mask, leaves
 
 
+@of_whole_graphs
 @pytest.mark.parametrize(
     "kind",
     ["the same tensor in two models", "a tensor and a view of it", "two views of one tensor", "an expanded tensor"],
@@ -166,6 +168,7 @@ def test_captured_tensors_have_their_gradients_when_compiled(kind):
             torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
 
 
+@of_whole_graphs
 @pytest.mark.parametrize("name", TARGETS)
 def test_targets_are_compiled_in_one_graph(fmodel, name):
     torch._dynamo.reset()
