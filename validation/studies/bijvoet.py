@@ -6,7 +6,7 @@ against the latter (1 where f'' is right, noise or not). The control is the same
 the sites of every atom where they are and f'' = 0, which explains no difference.
 
     python -m validation.studies.bijvoet --library FOLDER --out FOLDER [--entry 5g27] [--wavelength 1.54189] [--start 0.3]
-        [--targets maximum_likelihood least_squares]
+        [--targets maximum_likelihood least_squares] [words for mmtbx_sfdiff.refine ...]
 """
 
 import argparse
@@ -85,7 +85,7 @@ def study(options):
             ]
             with open(folder / "log.txt", "w") as log:
                 subprocess.run(
-                    [*map(str, command), "figure=False", *words],
+                    [*map(str, command), "figure=False", *words, *options.words],
                     cwd=folder,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -115,7 +115,7 @@ def main(arguments=None):
     parser.add_argument("--targets", nargs="*", default=TARGETS[:2], choices=TARGETS)
     parser.add_argument("--library", type=Path, default=os.environ.get("CLIBD_MON"))
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(arguments)
+    options, options.words = parser.parse_known_args(arguments)
     found = study(options)
     write_all({options.out / "bijvoet.json": (json.dumps(found, indent=1) + "\n").encode()})
     some = next(iter(found.values()))
