@@ -70,6 +70,8 @@ class GeometryRestraints(torch.nn.Module):
     (torch.Size([9]), torch.Size([10, 3]))
     >>> {name: round(value, 2) for name, value in geometry.rms(sites).items()}, geometry.worst(sites, "bond", n=1)[0][1]
     ({'bond': 0.01, 'angle': 2.06}, (0, 1))
+    >>> geometry.usual_bond_rms(sites) <= geometry.rms(sites)["bond"]              # no hydrogens, nothing out of line
+    True
     >>> geometry.update_contacts(sites + 1.0)
     """
 

@@ -105,8 +105,12 @@ def as_rst(rows, names, unseen):
     """Tables for docs, one for each kind of start, each with what it comes to; entries that decided nothing are marked."""
     parts = []
     for kind in dict.fromkeys(row["start"] for row in rows):
-        chosen = {e: r for e, r in by_entry(rows, kind).items() if "start" in r and any(n in r for n in names)}
-        if not any("r_free" in r.get(names[-1], {}) for r in chosen.values()):
+        chosen = {
+            e: r
+            for e, r in by_entry(rows, kind).items()
+            if "start" in r and any("r_free" in r.get(n, {}) for n in names[1:])
+        }
+        if not chosen:
             continue
         lines = [["entry", "d_min", "free", "start", *names]]
         for entry, results in chosen.items():
@@ -241,7 +245,7 @@ def draw(rows, names, columns=3):
             axis.plot([low, high], [low, high], color="#888888", linewidth=0.8)
             axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axis.set_title(_title(kind), fontsize=10)
-        axis.set_ylabel("R-free, " + ", ".join(names[1:]))
+        axis.set_ylabel("R-free")
         axis.set_xlabel(f"R-free, {names[0]}")
         axis.legend(loc="upper left", fontsize=8, frameon=False)
     return figure
