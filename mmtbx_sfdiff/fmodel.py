@@ -151,6 +151,7 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
             raise ValueError(f"refresh_scales must be at least 1 call, not {refresh_scales!r}.")
         self.refresh_scales, self.follow_scales, self._calls = refresh_scales, follow_scales, 0
         self.scales: Scales | None = None
+        self._constants = {}
         # Of the structure factors that the scales were determined from; what follows, follows from there.
         self._solved: Solved | None = None
         self.reflections = reflections

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 from .fmodel_graph import FModelGraphs
 from .kernels import opaque
-from .likelihood import targets
+from .kernels.cuda.constants import keep
+from .likelihood import on_device, targets
 from .likelihood.alpha_beta import AlphaBeta, estimate_alpha_beta
+from .likelihood.sizes import a_number
 from .numerics.precision import full_precision
 from .reflections import Reflections
 from .scaling import Scales
 
+_T = TypeVar("_T")
 TARGETS = ("least_squares", "maximum_likelihood", "intensity_least_squares")
 
 
@@ -23,8 +28,8 @@ class FModelTargets(FModelGraphs):
     reflections: Reflections
     scales: Scales | None
     _alpha_beta: AlphaBeta | None
-    # Tensors, their state, and what was made of them.
-    _constants: tuple[tuple[torch.Tensor, ...], tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
+    # By name: tensors, their state, and what was made of them.
+    _constants: dict[str, tuple[tuple[torch.Tensor, ...], tuple[Any, ...], Any]]
 
     def f_model(self, sites_cart: torch.Tensor | None = None, f_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Scaled structure factors of all reflections."""
@@ -161,6 +166,24 @@ class FModelTargets(FModelGraphs):
             self.alpha_beta()
 
     def _target(self, name: str, f_model: torch.Tensor) -> torch.Tensor:
+        if name != "intensity_least_squares" and f_model.shape[-1:] == self.reflections.f_obs.shape:
+            engine = on_device.device_engine(f_model)
+            table = None if engine is None else self._table(name)
+            if engine is not None and table is not None:
+                dtype = torch.promote_types(table[0], f_model.dtype.to_real())
+                value = on_device.amplitude_target(
+                    engine,
+                    f_model,
+                    table[1],
+                    name == "maximum_likelihood",
+                    dtype,
+                    lambda f: self._plain_target(name, f),
+                )
+                return a_number(value, self.reflections, f_model)
+        return self._plain_target(name, f_model)
+
+    def _plain_target(self, name: str, f_model: torch.Tensor) -> torch.Tensor:
+        """In torch's operations."""
         if name == "least_squares":
             constants = self._least_squares()
             if constants is not None:
@@ -170,20 +193,50 @@ class FModelTargets(FModelGraphs):
             return function(self.reflections, f_model, **self.in_use())
         return targets.maximum_likelihood(self.reflections, f_model, self.alpha_beta(), **self.in_use())
 
-    def _least_squares(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The constants of least squares, kept as long as scales and data stay; None where they are not to be kept."""
+    def _table(self, name: str) -> tuple[torch.dtype, torch.Tensor] | None:
+        """(dtype of the data, what :func:`~.likelihood.on_device.amplitude_target` reads); None where none is to be kept."""
         reflections, scales = self.reflections, self.known_scales()
-        if reflections.sigmas is None or not opaque.lasting():
+        if name == "least_squares":
+            found = self._least_squares()
+            if found is None:
+                return None
+            table = self._kept("table of least squares", found, lambda: on_device.least_squares_table(*found))
+            return None if table is None else (found[1].dtype, table)
+        alpha_beta = self.alpha_beta()
+        tensors = (
+            reflections.f_obs,
+            scales.selection,
+            *(getattr(alpha_beta, x.name) for x in dataclasses.fields(alpha_beta)),
+        )
+
+        def made() -> torch.Tensor:
+            counts = targets.likelihood_counts(reflections, alpha_beta, scales.selection)
+            return on_device.likelihood_table(reflections, alpha_beta, *counts, scales.f_obs_scale)
+
+        table = self._kept("table of likelihood", tensors, made)
+        return None if table is None else (reflections.f_obs.dtype, table)
+
+    def _least_squares(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The constants of least squares; None where they are not to be kept."""
+        reflections, scales = self.reflections, self.known_scales()
+        if reflections.sigmas is None:
             return None
-        tensors = reflections.f_obs, reflections.sigmas, scales.selection
-        if any(x.is_inference() for x in tensors):
+        return self._kept(
+            "least squares",
+            (reflections.f_obs, reflections.sigmas, scales.selection),
+            lambda: targets.least_squares_constants(reflections, scales.selection, scales.f_obs_scale),
+        )
+
+    def _kept(self, name: str, tensors: tuple[torch.Tensor, ...], make: Callable[[], _T]) -> _T | None:
+        """What is made of these and of the data's scale, kept as long as they stay; None where it is not to be kept."""
+        if not opaque.lasting() or any(x.is_inference() for x in tensors):
             return None
-        state = scales.f_obs_scale, tuple(x._version for x in tensors)
-        kept = self._constants
+        state = self.known_scales().f_obs_scale, tuple(x._version for x in tensors)
+        kept = self._constants.get(name)
         if kept is None or any(a is not b for a, b in zip(kept[0], tensors)) or kept[1] != state:
-            found = targets.least_squares_constants(reflections, scales.selection, scales.f_obs_scale)
-            kept = self._constants = tensors, state, found
-        return kept[2]
+            with torch.no_grad():
+                kept = self._constants[name] = tensors, state, make()
+        return keep(kept[2])
 
     def alpha_beta(self) -> AlphaBeta:
         """alpha and beta of the model as it was at the first use after :meth:`update_scales`."""

@@ -224,6 +224,17 @@ class AtomsEngine(Protocol):
         """dT/d(map) from dT/dF."""
         ...
 
+    def amplitude_target(
+        self, f: torch.Tensor, table: torch.Tensor, likelihood: bool, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """T (...,) in this dtype and dT/dF (..., n) of structure factors (..., n), or of amplitudes.
+
+        ``table`` (n, 6) float64 holds F_obs, alpha, 1 / v, c, w and q of each reflection: T is the sum of w q (F_obs - m)^2 / v,
+        m = alpha |F|.  Of a ``likelihood`` c is added to each term and ln of exp(-y) I0(y), or where q is 1/2 of
+        exp(-y / 2) cosh(y / 2), subtracted, y = 2 F_obs m / v; terms of w = 0 or F = 0 are left out.
+        """
+        ...
+
 
 # For tests: the engine on every device.
 _forced: str | None = None

@@ -256,9 +256,7 @@ def maximum_likelihood(
     True
     """
     reflections, selection, k = _in_use(reflections, selection, f_obs_scale, f_model)
-    work = selection & reflections.work
-    # What the reference leaves at 0 is left out here; it still counts in the mean.
-    counted = work & (alpha_beta.alpha > 0) & (alpha_beta.beta > _LEAST_BETA) & (reflections.f_obs > 0)
+    counted, work = likelihood_counts(reflections, alpha_beta, selection)
     f_obs = torch.where(counted, reflections.f_obs / k, 1.0)
     alpha = torch.where(counted, alpha_beta.alpha, 1.0)
     variance = torch.where(counted, alpha_beta.epsilons * alpha_beta.beta, 1.0)
@@ -266,6 +264,23 @@ def maximum_likelihood(
     values = log_likelihood(f_obs, alpha * model, variance, alpha_beta.centric)
     value = -torch.where(counted & (model != 0), values, 0.0).sum(-1) / work.sum().clamp(min=1)
     return a_number(value, reflections, f_model)
+
+
+def likelihood_counts(
+    reflections: Reflections, alpha_beta: AlphaBeta, selection: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n,) bool: which reflections :func:`maximum_likelihood` sums over, and which count in the mean.
+
+    What the reference leaves at 0 is left out of the first.
+
+    Examples
+    --------
+    >>> counted, work = likelihood_counts(data, fmodel.alpha_beta(), fmodel.selection)
+    >>> bool((counted & ~work).any())
+    False
+    """
+    work = selection & reflections.work
+    return work & (alpha_beta.alpha > 0) & (alpha_beta.beta > _LEAST_BETA) & (reflections.f_obs > 0), work
 
 
 @full_precision

@@ -67,6 +67,7 @@ def main():
         some, leaves = moved()
         fmodel.atoms = some
         both("step", lambda: fmodel.target("least_squares"), leaves, one, count)
+        both("step of maximum likelihood", fmodel.target, leaves, one, count)
         some, leaves = moved(2)
         seed = seed.expand(2, n).contiguous()
         both("F of 2", lambda: sfdiff.structure_factors(some, plan, method="fft", accuracy=1e-3), leaves, seed, count)

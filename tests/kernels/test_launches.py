@@ -21,9 +21,10 @@ LIMITS = {
     "F and gradients": 14,
     "mask": 8,
     "mask and gradients": 15,
-    "least_squares and gradients": 20,
-    "maximum_likelihood and gradients": 103,
-    "step and gradients": 57,
+    "least_squares and gradients": 4,
+    "maximum_likelihood and gradients": 4,
+    "step and gradients": 41,
+    "step of maximum likelihood and gradients": 41,
 }
 
 

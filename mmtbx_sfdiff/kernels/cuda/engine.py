@@ -11,7 +11,7 @@ from ..atom_jobs import AtomsJob, MapReflections, SpheresJob
 from ..jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskGrid, MaskJob
 from ..reference import direct_sum
 from ..reference.probe_shrink import HardMask
-from . import density, maps
+from . import density, maps, targets
 from .soft_mask import LARGEST, SoftMask, mask_gradients_of_atoms, masks_of_atoms
 
 
@@ -62,6 +62,11 @@ class TritonEngine:
 
     def map_factors_transposed(self, f: torch.Tensor, where: MapReflections) -> torch.Tensor:
         return maps.map_factors_transposed(f, where)
+
+    def amplitude_target(
+        self, f: torch.Tensor, table: torch.Tensor, likelihood: bool, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return targets.amplitude_target(f, table, likelihood, dtype)
 
     def direct_sum(self, job: DirectJob) -> torch.Tensor:
         return direct_sum.direct_sum(job)
