@@ -7,7 +7,7 @@ down on the device at every replay, and said by ``FModel.check()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class _Captured:
     def __init__(
         self, function: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor, others: list[Any]
     ) -> None:
+        # Changes whenever what the forward graph left for the backward one is no longer that of an earlier call.
+        self.turn = 0
         self.given = given.detach().clone().requires_grad_()
         self.leaves = [self.given, *others]
         stream, device = torch.cuda.Stream(given.device), given.device
@@ -43,22 +45,38 @@ class _Captured:
                 self.gradients = torch.autograd.grad(self.value, self.leaves, self.seed, allow_unused=True)
 
 
+    def run(self, given: torch.Tensor) -> int:
+        """The forward graph of these coordinates; the turn that what it leaves belongs to."""
+        self.given.detach().copy_(given)
+        self.forward.replay()
+        self.turn += 1
+        return self.turn
+
+
 class _Replay(torch.autograd.Function):
-    """The captured call of (it, coordinates, the parameters that it reads)."""
+    """The captured call of (it, coordinates, the parameters that it reads).
+
+    Graphs have one set of storage.  A backward pass that comes after another call of the same graph, or a second time, first goes
+    forward again.
+    """
 
     @staticmethod
     def forward(ctx: Any, captured: _Captured, given: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        ctx.captured = captured
-        captured.given.detach().copy_(given)
-        captured.forward.replay()
+        ctx.captured, ctx.turn = captured, captured.run(given)
+        ctx.save_for_backward(given, *others)
         return captured.value.detach().clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        captured = ctx.captured
+        captured: _Captured = ctx.captured
+        given = ctx.saved_tensors[0]
+        if captured.turn != ctx.turn:
+            captured.run(given)
         captured.seed.copy_(gradient)
         captured.backward.replay()
+        # The backward graph has the storage of the forward one to write in.
+        captured.turn += 1
         return None, *(None if x is None else x.clone() for x in captured.gradients)
 
 
@@ -81,9 +99,11 @@ class Graphs:
         function: Callable[[torch.Tensor], torch.Tensor],
         given: torch.Tensor,
         others: list[torch.Tensor],
+        options: Hashable = None,
     ) -> torch.Tensor:
-        """``function(given)``, captured at the first call for these ``owners``, objects that it reads as they are."""
-        key = name, tuple(given.shape), given.dtype, tuple(map(id, (*owners, *others)))
+        """``function(given)``, captured at the first call for these ``owners``, objects that it reads as they are, and ``options``."""
+        places = tuple(x.data_ptr() for x in others)
+        key = name, tuple(given.shape), given.dtype, given.device, tuple(map(id, (*owners, *others))), places, options
         if key not in self._made:
             while len(self._made) >= _MOST:
                 self._made.pop(next(iter(self._made)))
@@ -104,7 +124,7 @@ class FModelGraphs:
 
         On a GPU, without arguments, :meth:`target` and calls of the module are captured as CUDA graphs, forward and backward,
         at their first call for a shape of coordinates, and replayed afterwards; after :meth:`update_scales` they are captured
-        anew.  Their results can be differentiated once.  (Not yet run on a card.)
+        anew.  Their results can be differentiated once; call them from one stream and one thread at a time.  (Not yet run on a card.)
 
         Elsewhere, or with arguments, which are those of ``torch.compile``, it is ``torch.nn.Module.compile``: calls of the module
         itself are compiled.
@@ -154,5 +174,16 @@ class FModelGraphs:
         assert self._graphs is not None
         given = self.atoms.sites_cart if sites_cart is None else sites_cart  # type: ignore[attr-defined]
         others = [x for x in self.parameters() if x is not given]  # type: ignore[attr-defined]
-        owners = self.scales, self.reflections, self._base, self.mask_options  # type: ignore[attr-defined]
-        return self._graphs.call(name, owners, function, given, others)
+        mask = self.mask_options  # type: ignore[attr-defined]
+        owners = (
+            self.scales,  # type: ignore[attr-defined]
+            self.reflections,  # type: ignore[attr-defined]
+            self._alpha_beta,  # type: ignore[attr-defined]
+            self._base,  # type: ignore[attr-defined]
+            self._weights,  # type: ignore[attr-defined]
+            self.f_partial,  # type: ignore[attr-defined]
+            *(x for x in mask.values() if isinstance(x, torch.Tensor)),
+        )
+        numbers = tuple(sorted((key, repr(x)) for key, x in mask.items() if not isinstance(x, torch.Tensor)))
+        options = self.method, self.accuracy, self.solvent, numbers  # type: ignore[attr-defined]
+        return self._graphs.call(name, owners, function, given, others, options)

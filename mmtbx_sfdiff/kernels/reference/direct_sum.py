@@ -7,6 +7,8 @@ separates need no exponential beyond the tables; others take one a term.
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
 from ..jobs import Columns, DirectJob
@@ -38,11 +40,24 @@ class _ColumnBlock:
         self.s = torch.arange(self.s_first, self.s_last + 1, device=device)
 
 
+_RANGES: weakref.WeakKeyDictionary[Columns, list[tuple[int, int]]] = weakref.WeakKeyDictionary()
+
+
+def _ranges(plan: Columns) -> list[tuple[int, int]]:
+    """First and last index along each axis, in the order of the plan's axes; looked at once for a plan."""
+    found = _RANGES.get(plan)
+    if found is None:
+        ends = [[0, 0, 0]] * 2
+        if len(plan.indices):
+            indices = plan.indices[:, list(plan.axes)]
+            ends = torch.stack([indices.amin(0), indices.amax(0)]).tolist()
+        found = _RANGES[plan] = list(zip(*ends))
+    return found
+
+
 def extents(plan: Columns) -> list[int]:
     """Lengths of the one-axis tables, in the order of the plan's axes."""
-    if not len(plan.indices):
-        return [1, 1, 1]
-    return [int(plan.indices[:, axis].amax() - plan.indices[:, axis].amin()) + 1 for axis in plan.axes]
+    return [last - first + 1 for first, last in _ranges(plan)]
 
 
 def atom_ranges(counts, memory, bytes_per_atom):
@@ -137,18 +152,17 @@ class _AtomBlock:
             u_pp, u_qq, u_ss, u_pq, u_ps, u_qs = (u[..., i] for i in packed_pairs(plan.axes))
         turns = sites[:, atoms]
         separable = self.isotropic and not self.oblique
-        self.offset_p, self.table_p = self._one_axis(turns[..., p], plan.columns[:, 0], u_pp if separable else None)
-        self.offset_q, self.table_q = self._one_axis(turns[..., q], plan.columns[:, 1], u_qq if separable else None)
-        self.offset_s, self.table_s = self._one_axis(
-            turns[..., s], plan.indices[:, s], u_ss if self.isotropic else None
-        )
+        of_p, of_q, of_s = _ranges(plan)
+        self.offset_p, self.table_p = self._one_axis(turns[..., p], of_p, u_pp if separable else None)
+        self.offset_q, self.table_q = self._one_axis(turns[..., q], of_q, u_qq if separable else None)
+        self.offset_s, self.table_s = self._one_axis(turns[..., s], of_s, u_ss if self.isotropic else None)
         self.u_pp, self.u_qq, self.u_ss, self.u_pq, self.u_ps, self.u_qs = (
             x.to(self.dtype) for x in (u_pp, u_qq, u_ss, u_pq, u_ps, u_qs)
         )
 
-    def _one_axis(self, turns, indices, u):
+    def _one_axis(self, turns, ends, u):
         """First n and exp(2 pi i n x) exp(-2 pi^2 u n^2) for the range of n: (n_models, n_range, n_atoms)."""
-        first, last = (int(indices.amin()), int(indices.amax())) if len(indices) else (0, 0)
+        first, last = ends
         n = torch.arange(first, last + 1, dtype=torch.float64, device=turns.device)
         angle = n[:, None] * turns[:, None, :]
         # Only the fraction of a turn matters, and it survives rounding to single precision.

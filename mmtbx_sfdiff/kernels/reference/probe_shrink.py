@@ -177,8 +177,8 @@ class HardMask:
         for part, distances in grid.portions(sites, float(radii.max()) + top) if len(sites) else ():
             places, d = distances(sites[part])
             value = d.sqrt() - radii[part, None]
-            near = value < top
-            field.scatter_reduce_(0, places[near], value[near], "amin")
+            # What is further off than the top changes nothing: no selection, whose size a GPU would be waited for.
+            field.scatter_reduce_(0, places.flatten(), value.clamp(max=top).flatten(), "amin")
         # An atom of which no mask can be made makes all of it NaN.
         return field + cover.sum()
 
@@ -192,15 +192,17 @@ class HardMask:
             source = (points[:, 0] * n[1] + points[:, 1]) * n[2] + points[:, 2]
             best = field[source]
             active = ((best < 0) & (best > low)).nonzero()[:, 0]
-            best[active] = low
+            points, deciding = points[active], source[active]
+            highest = torch.full_like(deciding, low, dtype=best.dtype)
             order = np.argsort(self.ball_lengths, kind="stable")
             for number in order[1:]:
-                length = float(self.ball_lengths[number])
-                moved = (points[active] + self.ball_steps[number]) % n
+                moved = (points + self.ball_steps[number]) % n
                 places = (moved[:, 0] * n[1] + moved[:, 1]) * n[2] + moved[:, 2]
                 value = field[places]
-                better = (value >= 0) & (value - length > best[active])
-                best[active[better]], source[active[better]] = value[better] - length, places[better]
+                lowered = value - float(self.ball_lengths[number])
+                better = (value >= 0) & (lowered > highest)
+                highest, deciding = torch.where(better, lowered, highest), torch.where(better, places, deciding)
+            best[active], source[active] = highest, deciding
             return best.to(self.dtype), source
 
     def pull_back(self, gradient, source, sites, radii, top):
@@ -215,8 +217,9 @@ class HardMask:
                 places, d = distances(inputs[0])
                 value = d.clamp(min=1e-24).sqrt() - inputs[1][:, None]
                 nearest = ((weights[places] != 0) & (value < field[places] + 1e-10)).detach()
-                found = torch.autograd.grad(value[nearest], inputs, weights[places[nearest]])
-            weights[places[nearest]] = 0
+                found = torch.autograd.grad(value, inputs, torch.where(nearest, weights[places], 0.0))
+            taken = torch.zeros_like(weights).scatter_reduce_(0, places.flatten(), nearest.flatten().to(weights), "amax")
+            weights = torch.where(taken > 0, 0.0, weights)
             for i in range(2):
                 total[i][part] += found[i]
         return total
