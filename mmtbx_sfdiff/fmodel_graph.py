@@ -44,7 +44,6 @@ class _Captured:
             with torch.cuda.graph(self.backward, pool=self.forward.pool(), stream=stream):
                 self.gradients = torch.autograd.grad(self.value, self.leaves, self.seed, allow_unused=True)
 
-
     def run(self, given: torch.Tensor) -> int:
         """The forward graph of these coordinates; the turn that what it leaves belongs to."""
         self.given.detach().copy_(given)

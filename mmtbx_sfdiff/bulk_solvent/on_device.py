@@ -18,6 +18,8 @@ from .mask_values import Recipe
 
 #: A group of models that an engine takes at a time, and what it takes.
 Groups = list[tuple[slice, SpheresJob]]
+# Of an image.
+_NUMBERS = 6
 
 
 def spheres_jobs(
@@ -56,7 +58,10 @@ def spheres_jobs(
     points = math.prod(how.n_real) * fine**3
     if points > engine.largest:
         raise ValueError(f"The fine grid of a mask with {points} points is too large: use a larger grid_step.")
-    most = max(1, min(how.memory // (points * dtype.itemsize), engine.largest // points))
+    grid = mask_grid(crystal, how.n_real)
+    # Kernels count by 32 bits what they know of images, too.
+    images = _NUMBERS * len(grid.rotations) * sites_cart.shape[1]
+    most = max(1, min(how.memory // (points * dtype.itemsize), engine.largest // max(points, images)))
     limits = checks.LIMITS["sites_cart"][0], checks.LIMITS["occupancies"][0], LARGEST_LENGTH
     found: Groups = []
     first = 0
@@ -70,7 +75,7 @@ def spheres_jobs(
             (
                 part,
                 SpheresJob(
-                    mask_grid(crystal, how.n_real),
+                    grid,
                     fine,
                     ball.reach,
                     ball.value,

@@ -24,6 +24,8 @@ from .setting import LEAST_ACCURACY, storage
 from .standing import Standing, standing
 
 _VALUES = TensorCache(64)
+# At most so many numbers of an atom stand in one table, which kernels count by 32 bits.
+_NUMBERS = 100
 #: Methods that such an engine carries out.
 METHODS = ("fft", "auto")
 
@@ -64,7 +66,7 @@ class GivenAtoms:
 
     def jobs(self, made: Standing) -> list[tuple[slice, AtomsJob]]:
         """As many models at a time as memory allows."""
-        n_models, _ = self.shape
+        n_models, n_atoms = self.shape
         use_u_iso, use_u_aniso, site_weights, type_index = self.shared
         crystal = self.plan.crystal
         frame = self.plan.part(
@@ -73,7 +75,7 @@ class GivenAtoms:
         limits = tuple(checks.LIMITS[name][0] for name in PARAMETERS)
         setting, dispersion = made.setting, self.dispersion
         of_memory = self.memory // storage(setting.grid.dims, setting.dtype)
-        size = max(1, int(min(of_memory, self.engine.largest // setting.grid.n_points)))
+        size = max(1, int(min(of_memory, self.engine.largest // max(setting.grid.n_points, _NUMBERS * n_atoms))))
         found = []
         for first in range(0, n_models, size):
             part = slice(first, first + size)

@@ -1,7 +1,7 @@
 """CUDA graphs in play: on the CPU, in Triton's interpreter, a capture writes down what is launched and a replay does it again.
 
-As on a card a replay knows tensors by where they are and runs no Python of ours; in a capture nothing may be handed to the host, and no
-numbers come from it; and when a backward graph has run, what its forward graph left is overwritten.
+As on a card a replay knows tensors by where they are and runs no Python of ours, in a capture nothing may be handed to the host, and
+when a backward graph has run, what its forward graph left is overwritten.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Recorder(launches._Mode):
     def _add(self, name: str, function: Any, args: Any, found: Any, keywords: Any = None) -> None:
         before = self.count.aten.total() + self.count.transforms.total()
         super()._add(name, function, args, found)
-        if self.count.waits or name == "lift_fresh":
+        if self.count.waits:
             raise RuntimeError(f"{name} in a capture: {dict(self.count.waits)}")
         if self.count.aten.total() + self.count.transforms.total() == before:
             return
@@ -80,7 +80,7 @@ class _Recorder(launches._Mode):
             return super().__torch_dispatch__(function, types, args, kwargs)
         found = function(*args, **(kwargs or {}))
         self._add(name, function, args, found, kwargs)
-        if name.startswith("empty") or name.startswith("new_empty"):
+        if name.startswith(("empty", "new_empty")):
             self.graph.made.append(found)
         return found
 

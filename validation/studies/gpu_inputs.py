@@ -3,7 +3,7 @@
     python -m validation.studies.gpu_inputs FOLDER [--entries 1dur 1cbs ...] [--repeat 5]
 
 Every entry becomes ``<entry>.npz``, from which the core makes its atoms and reflections without cctbx: cell, space group,
-scattering types, sites, displacements, occupancies, indices, amplitudes, sigmas, free flags.  Beside them are medians, s, of
+scattering types, sites, displacements, occupancies, indices, amplitudes, sigmas, free flags, and F_mask by the CPU.  Beside them are medians, s, of
 cctbx's FFT, of the same with gradients in sites and u_iso, and of mmtbx's mask with F_mask, and the processor they are of.
 Entries are deposited data: the files are not for the repository.
 """
@@ -89,6 +89,10 @@ def arrays(entry, repeat):
         "f_obs": data.data().as_numpy_array(),
         "sigmas": np.ones(data.size()) if sigmas is None else sigmas.as_numpy_array(),
         "free": np.zeros(data.size(), bool) if flags is None else flags.data().as_numpy_array(),
+        # What the mask is compared with: that machine may have no engine for CPUs.
+        "f_mask": sfdiff.solvent_structure_factors(atoms, atoms.crystal, as_miller_tensor(data))
+        .to(torch.complex64)
+        .numpy(),
         "cpu": f"{_processor()}, one core, {datetime.date.today().isoformat()}",
         **cctbx_times(loaded, repeat),
     }

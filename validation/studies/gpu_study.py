@@ -1,19 +1,23 @@
 """Times and memory on a GPU beside cctbx on one core, in one run of a few minutes, without cctbx.
 
-    python -m validation.studies.gpu_study FOLDER [--device cuda] [--batch 64] [--repeat 20] [--seconds 330] [--output gpu_study]
+    python -m validation.studies.gpu_study FOLDER [--batch 64] [--repeat 20] [--seconds 330] [--output gpu_study]
+    python -m validation.studies.gpu_study --dry-run
 
-FOLDER holds what :mod:`.gpu_inputs` made elsewhere, the times of cctbx included.  For every entry, the smallest first, as long as
-the seconds last:
+FOLDER holds what :mod:`.gpu_inputs` made elsewhere, the times of cctbx included, and in ``wheels/`` what the machine lacks, which is
+installed from there; all of it, and its size, is said first.  For every entry, the smallest first:
 
 - *F*, and with gradients in sites and u_iso, at an accuracy of 1e-3 in single precision, with the relative L2 of both from
   direct summation in double precision;
-- the mask with F_mask, and with the gradient in sites; the largest difference of F_mask from the CPU's;
+- the mask with F_mask, and with the gradient in sites; the relative L2 of F_mask from the CPU's;
 - a whole step: F, mask, scales applied, target (least squares, maximum likelihood), gradients; and by ``FModel.compile()``;
 - one model of a batch, of F with gradients and of the mask with its gradient;
 - launches of a step as the profiler sees them, peak memory, and whether a second call gives the same bits.
 
-Writes <output>.json after each entry, and <output>.rst, the table for ``docs/gpu.rst``, at the end.  ``--device cpu`` under
-``TRITON_INTERPRET=1`` is a dry run: take a small entry and ``--atoms 20 --d-min 6``.
+Then the tests marked ``gpu``.  ``--seconds`` is for all of it: an entry that would not be done in what is left, by the time that the one
+before it took and their sizes, is left out, and so is what is left of one that takes longer; both are said.  After every number
+<output>.json is written, and <output>.rst, the table for ``docs/gpu.rst``, after every entry.
+
+``--dry-run`` goes the same way on a CPU, in Triton's interpreter, with two made-up crystals of three atoms, in less than a minute.
 """
 
 from __future__ import annotations
@@ -21,67 +25,81 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import importlib.util
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import mmtbx_sfdiff as sfdiff
+if __name__ == "__main__" and "--dry-run" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # which Triton looks at when it is imported
+
 import torch
-from mmtbx_sfdiff.kernels import checks, deferred, engines
 
 import numpy as np
 
 ACCURACY = 1e-3
 MEMORY = 8 * 2**30
+# Bytes that the machine takes.
+MOST = 64 * 2**20
+# Of the seconds, what is kept for the tests.
+_FOR_TESTS = 0.2
+
+
+class OutOfTime(Exception):
+    """No time is left for the next number."""
 
 
 class Clock:
-    """Medians of calls, ms, after two that make plans and compile."""
+    """Medians of calls, ms, after some that make plans and compile; as many calls as the time allows, one at least."""
 
-    def __init__(self, device, repeat):
+    def __init__(self, device, repeat, until, warm=2):
         self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        self.repeat = repeat
+        self.repeat, self.until, self.warm = repeat, until, warm
 
-    def __call__(self, call, warm=2):
+    def __call__(self, call):
         times = []
-        for turn in range(self.repeat + warm):
+        for turn in range(self.repeat + self.warm):
+            if time.monotonic() > self.until:
+                if times:
+                    break
+                raise OutOfTime
             self.wait()
             start = time.perf_counter()
             call()
             self.wait()
-            if turn >= warm:
+            if turn >= self.warm:
                 times.append(1e3 * (time.perf_counter() - start))
         return statistics.median(times)
 
 
-def load(path, device, n_atoms=None, d_min=None):
-    """(atoms in single and in double precision, reflections in single precision, times of cctbx)."""
+def load(path, device):
+    """(atoms in single and in double precision, reflections in single precision, F_mask of the CPU, times of cctbx, processor)."""
+    import mmtbx_sfdiff as sfdiff
+
     found = np.load(path)
     crystal = sfdiff.Crystal(tuple(found["unit_cell"].tolist()), str(found["space_group"]))
-    part = slice(0, n_atoms)
     double = sfdiff.Atoms.from_arrays(
         crystal,
-        [str(x) for x in found["types"][part]],
-        found["sites_cart"][part],
-        b_iso=found["b_iso"][part],
-        occupancies=found["occupancies"][part],
-        u_cart=found["u_cart"][part],
+        [str(x) for x in found["types"]],
+        found["sites_cart"],
+        b_iso=found["b_iso"],
+        occupancies=found["occupancies"],
+        u_cart=found["u_cart"],
     )
     indices = torch.from_numpy(found["miller_indices"].astype(np.int64))
-    rows = torch.arange(len(indices))
-    if d_min is not None:
-        rows = (crystal.d_star_sq(indices) <= d_min**-2).nonzero()[:, 0]
-    data = sfdiff.Reflections.from_arrays(
-        crystal, indices[rows], found["f_obs"][rows.numpy()], found["sigmas"][rows.numpy()], found["free"][rows.numpy()]
-    )
+    data = sfdiff.Reflections.from_arrays(crystal, indices, found["f_obs"], found["sigmas"], found["free"])
     theirs = {name: 1e3 * float(found[name]) for name in ("cctbx_f", "cctbx_f_gradients", "cctbx_mask")}
     double = double.to(device=device)
     return (
         double.to(dtype=torch.float32),
         double,
         data.to(dtype=torch.float32, device=device),
+        torch.from_numpy(found["f_mask"]),
         theirs,
         str(found["cpu"]),
     )
@@ -99,21 +117,28 @@ def leaves(atoms, batch=(), seed=0):
     return atoms.replace(sites_cart=x, u_iso=u), [x, u]
 
 
-def measure(path, device, options):
-    """One row of the table."""
-    atoms, double, data, row, cpu = load(path, device, options.atoms, options.d_min)
-    clock = Clock(device, options.repeat)
+def measure(path, device, options, clock, row, save):
+    """Fill a row of the table, saved after each number."""
+    import mmtbx_sfdiff as sfdiff
+    from mmtbx_sfdiff.kernels import checks, engines
+
+    def put(**numbers):
+        row.update(numbers)
+        save()
+
+    atoms, double, data, f_mask, theirs, cpu = load(path, device)
     plan = sfdiff.plan(atoms.crystal, data.miller_indices)
     n = len(plan)
-    row = {"entry": path.stem, "atoms": atoms.n_atoms, "reflections": n, "cpu": cpu, **row}
+    put(atoms=atoms.n_atoms, reflections=n, cpu=cpu, **theirs)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    mask_options = {"grid_step": 1.5} if options.dry_run else {}
 
     def f(some):
         return sfdiff.structure_factors(some, plan, method="fft", accuracy=ACCURACY, memory=MEMORY)
 
     def mask(some):
-        return sfdiff.solvent_structure_factors(some, plan, memory=MEMORY)
+        return sfdiff.solvent_structure_factors(some, plan, memory=MEMORY, **mask_options)
 
     def with_gradients(function, some, wanted):
         value = function(some)
@@ -121,24 +146,23 @@ def measure(path, device, options):
 
     seed = torch.randn(n, dtype=torch.complex64, generator=torch.Generator().manual_seed(1)).to(device)
     moving, wanted = leaves(atoms)
-    row["f"] = clock(lambda: f(atoms))
-    row["f_gradients"] = clock(lambda: with_gradients(f, moving, wanted))
-    row["mask"] = clock(lambda: mask(atoms))
-    row["mask_gradient"] = clock(lambda: with_gradients(mask, moving, wanted[:1]))
+    put(f=clock(lambda: f(atoms)))
+    put(f_gradients=clock(lambda: with_gradients(f, moving, wanted)))
     # What it is worth.
     found = [with_gradients(f, moving, wanted) for _ in range(2)]
     exact_moving, exact_wanted = leaves(double)
     exact = sfdiff.structure_factors(exact_moving, plan, method="direct", memory=MEMORY)
     exact_gradients = torch.autograd.grad(exact, exact_wanted, seed.to(exact.dtype))
-    row["f_error"] = relative(found[0][0].detach(), exact.detach())
-    row["gradient_errors"] = [relative(a, b) for a, b in zip(found[0][1], exact_gradients)]
-    row["same_bits"] = all(torch.equal(a, b) for a, b in zip((found[0][0], *found[0][1]), (found[1][0], *found[1][1])))
-    with engines.everywhere("cpu"), deferred_off(device):
-        here = atoms.to(device="cpu")
-        expected = sfdiff.solvent_structure_factors(here, sfdiff.plan(here.crystal, data.miller_indices.cpu()))
-    row["mask_error"] = relative(mask(atoms).cpu(), expected)
+    put(
+        f_error=relative(found[0][0].detach(), exact.detach()),
+        gradient_errors=[relative(a, b) for a, b in zip(found[0][1], exact_gradients)],
+        same_bits=all(torch.equal(a, b) for a, b in zip((found[0][0], *found[0][1]), (found[1][0], *found[1][1]))),
+    )
+    put(mask=clock(lambda: mask(atoms)))
+    put(mask_gradient=clock(lambda: with_gradients(mask, moving, wanted[:1])))
+    put(mask_error=relative(mask(atoms).cpu(), f_mask))
     # A whole step.
-    fmodel = sfdiff.FModel(moving, data, method="fft", accuracy=ACCURACY)
+    fmodel = sfdiff.FModel(moving, data, method="fft", accuracy=ACCURACY, mask=mask_options)
     with engines.everywhere("cpu") if device.type == "cpu" else contextlib.nullcontext():
         fmodel.update_scales()
         fmodel.alpha_beta()
@@ -147,25 +171,19 @@ def measure(path, device, options):
         return torch.autograd.grad(fmodel.target(name, sites_cart=wanted[0]), wanted)
 
     for name in ("least_squares", "maximum_likelihood"):
-        row[f"step_{name}"] = clock(lambda name=name: step(name))
+        put(**{f"step_{name}": clock(lambda name=name: step(name))})
     if device.type == "cuda":
-        row |= profiled(lambda: step("least_squares"))
+        put(**profiled(lambda: step("maximum_likelihood")))
         fmodel.compile()
         for name in ("least_squares", "maximum_likelihood"):
-            row[f"captured_{name}"] = clock(lambda name=name: step(name))
+            put(**{f"captured_{name}": clock(lambda name=name: step(name))})
     if options.batch:
         many, wanted = leaves(atoms, (options.batch,))
-        row["batch_f_gradients"] = clock(lambda: with_gradients(f, many, wanted)) / options.batch
-        row["batch_mask_gradient"] = clock(lambda: with_gradients(mask, many, wanted[:1])) / options.batch
+        put(batch_f_gradients=clock(lambda: with_gradients(f, many, wanted)) / options.batch)
+        put(batch_mask_gradient=clock(lambda: with_gradients(mask, many, wanted[:1])) / options.batch)
     checks.raise_pending(device)
     if device.type == "cuda":
-        row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    return row
-
-
-def deferred_off(device):
-    """Where the CPU is treated as a GPU, not for what is computed beside."""
-    return deferred.everywhere(busy=False) if device.type == "cpu" else contextlib.nullcontext()
+        put(peak_mib=torch.cuda.max_memory_allocated() / 2**20)
 
 
 def profiled(call):
@@ -203,7 +221,7 @@ def table(record):
     """A list-table for the documentation."""
     lines = [
         f"{record['device']}, {record['date']}, torch {record['torch']}; ms, medians of {record['repeat']}; a batch of "
-        f"{record['batch']}; cctbx: {record['rows'][0]['cpu'] if record['rows'] else ''}.",
+        f"{record['batch']}; cctbx: {record['rows'][0].get('cpu', '') if record['rows'] else ''}.",
         "",
         ".. list-table::",
         "   :header-rows: 1",
@@ -217,21 +235,116 @@ def table(record):
     return "\n".join(lines) + "\n"
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=330)
-    parser.add_argument("--atoms", type=int, help="of each entry, only the first: for a dry run")
-    parser.add_argument("--d-min", type=float)
-    parser.add_argument("--output", type=Path, default=Path("gpu_study"))
-    options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device is here: run it on a machine with one, or dry with --device cpu")
-    start = time.monotonic()
+def install(folder):
+    """Put the wheels of a folder where they can be imported."""
+    wheels = sorted(folder.glob("wheels/*.whl"))
+    if not wheels:
+        return
+    target = tempfile.mkdtemp(prefix="gpu_study_")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-index",
+            "--no-deps",
+            "--target",
+            target,
+            *map(str, wheels),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"The wheels could not be installed: {done.stderr[-1000:]}")
+    sys.path.append(target)
+    os.environ["PYTHONPATH"] = os.pathsep.join(x for x in (os.environ.get("PYTHONPATH"), target) if x)
+
+
+def run_tests(seconds):
+    """The tests marked gpu: what they said last, or why they did not run."""
+    if importlib.util.find_spec("pytest") is None:
+        return "pytest is not installed"
+    if seconds < 5:
+        return "no time was left"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider", "tests/kernels"]
+    root = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"not done in {seconds:.0f} s"
+    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
+
+
+def made_up(folder):
+    """Two crystals of three atoms, as :mod:`.gpu_inputs` writes entries; what cctbx takes is not known."""
+    import mmtbx_sfdiff as sfdiff
+
+    for name, symbol, cell in (
+        ("first", "P 1", (6, 7, 8, 85, 95, 100)),
+        ("second", "P 21 21 21", (6, 7, 8, 90, 90, 90)),
+    ):
+        crystal, generator = sfdiff.Crystal(cell, symbol), torch.Generator().manual_seed(0)
+        sites = torch.rand(3, 3, generator=generator).double() * 6
+        indices = crystal.build_miller_indices(3.0)
+        n = len(indices)
+        atoms = sfdiff.Atoms.from_arrays(crystal, ["C", "N", "O"], sites, b_iso=20.0)
+        f_mask = sfdiff.solvent_structure_factors(atoms, crystal, indices, grid_step=1.5)
+        np.savez(
+            folder / f"{name}.npz",
+            unit_cell=np.array(cell, dtype=float),
+            space_group=symbol,
+            types=np.array(["C", "N", "O"]),
+            sites_cart=sites.numpy(),
+            b_iso=np.full(3, 20.0),
+            u_cart=np.full((3, 6), np.nan),
+            occupancies=np.ones(3),
+            miller_indices=indices.numpy(),
+            f_obs=10 + torch.rand(n, generator=generator).double().numpy(),
+            sigmas=np.ones(n),
+            free=np.arange(n) % 5 == 0,
+            f_mask=f_mask.numpy(),
+            cpu="none",
+            **dict.fromkeys(("cctbx_f", "cctbx_f_gradients", "cctbx_mask"), np.nan),
+        )
+
+
+@contextlib.contextmanager
+def as_a_gpu():
+    """Tensors of the CPU go the way of those of a GPU, in pieces that suit the interpreter: it is slow by the operation."""
+    from unittest import mock
+
+    from mmtbx_sfdiff.kernels import deferred, engines
+    from mmtbx_sfdiff.kernels.cuda import density, maps, soft_mask
+
+    with (
+        mock.patch.multiple(density, _TILE=(16, 16, 16), _LANES=4096, _REFLECTIONS=4096),
+        mock.patch.multiple(soft_mask, _TILE=(16, 16, 32), _BLOCK=8192),
+        mock.patch.object(maps, "_BLOCK", 8192),
+        engines.everywhere("triton"),
+        deferred.everywhere(busy=False),
+    ):
+        yield
+
+
+def sizes(folder):
+    """Say what is carried; entries with their sizes, the smallest first."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    total = sum(path.stat().st_size for path in files)
+    for path in sorted(files):
+        print(f"{path.relative_to(folder)}  {path.stat().st_size / 2**20:.2f} MiB")
+    print(f"inputs: {total / 2**20:.2f} MiB of {MOST / 2**20:.0f}", flush=True)
+    if total > MOST:
+        raise SystemExit(f"The inputs in {folder} are larger than the machine takes: leave out entries or wheels.")
+    return sorted((path.stat().st_size, path) for path in folder.glob("*.npz"))
+
+
+def study(folder, device, options, start):
+    """Measure the entries of a folder, as long as there is time."""
+    end = start + options.seconds
+    until = end - _FOR_TESTS * options.seconds
     record = {
         "device": torch.cuda.get_device_name(0) if device.type == "cuda" else "dry run on the CPU",
         "date": datetime.date.today().isoformat(),
@@ -239,21 +352,71 @@ def main(arguments=None):
         "batch": options.batch,
         "repeat": options.repeat,
         "rows": [],
+        "left_out": [],
     }
-    paths = sorted(options.folder.glob("*.npz"), key=lambda path: path.stat().st_size)
-    with contextlib.ExitStack() as stack:
-        if device.type == "cpu":
-            stack.enter_context(engines.everywhere("triton"))
-            stack.enter_context(deferred.everywhere(busy=False))
-        for path in paths:
-            if time.monotonic() - start > options.seconds:
-                print("out of time before", path.stem, flush=True)
-                break
-            record["rows"].append(row := measure(path, device, options))
-            print(json.dumps({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-            options.output.with_suffix(".json").write_text(json.dumps(record, indent=1))
-    options.output.with_suffix(".rst").write_text(table(record))
-    return 0
+
+    def save():
+        record["seconds"] = round(time.monotonic() - start, 1)
+        options.output.with_suffix(".json").write_text(json.dumps(record, indent=1))
+
+    def left_out(what):
+        print("out of time:", what, flush=True)
+        record["left_out"].append(what)
+        save()
+
+    took = size_before = None
+    for size, path in sizes(folder):
+        began = time.monotonic()
+        if began > until or (took is not None and began + took * size / size_before > until):
+            left_out(path.stem)
+            continue
+        record["rows"].append(row := {"entry": path.stem})
+        clock = Clock(device, options.repeat, until, 1 if options.dry_run else 2)
+        try:
+            measure(path, device, options, clock, row, save)
+        except OutOfTime:
+            left_out(f"{path.stem}, after {', '.join(list(row)[-1:])}")
+        except Exception as error:  # of one entry: the others may be measured all the same
+            row["error"] = f"{type(error).__name__}: {error}"
+        took, size_before = time.monotonic() - began, size
+        print(json.dumps({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+        save()
+        options.output.with_suffix(".rst").write_text(table(record))
+    record["tests"] = "not in a dry run" if options.dry_run else run_tests(end - time.monotonic())
+    print("tests:", record["tests"])
+    save()
+    return int(any("error" in row for row in record["rows"]) or not record["rows"])
+
+
+def main(arguments=None):
+    start = time.monotonic()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--repeat", type=int)
+    parser.add_argument("--seconds", type=float, help="for everything (330; of a dry run 60)")
+    parser.add_argument("--output", type=Path, default=Path("gpu_study"))
+    options = parser.parse_args(arguments)
+    defaults = (
+        {"batch": 2, "repeat": 1, "seconds": 60} if options.dry_run else {"batch": 64, "repeat": 20, "seconds": 330}
+    )
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.dry_run:
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            parser.error("a dry run is in Triton's interpreter: set TRITON_INTERPRET=1")
+        with tempfile.TemporaryDirectory() as temporary:
+            made_up(Path(temporary))
+            with as_a_gpu():
+                return study(Path(temporary), torch.device("cpu"), options, start)
+    if options.folder is None or not options.folder.is_dir():
+        parser.error("give the folder that validation.studies.gpu_inputs made")
+    if not torch.cuda.is_available():
+        parser.error("no CUDA device is here: run it on a machine with one, or with --dry-run")
+    install(options.folder)
+    return study(options.folder, torch.device("cuda"), options, start)
 
 
 if __name__ == "__main__":

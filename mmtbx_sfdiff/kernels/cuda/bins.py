@@ -19,7 +19,8 @@ import triton.language as tl
 
 # Points of a model that are still sorted by comparing pairs.
 _PAIRS = 2**16
-_BLOCK = 128
+# Points that a program places, and those that it compares them with at a time: pairs have to fit its registers.
+_BLOCK, _OTHERS = 128, 32
 
 
 def bin_numbers(spacings, size):
@@ -51,7 +52,7 @@ def sort_into_bins(keys, n_bins):
     if n <= _PAIRS:
         place, ordered = torch.empty_like(keys), torch.empty_like(keys)
         blocks = triton.cdiv(n, _BLOCK)
-        _rank[(n_models * blocks,)](keys, place, ordered, n, blocks, BLOCK=_BLOCK)
+        _rank[(n_models * blocks,)](keys, place, ordered, n, blocks, BLOCK=_BLOCK, OTHERS=_OTHERS)
     else:
         ordered, order = torch.sort(keys, stable=True, dim=1)
         numbers = torch.arange(n_models * n, dtype=torch.int32, device=keys.device).view(n_models, n)
@@ -67,15 +68,15 @@ def periods_within(reach, tile, dims):
 
 
 @triton.jit
-def _rank(keys, place, ordered, n, blocks, BLOCK: tl.constexpr):
+def _rank(keys, place, ordered, n, blocks, BLOCK: tl.constexpr, OTHERS: tl.constexpr):
     """How many points come before each: those of a lower bin, and of its own with a lower number."""
     model = tl.program_id(0) // blocks
     first = model * n
     i = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     own = tl.load(keys + first + i, mask=i < n, other=0)
     before = tl.zeros((BLOCK,), dtype=tl.int32)
-    for start in range(0, n, BLOCK):
-        j = start + tl.arange(0, BLOCK)
+    for start in range(0, n, OTHERS):
+        j = start + tl.arange(0, OTHERS)
         other = tl.load(keys + first + j, mask=j < n, other=2147483647)
         same = (other[None, :] == own[:, None]) & (j[None, :] < i[:, None])
         before += tl.sum(((other[None, :] < own[:, None]) | same).to(tl.int32), 1)

@@ -218,7 +218,9 @@ class HardMask:
                 value = d.clamp(min=1e-24).sqrt() - inputs[1][:, None]
                 nearest = ((weights[places] != 0) & (value < field[places] + 1e-10)).detach()
                 found = torch.autograd.grad(value, inputs, torch.where(nearest, weights[places], 0.0))
-            taken = torch.zeros_like(weights).scatter_reduce_(0, places.flatten(), nearest.flatten().to(weights), "amax")
+            taken = torch.zeros_like(weights).scatter_reduce_(
+                0, places.flatten(), nearest.flatten().to(weights), "amax"
+            )
             weights = torch.where(taken > 0, 0.0, weights)
             for i in range(2):
                 total[i][part] += found[i]
