@@ -2,6 +2,7 @@
 
 import mmtbx_sfdiff as sfdiff
 import torch
+from mmtbx_sfdiff import fmodel_graph
 from mmtbx_sfdiff.fmodel_graph import Graphs
 from mmtbx_sfdiff.kernels import engines
 from mmtbx_sfdiff.kernels.cuda import density, maps, soft_mask
@@ -15,10 +16,10 @@ soft_mask._TILE, soft_mask._BLOCK, maps._BLOCK = (16, 16, 32), 8192, 8192
 
 
 def made():
-    crystal = sfdiff.Crystal((6, 7, 8, 90, 90, 90), "P 21 21 21")
+    crystal = sfdiff.Crystal((6, 7, 8, 85, 95, 100), "P 1")
     generator = torch.Generator().manual_seed(0)
-    sites = torch.rand(3, 3, generator=generator) * 6
-    atoms = sfdiff.Atoms.from_arrays(crystal, ["C", "N", "O"], sites, b_iso=20.0, dtype=torch.float32)
+    sites = torch.rand(2, 3, generator=generator) * 6
+    atoms = sfdiff.Atoms.from_arrays(crystal, ["C", "O"], sites, b_iso=20.0, dtype=torch.float32)
     indices = crystal.build_miller_indices(3.0)
     n, ones = len(indices), torch.ones(len(indices))
     data = sfdiff.Reflections.from_arrays(crystal, indices, 10 + torch.rand(n, generator=generator), ones, ones == 0)
@@ -46,8 +47,9 @@ def main():
     atoms = fmodel.atoms
     u = dict(fmodel.named_parameters())["u_iso"]
     points = [
-        (atoms.sites_cart.detach() + shift).requires_grad_() for shift in (torch.zeros(3, 3), 0.3 * torch.eye(3), 1.7)
+        (atoms.sites_cart.detach() + shift).requires_grad_() for shift in (torch.zeros(2, 3), torch.eye(2, 3), 1.7)
     ]
+    fmodel_graph._WARM_UP = 1  # the interpreter is slow, and has nothing to warm up
     with played():
         expected = [gradients(fmodel.target(sites_cart=x), [x, u]) for x in points]
         assert not same(expected[0], expected[1])
@@ -86,24 +88,15 @@ def main():
         assert same(moved, gradients(fmodel.target(sites_cart=points[0]), [points[0], u]))
         # Whatever the call reads as it is makes a graph of its own.
         fmodel._graphs = Graphs()
-        x = points[0]
-        for number, change in enumerate((lambda: None, lambda: alpha_beta(fmodel), lambda: options(fmodel)), 1):
-            change()
-            found = gradients(fmodel.target(sites_cart=x), [x, u])
-            assert len(fmodel._graphs._made) == number
-            kept, fmodel._graphs = fmodel._graphs, None
-            assert same(found, gradients(fmodel.target(sites_cart=x), [x, u])), number
-            fmodel._graphs = kept
+        with torch.no_grad():
+            fmodel.target(sites_cart=points[0])
+            own = vars(fmodel.alpha_beta())
+            fmodel._alpha_beta = AlphaBeta(**own | {"alpha": 0.9 * own["alpha"]})
+            found = fmodel.target(sites_cart=points[0])
+            assert len(fmodel._graphs._made) == 2
+            fmodel._graphs = None
+            assert torch.equal(found, fmodel.target(sites_cart=points[0]))
     print("passed")
-
-
-def alpha_beta(fmodel):
-    own = vars(fmodel.alpha_beta())
-    fmodel._alpha_beta = AlphaBeta(**own | {"alpha": 0.9 * own["alpha"]})
-
-
-def options(fmodel):
-    fmodel.mask_options["r_probe"] = 0.9
 
 
 if __name__ == "__main__":

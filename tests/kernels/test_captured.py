@@ -11,6 +11,7 @@ import torch
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_graphs_are_right_for_other_coordinates_and_in_any_order():
     done = subprocess.run(
