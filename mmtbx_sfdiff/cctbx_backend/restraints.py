@@ -119,6 +119,10 @@ def interpret(
     ValueError
         In one sentence: no monomer library; a residue or a modification that it does not know; a file that cannot be read.
     """
+    if parameters is None:
+        parameters = mmtbx.model.manager.get_default_pdb_interpretation_params()
+    parameters.pdb_interpretation.sort_atoms = False  # rows stay those of the manager
+    before = [atom.id_str() for atom in manager.get_hierarchy().atoms()]
     copy = mmtbx.model.manager(
         model_input=None,
         pdb_hierarchy=manager.get_hierarchy().deep_copy(),
@@ -140,6 +144,8 @@ def interpret(
             f"mmtbx cannot restrain this model with the monomer library that it found ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:120]}): use restraints=library, or the library that Phenix brings."
         ) from None
+    if [atom.id_str() for atom in copy.get_hierarchy().atoms()] != before:
+        raise ValueError("mmtbx has changed the order of this model's atoms: use restraints=library.")
     return CctbxRestraints(copy)
 
 

@@ -94,6 +94,18 @@ def test_a_library_that_is_named_is_the_one_taken(library, monkeypatch, tmp_path
         interpret(manager, library=tmp_path)
 
 
+def test_rows_are_those_of_the_model_whatever_the_order_of_its_atoms(with_library):
+    """mmtbx sorts atoms for itself: a residue written backwards was held to the bonds of other atoms."""
+    structure = small()
+    residue = structure[0][0][2]
+    atoms = [atom.clone() for atom in residue]
+    for place, atom in enumerate(reversed(atoms)):
+        residue[place].name, residue[place].element, residue[place].pos = atom.name, atom.element, atom.pos
+    manager = manager_of(structure.make_pdb_string())
+    sites = torch.tensor(manager.get_sites_cart().as_double().as_numpy_array().reshape(-1, 3))
+    assert 0 < interpret(manager).rms(sites)["bond"] < 0.05
+
+
 def test_the_file_of_a_monomer_is_read(with_library, tmp_path):
     structure = small()
     residue = structure[0][0][2]
