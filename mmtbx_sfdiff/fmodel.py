@@ -267,7 +267,11 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
         ------
         RuntimeError
             Before :meth:`update_scales`.
+        ValueError
+            Sites of another shape than the atoms'.
         """
+        if self.scales is None:
+            self._atoms(sites_cart)  # what is wrong with the sites is said first
         scales = self.known_scales()
         sites_cart = None if sites_cart is None else widened(sites_cart, self._base.dtype)
         f_calc = self.f_calc(sites_cart, mates=True)
