@@ -243,6 +243,6 @@ def test_sites_of_other_atoms_are_refused_also_before_there_are_scales():
     trained, *_ = training(n_atoms=16, d_min=3.5, method="direct")
     fmodel = sfdiff.FModel(trained.atoms, trained.reflections)
     with pytest.raises(ValueError, match=r"must have the shape \(\.\.\., 16, 3\), not \(0, 3\)"):
-        fmodel.f_model(fmodel.sites_cart[:0])
+        fmodel.f_model(fmodel.atoms.sites_cart[:0])
     with pytest.raises(RuntimeError, match="update_scales"):
-        fmodel.f_model(fmodel.sites_cart)
+        fmodel.f_model(fmodel.atoms.sites_cart)
