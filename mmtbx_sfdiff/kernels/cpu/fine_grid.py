@@ -148,10 +148,11 @@ class FineGrid:
 
 
 class _Boxes:
-    """The last boxes that were made, by all that they depend on, as long as they are not too large."""
+    """The last boxes that were made, by all that they depend on, as long as they are neither too large nor too many."""
 
-    def __init__(self, most=2**26):
-        self.most, self.size, self.kept, self.lock = most, 0, OrderedDict(), threading.Lock()
+    def __init__(self, most=2**26, most_boxes=128):
+        self.most, self.most_boxes, self.size = most, most_boxes, 0
+        self.kept, self.lock = OrderedDict(), threading.Lock()
 
     def get(self, key, make):
         with self.lock:
@@ -164,7 +165,7 @@ class _Boxes:
             if key not in self.kept:
                 self.kept[key] = box
                 self.size += box.nbytes
-                while self.size > self.most and len(self.kept) > 1:
+                while (self.size > self.most or len(self.kept) > self.most_boxes) and len(self.kept) > 1:
                     self.size -= self.kept.popitem(last=False)[1].nbytes
         return box
 
@@ -184,7 +185,8 @@ class Box:
     """
 
     def __init__(self, unit: Unit, fine, frame, sites, reach):
-        self.unit, self.fine = unit, fine
+        # Of the unit only these, and no more: boxes are kept longer than units, which hold arrays of the whole cell.
+        self.rotations, self.fine = unit.rotations, fine
         self.low, self.shape, self.windows = frame
         steps = unit.n_real * fine
         corner = self.low + unit.corner * fine
@@ -229,12 +231,14 @@ class Box:
     @property
     def nbytes(self):
         """With what finds it again."""
-        return 2 * sum(x.nbytes for x in (self.positions, self.atoms, self.operators, self._tiles))
+        return (
+            2 * sum(x.nbytes for x in (self.positions, self.atoms, self.operators, self._tiles)) + self.windows.nbytes
+        )
 
     def to_atoms(self, by_position, n_atoms, *others):
         """Sum gradients of the images into those of the atoms' fractional sites, and of other things."""
         sites = np.zeros((n_atoms, 3))
-        _add_to_atoms(by_position, self.steps, self.unit.rotations, self.operators, self.atoms, sites)
+        _add_to_atoms(by_position, self.steps, self.rotations, self.operators, self.atoms, sites)
         return sites, *(np.bincount(self.atoms, values, n_atoms) for values in others)
 
 
