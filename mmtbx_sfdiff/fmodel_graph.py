@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .kernels import opaque
 from .kernels.cuda.constants import keeping
 
 _WARM_UP = 3
@@ -66,17 +67,36 @@ class _Replay(torch.autograd.Function):
         return captured.value.detach().clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         captured: _Captured = ctx.captured
-        given = ctx.saved_tensors[0]
+        given, *others = ctx.saved_tensors
+        with torch.no_grad():
+            found = _Replay._gradients(ctx, captured, given, gradient)
+        if torch.is_grad_enabled():  # somebody may differentiate again
+            found = [None if x is None else _Once.apply(x, gradient, given, *others) for x in found]
+        return None, *found
+
+    @staticmethod
+    def _gradients(ctx: Any, captured: _Captured, given: torch.Tensor, gradient: torch.Tensor) -> list[Any]:
         if captured.turn != ctx.turn:
             captured.run(given)
         captured.seed.copy_(gradient)
         captured.backward.replay()
         # The backward graph has the storage of the forward one to write in.
         captured.turn += 1
-        return None, *(None if x is None else x.clone() for x in captured.gradients)
+        return [None if x is None else x.clone() for x in captured.gradients]
+
+
+class _Once(torch.autograd.Function):
+    """A gradient of a graph, which knows no derivative of it."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, *of: torch.Tensor) -> torch.Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        opaque.refused("what FModel.compile() captured")
 
 
 class Graphs:
