@@ -14,6 +14,8 @@ from mmtbx_sfdiff.kernels import compilation
 
 import pytest
 
+from tests.support.torch_versions import of_known_layouts
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,6 +27,7 @@ def run(code, folder, **environment):
     return done.stdout.split()
 
 
+@of_known_layouts
 def test_every_signature_with_which_the_kernels_are_called_is_listed():
     """Otherwise write the table anew: python -m validation.studies.kernel_signatures."""
     command = [sys.executable, "-m", "validation.studies.kernel_signatures", "--check"]
@@ -55,6 +58,7 @@ print(n)
 """
 
 
+@of_known_layouts
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_what_was_compiled_ahead_is_not_compiled_again(tmp_path, n_processes):
     (n,) = run(AHEAD.format(n=n_processes), tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "numba"))
