@@ -27,7 +27,8 @@ FINE_STEP = 0.31
 SMALLEST_SOFTNESS = 1e-3
 #: Å; spheres below count for nothing.
 SMALLEST_RADIUS = 1e-3
-# On a CPU a model that is worked on has so many fields beside E, which is kept of all models or worked out again.
+# On a CPU a model that is worked on has so many fields beside E, which is kept of all models, in one in so many bytes of the
+# memory, or worked out again.
 _FIELDS = 2
 
 
@@ -131,7 +132,7 @@ def _make_groups(
             at_once = 1 if engine.batched else models_at_once(len(models), sites_cart.device)
             kept = how.memory // len(models) * len(part)
             if len(models) > 1 and not engine.batched:
-                kept = how.memory // (len(models) + _FIELDS * at_once)
+                kept = how.memory // max(_FIELDS * len(models), len(models) + _FIELDS * at_once)
             job = how.job(crystal, fine, ball.reach, dtype, kept, at_once)
             if engine.batched:
                 counts = torch.tensor([len(one.radii) for one in part])

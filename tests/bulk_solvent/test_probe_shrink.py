@@ -252,7 +252,7 @@ def test_the_gradient_of_a_batch_is_right_when_threads_and_room_have_changed_sin
     try:
         whole = gradient(2**28, 2, 2)
         # Room for the fields of all models when one is worked on at a time, not for one in one piece when all are.
-        memory = 11 * 8 * sizes[0]
+        memory = 18 * 8 * sizes[0]
         changed = gradient(memory, *threads)
         gradient(memory, *reversed(threads))
     finally:

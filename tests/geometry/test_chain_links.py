@@ -42,7 +42,7 @@ def counts(geometry):
     return {name: len(getattr(geometry.topology, name)) for name in ("bonds", "angles", "planes", "chirals")}
 
 
-@pytest.mark.parametrize("distance", [2.6, 3.4])
+@pytest.mark.parametrize("distance", [pytest.param(2.6, marks=pytest.mark.slow), 3.4])
 def test_a_stretched_link_is_restrained_and_said(distance, library):
     whole, (apart, residues) = peptide(), pulled(peptide(), distance=distance)
     known, found = (GeometryRestraints.from_gemmi(x, library) for x in (whole, apart))

@@ -52,6 +52,7 @@ def test_rotors_turn_what_is_beyond_the_bond(peptide):
     assert found[0 + 1].turn(torch.tensor([0.0, math.pi])) == pytest.approx(math.pi)
 
 
+@pytest.mark.slow
 def test_a_turned_side_chain_is_found_again_and_stays(peptide):
     prepared, problem, energy = peptide
     tyrosine = rotors(prepared)[-1]

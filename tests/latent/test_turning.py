@@ -58,6 +58,7 @@ def test_a_side_chain_in_a_wrong_rotamer_is_turned_and_one_that_is_right_stays(s
     assert 6 not in [move["residue"] for move in turn_side_chains(found, structure, restraint)[1]]
 
 
+@pytest.mark.slow
 def test_the_end_of_a_refinement_turns_them_if_it_is_given_the_structure(subject):
     structure, fmodel, restraint = subject
     tyrosine = structure_rotors(structure)[-1]
