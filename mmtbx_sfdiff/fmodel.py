@@ -265,10 +265,8 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
 
         Raises
         ------
-        RuntimeError
-            Before :meth:`update_scales`.
-        ValueError
-            Sites of another shape than the atoms'.
+        RuntimeError, ValueError
+            Before :meth:`update_scales`; sites of another shape than the atoms'.
         """
         if self.scales is None:
             self._atoms(sites_cart)  # what is wrong with the sites is said first
@@ -290,10 +288,9 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
     forward = f_model
 
     def _atoms(self, sites_cart: torch.Tensor | None) -> Atoms:
-        atoms = self.atoms
         if sites_cart is None:
-            return atoms
-        moved: Atoms = atoms.replace(sites_cart=widened(sites_cart, atoms.dtype))
+            return self.atoms
+        moved: Atoms = self.atoms.replace(sites_cart=widened(sites_cart, self._base.dtype))
         return moved
 
     def _structure_factors(self, atoms: Atoms, indices: torch.Tensor | None = None) -> torch.Tensor:
@@ -318,9 +315,8 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
         BadAtom
             A ValueError that names the first bad atom, its parameter and its model.
         """
-        device = self.reflections.f_obs.device
         with checks.naming(lambda: self._base.labels):
-            checks.raise_pending(device)
+            checks.raise_pending(self.reflections.f_obs.device)
 
     # Scales and targets
 
