@@ -27,8 +27,7 @@ FINE_STEP = 0.31
 SMALLEST_SOFTNESS = 1e-3
 #: Å; spheres below count for nothing.
 SMALLEST_RADIUS = 1e-3
-# On a CPU a model that is worked on has so many fields beside E, which is kept of all models, in one in so many bytes of the
-# memory, or worked out again.
+# Beside E, on a CPU, of a model that is worked on.
 _FIELDS = 2
 
 
@@ -130,9 +129,11 @@ def _make_groups(
         same = found[-1] if found and not engine.batched and rows[first] == rows[first - 1] else None
         if same is None:
             at_once = 1 if engine.batched else models_at_once(len(models), sites_cart.device)
-            kept = how.memory // len(models) * len(part)
-            if len(models) > 1 and not engine.batched:
-                kept = how.memory // max(_FIELDS * len(models), len(models) + _FIELDS * at_once)
+            if engine.batched or len(models) == 1:
+                kept = how.memory // len(models) * len(part)
+            else:
+                # E is kept of all models, or worked out again: in half of the memory, and beside what is worked on.
+                kept = how.memory // max(2 * len(models), len(models) + _FIELDS * at_once)
             job = how.job(crystal, fine, ball.reach, dtype, kept, at_once)
             if engine.batched:
                 counts = torch.tensor([len(one.radii) for one in part])

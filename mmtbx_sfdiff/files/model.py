@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from .content import read_content
 from .entry_id import entry_id_in_model
 from .errors import Sorry
 from .model_header import methods, published_statistics
-from .model_text import MAX_B, MAX_COORDINATE, MAX_OCCUPANCY, normalized
+from .model_text import MAX_B, MAX_COORDINATE, MAX_OCCUPANCY, normalized, said_of_atoms, said_of_models
 from .reflection_table import one_line
 
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
@@ -174,7 +173,11 @@ def read_model(
     messages += asked
     scale = scale_of_pdb(text) if block is None else scale_of_block(block)
     frame, more = frame_of(scale, symmetry.unit_cell().parameters())
-    messages += [*more, *_messages(hierarchy), *radiation_messages(methods(text, block), scattering_table)]
+    messages += [
+        *more,
+        *said_of_models(hierarchy.models_size()),
+        *radiation_messages(methods(text, block), scattering_table),
+    ]
     messages += _repeated(atoms)
     try:
         manager = _manager(pdb_input, symmetry, messages)
@@ -187,7 +190,9 @@ def read_model(
     except (CctbxSorry, RuntimeError, ValueError) as error:
         raise Sorry(f"{path} has an atom that cctbx cannot use ({one_line(error)}): correct the file.") from None
     set_scattering(manager, scattering_table, d_min, path)
-    messages.extend(_structure_messages(structure))
+    occupancies = structure.scatterers().extract_occupancies()
+    bad = structure.is_positive_definite_u().count(False)
+    messages += said_of_atoms(bad, (occupancies < 0).count(True), (occupancies == 0).count(True))
     published = published_statistics(pdb_input, text)
     return Model(
         path=path,
@@ -407,12 +412,6 @@ def _set_isotopes(manager: Any, table: str) -> None:
     structure.discard_scattering_type_registry()
 
 
-def _messages(hierarchy: Any) -> Iterator[str]:
-    n_models = hierarchy.models_size()
-    if n_models > 1:
-        yield f"the model file holds {n_models} models; all of them scatter, each with its own occupancies"
-
-
 def _repeated(atoms: Any) -> list[str]:
     """Atoms that stand in the file twice, in the same place."""
     seen = set()
@@ -422,16 +421,3 @@ def _repeated(atoms: Any) -> list[str]:
         repeated += key in seen
         seen.add(key)
     return [f"atoms that occur twice, in the same place; both scatter: {repeated}"] if repeated else []
-
-
-def _structure_messages(structure: Any) -> Iterator[str]:
-    bad = structure.is_positive_definite_u().count(False)
-    if bad:
-        yield f"atoms whose displacement parameters are not positive definite: {bad}"
-    occupancies = structure.scatterers().extract_occupancies()
-    for n, what in (
-        ((occupancies < 0).count(True), "a negative occupancy"),
-        ((occupancies == 0).count(True), "occupancy 0, which do not scatter"),
-    ):
-        if n:
-            yield f"atoms with {what}: {n}"

@@ -132,22 +132,26 @@ def read_structure(path: Any) -> tuple[gemmi.Structure, list[str]]:
 
 
 def structure_messages(structure: gemmi.Structure) -> list[str]:
-    """What a reader of the results should know of the atoms, in the words of the reader with cctbx."""
+    """What a reader of the results should know of the atoms."""
     atoms = [atom for model in structure for chain in model for residue in chain for atom in residue]
-    messages = []
-    if len(structure) > 1:
-        messages.append(
-            f"the model file holds {len(structure)} models; all of them scatter, each with its own occupancies"
-        )
     six = [atom.aniso for atom in atoms if atom.aniso.nonzero()]
     tensors = [[[u.u11, u.u12, u.u13], [u.u12, u.u22, u.u23], [u.u13, u.u23, u.u33]] for u in six]
     isotropic = sum(atom.b_iso <= 0 for atom in atoms if not atom.aniso.nonzero())
     bad = isotropic + sum(np.linalg.eigvalsh(np.array(tensor))[0] <= 0 for tensor in tensors)
-    for n, text in (
+    negative, zero = sum(atom.occ < 0 for atom in atoms), sum(atom.occ == 0 for atom in atoms)
+    return [*said_of_models(len(structure)), *said_of_atoms(bad, negative, zero)]
+
+
+def said_of_models(n: int) -> list[str]:
+    """What a reader of the results should know where a file holds several models."""
+    return [f"the model file holds {n} models; all of them scatter, each with its own occupancies"] if n > 1 else []
+
+
+def said_of_atoms(bad: int, negative: int, zero: int) -> list[str]:
+    """The same of so many atoms with tensors, and with occupancies, that are odd."""
+    found = (
         (bad, "whose displacement parameters are not positive definite"),
-        (sum(atom.occ < 0 for atom in atoms), "with a negative occupancy"),
-        (sum(atom.occ == 0 for atom in atoms), "with occupancy 0, which do not scatter"),
-    ):
-        if n:
-            messages.append(f"atoms {text}: {n}")
-    return messages
+        (negative, "with a negative occupancy"),
+        (zero, "with occupancy 0, which do not scatter"),
+    )
+    return [f"atoms {text}: {n}" for n, text in found if n]

@@ -44,7 +44,7 @@ def mended_records(text: str, path: object) -> tuple[str, list[str]]:
                     "correct it."
                 )
     messages = _old_ends(lines) + _blank(lines, atoms, path) + _early_end(lines, atoms)
-    _elements(lines, atoms)
+    _elements(lines)
     messages += _operators(lines)
     _placeholder(lines)
     return "\n".join(line for line in lines if line is not None) + "\n", messages
@@ -84,9 +84,8 @@ def _early_end(lines: list[str], atoms: list[int]) -> list[str]:
     return ["atoms after an END record were read like the others"] if ends else []
 
 
-def _elements(lines: list[str], atoms: list[int]) -> None:
+def _elements(lines: list[str]) -> None:
     """Elements in upper case and on the right of columns 77-78; changes the lines."""
-    del atoms  # an END may have been taken out before them
     for i, line in enumerate(lines):
         if line.startswith((*_ATOMS, "ANISOU")) and len(line) > 76:
             element = line[76:78].strip().upper().rjust(2)

@@ -188,6 +188,8 @@ DOWNLOAD = f"""
     .short_caption = Cache folder
     .help = "Where downloads are kept; by default MMTBX_SFDIFF_CACHE_DIR, or the user's cache folder."
 """
+#: Parameters that a result in JSON names, of every program that computes F_model.
+RECORDED = ("method", "accuracy", "mask", "grid_step", "device", "dtype", "scattering_table", "wavelength")
 COMPUTING = f"""
   method = {choices(("auto", *METHODS), "auto")}
     .type = choice

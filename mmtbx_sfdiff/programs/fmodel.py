@@ -28,7 +28,7 @@ from ..reflections import Reflections, resolution_shells
 from ..scaling.given import given_scales
 from ..structure_factors import structure_factors
 from ..versions import versions
-from .common import EntryProgram
+from .common import RECORDED, EntryProgram
 from .fmodel_parameters import PHIL
 from .fmodel_table import render
 
@@ -352,19 +352,7 @@ The exit code is 0 only if everything was computed and written.
                 "data": self._entry.data.path.name if self._entry else None,
                 "mtz": str(self._path),
             },
-            "settings": {
-                name: getattr(params, name)
-                for name in (
-                    "method",
-                    "accuracy",
-                    "mask",
-                    "grid_step",
-                    "device",
-                    "dtype",
-                    "scattering_table",
-                    "wavelength",
-                )
-            },
+            "settings": {name: getattr(params, name) for name in RECORDED},
             "messages": list(self._messages),
             "versions": versions(),
         }

@@ -14,20 +14,10 @@ from ..real_space.mates import mates_in_rows
 from ..refinement.groups import AtomLabels
 from ..versions import versions
 from . import refine_statistics as statistics
+from .common import RECORDED
 from .refine_anomalous import differences
 
-_SETTINGS = (
-    "method",
-    "accuracy",
-    "mask",
-    "grid_step",
-    "device",
-    "dtype",
-    "scattering_table",
-    "wavelength",
-    "shake",
-    "random_seed",
-)
+_SETTINGS = (*RECORDED, "shake", "random_seed")
 _TARGETS = {
     "maximum_likelihood": "maximum likelihood",
     "least_squares": "least squares",

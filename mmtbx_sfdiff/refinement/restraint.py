@@ -127,9 +127,11 @@ class LibraryRestraint(Restraint):
         return of_sites, 0.5 * self.adp_weight * self.displacements.curvature(atoms.n_atoms)
 
     def close(self, atoms: Any) -> dict[str, Any]:
-        rms = self.geometry.rms(atoms.sites_cart.detach().to(torch.float64))
+        sites = atoms.sites_cart.detach().to(torch.float64)
+        rms = self.geometry.rms(sites)
         record = {"weight": self.weight, "bond_rms": rms["bond"], "angle_rms": rms["angle"]}
-        bond = self._usual(atoms, rms["bond"])
+        # A bond that cannot be met must not drive the weight up, nor riding hydrogens down; mmtbx's restraints do not tell.
+        bond = self.geometry.usual_bond_rms(sites) if hasattr(self.geometry, "usual_bond_rms") else rms["bond"]
         if self.follows and bond > 0:
             change = (bond / self.target) ** _POWER
             largest = _LARGEST_CHANGE if self._closed else _FIRST_CHANGE
@@ -137,13 +139,6 @@ class LibraryRestraint(Restraint):
             self.weight = min(GREATEST_WEIGHT, max(LEAST_WEIGHT, self.weight * change))
         self._closed += 1
         return record | {"next_weight": self.weight}
-
-    def _usual(self, atoms: Any, rms: float) -> float:
-        """Deviation of bonds (Å) that the weight follows: a bond that cannot be met must not drive it up, nor riding hydrogens down."""
-        if not hasattr(self.geometry, "usual_bond_rms"):
-            return rms
-        usual: float = self.geometry.usual_bond_rms(atoms.sites_cart.detach().to(torch.float64))
-        return usual
 
     def resume(self, cycles: list[dict[str, Any]]) -> None:
         self._closed = len(cycles)

@@ -5,14 +5,12 @@ import torch
 from mmtbx_sfdiff import fmodel_graph
 from mmtbx_sfdiff.fmodel_graph import Graphs
 from mmtbx_sfdiff.kernels import engines
-from mmtbx_sfdiff.kernels.cuda import density, maps, soft_mask
 from mmtbx_sfdiff.likelihood.alpha_beta import AlphaBeta
 
 from tests.support.graphs import played
+from tests.support.interpreter import small_tiles
 
-# The interpreter is slow by the operation, not by the number.
-density._TILE, density._LANES, density._REFLECTIONS = (16, 16, 16), 4096, 4096
-soft_mask._TILE, soft_mask._BLOCK, maps._BLOCK = (16, 16, 32), 8192, 8192
+small_tiles()
 
 
 def made():

@@ -368,12 +368,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     tested = engines.engine("cpu", sys.argv[1])
     if tested.name == "triton":
-        from mmtbx_sfdiff.kernels.cuda import density, maps, soft_mask
+        from tests.support.interpreter import small_tiles
 
-        # The interpreter is slow by the operation, not by the number.
-        density._TILE, density._LANES, density._REFLECTIONS = (16, 16, 16), 4096, 4096
-        soft_mask._TILE, soft_mask._BLOCK = (16, 16, 32), 8192
-        maps._BLOCK = 8192
+        small_tiles()
     chosen = [(LATTICES if i[0] == "L" else CASES)[int(i.lstrip("L"))] for i in sys.argv[2:]] or CASES
     for one in chosen:
         # What the engine has kernels of its own for; the rest is torch's operations.

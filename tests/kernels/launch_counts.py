@@ -6,13 +6,11 @@ import json
 import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff.kernels import engines
-from mmtbx_sfdiff.kernels.cuda import density, maps, soft_mask
 
+from tests.support.interpreter import small_tiles
 from tests.support.launches import counting
 
-# The interpreter is slow by the operation, not by the number.
-density._TILE, density._LANES, density._REFLECTIONS = (16, 16, 16), 4096, 4096
-soft_mask._TILE, soft_mask._BLOCK, maps._BLOCK = (16, 16, 32), 8192, 8192
+small_tiles()
 
 
 def main():

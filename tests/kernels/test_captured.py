@@ -1,27 +1,16 @@
 """CUDA graphs of an FModel: on a GPU where there is one, else played through on the CPU, in a process of its own."""
 
-import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
-
 import torch
 
 import pytest
 
+from tests.support.interpreter import interpreted, with_triton
+
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@with_triton
 def test_graphs_are_right_for_other_coordinates_and_in_any_order():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.captured"],
-        cwd=pathlib.Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-3000:]
+    assert "passed" in interpreted("-m", "tests.kernels.captured")
 
 
 @pytest.mark.gpu

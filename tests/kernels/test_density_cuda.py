@@ -1,21 +1,15 @@
 """The Triton kernels: on a GPU where there is one, else on the CPU by Triton's interpreter, in a process of
 its own."""
 
-import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
-
 import torch
 
 import pytest
 
 from tests.structure_factors.test_fft import PARAMETERS, errors, evaluate, make_atoms
+from tests.support.interpreter import interpreted, with_triton
 
 SCRIPT = """
-import importlib, sys
-sys.path.insert(0, {tests!r})
+import importlib
 import mmtbx_sfdiff as sfdiff
 import torch
 from tests.structure_factors.test_fft import PARAMETERS, errors, make_atoms, relative
@@ -47,19 +41,10 @@ print("passed")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@with_triton
 @pytest.mark.slow
 def test_triton_kernels_by_interpretation():
-    tests = pathlib.Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(tests=str(tests))],
-        env=environment,
-        cwd=tests,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-3000:]
+    assert "passed" in interpreted("-c", SCRIPT)
 
 
 @pytest.mark.gpu

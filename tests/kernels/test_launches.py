@@ -5,14 +5,9 @@ mask, with its gradient, and a step of least squares took 355, 822, 122, 263 and
 and 30 times.
 """
 
-import importlib.util
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
-import pytest
+from tests.support.interpreter import interpreted, with_triton
 
 #: Launches besides those of Fourier transforms; a copy of findings to the host, without waiting, counts.  A target alone is that
 #: of structure factors that are there; "step" is F, mask, scales, least squares and all gradients.
@@ -28,17 +23,10 @@ LIMITS = {
 }
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@with_triton
 def test_launches_stay_within_their_limits_and_nothing_waits():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.launch_counts"],
-        cwd=pathlib.Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    printed = interpreted("-m", "tests.kernels.launch_counts")
+    found = json.loads(printed.splitlines()[-1])
     assert {name: found[name] for name, limit in LIMITS.items() if found[name]["launches"] > limit} == {}
     # The first call of everything, which makes plans, may look at numbers.
     later = {name: count for name, count in found.items() if "first" not in name}

@@ -1,22 +1,15 @@
 """The Triton kernels of the soft mask: on a GPU where there is one, else on the CPU by Triton's interpreter, in a process
 of its own."""
 
-import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
-
 import mmtbx_sfdiff as sfdiff
 import torch
 
 import pytest
 
 from tests.bulk_solvent.test_probe_shrink import GROUPS, atoms_of, gradients, mask, one_atom
+from tests.support.interpreter import interpreted, with_triton
 
 SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
 import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff.kernels.cuda import soft_mask
@@ -32,7 +25,7 @@ for a, b in zip(found, expected):
 
 tiny = one_atom((3.0, 3.1, 3.2, 80, 95, 100))
 sites = torch.stack([tiny.sites_cart, tiny.sites_cart + 0.4])
-small = {{"r_probe": 0.1, "r_shrink": 0.3, "radii": torch.tensor([1.0], dtype=torch.float64)}}
+small = {"r_probe": 0.1, "r_shrink": 0.3, "radii": torch.tensor([1.0], dtype=torch.float64)}
 a, b = (mask(tiny.replace(sites_cart=sites), engine=engine, **small) for engine in ("triton", "cpu"))
 assert a.shape == b.shape == (2, *tiny.crystal.grid(0.6)) and float((a - b).abs().max()) < 1e-10
 assert 0.01 < float(a.mean()) < 0.99
@@ -40,17 +33,9 @@ print("passed")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@with_triton
 def test_triton_kernels_by_interpretation():
-    tests = pathlib.Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(tests=str(tests))],
-        cwd=tests,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-3000:]
+    assert "passed" in interpreted("-c", SCRIPT)
 
 
 @pytest.mark.gpu

@@ -1,27 +1,16 @@
 """Targets of amplitudes by Triton kernels: on a GPU where there is one, else in the interpreter, in a process of its own."""
 
-import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
-
 import mmtbx_sfdiff as sfdiff
 import torch
 
 import pytest
 
+from tests.support.interpreter import interpreted, with_triton
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+@with_triton
 def test_fused_targets_are_those_of_torch_with_their_derivatives():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.amplitude_targets"],
-        cwd=pathlib.Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-3000:]
+    assert "passed" in interpreted("-m", "tests.kernels.amplitude_targets")
 
 
 @pytest.mark.gpu

@@ -2,13 +2,9 @@
 
 import html.parser
 import json
-import os
 import re
 import resource
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 from mmtbx_sfdiff import FModel
@@ -20,9 +16,8 @@ import gemmi
 import numpy as np
 import pytest
 
-from tests.support.processes import heed_interrupts
+from tests.support.processes import heed_interrupts, refine_process
 
-ROOT = Path(__file__).resolve().parents[2]
 FEW = ["cycles=1", "steps=2", "mask=binary", "restraints=none", "figure=False"]
 
 
@@ -246,19 +241,6 @@ def test_flags_that_are_there_are_not_replaced_silently(files, tmp_path, capsys)
 # Faults: nothing half-written
 
 
-def _refine(arguments, folder, **options):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
 def _small_files():
     heed_interrupts()
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write fails then, as on a full disk
@@ -267,7 +249,7 @@ def _small_files():
 
 def test_a_full_disk_leaves_nothing(files, tmp_path):
     words = [str(files.model), str(files.data), *FEW, "prefix=x", f"directory={tmp_path}"]
-    process = _refine(words, tmp_path, preexec_fn=_small_files)
+    process = refine_process(words, tmp_path, preexec_fn=_small_files)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 1 and "Cannot write" in error and "Traceback" not in error
     assert not [p.name for p in tmp_path.iterdir() if p.name != "x_refine_state.npz"]

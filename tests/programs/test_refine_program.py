@@ -2,11 +2,8 @@
 
 import importlib.metadata
 import json
-import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from mmtbx_sfdiff import FModel
@@ -22,9 +19,8 @@ from iotbx import mtz
 from matplotlib.text import Text
 
 from tests.support.monomers import library_or_skip
-from tests.support.processes import heed_interrupts
+from tests.support.processes import refine_process
 
-ROOT = Path(__file__).resolve().parents[2]
 FEW = ["cycles=2", "steps=4", "shake=0.2", "mask=binary", "restraints=none"]
 
 
@@ -104,24 +100,10 @@ def test_choices(words, files_1yjp, tmp_path):
     assert result["final"]["r_work"] < result["start"]["r_work"]
 
 
-def command(arguments, folder, **options):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_interrupts,
-        **options,
-    )
-
-
 def test_ctrl_c_and_going_on(files_1yjp, tmp_path):
     """Interrupted after a macro-cycle: exit code 130, the state alone is left; the same command goes on."""
     arguments = [*files_1yjp, "cycles=200", "steps=5", "tolerance=1e-9", "mask=binary", "shake=0.2", "restraints=none"]
-    process = command(arguments, tmp_path)
+    process = refine_process(arguments, tmp_path)
     for line in process.stdout:
         if line.startswith("Macro-cycle 1"):
             break
@@ -130,7 +112,7 @@ def test_ctrl_c_and_going_on(files_1yjp, tmp_path):
     assert process.returncode == 130, error
     assert "Interrupted" in error and "Traceback" not in error
     assert [p.name for p in tmp_path.iterdir()] == ["1yjp_refine_state.npz"]
-    process = command([word.replace("200", "2") for word in arguments], tmp_path)
+    process = refine_process([word.replace("200", "2") for word in arguments], tmp_path)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "Going on after macro-cycle" in out and "Macro-cycle 1:" not in out

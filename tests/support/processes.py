@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 
 def heed_interrupts():
@@ -35,3 +36,17 @@ def interrupted(body, seconds):
     finally:
         process.kill()
     return took, line, err
+
+
+def refine_process(arguments, folder, **options):
+    """``mmtbx_sfdiff.refine`` in a process of its own, which heeds Ctrl-C unless ``preexec_fn`` is another."""
+    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmtbx_sfdiff.command_line.refine", *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **{"preexec_fn": heed_interrupts} | options,
+    )

@@ -10,7 +10,7 @@ import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff.plans import Plan
 
-from tests.support.robust_structure_factors import NUMBERS, _indices, _structure
+from tests.support.robust_structure_factors import NUMBERS, _indices, _structure, in_batch
 
 GROUPS = ("P 1", "P 1 21 1", "P 21 21 21", "R 3 :H", "C 1 2 1")
 METHODS = ("probe_shrink", "probe_shrink", "hard", "binary", "density_cutoff")
@@ -28,14 +28,7 @@ def call(seed):
         atoms = atoms.select(torch.arange(rng.choice((0, 1, 3))))
     batch = rng.choice(((), (), (), (1,), (2,), (4,), (0,), (2, 2), (2, 0)))
     method = rng.choice(METHODS)
-    values = {}
-    for name in ("sites_cart", "occupancies", "u_iso"):
-        value = getattr(atoms, name)
-        own = rng.choice((batch, batch, ())) if name != "sites_cart" else batch
-        value = value.expand(*own, *value.shape)
-        if rng.random() < 0.5:
-            value = value.clone() + 0.01 * torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value)
-        values[name] = value
+    values = in_batch(atoms, ("sites_cart", "occupancies", "u_iso"), batch, rng, generator)
     options = {"method": "probe_shrink", "softness": 0} if method == "hard" else {"method": method}
     if method != "density_cutoff" and rng.random() < 0.4:
         values["radii"] = torch.full((*rng.choice((batch, ())), atoms.n_atoms), 1.7, dtype=torch.float64)

@@ -75,17 +75,23 @@ def call(seed):
     }
 
 
-def _some_parameters(atoms, rng, generator):
-    """Parameters of a batch of these atoms, each shared or not, moved or not, with up to two faults."""
-    batch = rng.choice(((), (), (), (1,), (3,), (0,), (2, 2), (2, 0)))
+def in_batch(atoms, names, batch, rng, generator):
+    """These parameters of atoms, each of the whole batch or shared by its models, moved or not."""
     values = {}
-    for name in PARAMETERS:
+    for name in names:
         value = getattr(atoms, name)
         own = rng.choice((batch, batch, ())) if name != "sites_cart" else batch
         value = value.expand(*own, *value.shape)
         if rng.random() < 0.5:
             value = value.clone() + 0.01 * torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value)
         values[name] = value
+    return values
+
+
+def _some_parameters(atoms, rng, generator):
+    """Parameters of a batch of these atoms, each shared or not, moved or not, with up to two faults."""
+    batch = rng.choice(((), (), (), (1,), (3,), (0,), (2, 2), (2, 0)))
+    values = in_batch(atoms, PARAMETERS, batch, rng, generator)
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
         _spoil(values, rng, generator)
     return values

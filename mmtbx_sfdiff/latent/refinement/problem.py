@@ -5,6 +5,7 @@ hydrogens).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -175,6 +176,13 @@ def make_problem(
     )
 
 
+def residue_numbers(atoms: Sequence[Any]) -> list[int]:
+    """Number of the residue of each atom of a gemmi.Structure (``all()`` of its model), in their order."""
+    of = [(cra.chain.name, str(cra.residue.seqid)) for cra in atoms]
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(of))}
+    return [numbers[name] for name in of]
+
+
 def problem_of_structure(structure: Any, fmodel: FModel) -> Problem:
     """The problem of a model without a force field: all atoms are those that the data see.
 
@@ -195,15 +203,13 @@ def problem_of_structure(structure: Any, fmodel: FModel) -> Problem:
     if len(atoms) != n:
         raise ValueError(f"The structure has {len(atoms)} atoms, the FModel {n}: take both from the same file.")
     chains = {name: k for k, name in enumerate(dict.fromkeys(cra.chain.name for cra in atoms))}
-    of = [(cra.chain.name, str(cra.residue.seqid)) for cra in atoms]
-    residues = {name: k for k, name in enumerate(dict.fromkeys(of))}
     sites = fmodel.atoms.sites_cart.detach()
     device = sites.device
     return Problem(
         sites_cart=sites.to(torch.float64),
         rows=torch.arange(n, device=device),
-        chain_index=torch.tensor([chains[name] for name, _ in of], device=device),
-        residue_index=torch.tensor([residues[name] for name in of], device=device),
+        chain_index=torch.tensor([chains[cra.chain.name] for cra in atoms], device=device),
+        residue_index=torch.tensor(residue_numbers(atoms), device=device),
         main_chain=is_main_chain([cra.atom.name for cra in atoms]).to(device),
         b_start=fmodel.atoms.u_iso.detach().to(torch.float64) * EIGHT_PI_SQ,
         fmodel=fmodel,

@@ -12,7 +12,7 @@ from ...fmodel import FModel
 from ...refinement.restraint import LibraryRestraint
 from ..generator.units import KT_300
 from .experiment import Experiment
-from .problem import problem_of_structure
+from .problem import problem_of_structure, residue_numbers
 from .side_chains import Rotor, SideChainSearch, rotors_of
 
 _LONGEST_BOND, _LONGEST_DISULFIDE, _LONGEST_HYDROGEN = 2.0, 2.5, 1.3  # Å
@@ -23,10 +23,8 @@ def structure_rotors(structure: Any) -> list[Rotor]:
     """The side chains of a gemmi.Structure that can turn, by its bonds' lengths; rows are its atoms."""
     atoms = list(structure[0].all())
     names = [cra.atom.name for cra in atoms]
-    of = [(cra.chain.name, str(cra.residue.seqid)) for cra in atoms]
-    numbers = {name: k for k, name in enumerate(dict.fromkeys(of))}
-    residues = [numbers[name] for name in of]
-    residue_names = list({name: cra.residue.name for name, cra in zip(of, atoms)}.values())
+    residues = residue_numbers(atoms)
+    residue_names = list({number: cra.residue.name for number, cra in zip(residues, atoms)}.values())
     sites = torch.tensor([cra.atom.pos.tolist() for cra in atoms], dtype=torch.float64)
     hydrogen = [cra.atom.is_hydrogen() for cra in atoms]
     bonds = []
