@@ -222,6 +222,8 @@ class Compilation:
         if self._done == self._n_all and self._n_all:
             for worker in self._workers.values():
                 worker.join()
+            if self._keeper is not None:
+                self._keeper.join()  # until then this one is running, and who asks again is given it
             _write_note(self._note, self._places)
         return self._n_all
 

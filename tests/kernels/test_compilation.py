@@ -66,6 +66,24 @@ def test_what_was_compiled_ahead_is_not_compiled_again(tmp_path, n_processes):
     assert list(tmp_path.glob("numba/**/*.nbi"))
 
 
+SLOW_KEEPER = """
+import time
+from mmtbx_sfdiff.kernels import compilation
+hand_out = compilation.Compilation._hand_out
+def slowly(self):
+    hand_out(self)
+    time.sleep(0.5)
+compilation.Compilation._hand_out = slowly
+print(compilation.compile(groups=("structure_factors",), n_processes=2))
+print(compilation.compile(groups=("structure_factors",), n_processes=2))
+"""
+
+
+def test_when_all_is_compiled_nothing_is_left_running(tmp_path):
+    first, second = run(SLOW_KEEPER, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "numba"))
+    assert int(first) > 5 and int(second) == 0
+
+
 SMALL = """
 import sys
 from mmtbx_sfdiff.kernels import compilation
