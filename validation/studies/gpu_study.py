@@ -1,10 +1,11 @@
 """Times and memory on a GPU beside cctbx on one core, in one run of a few minutes, without cctbx.
 
-    python -m validation.studies.gpu_study FOLDER [--batch 64] [--repeat 20] [--seconds 330] [--output gpu_study]
+    python -m validation.studies.gpu_study FOLDER [--wheels FOLDER] [--batch 64] [--repeat 20] [--seconds 330] [--output gpu_study]
     python -m validation.studies.gpu_study --dry-run
 
-FOLDER holds what :mod:`.gpu_inputs` made elsewhere, the times of cctbx included, and in ``wheels/`` what the machine lacks, which is
-installed from there; all of it, and its size, is said first.  For every entry, the smallest first:
+FOLDER holds what :mod:`.gpu_inputs` made elsewhere, and in ``wheels/`` what the machine lacks, which is installed from there; all of it,
+and its size, is said first.  What cctbx takes is read from ``docs/figures/gpu_cctbx.csv`` (:mod:`.gpu_cctbx`).  For every entry, the
+smallest first:
 
 - *F*, and with gradients in sites and u_iso, at an accuracy of 1e-3 in single precision, with the relative L2 of both from
   direct summation in double precision;
@@ -13,7 +14,8 @@ installed from there; all of it, and its size, is said first.  For every entry, 
 - one model of a batch, of F with gradients and of the mask with its gradient;
 - launches of a step as the profiler sees them, peak memory, and whether a second call gives the same bits.
 
-Then the tests marked ``gpu``.  ``--seconds`` is for all of it: an entry that would not be done in what is left, by the time that the one
+Then the tests marked ``gpu``, and last the peers (:mod:`.gpu_peers`; ``--wheels`` is their folder), a row at a time.  ``--seconds`` is for
+all of it: an entry that would not be done in what is left, by the time that the one
 before it took and their sizes, is left out, and so is what is left of one that takes longer; both are said.  After every number
 <output>.json is written, and <output>.rst, the table for ``docs/gpu.rst``, after every entry.
 
@@ -24,11 +26,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import datetime
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,79 +44,42 @@ import torch
 
 import numpy as np
 
+from . import gpu_peers
+from .gpu_common import (
+    MEMORY,
+    Clock,
+    OutOfTime,
+    exact_numbers,
+    in_asymmetric_unit,
+    leaves,
+    load,
+    relative,
+    seed_of,
+    write_reference,
+)
+
 ACCURACY = 1e-3
-MEMORY = 8 * 2**30
+CCTBX = Path(__file__).resolve().parents[2] / "docs/figures/gpu_cctbx.csv"
 # Bytes that the machine takes.
 MOST = 64 * 2**20
-# Of the seconds, what is kept for the tests.
-_FOR_TESTS = 0.2
+# Of the seconds, what is kept for the tests, and for peers.
+_FOR_TESTS, _FOR_PEERS = 0.15, 0.25
 
 
-class OutOfTime(Exception):
-    """No time is left for the next number."""
-
-
-class Clock:
-    """Medians of calls, ms, after some that make plans and compile; as many calls as the time allows, one at least."""
-
-    def __init__(self, device, repeat, until, warm=2):
-        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        self.repeat, self.until, self.warm = repeat, until, warm
-
-    def __call__(self, call):
-        times = []
-        for turn in range(self.repeat + self.warm):
-            if time.monotonic() > self.until:
-                if times:
-                    break
-                raise OutOfTime
-            self.wait()
-            start = time.perf_counter()
-            call()
-            self.wait()
-            if turn >= self.warm:
-                times.append(1e3 * (time.perf_counter() - start))
-        return statistics.median(times)
-
-
-def load(path, device):
-    """(atoms in single and in double precision, reflections in single precision, F_mask of the CPU, times of cctbx, processor)."""
-    import mmtbx_sfdiff as sfdiff
-
-    found = np.load(path)
-    crystal = sfdiff.Crystal(tuple(found["unit_cell"].tolist()), str(found["space_group"]))
-    double = sfdiff.Atoms.from_arrays(
-        crystal,
-        [str(x) for x in found["types"]],
-        found["sites_cart"],
-        b_iso=found["b_iso"],
-        occupancies=found["occupancies"],
-        u_cart=found["u_cart"],
+def cctbx_times(entry):
+    """What the table has of an entry: ms on one core, and of which machine."""
+    rows = csv.DictReader(CCTBX.open(newline="")) if CCTBX.exists() else ()
+    return next(
+        (
+            {
+                **{f"cctbx_{x}": float(row[x]) for x in ("f", "f_gradients", "mask", "step")},
+                "cpu": f"{row['machine']}, {row['date']}",
+            }
+            for row in rows
+            if row["entry"] == entry
+        ),
+        {},
     )
-    indices = torch.from_numpy(found["miller_indices"].astype(np.int64))
-    data = sfdiff.Reflections.from_arrays(crystal, indices, found["f_obs"], found["sigmas"], found["free"])
-    theirs = {name: 1e3 * float(found[name]) for name in ("cctbx_f", "cctbx_f_gradients", "cctbx_mask")}
-    double = double.to(device=device)
-    return (
-        double.to(dtype=torch.float32),
-        double,
-        data.to(dtype=torch.float32, device=device),
-        torch.from_numpy(found["f_mask"]),
-        theirs,
-        str(found["cpu"]),
-    )
-
-
-def relative(a, b):
-    return float(torch.linalg.vector_norm(a.to(b.dtype) - b) / torch.linalg.vector_norm(b))
-
-
-def leaves(atoms, batch=(), seed=0):
-    """The atoms, moved a little in each model of a batch, and their sites and u_iso as leaves."""
-    noise = torch.randn((*batch, *atoms.sites_cart.shape), generator=torch.Generator().manual_seed(seed))
-    x = (atoms.sites_cart + 0.1 * bool(batch) * noise.to(atoms.sites_cart)).requires_grad_()
-    u = (atoms.u_iso + torch.zeros((*batch, 1)).to(atoms.u_iso)).requires_grad_()
-    return atoms.replace(sites_cart=x, u_iso=u), [x, u]
 
 
 def measure(path, device, options, clock, row, save):
@@ -126,10 +91,10 @@ def measure(path, device, options, clock, row, save):
         row.update(numbers)
         save()
 
-    atoms, double, data, f_mask, theirs, cpu = load(path, device)
+    atoms, double, data, f_mask = load(path, device)
     plan = sfdiff.plan(atoms.crystal, data.miller_indices)
     n = len(plan)
-    put(atoms=atoms.n_atoms, reflections=n, cpu=cpu, **theirs)
+    put(atoms=atoms.n_atoms, reflections=n, **cctbx_times(path.stem))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     mask_options = {"grid_step": 1.5} if options.dry_run else {}
@@ -144,17 +109,16 @@ def measure(path, device, options, clock, row, save):
         value = function(some)
         return value, torch.autograd.grad(value, wanted, seed.expand(value.shape))
 
-    seed = torch.randn(n, dtype=torch.complex64, generator=torch.Generator().manual_seed(1)).to(device)
+    seed = seed_of(n, device)
     moving, wanted = leaves(atoms)
     put(f=clock(lambda: f(atoms)))
     put(f_gradients=clock(lambda: with_gradients(f, moving, wanted)))
     # What it is worth.
     found = [with_gradients(f, moving, wanted) for _ in range(2)]
-    exact_moving, exact_wanted = leaves(double)
-    exact = sfdiff.structure_factors(exact_moving, plan, method="direct", memory=MEMORY)
-    exact_gradients = torch.autograd.grad(exact, exact_wanted, seed.to(exact.dtype))
+    exact, exact_gradients = exact_numbers(double, plan, seed)
+    write_reference(path, plan, device, options.references / path.name)
     put(
-        f_error=relative(found[0][0].detach(), exact.detach()),
+        f_error=relative(found[0][0].detach(), exact),
         gradient_errors=[relative(a, b) for a, b in zip(found[0][1], exact_gradients)],
         same_bits=all(torch.equal(a, b) for a, b in zip((found[0][0], *found[0][1]), (found[1][0], *found[1][1]))),
     )
@@ -211,6 +175,7 @@ COLUMNS = (
     ("one of the batch", "batch_mask_gradient"),
     ("Step", "step_least_squares"),
     ("captured", "captured_least_squares"),
+    ("mmtbx", "cctbx_step"),
     ("ML step", "step_maximum_likelihood"),
     ("captured", "captured_maximum_likelihood"),
     ("Peak, MiB", "peak_mib"),
@@ -221,7 +186,7 @@ def table(record):
     """A list-table for the documentation."""
     lines = [
         f"{record['device']}, {record['date']}, torch {record['torch']}; ms, medians of {record['repeat']}; a batch of "
-        f"{record['batch']}; cctbx: {record['rows'][0].get('cpu', '') if record['rows'] else ''}.",
+        f"{record['batch']}; cctbx: {'; '.join(sorted({row['cpu'] for row in record['rows'] if 'cpu' in row})) or 'not known'}.",
         "",
         ".. list-table::",
         "   :header-rows: 1",
@@ -232,7 +197,7 @@ def table(record):
             value = row.get(key, "")
             value = f"{value:.3g}" if isinstance(value, float) else value
             lines.append(f"   {'* -' if number == 0 else '  -'} {value}".rstrip())
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", gpu_peers.lines(record["peers"])])
 
 
 def install(folder):
@@ -279,7 +244,7 @@ def run_tests(seconds):
 
 
 def made_up(folder):
-    """Two crystals of one atom and of two, as :mod:`.gpu_inputs` writes entries; what cctbx takes is not known."""
+    """Two crystals of one atom and of two, as :mod:`.gpu_inputs` writes entries."""
     import mmtbx_sfdiff as sfdiff
 
     symbol, cell = "P 1", (6, 7, 8, 85, 95, 100)
@@ -287,7 +252,7 @@ def made_up(folder):
         crystal, generator = sfdiff.Crystal(cell, symbol), torch.Generator().manual_seed(0)
         n_atoms = len(types)
         sites = torch.rand(n_atoms, 3, generator=generator).double() * 6
-        indices = crystal.build_miller_indices(3.0)
+        indices = torch.from_numpy(in_asymmetric_unit(crystal.build_miller_indices(3.0).numpy(), symbol))
         n = len(indices)
         atoms = sfdiff.Atoms.from_arrays(crystal, types, sites, b_iso=20.0)
         f_mask = sfdiff.solvent_structure_factors(atoms, crystal, indices, grid_step=1.5)
@@ -305,8 +270,6 @@ def made_up(folder):
             sigmas=np.ones(n),
             free=np.arange(n) % 5 == 0,
             f_mask=f_mask.numpy(),
-            cpu="none",
-            **dict.fromkeys(("cctbx_f", "cctbx_f_gradients", "cctbx_mask"), np.nan),
         )
 
 
@@ -328,12 +291,12 @@ def as_a_gpu():
         yield
 
 
-def sizes(folder):
+def sizes(folder, wheels):
     """Say what is carried; entries with their sizes, the smallest first."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = {path for where in (folder, wheels) if where is not None for path in where.rglob("*") if path.is_file()}
     total = sum(path.stat().st_size for path in files)
     for path in sorted(files):
-        print(f"{path.relative_to(folder)}  {path.stat().st_size / 2**20:.2f} MiB")
+        print(f"{path.name}  {path.stat().st_size / 2**20:.2f} MiB")
     print(f"inputs: {total / 2**20:.2f} MiB of {MOST / 2**20:.0f}", flush=True)
     if total > MOST:
         raise SystemExit(f"The inputs in {folder} are larger than the machine takes: leave out entries or wheels.")
@@ -343,7 +306,8 @@ def sizes(folder):
 def study(folder, device, options, start):
     """Measure the entries of a folder, as long as there is time."""
     end = start + options.seconds
-    until = end - _FOR_TESTS * options.seconds
+    tests_until = end - _FOR_PEERS * options.seconds
+    until = tests_until - _FOR_TESTS * options.seconds
     record = {
         "device": torch.cuda.get_device_name(0) if device.type == "cuda" else "dry run on the CPU",
         "date": datetime.date.today().isoformat(),
@@ -351,12 +315,14 @@ def study(folder, device, options, start):
         "batch": options.batch,
         "repeat": options.repeat,
         "rows": [],
+        "peers": [],
         "left_out": [],
     }
 
     def save():
         record["seconds"] = round(time.monotonic() - start, 1)
         options.output.with_suffix(".json").write_text(json.dumps(record, indent=1))
+        options.output.with_suffix(".rst").write_text(table(record))
 
     def left_out(what):
         print("out of time:", what, flush=True)
@@ -364,13 +330,13 @@ def study(folder, device, options, start):
         save()
 
     took = size_before = None
-    for size, path in sizes(folder):
+    for size, path in sizes(folder, options.wheels):
         began = time.monotonic()
         if began > until or (took is not None and began + took * size / size_before > until):
             left_out(path.stem)
             continue
         record["rows"].append(row := {"entry": path.stem})
-        clock = Clock(device, options.repeat, until, 0 if options.dry_run else 2)
+        clock = Clock(device, options.repeat, until, options.warm)
         try:
             measure(path, device, options, clock, row, save)
         except OutOfTime:
@@ -380,10 +346,18 @@ def study(folder, device, options, start):
         took, size_before = time.monotonic() - began, size
         print(json.dumps({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}), flush=True)
         save()
-        options.output.with_suffix(".rst").write_text(table(record))
-    record["tests"] = "not in a dry run" if options.dry_run else run_tests(end - time.monotonic())
-    print("tests:", record["tests"])
+    record["tests"] = "not in a dry run" if options.dry_run else run_tests(tests_until - time.monotonic())
+    print("tests:", record["tests"], flush=True)
     save()
+
+    def put(rows):
+        record["peers"] = rows
+        save()
+
+    measured = [(folder / f"{row['entry']}.npz", options.references / f"{row['entry']}.npz") for row in record["rows"]]
+    entries = [(path.resolve(), reference if reference.exists() else None) for path, reference in measured]
+    for row in gpu_peers.measure(entries, device, options, end, put) if entries else ():
+        print(json.dumps(row), flush=True)
     return int(any("error" in row for row in record["rows"]) or not record["rows"])
 
 
@@ -396,26 +370,31 @@ def main(arguments=None):
     parser.add_argument("--repeat", type=int)
     parser.add_argument("--seconds", type=float, help="for everything (330; of a dry run 60)")
     parser.add_argument("--output", type=Path, default=Path("gpu_study"))
+    gpu_peers.arguments_of(parser)
     options = parser.parse_args(arguments)
+    options.warm = 0 if options.dry_run else 2
     defaults = (
         {"batch": 2, "repeat": 1, "seconds": 60} if options.dry_run else {"batch": 64, "repeat": 20, "seconds": 330}
     )
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if options.dry_run:
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            parser.error("a dry run is in Triton's interpreter: set TRITON_INTERPRET=1")
-        with tempfile.TemporaryDirectory() as temporary:
-            made_up(Path(temporary))
-            with as_a_gpu():
-                return study(Path(temporary), torch.device("cpu"), options, start)
-    if options.folder is None or not options.folder.is_dir():
+    if options.dry_run and os.environ.get("TRITON_INTERPRET") != "1":
+        parser.error("a dry run is in Triton's interpreter: set TRITON_INTERPRET=1")
+    if not options.dry_run and (options.folder is None or not options.folder.is_dir()):
         parser.error("give the folder that validation.studies.gpu_inputs made")
-    if not torch.cuda.is_available():
+    if not options.dry_run and not torch.cuda.is_available():
         parser.error("no CUDA device is here: run it on a machine with one, or with --dry-run")
-    install(options.folder)
-    return study(options.folder, torch.device("cuda"), options, start)
+    with tempfile.TemporaryDirectory() as temporary:
+        inputs, options.references = (Path(temporary) / name for name in ("inputs", "references"))
+        inputs.mkdir()
+        options.references.mkdir()
+        if options.dry_run:
+            made_up(inputs)
+            with as_a_gpu():
+                return study(inputs, torch.device("cpu"), options, start)
+        install(options.folder)
+        return study(options.folder, torch.device("cuda"), options, start)
 
 
 if __name__ == "__main__":
