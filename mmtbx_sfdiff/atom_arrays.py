@@ -257,7 +257,7 @@ def _label(chain: str, residue: gemmi.Residue, atom: gemmi.Atom) -> str:
 
 def check_finite(name: str, values: np.ndarray, labels: Sequence[str] | None) -> None:
     """Refuse numbers that are not finite, naming the first atom."""
-    bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+    bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         who = f" ({labels[first]})" if labels is not None else ""
@@ -267,5 +267,5 @@ def check_finite(name: str, values: np.ndarray, labels: Sequence[str] | None) ->
 def as_array(values: Any) -> np.ndarray:
     """float64 NumPy of a tensor or array-like, detached."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().to(dtype=torch.float64, device="cpu").numpy()
     return np.asarray(values, dtype=np.float64)

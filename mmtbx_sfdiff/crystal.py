@@ -29,7 +29,7 @@ from .symmetry import gridding, miller_sets, sites
 from .symmetry.cctbx_settings import group_of_symbol, setting_of_cctbx
 from .symmetry.operators import DENOMINATOR
 from .symmetry.settings import Setting, setting
-from .symmetry.unit_cell import UnitCell, unit_cell
+from .symmetry.unit_cell import UnitCell, has_symmetry, unit_cell
 
 _DUMMY_CELL_VOLUME = 10.0  # Å^3; files without a crystal have a cell of 1 x 1 x 1 Å
 
@@ -113,6 +113,11 @@ class Crystal(Held):
         self._fill(_cell(unit_cell), setting(space_group), device)
 
     def _fill(self, cell: UnitCell, group: Setting, device: torch.device | str) -> None:
+        if not has_symmetry(cell.parameters, group.operators.rotations):
+            raise ValueError(
+                f"The cell {' '.join(f'{value:g}' for value in cell.parameters)} has not the symmetry of {group.symbol}: "
+                "correct one of them."
+            )
         rotations, translations, centring = group.operators.arrays()
 
         def matrix(values: Sequence[float]) -> torch.Tensor:
@@ -412,7 +417,7 @@ def as_miller_tensor(miller_indices: Any, device: torch.device | str | None = No
     ValueError
         When the shape is not (n, 3).
     TypeError
-        When the values are not integers.
+        When the values are not integers, or there are none (on "meta").
     """
     if hasattr(miller_indices, "crystal_symmetry"):  # miller.set
         miller_indices = miller_indices.indices()
@@ -424,6 +429,8 @@ def as_miller_tensor(miller_indices: Any, device: torch.device | str | None = No
         raise ValueError(f"miller_indices must have the shape (n, 3), not {tuple(indices.shape)}.")
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(f"miller_indices must be integers, not {indices.dtype}; convert with .to(torch.int64).")
+    if indices.is_meta and not torch.compiler.is_compiling():
+        raise TypeError("miller_indices are on meta, and have no values: give them on the device of the atoms.")
     if indices.dtype != torch.int64 or (device is not None and indices.device != torch.device(device)):
         indices = indices.to(device=device or indices.device, dtype=torch.int64)
     return indices

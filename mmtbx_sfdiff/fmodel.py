@@ -20,10 +20,10 @@ from .atoms import Atoms
 from .atoms_module import AtomsModule
 from .bulk_solvent import solvent_structure_factors
 from .ensemble import checked_weights, ensemble_f_mask, weighted_sum
-from .fmodel_io import FModelIO
+from .fmodel_io import FModelIO, indices_digest, refuse_other_data
 from .fmodel_targets import TARGETS, FModelTargets
 from .fmodel_twin import FModelTwin
-from .kernels import checks
+from .kernels import checks, opaque
 from .likelihood.alpha_beta import AlphaBeta
 from .numerics.precision import full_precision, widened
 from .plans import Plan, plan_of
@@ -329,7 +329,7 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
         **options
             Of :func:`~mmtbx_sfdiff.scaling.update_all_scales`: ``remove_outliers``, ``model``, ...
         """
-        with torch.no_grad():
+        with opaque.outlasting():
             f_calc, f_mask = self.f_calc(mates=True), self.f_mask(mates=True)
             self._scaling = options
             if self._twin_auto:
@@ -348,11 +348,11 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
         options = getattr(self, "_scaling", {}) | options
         if options.get("model", "mmtbx") == "mmtbx" and self.twin_law is None:
             options = self.riding_hydrogens() | options
-        with torch.no_grad():
+        with opaque.outlasting():
             determine = update_all_scales if self.twin_law is None else self._twin_scales
             scales: Scales = determine(self.reflections, f_calc, f_mask, **options)
+            self._solved = solve(scales, self.reflections, f_calc, f_mask) if self.follow_scales else None
         self.scales = scales
-        self._solved = solve(scales, self.reflections, f_calc, f_mask) if self.follow_scales else None
         self._alpha_beta = None
         return scales
 
@@ -417,6 +417,7 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {
             "mask": self.mask_options,
+            "reflections": indices_digest(self.reflections),
             "scales": None if self.scales is None else _as_dict(self.scales),
             "alpha_beta": None if self._alpha_beta is None else _as_dict(self._alpha_beta),
             "solved": None if self._solved is None else _as_dict(self._solved),
@@ -424,11 +425,8 @@ class FModel(FModelTargets, FModelIO, FModelTwin, AtomsModule):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         scales, alpha_beta, solved = state["scales"], state["alpha_beta"], state.get("solved")
-        if scales is not None and len(scales["selection"]) != len(self.reflections):
-            raise ValueError(
-                f"The scales of the state are for {len(scales['selection'])} reflections, and there are "
-                f"{len(self.reflections)}: give the data that the state was made with."
-            )
+        if scales is not None:
+            refuse_other_data(self.reflections, len(scales["selection"]), state.get("reflections"))
         super().set_extra_state(state)
         here = self.reflections.f_obs.dtype, self.reflections.f_obs.device
         self.mask_options = dict(state["mask"])

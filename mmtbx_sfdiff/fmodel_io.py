@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import warnings
 from pathlib import Path
@@ -245,6 +246,22 @@ class FModelIO:
         from .files.managers import model_file, write
 
         write(path, model_file(self.source, self.atoms, Path(path).suffix))
+
+
+def indices_digest(reflections: Reflections) -> str:
+    """What tells the reflections of a state from others: SHA-256 of their Miller indices, in order."""
+    return hashlib.sha256(reflections.miller_indices.cpu().numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def refuse_other_data(reflections: Reflections, n: int, digest: str | None) -> None:
+    """Raise ValueError where a state's scales are for other reflections; older states say only how many there were."""
+    if n != len(reflections):
+        said = f"{n} reflections, and there are {len(reflections)}"
+    elif digest is not None and digest != indices_digest(reflections):
+        said = f"other reflections than these {n}, or in another order"
+    else:
+        return
+    raise ValueError(f"The scales of the state are for {said}: give the data that the state was made with.")
 
 
 def _read_without_cctbx(

@@ -19,6 +19,9 @@ from .reflections import Reflections
 from .scaling import Scales
 
 _T = TypeVar("_T")
+_NOT_ESTIMATED = (
+    "alpha and beta are not known yet, and cannot be estimated in a transform or compilation: call alpha_beta() before."
+)
 TARGETS = ("least_squares", "maximum_likelihood", "intensity_least_squares")
 
 
@@ -136,7 +139,7 @@ class FModelTargets(FModelGraphs):
         Raises
         ------
         ValueError
-            An unknown name; least squares without sigmas.
+            An unknown name; least squares without sigmas; another number of structure factors than of reflections.
         RuntimeError
             Before :meth:`update_scales`.
 
@@ -166,7 +169,12 @@ class FModelTargets(FModelGraphs):
             self.alpha_beta()
 
     def _target(self, name: str, f_model: torch.Tensor) -> torch.Tensor:
-        if name != "intensity_least_squares" and f_model.shape[-1:] == self.reflections.f_obs.shape:
+        if f_model.shape[-1:] != self.reflections.f_obs.shape:
+            raise ValueError(
+                f"f_model must have one value for each of the {len(self.reflections)} reflections, "
+                f"not the shape {tuple(f_model.shape)}."
+            )
+        if name != "intensity_least_squares":
             engine = on_device.device_engine(f_model)
             table = None if engine is None else self._table(name)
             if engine is not None and table is not None:
@@ -239,8 +247,21 @@ class FModelTargets(FModelGraphs):
         return keep(kept[2])
 
     def alpha_beta(self) -> AlphaBeta:
-        """alpha and beta of the model as it was at the first use after :meth:`update_scales`."""
+        """alpha and beta of the model as it was at the first use after :meth:`update_scales`.
+
+        Raises
+        ------
+        RuntimeError
+            At a first use within ``torch.compile`` or ``torch.func.grad``, where nothing can be estimated.
+        """
         if self._alpha_beta is None:
-            with torch.no_grad():
-                self._alpha_beta = estimate_alpha_beta(self.reflections, self.f_model(), **self.in_use())
+            if torch.compiler.is_compiling():
+                raise RuntimeError(_NOT_ESTIMATED)
+            try:
+                with opaque.outlasting():
+                    self._alpha_beta = estimate_alpha_beta(self.reflections, self.f_model(), **self.in_use())
+            except RuntimeError:
+                if torch._C._are_functorch_transforms_active():
+                    raise RuntimeError(_NOT_ESTIMATED) from None
+                raise
         return self._alpha_beta

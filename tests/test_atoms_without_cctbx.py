@@ -175,3 +175,13 @@ def test_displacement_tensors_go_there_and_back():
     assert used.any() and abs(atoms.u_cart.numpy()[used] - expected[used]).max() < 1e-14
     back = u_cart_as_u_star(u_star_as_u_cart(atoms.u_star, atoms.crystal), atoms.crystal)
     assert float((back - atoms.u_star).abs().max()) < 1e-15
+
+
+def test_arrays_may_be_empty_or_of_half_precision():
+    crystal = sfdiff.Crystal((20, 25, 30, 90, 90, 90), "P 21 21 21")
+    none = sfdiff.Atoms.from_arrays(crystal, [], torch.zeros(0, 3))
+    assert none.n_atoms == 0 and float(sfdiff.solvent_mask(none, crystal, grid_step=2.0).min()) > 1 - 1e-9
+    sites = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.bfloat16, requires_grad=True)
+    atoms = sfdiff.Atoms.from_arrays(crystal, ["C"], sites, b_iso=10.0)
+    sfdiff.structure_factors(atoms, crystal, [(1, 2, 3)]).real.sum().backward()
+    assert atoms.sites_cart.dtype == torch.float64 and sites.grad.dtype == torch.bfloat16

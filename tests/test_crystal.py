@@ -7,7 +7,7 @@ from mmtbx_sfdiff.crystal import as_flex_miller_index, as_miller_tensor
 
 import numpy as np
 import pytest
-from cctbx import crystal, maptbx, miller, sgtbx
+from cctbx import crystal, maptbx, miller, sgtbx, uctbx
 
 from tests.support.structures import NON_STANDARD_SETTINGS, random_xray_structure
 
@@ -114,3 +114,27 @@ def test_other_cells_and_groups_are_not_the_same():
     here = sfdiff.Crystal.from_cctbx(crystal.symmetry((20, 20, 30, 90, 90, 90), "P 4"))
     assert not here.is_same_as(sfdiff.Crystal.from_cctbx(crystal.symmetry((20, 20, 30.1, 90, 90, 90), "P 4")))
     assert not here.is_same_as(sfdiff.Crystal.from_cctbx(crystal.symmetry((20, 20, 30, 90, 90, 90), "P 41")))
+
+
+def test_a_cell_without_the_symmetry_of_the_group_is_refused_as_by_cctbx():
+    numbers = np.random.default_rng(7)
+    answers = []
+    for symbol in ("P 1", "C 1 2 1", "P 21 21 21", "P 41", "R 3 :H", "R 3 :R", "P 61", "F 2 3"):
+        info = sgtbx.space_group_info(symbol)
+        cell = np.array(info.any_compatible_unit_cell(volume=9000).parameters())
+        for size in (0.003, 0.01, 0.05):
+            parameters = cell * (1 + size * numbers.uniform(-1, 1, 6))
+            answers.append(info.group().is_compatible_unit_cell(uctbx.unit_cell(tuple(parameters))))
+            if answers[-1]:
+                sfdiff.Crystal(parameters, symbol)
+            else:
+                with pytest.raises(ValueError, match="has not the symmetry of"):
+                    sfdiff.Crystal(parameters, symbol)
+    assert 8 < sum(answers) < 20
+
+
+def test_indices_without_values_are_refused():
+    crystal = sfdiff.Crystal((20, 25, 30, 90, 90, 90), "P 21 21 21")
+    atoms = sfdiff.Atoms.from_arrays(crystal, ["C"], [[1.0, 2.0, 3.0]], b_iso=10.0)
+    with pytest.raises(TypeError, match="on meta, and have no values"):
+        sfdiff.structure_factors(atoms, crystal, crystal.build_miller_indices(3.0).to("meta"))

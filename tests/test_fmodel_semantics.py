@@ -246,3 +246,41 @@ def test_sites_of_other_atoms_are_refused_also_before_there_are_scales():
         fmodel.f_model(fmodel.atoms.sites_cart[:0])
     with pytest.raises(RuntimeError, match="update_scales"):
         fmodel.f_model(fmodel.atoms.sites_cart)
+
+
+@pytest.mark.parametrize("options", [{}, {"follow_scales": True}])
+def test_what_inference_mode_determined_can_be_trained_with(fmodel, options):
+    gradients = []
+    for mode in (False, True):
+        model = sfdiff.FModel(fmodel.atoms, fmodel.reflections, method="direct", refine=("sites_cart",), **options)
+        with torch.inference_mode(mode):
+            model.update_scales()
+            for name in TARGETS:
+                model.target(name)
+        sum(model.target(name) for name in TARGETS).backward()
+        gradients.append(model.sites_cart.grad)
+    assert torch.equal(*gradients)
+
+
+def test_likelihood_in_a_transform_asks_for_alpha_and_beta(fmodel):
+    other, *_ = training(n_atoms=16, d_min=3.5, method="direct")
+    other.update_scales()
+    for wrap in (torch.func.grad, lambda f: torch.compile(f, backend="eager", fullgraph=True)):
+        with pytest.raises(RuntimeError, match=r"call alpha_beta\(\) before"):
+            wrap(lambda x: other.target("maximum_likelihood", x))(other.sites_cart.detach().clone())
+    other.alpha_beta()
+    assert torch.func.grad(lambda x: other.target("maximum_likelihood", x))(other.sites_cart.detach()).isfinite().all()
+
+
+def test_structure_factors_of_other_reflections_are_refused_and_not_spread(fmodel):
+    for name in TARGETS:
+        with pytest.raises(ValueError, match="one value for each of the"):
+            fmodel.target(name, f_model=fmodel.f_model()[:1])
+
+
+def test_a_state_is_refused_by_the_same_reflections_in_another_order(fmodel):
+    data = fmodel.reflections
+    turned = data.select(torch.arange(len(data)).flip(0))
+    other = sfdiff.FModel(fmodel.atoms, turned, refine=("sites_cart", "u_iso"))
+    with pytest.raises(ValueError, match="in another order: give the data"):
+        other.load_state_dict(fmodel.state_dict(), strict=False)

@@ -154,7 +154,7 @@ def vdw_radii(type_index: torch.Tensor, types: str) -> torch.Tensor:
 
 
 def _radii_of_types(types: str) -> list[float]:
-    radii = [van_der_waals_radius(name) for name in types.split("\n")]
+    radii = [van_der_waals_radius(name) for name in types.split("\n") if types]
     return [math.nan if radius is None else radius for radius in radii]
 
 

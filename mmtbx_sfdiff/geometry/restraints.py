@@ -19,6 +19,7 @@ import gemmi
 import numpy as np
 
 from ..kernels import checks
+from ..numerics.precision import widened
 from . import terms
 from .contacts import ContactFinder
 from .library import MonomerLibrary, find_library
@@ -375,7 +376,7 @@ class GeometryRestraints(torch.nn.Module):
                 f"sites_cart must have the shape (..., {self.n_atoms}, 3) of the restrained structure, "
                 f"not {tuple(sites_cart.shape)}."
             )
-        return sites_cart
+        return widened(sites_cart, self.bond_esd.dtype)
 
     def extra_repr(self) -> str:
         counts = {name: len(getattr(self, f"{name}_rows")) for name in NAMES}

@@ -49,12 +49,13 @@ Our operations choose grids, sort atoms and run compiled kernels, all by the val
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import typing
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -287,6 +288,20 @@ def lasting() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch.is_inference_mode_enabled()
     )
+
+
+@contextlib.contextmanager
+def outlasting() -> Iterator[None]:
+    """Constants of later calls: no graph, and no tensors of inference mode, which autograd would refuse to save.
+
+    Examples
+    --------
+    >>> with torch.inference_mode(), outlasting():
+    ...     torch.zeros(1).is_inference()
+    False
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _more_models(cls: type[Function], info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:

@@ -111,6 +111,29 @@ def _unit_cell(p: tuple[float, ...]) -> UnitCell:
     )
 
 
+@functools.lru_cache(maxsize=256)
+def has_symmetry(parameters: tuple[float, ...], rotations: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether rotations, matrices by rows, leave a cell what it is: to 1 % of lengths and 1 degree of angles.
+
+    The tolerances of ``cctbx.sgtbx.space_group.is_compatible_unit_cell``, which compares with the average cell, too.
+
+    Examples
+    --------
+    >>> from mmtbx_sfdiff.symmetry.unit_cell import has_symmetry
+    >>> twofold = (1, 0, 0, 0, 1, 0, 0, 0, 1), (-1, 0, 0, 0, 1, 0, 0, 0, -1)
+    >>> has_symmetry((10, 20, 30, 90, 95, 90), twofold), has_symmetry((10, 20, 30, 95, 90, 90), twofold)
+    (True, False)
+    """
+    matrix = np.array(_unit_cell(parameters).orthogonalization).reshape(3, 3)
+    turned = matrix @ np.array(rotations, dtype=np.float64).reshape(-1, 3, 3)
+    metric = (turned.transpose(0, 2, 1) @ turned).mean(0)
+    lengths = np.sqrt(metric.diagonal())
+    cosines = np.array([metric[j, k] / (lengths[j] * lengths[k]) for j, k in ((1, 2), (0, 2), (0, 1))])
+    angles = np.degrees(np.arccos(cosines.clip(-1, 1)))
+    own = np.array(parameters)
+    return bool((np.abs(lengths / own[:3] - 1) <= 0.01).all() and (np.abs(angles - own[3:]) <= 1).all())
+
+
 def d_star_sq(reciprocal_metric: Sequence[float], h: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
     """d*^2 of Miller indices, Å^-2; term by term as cctbx does it, to the last digit: shells end at reflections."""
     g = reciprocal_metric

@@ -294,3 +294,12 @@ def test_wrong_shapes_and_empty_structures_are_refused(shipped, library):
         GeometryRestraints.from_gemmi(gemmi.Structure(), library)
     with pytest.raises(ValueError, match="each once"):
         GeometryRestraints.from_gemmi(shipped_structure(), library, rows=np.zeros(geometry.n_atoms, dtype=int))
+
+
+def test_sites_of_lower_precision_are_converted_and_get_their_gradient(shipped):
+    _, geometry = shipped
+    sites = shaken(geometry).float().requires_grad_()
+    energy = geometry(sites)
+    energy.backward()
+    assert energy.dtype == torch.float64 and sites.grad.dtype == torch.float32
+    assert float(energy.detach()) == pytest.approx(float(geometry(sites.detach().double())), rel=1e-12)
