@@ -55,9 +55,9 @@ NAME, SMALL, LARGE, STEP = {what!r}, {small!r}, {large!r}, {step!r}
 small = call(NAME, *world(*SMALL))
 small()
 large = call(NAME, *world(*LARGE))
-print("ready")
-begin = time.perf_counter()
+begin, number = time.perf_counter(), 0
 try:
+    print("ready")
     # One call after another, for those that a fast machine ends sooner than the signal comes.
     for number in range(1000):
         large()
@@ -90,7 +90,7 @@ def end(what, seconds):
     small, large, step = CALLS[what]
     script = SCRIPT.format(what=what, small=small, large=large, step=step)
     took, line, err = interrupted(script, seconds)
-    print(f"{what}: {took:.2f} s from the signal to the end; {line}")
+    print(f"{what}: {took:.2f} s of two threads from the signal to the end; {line}")
     assert line.startswith("interrupted"), (line, err[-2000:])
     assert not re.search(r"\w+Error", err), err[-2000:]
     return took
@@ -98,5 +98,5 @@ def end(what, seconds):
 
 @pytest.mark.parametrize("what", [w if w in QUICK else pytest.param(w, marks=pytest.mark.slow) for w in CALLS])
 def test_ctrl_c_ends_a_call_and_leaves_nothing_running(what):
-    # Measured idle: a second at most.  Here other processes may have the cores.
-    assert end(what, 0.7) < 5.0
+    # Measured idle: a second at most, of two threads.
+    assert end(what, 0.7) < 8.0

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 
 import mmtbx_sfdiff as sfdiff
 import torch
@@ -34,8 +35,13 @@ def test_steps_of_training_leave_nothing_behind():
         step()
     fmodel.update_scales()
     step()
-    # Fewer, where other tests' leavings go meanwhile.
-    assert all(now <= then for now, then in zip(living(), before))
+    # Fewer, where other tests' leavings go meanwhile; a thread that has no core yet lets go of the last calculation late.
+    for _ in range(100):
+        now = living()
+        if all(x <= y for x, y in zip(now, before)):
+            break
+        time.sleep(0.05)
+    assert all(x <= y for x, y in zip(now, before)), (now, before)
     assert caches() == kept
 
 

@@ -82,11 +82,11 @@ def run(code, **environment):
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True, **pipes) as process:
         try:
-            out, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=900)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with any child that waits for ever
             out, err = process.communicate()
-            pytest.fail("no end after 300 s:\n" + out + err)
+            pytest.fail("no end after 900 s:\n" + out + err)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -302,7 +302,7 @@ print("forked")
     [
         "import multiprocessing\n"
         "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
-        "    results = pool.map_async(work, [2, 2, 2]).get(60)",
+        "    results = pool.map_async(work, [2, 2, 2]).get(600)",
         pytest.param(
             "from libtbx import easy_mp\nresults = easy_mp.pool_map(fixed_func=work, args=[2, 2, 2], processes=2)",
             marks=pytest.mark.cctbx,

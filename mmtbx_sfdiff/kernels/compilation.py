@@ -141,7 +141,7 @@ class Compilation:
         self._places: set[str] = set()
         self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
         self._at: dict[Connection, _Task] = {}
-        self._done = 0
+        self._done = self._told = 0
         self._changed = threading.Condition()
         self._keeper: threading.Thread | None = None
         if not todo or not n_processes:
@@ -181,6 +181,14 @@ class Compilation:
                     self._send(connection)
                 except (EOFError, OSError):  # there is no more for it, or it was ended
                     busy.remove(connection)
+        self._note_all()
+
+    def _note_all(self) -> None:
+        """If all is compiled, note it: whoever finds that nothing is running any more finds the note."""
+        if self._done == self._n_all and self._n_all:
+            for worker in self._workers.values():
+                worker.join()
+            _write_note(self._note, self._places)
 
     def _count(self, task: _Task, place: str) -> None:
         with self._changed:
@@ -206,8 +214,9 @@ class Compilation:
             return not any(self._missing[group] for group in groups)
 
         def tell() -> None:
+            self._told = self._done
             if progress:
-                progress(self._done, self._n_all)
+                progress(self._told, self._n_all)
 
         while not finished():
             if self._keeper is None:
@@ -215,16 +224,18 @@ class Compilation:
                 self._count(task, _compile_one(task))
             else:
                 with self._changed:
-                    # Where the processes were ended from outside, what they had is compiled when it is needed.
-                    if not finished() and not self._changed.wait(0.2) and not self._keeper.is_alive():
+                    if not finished() and not self._keeper.is_alive():
+                        # The processes were ended from outside: what they had is compiled when it is needed.
                         break
+                    if not finished():
+                        self._changed.wait(0.2)
             tell()
-        if self._done == self._n_all and self._n_all:
-            for worker in self._workers.values():
-                worker.join()
-            if self._keeper is not None:
-                self._keeper.join()  # until then this one is running, and who asks again is given it
-            _write_note(self._note, self._places)
+        if self._told < self._done:
+            tell()  # the last came between telling and looking
+        if self._keeper is None:
+            self._note_all()
+        elif self._done == self._n_all:
+            self._keeper.join()  # until then this one is running, and who asks again is given it
         return self._n_all
 
 

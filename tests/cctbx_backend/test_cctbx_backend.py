@@ -625,7 +625,7 @@ def run_program(*arguments, cwd, **environment):
         cwd=cwd,
         text=True,
         capture_output=True,
-        timeout=240,
+        timeout=900,
         env=dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS="1", **environment),
     )
 

@@ -1,5 +1,6 @@
 """Where R is absurd the sentence names what is wrong and what to give, and giving it makes R small."""
 
+import random
 import shlex
 import types
 
@@ -70,6 +71,7 @@ def structures():
 
     def get(group, cell):
         if (group, cell) not in made:
+            random.seed(3)
             flex.set_random_seed(3)
             symmetry = crystal.symmetry(cell, group)
             structure = random_structure.xray_structure(
@@ -220,6 +222,7 @@ def test_impossible_symmetry_is_refused_in_a_sentence(words, structures, tmp_pat
 @pytest.mark.parametrize("group", ["P 41 21 2", "C 1 2 1", "I 2 2 2", "P 61 2 2", "F 4 3 2"])
 def test_amplitudes_of_other_groups_are_those_of_cctbx(group):
     symmetry = sgtbx.space_group_info(group).any_compatible_crystal_symmetry(volume=20000)
+    random.seed(1)
     flex.set_random_seed(1)
     structure = random_structure.xray_structure(
         space_group_info=symmetry.space_group_info(),

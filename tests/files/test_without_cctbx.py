@@ -44,7 +44,7 @@ def test_files_are_read_to_the_same_numbers_where_cctbx_is_absent(tmp_path):
     )
     out = tmp_path / "out.pt"
     done = subprocess.run(
-        [sys.executable, "-c", _BLOCKED, model, data, other, out], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", _BLOCKED, model, data, other, out], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     assert "needs cctbx, which is not installed here" in done.stdout

@@ -48,17 +48,21 @@ def test_an_error_in_any_thread_reaches_the_caller_and_leaves_the_threads_usable
 
 
 def test_an_error_in_one_range_spares_the_others(three_threads):
-    done = []
+    done, failed = [], threading.Event()
 
     def work(first, after):
         if first == 0:
+            failed.set()
             raise ArithmeticError("as asked")
+        assert failed.wait(600)
         time.sleep(0.01)
         done.append(first)
 
+    n_ranges = len(threads.over(3000, lambda first, after: None, per_thread=100))
+    assert n_ranges > 200
     with pytest.raises(ArithmeticError, match="as asked"):
-        threads.over(300, work, per_thread=100)
-    assert len(done) < 20
+        threads.over(3000, work, per_thread=100)
+    assert len(done) < n_ranges / 2
 
 
 def test_torch_has_one_thread_inside_and_its_number_back_afterwards(three_threads):
@@ -109,13 +113,16 @@ def test_two_callers_at_once():
     for thread in callers:
         thread.start()
     for thread in callers:
-        thread.join(60)
+        thread.join(600)
     assert len(results) == 100 and all(results)
 
 
 def test_models_are_shared_out_with_one_thread_for_each(three_threads):
+    everyone, met = threading.Barrier(3), threading.local()
+
     def model(i):
-        time.sleep(0.01)
+        if not hasattr(met, "others"):
+            met.others = everyone.wait(600)
         return (
             i,
             threading.get_ident(),
@@ -167,21 +174,26 @@ def test_nothing_of_a_calculation_is_kept(three_threads):
     seen = weakref.ref(large)
     threads.run([lambda large=large: large] * 3)
     del large
-    for _ in range(100):
+
+    def gone():
         gc.collect()
-        if seen() is None:
-            break
+        return seen() is None
+
+    wait_for(gone)
+
+
+def wait_for(condition, seconds=600):
+    """Until it is met: threads that have the cores no longer come to their ends late."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
         time.sleep(0.01)
-    assert seen() is None
 
 
 def test_pools_of_many_sizes_do_not_pile_up():
     for n in (*range(2, 12), 3):
         assert threads.run([lambda i=i: i for i in range(n)]) == list(range(n))
-    for _ in range(100):
-        if sum(t.name.startswith("sfdiff") for t in threading.enumerate()) <= 10:
-            break
-        time.sleep(0.01)
+    wait_for(lambda: sum(t.name.startswith("sfdiff") for t in threading.enumerate()) <= 10)
     assert sum(t.name.startswith("sfdiff") for t in threading.enumerate()) == 10
 
 
@@ -220,13 +232,14 @@ def test_what_is_called_at_the_end_of_the_interpreter_is_done_without_threads(be
 
 
 SLOW_HELPER = """
-import os, signal, time
+import os, signal, threading, time
 import mmtbx_sfdiff
 from mmtbx_sfdiff.kernels import threads
 
-done = []
+done, begun = [], threading.Event()
 
 def old():
+    begun.set()
     # The caller has done all it has to do, waits for this one, and is interrupted there.
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGINT)
@@ -239,8 +252,8 @@ def new(i):
 
 threads.run([int, int])
 try:
-    # The helper has begun when the caller has done its part.
-    threads.run([int, int], [lambda: time.sleep(0.1), old])
+    # The helper has begun when the caller has done its part, or the caller would do it.
+    threads.run([int, int], [begun.wait, old])
     raise AssertionError("not interrupted")
 except KeyboardInterrupt:
     assert done == ["old"], done
@@ -250,7 +263,7 @@ print("passed")
 """
 
 
-def child(script, timeout=120, **environment):
+def child(script, timeout=600, **environment):
     return subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -274,7 +287,7 @@ def test_what_no_thread_has_begun_the_caller_does():
     occupied = threading.Barrier(pool.size + 1)
     for _ in range(pool.size):
         pool.executor.submit(lambda: (occupied.wait(), let_go.wait()))
-    occupied.wait(10)
+    occupied.wait(600)
     try:
         found = threads.run([threading.get_ident] * 2, [threading.get_ident] * 2)
         assert found == [here, here]
@@ -314,9 +327,8 @@ small, weights = column_sum(2, 5)
 small.forward(weights)
 # Some 5e10 terms: minutes.
 large, weights = column_sum(60, 30000)
-print("ready")
-begin = time.process_time()
 try:
+    print("ready")
     large.forward(weights)
     print("too short")
 except KeyboardInterrupt:
@@ -331,7 +343,7 @@ assert threads.run([lambda: 1, lambda: 2]) == [1, 2]
 
 def test_ctrl_c_inside_a_kernel_call_ends_it_within_a_second_and_leaves_nothing_running():
     took, line, err = interrupted(LONG, 1.0)
-    assert line == "interrupted" and took < 5.0, (took, line, err[-2000:])
+    assert line == "interrupted" and took < 8.0, (took, line, err[-2000:])
     assert "AssertionError" not in err, err[-2000:]
 
 

@@ -250,7 +250,7 @@ def _small_files():
 def test_a_full_disk_leaves_nothing(files, tmp_path):
     words = [str(files.model), str(files.data), *FEW, "prefix=x", f"directory={tmp_path}"]
     process = refine_process(words, tmp_path, preexec_fn=_small_files)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 1 and "Cannot write" in error and "Traceback" not in error
     assert not [p.name for p in tmp_path.iterdir() if p.name != "x_refine_state.npz"]
 

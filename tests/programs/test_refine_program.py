@@ -108,12 +108,12 @@ def test_ctrl_c_and_going_on(files_1yjp, tmp_path):
         if line.startswith("Macro-cycle 1"):
             break
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 130, error
     assert "Interrupted" in error and "Traceback" not in error
     assert [p.name for p in tmp_path.iterdir()] == ["1yjp_refine_state.npz"]
     process = refine_process([word.replace("200", "2") for word in arguments], tmp_path)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
     assert "Going on after macro-cycle" in out and "Macro-cycle 1:" not in out
     assert not (tmp_path / "1yjp_refine_state.npz").exists() and (tmp_path / "1yjp_refined.pdb").exists()

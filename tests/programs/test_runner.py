@@ -22,7 +22,7 @@ class Finalised:
 
 def run():
     Finalised()
-    time.sleep(20)
+    time.sleep(600)
     print("not interrupted")
 
 sys.exit(guarded(run))
@@ -34,7 +34,7 @@ def test_ctrl_c_during_a_finaliser_is_not_lost(tmp_path):
         [sys.executable, "-c", PROGRAM],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )

@@ -58,7 +58,7 @@ class Environment:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
             # cctbx's wheel looks for its settings in the environment's own folder otherwise.
             env={"LIBTBX_BUILD": get_installed_path(), **kept, "OMP_NUM_THREADS": "1", **variables},
         )
@@ -143,7 +143,7 @@ def test_a_script_runs_beside_its_own_modules_and_says_who_computed(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MMTBX_SFDIFF_REPORT="1"),
     )
     assert (done.returncode, done.stdout) == (0, "found\n"), done.stderr

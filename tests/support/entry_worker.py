@@ -22,8 +22,9 @@ if entry == "1seg":
     ctypes.string_at(0)
 elif entry == "1mem":
     taken = []
-    while True:
-        taken.append(b"x" * 2**24)
+    while True:  # more than the limit, then it waits to be found out
+        if len(taken) < 32:
+            taken.append(b"x" * 2**24)
         time.sleep(0.002)
 elif entry == "1end":
     while True:

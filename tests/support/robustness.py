@@ -20,6 +20,8 @@ import sys
 import time
 import warnings
 
+from tests.support.processes import processor_time
+
 #: What an operation may raise.
 REFUSALS = (ValueError, TypeError, NotImplementedError)
 LONGEST_SENTENCE = 600
@@ -47,7 +49,7 @@ class Outcome:
 class Child:
     """One process that answers case after case."""
 
-    def __init__(self, worker, seconds, patience=10, start_seconds=120):
+    def __init__(self, worker, seconds, patience=10, start_seconds=600):
         self.worker, self.seconds, self.patience, self.start_seconds = worker, seconds, patience, start_seconds
         self.process = None
 
@@ -70,7 +72,7 @@ class Child:
             self.start()
         try:
             _write(self.process.stdin, case)
-            kind, text, value = self._read(self.seconds, _processor_time(self.process.pid))
+            kind, text, value = self._read(self.seconds, processor_time(self.process.pid))
         except TimeoutError:
             self.stop()
             return Outcome(case, "hang", f"no answer within {self.seconds} s of processor time")
@@ -93,7 +95,7 @@ class Child:
         end = time.monotonic() + (seconds if before is None else self.patience * seconds)
 
         def late():
-            used = 0 if before is None else _processor_time(self.process.pid) - before
+            used = 0 if before is None else processor_time(self.process.pid) - before
             return used > seconds or time.monotonic() > end
 
         def exactly(n):
@@ -143,16 +145,6 @@ def finite(tensors):
     import torch
 
     return all(bool(torch.isfinite(x).all()) for x in tensors if x is not None)
-
-
-def _processor_time(pid):
-    """Seconds of user and system time of a process; where the system does not say, those of the clock."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except OSError:
-        return time.monotonic()
 
 
 def _write(stream, value):

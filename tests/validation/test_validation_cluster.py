@@ -102,7 +102,7 @@ def test_a_killed_dask_worker_loses_nothing(tmp_path, starts, two_workers):  # n
             assert main(command(tmp_path, [*entries, "2bbb"], "--scheduler", address)) == 130
     finally:
         signal.signal(signal.SIGINT, before)
-    wait_for(lambda: gone(pids(starts, "2bbb")[0]), 20)
+    wait_for(lambda: gone(pids(starts, "2bbb")[0]))
     assert len(lines(tmp_path / "RUN")) == 4
 
 

@@ -61,7 +61,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -81,7 +81,7 @@ def pids(starts, entry):
 
 def test_entries_that_fail_are_results(tmp_path, starts, capsys):
     entries = ["1aaa", "1seg", "1mem", "1end", "1odd", "1bbb"]
-    assert main(command(tmp_path, entries, "--jobs", "3", "--time-limit", "2", "--memory-limit", "0.2")) == 1
+    assert main(command(tmp_path, entries, "--jobs", "3", "--time-limit", "4", "--memory-limit", "0.2")) == 1
     records = Run(tmp_path / "RUN").records()
     assert sorted(records) == sorted(entries)
     found = {entry: (record["status"], record["kind"]) for entry, record in records.items()}
@@ -96,7 +96,7 @@ def test_entries_that_fail_are_results(tmp_path, starts, capsys):
     assert "SIGSEGV" in records["1seg"]["reason"] and "structure factors" in records["1seg"]["reason"]
     assert "status 3" in records["1odd"]["reason"] and "nothing to say" in records["1odd"]["log"]
     assert "0.2 GiB" in records["1mem"]["reason"] and 0.2 * 2**30 < records["1mem"]["peak_bytes"] < 2**30
-    assert "2 s" in records["1end"]["reason"] and 2 <= records["1end"]["wall_s"] < 20
+    assert "4 s" in records["1end"]["reason"] and 4 <= records["1end"]["wall_s"] < 60
     assert all(record["cpu_s"] >= 0 and record["peak_bytes"] >= 0 for record in records.values())
     assert records["1end"]["peak_bytes"] > 2**20  # the others end as soon as anybody looks
     assert (tmp_path / "RUN" / "figures" / "1aaa.svg").read_text().startswith("<svg")
@@ -200,7 +200,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, starts):
     run = start(tmp_path, entries, "--jobs", "1")
     wait_for(lambda: pids(starts, "2aaa"))
     run.kill()
-    run.communicate(timeout=60)
+    run.communicate(timeout=600)
     for pid in pids(starts, "2aaa"):  # the quick worker does not watch its parent; the suite's own does, see below
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -258,7 +258,7 @@ def test_the_suites_own_worker_ends_with_its_parent(tmp_path):
     pid = int(parent.stdout.readline())
     assert not gone(pid)
     parent.kill()
-    wait_for(lambda: gone(pid), 5)
+    wait_for(lambda: gone(pid))
     parent.communicate()
 
 

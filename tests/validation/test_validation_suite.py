@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import socket
-import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -67,7 +66,7 @@ def suite(pdb_dir, tmp_path_factory):
     """(folder, site) of a run of one good entry and of everything a server can do wrong, selected by search."""
     folder = tmp_path_factory.mktemp("suite")
     model, data = ((pdb_dir / GOOD / f"{GOOD}{name}.cif.gz").read_bytes() for name in ("", "-sf"))
-    stalled = lambda handler, n: time.sleep(1.5)  # noqa: E731
+    stalled = lambda handler, n: handler.rfile.read(1)  # noqa: E731  (until the client hangs up)
     models = {
         GOOD: model,
         "1bbb": 503,
@@ -99,7 +98,7 @@ def suite(pdb_dir, tmp_path_factory):
                     "--jobs",
                     "4",
                     "--connect-timeout",
-                    "0.5",
+                    "5",  # of good answers, too, beside four workers
                     "--retries",
                     "1",
                     "--reference-step",
@@ -165,7 +164,7 @@ def test_sample_is_the_same_for_the_same_seed():
 def test_search_that_goes_wrong_is_one_sentence(monkeypatch, tmp_path, answer, said):
     with only_site(monkeypatch, tmp_path, {"/q": answer}) as site:
         with pytest.raises(Sorry, match=said) as caught:
-            selection.search({}, site.url + "/q", timeout=5, backoff=0.01)
+            selection.search({}, site.url + "/q", timeout=60, backoff=0.01)
         assert "\n" not in str(caught.value) and len(site.asked) == (4 if answer == 503 else 1)
 
 
@@ -183,7 +182,7 @@ def test_no_search_service(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(Sorry, match="cannot be reached"):
-            selection.search({}, f"http://127.0.0.1:{unused.getsockname()[1]}/q", timeout=1, backoff=0.01)
+            selection.search({}, f"http://127.0.0.1:{unused.getsockname()[1]}/q", timeout=60, backoff=0.01)
 
 
 def test_lists_folders_and_manifests(tmp_path):
