@@ -72,17 +72,22 @@ def columns_of_gemmi(data: gemmi.Mtz | gemmi.ReflnBlock) -> tuple[np.ndarray, li
         raise ValueError(f"The block {data.block.name} holds no reflections: give the block that does.")
     width, values = loop.width(), list(loop.values)
     places = [[tag.lower() for tag in loop.tags].index(f"_refln.index_{axis}") for axis in "hkl"]
-    indices = np.array([[gemmi.cif.as_int(values[i]) for i in range(p, len(values), width)] for p in places]).T
+    numbers = np.array([[gemmi.cif.as_number(values[i]) for i in range(p, len(values), width)] for p in places]).T
+    indices = np.rint(numbers)
+    if not np.array_equal(indices, numbers):  # NaN is not equal, either
+        raise ValueError(
+            f"The block {data.block.name} has rows whose indices are no whole numbers: leave them out first."
+        )
     columns = []
     for number, tag in enumerate(loop.tags):
         if number in places:
             continue
         words = [gemmi.cif.as_string(word) for word in values[number::width]]
-        numbers = [gemmi.cif.as_number(word) for word in values[number::width]]
-        is_text = any(np.isnan(x) and word not in ("?", ".", "") for x, word in zip(numbers, words))
+        floats = [gemmi.cif.as_number(word) for word in values[number::width]]
+        is_text = any(np.isnan(x) and word not in ("?", ".", "") for x, word in zip(floats, words))
         column = rules.Column(tag, np.array(words), block=data.block.name)
         if not (is_text and rules.is_flag_column(column)):  # anything else than a number is a value that is missing
-            column = dataclasses.replace(column, values=np.array(numbers, dtype=np.float64))
+            column = dataclasses.replace(column, values=np.array(floats, dtype=np.float64))
         columns.append(column)
     return np.asarray(indices, dtype=np.int64).reshape(-1, 3), columns
 

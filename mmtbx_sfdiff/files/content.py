@@ -29,6 +29,7 @@ _PACKED: dict[bytes, tuple[str, Callable[..., Any]]] = {
     b"BZh": ("bzip2", bz2.open),
     b"\xfd7zXZ": ("xz", lzma.open),
 }
+_ARCHIVES = ((b"PK\x03\x04", 0, "zip"), (b"ustar", 257, "tar"), (b"7z\xbc\xaf", 0, "7z"))
 _WORD = re.compile(r"=(hklf3|hklf4|amplitudes|intensities)$", re.IGNORECASE)
 _AGAIN = "download or copy it again"
 
@@ -48,6 +49,14 @@ class Content:
     path: Path
     raw: bytes
     kind: str
+
+    @property
+    def end(self) -> list[str]:
+        """What to say where the last line of a text was not ended: a sign of a copy that stopped, or of an editor."""
+        tail = self.raw[-400:].replace(b"\0", b"").decode("latin-1").rstrip(" \t")
+        if self.kind == "mtz" or tail.endswith(("\n", "\r")) or tail.splitlines()[-1].startswith(("END", "#")):
+            return []
+        return ["the last line of the file is not ended: if the file is cut short, the rest is missing"]
 
     @property
     def text(self) -> str:
@@ -153,6 +162,9 @@ def _kind(raw: bytes, path: Path, what: str) -> str:
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype", b"<html", b"<head")):
         raise Sorry(f"{path} is a web page, not a {what} file: a download went wrong, fetch the file again.")
+    for magic, place, name in _ARCHIVES:
+        if raw[place : place + len(magic)] == magic:
+            raise Sorry(f"{path} is a {name} archive: unpack it and give the {what} file in it.")
     if b"\0" in head or sum(byte < 9 for byte in head) > 0:
         wanted = "a PDB or mmCIF" if what == "model" else "an MTZ or structure-factor CIF"
         raise Sorry(f"{path} is a binary file of another kind: give {wanted} file.")

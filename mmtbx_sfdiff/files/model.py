@@ -23,6 +23,7 @@ from cctbx.eltbx import xray_scattering
 from libtbx.utils import Sorry as CctbxSorry
 from libtbx.utils import null_out
 
+from ..atom_arrays import EIGHT_PI_SQ
 from ..numerics import symmetric
 from ..numerics.tensors import number_of
 from ..rules import radiation_messages
@@ -33,6 +34,7 @@ from .entry_id import entry_id_in_model
 from .errors import Sorry
 from .model_header import methods, published_statistics
 from .model_text import MAX_B, MAX_COORDINATE, MAX_OCCUPANCY, normalized, said_of_atoms, said_of_models
+from .odd_atoms import AtomTable, said_of_odd
 from .reflection_table import one_line
 
 SCATTERING_TABLES = ("n_gaussian", "it1992", "wk1995", "electron", "neutron")
@@ -163,6 +165,7 @@ def read_model(
         if "\n_atom_site" not in lower:
             raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as data.")
     text, block, messages = normalized(text, content.kind, path)
+    messages = [*content.end, *messages]
     pdb_input, hierarchy = _parse(text, content.kind, path)
     atoms = hierarchy.atoms()
     if atoms.size() == 0:
@@ -178,7 +181,6 @@ def read_model(
         *said_of_models(hierarchy.models_size()),
         *radiation_messages(methods(text, block), scattering_table),
     ]
-    messages += _repeated(atoms)
     try:
         manager = _manager(pdb_input, symmetry, messages)
         _restore_digits(manager, pdb_input)
@@ -193,6 +195,7 @@ def read_model(
     occupancies = structure.scatterers().extract_occupancies()
     bad = structure.is_positive_definite_u().count(False)
     messages += said_of_atoms(bad, (occupancies < 0).count(True), (occupancies == 0).count(True))
+    messages += said_of_odd(_table(manager.get_hierarchy()))
     published = published_statistics(pdb_input, text)
     return Model(
         path=path,
@@ -412,12 +415,28 @@ def _set_isotopes(manager: Any, table: str) -> None:
     structure.discard_scattering_type_registry()
 
 
-def _repeated(atoms: Any) -> list[str]:
-    """Atoms that stand in the file twice, in the same place."""
-    seen = set()
-    repeated = 0
-    for atom in atoms:
-        key = (atom.id_str(), atom.xyz)
-        repeated += key in seen
-        seen.add(key)
-    return [f"atoms that occur twice, in the same place; both scatter: {repeated}"] if repeated else []
+def _table(hierarchy: Any) -> AtomTable:
+    """The atoms for :mod:`.odd_atoms`, in the order of the hierarchy."""
+    places, residues, conformers = [], [], []
+    for number, model in enumerate(hierarchy.models()):
+        for chain in model.chains():
+            for group in chain.residue_groups():
+                place = (number, chain.id.strip(), group.resid().strip())
+                for part in group.atom_groups():
+                    places += [place] * part.atoms_size()
+                    residues += [part.resname.strip()] * part.atoms_size()
+                    conformers += [part.altloc.strip()] * part.atoms_size()
+    atoms = hierarchy.atoms()
+    tensors = np.array(list(atoms.extract_uij())).reshape(-1, 6)
+    some = ~(tensors == -1).all(axis=1)
+    return AtomTable(
+        places,
+        residues,
+        conformers,
+        [name.strip() for name in atoms.extract_name()],
+        [element.strip().upper() for element in atoms.extract_element()],
+        atoms.extract_xyz().as_double().as_numpy_array().reshape(-1, 3),
+        atoms.extract_occ().as_numpy_array(),
+        atoms.extract_b().as_numpy_array(),
+        np.where(some, EIGHT_PI_SQ / 3 * tensors[:, :3].sum(axis=1), np.nan),
+    )

@@ -265,6 +265,11 @@ def _elements(atoms: AtomSite, path: object) -> list[str]:
                     charges[i] = size if "+" in match.group(0) else f"-{size}"
         atoms.set("type_symbol", symbols)
         atoms.set("pdbx_formal_charge", charges)
+    long = next((i for i, text in enumerate(symbols or ()) if len(gemmi.cif.as_string(text)) > 2), None)
+    if symbols is not None and long is not None:
+        raise Sorry(
+            f"{path}: atom {atoms.name(long)} is of the unknown element {symbols[long]!r} (_atom_site.type_symbol): correct it."
+        )
     if symbols is not None and not any(text in MISSING for text in symbols):
         return []
     result = list(symbols or ["?"] * atoms.n)
@@ -321,10 +326,12 @@ def _tensors(atoms: AtomSite, loop: Any, path: object) -> tuple[Tensors | None, 
         )
     place = {text: i for i, text in enumerate(atoms.columns["id"])}
     tensors = {}
-    incomplete = 0
+    incomplete = zero = 0
     for identifier, *row in zip(columns["id"], *(columns[f"{kind}{ij}"] for ij in _TENSOR)):
         if any(text in MISSING for text in row):
             incomplete += 1
+        elif not any(text.strip("-+0.") for text in row):
+            zero += 1
         elif identifier in place:
             tensors[place[identifier]] = list(row) if kind == "U" else _as_u(row, path)
     messages = []
@@ -334,6 +341,8 @@ def _tensors(atoms: AtomSite, loop: Any, path: object) -> tuple[Tensors | None, 
         messages.append("displacement tensors were given as B: U = B / 8 pi^2 was taken")
     if incomplete:
         messages.append(f"atoms whose displacement tensor is incomplete, taken as isotropic: {incomplete}")
+    if zero:
+        messages.append(f"atoms whose displacement tensor is zero, taken as isotropic: {zero}")
     return tensors, messages
 
 

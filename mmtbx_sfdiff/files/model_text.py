@@ -14,6 +14,7 @@ from .content import read_content
 from .errors import Sorry
 from .model_cif import normalized_cif
 from .model_header import is_tls_residual, tls_added, tls_missing
+from .odd_atoms import said_of_odd, table_of_gemmi
 from .pdb_records import mended_records
 from .reflection_table import one_line
 from .tls import Incomplete, whole_pdb
@@ -104,6 +105,7 @@ def read_structure(path: Any) -> tuple[gemmi.Structure, list[str]]:
     if content.kind == "mtz":
         raise Sorry(f"{path} holds reflections, not atoms: give the model file here and this one as data.")
     text, block, messages = normalized(content.text, content.kind, path)
+    messages = [*content.end, *messages]
     try:
         if block is not None:
             structure = gemmi.make_structure_from_block(gemmi.cif.read_string(text)[0])
@@ -139,7 +141,11 @@ def structure_messages(structure: gemmi.Structure) -> list[str]:
     isotropic = sum(atom.b_iso <= 0 for atom in atoms if not atom.aniso.nonzero())
     bad = isotropic + sum(np.linalg.eigvalsh(np.array(tensor))[0] <= 0 for tensor in tensors)
     negative, zero = sum(atom.occ < 0 for atom in atoms), sum(atom.occ == 0 for atom in atoms)
-    return [*said_of_models(len(structure)), *said_of_atoms(bad, negative, zero)]
+    return [
+        *said_of_models(len(structure)),
+        *said_of_atoms(bad, negative, zero),
+        *said_of_odd(table_of_gemmi(structure)),
+    ]
 
 
 def said_of_models(n: int) -> list[str]:

@@ -19,6 +19,7 @@ from .ncs_operators import IMPROPER, INCOMPLETE, NO_IDENTITY, is_rotation
 _ATOMS = ("ATOM  ", "HETATM")
 _NUMBERS = ((30, 38), (38, 46), (46, 54), (54, 60), (60, 66))  # columns of an ATOM record: x, y, z, occupancy, B
 _TAIL = re.compile(r".{72}([0-9][A-Z0-9]{3}) *([0-9]+)")
+_WHOLE = re.compile(r"[-+]?\d+")
 _LOWER = ("atom  ", "hetatm", "cryst1", "anisou")
 _SMALL = 1e-4  # in a rotation matrix
 
@@ -35,19 +36,34 @@ def mended_records(text: str, path: object) -> tuple[str, list[str]]:
     if last.startswith(_ATOMS) and len(last) < _NUMBERS[-1][1]:
         raise Sorry(f"{path} is cut short (its last record ends in column {len(last)}): download or copy it again.")
     lines = [line[:6].upper() + line[6:] if line[:6].lower() in _LOWER else line for line in text.splitlines()]
-    atoms = [i for i, line in enumerate(lines) if line.startswith(_ATOMS)]
-    for i in atoms:
+    for i in (i for i, line in enumerate(lines) if line.startswith(_ATOMS)):
         for start, end in _NUMBERS:
             if " " in lines[i][start:end].strip():
                 raise Sorry(
                     f"{path}: the record {lines[i][:27].strip()!r} has a blank inside the number in columns {start + 1}-{end}: "
                     "correct it."
                 )
-    messages = _old_ends(lines) + _blank(lines, atoms, path) + _early_end(lines, atoms)
-    _elements(lines)
+            if not _is_number(lines[i][start:end]):
+                raise Sorry(
+                    f"{path}: the record {lines[i][:27].strip()!r} has no number but {lines[i][start:end].strip()!r} in columns "
+                    f"{start + 1}-{end}: correct it."
+                )
+    messages = _cells(lines) + _old_ends(lines)
+    atoms = [i for i, line in enumerate(lines) if line.startswith(_ATOMS)]
+    messages += _blank(lines, atoms, path) + _early_end(lines, atoms)
+    messages += _tensors(lines, path)
+    _elements(lines, path)
     messages += _operators(lines)
     _placeholder(lines)
     return "\n".join(line for line in lines if line is not None) + "\n", messages
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.strip() or "0")
+    except ValueError:
+        return False
+    return True
 
 
 def _old_ends(lines: list[str]) -> list[str]:
@@ -84,12 +100,49 @@ def _early_end(lines: list[str], atoms: list[int]) -> list[str]:
     return ["atoms after an END record were read like the others"] if ends else []
 
 
-def _elements(lines: list[str]) -> None:
+def _cells(lines: list[str]) -> list[str]:
+    """One CRYST1 record: the first that is no dummy cell of 1 x 1 x 1; changes the lines."""
+    places = [i for i, line in enumerate(lines) if line.startswith("CRYST1")]
+    if len({lines[i][6:66].strip() for i in places}) < 2:
+        return []
+    kept = next((i for i in places if lines[i][6:33].split() != ["1.000"] * 3), places[0])
+    text = " ".join(lines[kept][6:66].split())
+    for i in reversed(places):
+        if i != kept:
+            del lines[i]
+    return [f"several CRYST1 records that are not the same: {text} was taken"]
+
+
+def _tensors(lines: list[str], path: object) -> list[str]:
+    """ANISOU records follow their atoms and hold six whole numbers; those that hold nothing are left out; changes the lines."""
+    empty, atom = [], ""
+    for i, line in enumerate(lines):
+        if line.startswith(_ATOMS):
+            atom = line[12:27]
+        elif line.startswith("ANISOU"):
+            numbers = [line[start : start + 7].strip() for start in range(28, 70, 7)]
+            if not any(number.strip("-+0") for number in numbers):
+                empty.append(i)
+            elif line[12:27] != atom or not all(_WHOLE.fullmatch(number) for number in numbers):
+                raise Sorry(
+                    f"{path}: the record {line[:27].strip()!r} does not follow its atom, or does not hold six whole numbers in "
+                    "columns 29-70: correct it, or remove the ANISOU records."
+                )
+    for i in reversed(empty):
+        del lines[i]
+    return [f"atoms whose ANISOU record is blank or zero, taken as isotropic: {len(empty)}"] if empty else []
+
+
+def _elements(lines: list[str], path: object) -> None:
     """Elements in upper case and on the right of columns 77-78; changes the lines."""
     for i, line in enumerate(lines):
         if line.startswith((*_ATOMS, "ANISOU")) and len(line) > 76:
             element = line[76:78].strip().upper().rjust(2)
-            if element != line[76:78] and element.strip().isalpha():
+            if element.strip() and not element.strip().isalpha():
+                raise Sorry(
+                    f"{path}: atom {line[6:27].strip()} is of the unknown element {element.strip()!r}: correct columns 77-78."
+                )
+            if element != line[76:78]:
                 lines[i] = f"{line[:76]}{element}{line[78:]}"
 
 
@@ -119,6 +172,9 @@ def _operators(lines: list[str]) -> list[str]:
         if lines[i][7:10] in bad:
             del lines[i]
     whole = names - bad
+    for i, line in enumerate(lines):  # "given" on one row of an operator means all three
+        if line.startswith("MTRIX") and line[5:6] in "123" and given.get(line[7:10]):
+            lines[i] = line[:59].ljust(59) + "1"
     if not whole or any(given[name] for name in whole) or any(_is_identity(operators[name]) for name in whole):
         return messages
     first = next(i for i, line in enumerate(lines) if line.startswith("MTRIX"))

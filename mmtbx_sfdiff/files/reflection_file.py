@@ -51,14 +51,16 @@ def read_reflection_file(content: Content, kind: str | None = None, fallback: An
         In one sentence that names the file.
     """
     if content.kind == "cif":
-        return _read_cif(content)
+        found = _read_cif(content)
+        return replace(found, messages=(*content.end, *found.messages))
     if content.kind == "mtz":
         return _read_mtz(content)
     if content.path.suffix.lower() == ".mtz" or content.path.name.lower().endswith(".mtz.gz"):
         raise Sorry(f"{content.path} is no MTZ file, whatever its name (it is text): give the data file itself.")
     if any(line.startswith(("ATOM  ", "HETATM", "CRYST1")) for line in content.text[: 2**20].splitlines()):
         raise Sorry(f"{content.path} holds atoms, not reflections: give the data file here and this one as model.")
-    return read_other_format(content, kind, fallback)
+    found = read_other_format(content, kind, fallback)
+    return replace(found, messages=(*content.end, *found.messages))
 
 
 # MTZ

@@ -110,7 +110,12 @@ def inputs_from_arguments(scope_name: str) -> Callable[..., Any]:
                     f"check it, or see {parser.prog} --help."
                 )
         for name in parser.plain_files:
-            kind = "data_file" if _holds_reflections(name) else "model_file"
+            kind, holds = ("data_file", "reflections") if _holds_reflections(name) else ("model_file", "atoms")
+            before = getattr(scope, kind)
+            if before not in (None, name):
+                raise Sorry(
+                    f"{before} and {name} both hold {holds}, whatever their names: give one file of atoms and one of reflections."
+                )
             _set_once(scope, kind, name, kind.replace("_", " "))
         parser.namespace.unknown = unknown
         parser.working_phil = parser.master_phil.format(python_object=params)

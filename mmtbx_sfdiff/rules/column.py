@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 _PLUS = re.compile(r"\(\+\)|plus|\+(?=_|$)", re.IGNORECASE)
 _MINUS = re.compile(r"\(-\)|minus|-(?=_|$)", re.IGNORECASE)
+_FLAG_NAME = re.compile(r"free(?!dom)|(^|[^a-z])test([^a-z]|$)|test[-_]?(flag|set)|cross[-_]?val", re.IGNORECASE)
+_FEW = 1000  # different values of a column of flags
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,8 @@ class Column:
     >>> plus = Column("F(+)", np.array([10.0, 12.0]), "G")
     >>> plus.mate, plus.other_mate
     ('plus', 'f(-)')
+    >>> plus.holds_flags, Column("FreeR_flag", np.array([0.0, 1.0])).holds_flags
+    (False, True)
     """
 
     name: str
@@ -63,6 +67,17 @@ class Column:
     def mate(self) -> str:
         """``plus`` or ``minus`` where the name says which Bijvoet mate it is (``F(+)``, ``F+``, ``F_plus``), else nothing."""
         return "plus" if _PLUS.search(self.short) else "minus" if _MINUS.search(self.short) else ""
+
+    @property
+    def holds_flags(self) -> bool:
+        """Whether the name is that of R-free flags, and the values are words or a few whole numbers."""
+        if not _FLAG_NAME.search(self.short):
+            return False
+        if self.is_text:
+            return True
+        values = np.asarray(self.values, dtype=np.float64)
+        found = np.unique(values[np.isfinite(values)])
+        return len(found) <= _FEW and bool(np.all(found == np.round(found)))
 
     @property
     def other_mate(self) -> str:

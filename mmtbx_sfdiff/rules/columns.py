@@ -31,7 +31,7 @@ AMPLITUDES, INTENSITIES = "amplitudes", "intensities"
 _CALCULATED = re.compile(
     r"calc|model|mask|bulk|solv|part|fo[-_]?[md]*fc|fwt|fom|fdm|dano|delf|fdiff|(^|[^a-z])[fi]c([^a-z]|$)"
     r"|(^|[^a-z])[fi]_?c(al|tot|all|ls|xplor|sc)([^a-z]|$)|(^|[^a-z])f_?(tot(al)?|prot(ein)?|sim|theo|est|exp(ected)?|em|000)([^a-z0-9]|$)"
-    r"|f_?phi([^a-z]|$)",
+    r"|f_?phi([^a-z]|$)|best|(^|[^a-z])(fa|fh|fan|df|fmap)([^a-z]|$)",
     re.IGNORECASE,
 )
 _SIGMA_NAME = re.compile(r"(sig(ma)?|sd)[-_.]?[fi].*", re.IGNORECASE)
@@ -88,7 +88,7 @@ def kind_of(column: Column) -> str | None:
     if column.is_tag:
         item = read_tag(column.short)
         return None if item is None or item.is_sigma else INTENSITIES if item.is_intensity else AMPLITUDES
-    if _SIGMA_NAME.fullmatch(column.short):
+    if _SIGMA_NAME.fullmatch(column.short) or column.holds_flags:
         return None
     if column.type not in ("", "R"):
         return _KINDS.get(column.type)

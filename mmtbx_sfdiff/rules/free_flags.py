@@ -26,7 +26,7 @@ from .columns import mate_of, named
 #: Shares of the flagged reflections between which a test set is believed; more than ``ENOUGH`` are never too few.
 LEAST, MOST, ENOUGH = 0.01, 0.22, 1000
 _GIVEN_MOST = 0.5  # with a value that was given
-_FLAG_NAME = re.compile(r"free(?!dom)|(^|[^a-z])test([^a-z]|$)|test_?flag|cross_?val", re.IGNORECASE)
+_NO_FLAGS = tuple("HPAD")  # MTZ types of indices, phases, phase coefficients, differences
 # not pdbx_signal_status, which says how strong a reflection is
 _STATUS = re.compile(r"(?!.*signal)(.*_)?status?(_au)?", re.IGNORECASE)
 _FREE_WORDS = {"free": "f", "test": "f", "work": "o", "working": "o"}
@@ -105,17 +105,7 @@ def is_flag_column(column: Column) -> bool:
     """
     if is_status(column):
         return True
-    if not _FLAG_NAME.search(column.short) or column.type not in ("", "I", "R", "B", "X"):
-        return False
-    if column.is_text:
-        return True
-    values = _numbers(column)
-    return bool(np.all(values == np.round(values)))
-
-
-def _numbers(column: Column) -> npt.NDArray[np.float64]:
-    values = np.asarray(column.values, dtype=np.float64)
-    return values[np.isfinite(values)]
+    return column.type not in _NO_FLAGS and column.holds_flags
 
 
 def find_test_value(values: npt.NDArray[np.generic], name: str = "The flags") -> int:
@@ -210,6 +200,8 @@ def read_flags(column: Column, test_value: int | str | None = None, where: str =
         asked = "" if test_value is None else _FREE_WORDS.get(str(test_value).lower(), str(test_value).lower())
         value: int | str = asked if asked and asked in words else "f"
         free = words == value
+        if set(words[known].tolist()) == {"f"}:  # a status for the test set only
+            known = np.ones(len(words), dtype=bool)
         n, n_free = int(known.sum()), int(free.sum())
         if n_free == 0:
             letters = sorted(set(words[known].tolist()))

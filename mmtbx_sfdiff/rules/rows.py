@@ -17,7 +17,7 @@ from .column import Column
 from .columns import AMPLITUDES
 
 _LARGEST = 1e30  # beyond which a value is no measurement
-_TAKEN = ("o", "f", "", "?", ".", "incl", "free", "test", "work", "working")
+_TAKEN = ("o", "f", "", "?", ".", "incl", "free", "test", "work", "working", "obs", "observed")
 _MEANING = {
     "x": "status x (unreliable)",
     "<": "status < (below the threshold)",
@@ -27,6 +27,7 @@ _MEANING = {
     "excl": "status excl (not refined against)",
     "extn": "status extn (extinction)",
 }
+_GAPS = 0.1  # share of values of exactly 0 without a sigma above which they stand for what was not measured
 _MARKER = re.compile(r"-9{2,}(\.9+)?")  # -99, -999.9, ...
 NO_VALUE, NEGATIVE, ZERO, NO_SIGMA = "no value", "negative amplitude", "value 0", "no usable sigma"
 MERGED, ABSENT = "merged with an equivalent", "systematically absent"
@@ -89,7 +90,7 @@ def usable(
 
     A reflection without a usable (positive) sigma is left out where most have one; where most have none, the sigmas are
     ignored instead.  A value of exactly 0 with a sigma is a gap that a program filled: left out, as in cctbx
-    (``cctbx.miller.array.regularize``).
+    (``cctbx.miller.array.regularize``); so are values of 0 without one where they are more than a few.
 
     Parameters
     ----------
@@ -135,13 +136,20 @@ def usable(
     if sigmas is not None:
         sigmas = np.asarray(sigmas, dtype=np.float64)
         good = (sigmas > 0) & (sigmas < _LARGEST)
-        if keep.any() and good[keep].mean() < 0.5:
-            what = "missing" if not np.isfinite(sigmas[keep]).any() else "mostly zero or missing"
+        judged = keep & ((values != 0) | good)  # without the zeros of programs that write 0, 0 for a missing value
+        if judged.any() and good[judged].mean() < 0.5:
+            what = "missing" if not np.isfinite(sigmas[judged]).any() else "mostly zero or missing"
             messages.append(f"the sigmas are {what} and were ignored")
             sigmas = None
         else:
             drop(~good, NO_SIGMA)
             drop(values == 0, ZERO)
+    if sigmas is None:
+        n = int(np.count_nonzero(keep & (values == 0)))
+        if n > _GAPS * np.count_nonzero(keep):
+            drop(values == 0, ZERO)
+        elif n:
+            messages.append(f"values of exactly 0, without a sigma, taken as measured: {n}")
     return keep, sigmas, left_out, messages
 
 

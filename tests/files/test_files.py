@@ -321,7 +321,7 @@ def read_model_text(folder, atoms, symmetry=None):
 
 
 def test_model_messages(tmp_path):
-    anisou = "ANISOU    1  CA  ALA A   1     2000   2000  -2000      0      0      0       C  \n"
+    anisou = "ANISOU    1  CA  ALA A   1     5000   5000  -2000      0      0      0       C  \n"
     atoms = atom() + anisou + atom(2, occupancy="  0.00") + atom(3, occupancy=" -0.50")
     model = read_model_text(tmp_path, atoms)
     assert model.messages == (
@@ -464,7 +464,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     [
         ("", "contains no atoms"),
         (atom(x="     nan"), "not a readable model .*not a floating-point number"),
-        (atom(x="   1.0x0"), "not a readable model"),
+        (atom(x="   1.0x0"), "no number but .1.0x0. in columns 31-38"),
         (atom(x="9999.999"), r"A *1.* has the impossible coordinates \(10000, 2, 4\)"),
         (atom(b=" -5.00"), "has the impossible B factor -5"),
         (atom(b="   nan"), "not a readable model"),
