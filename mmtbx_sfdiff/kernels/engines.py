@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +23,32 @@ import numpy as np
 from .atom_jobs import AtomsJob, MapReflections, SpheresJob
 from .jobs import Columns, DensityGradients, DensityJob, DirectJob, MaskGrid, MaskJob
 
-HAVE_TRITON = importlib.util.find_spec("triton") is not None
+#: The oldest Triton that compiles every kernel (3.1 knows no tuples as arguments); with an older one there is as good as none.
+LEAST_TRITON = (3, 3)
+
+
+def _takes_kernels(version: str) -> bool:
+    """Whether a Triton of this version compiles the kernels.
+
+    Examples
+    --------
+    >>> _takes_kernels("3.1.0"), _takes_kernels("3.10.0+git1")
+    (False, True)
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is None or (int(found[1]), int(found[2])) >= LEAST_TRITON
+
+
+def _have_triton() -> bool:
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        return _takes_kernels(importlib.metadata.version("triton"))
+    except importlib.metadata.PackageNotFoundError:  # a build under another name
+        return True
+
+
+HAVE_TRITON = _have_triton()
 HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 
 

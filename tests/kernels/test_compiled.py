@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 
+from mmtbx_sfdiff.kernels import engines
+
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,6 +27,13 @@ def kernels():
                 name = node.func.value.attr if isinstance(node.func.value, ast.Attribute) else node.func.value.id
                 found.add(name)
     return found
+
+
+def test_a_triton_that_refuses_the_kernels_counts_as_none():
+    assert not engines._takes_kernels("3.1.0")
+    assert engines._takes_kernels("3.9.0") and engines._takes_kernels("3.10.0+git1")
+    least = ".".join(map(str, engines.LEAST_TRITON))
+    assert f"Triton {least} or newer" in " ".join((ROOT / "docs/gpu.rst").read_text().split())
 
 
 @pytest.mark.slow

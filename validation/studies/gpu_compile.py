@@ -80,8 +80,11 @@ def resources(cubin: bytes) -> tuple[int, int]:
 def compiling(arch: int = 90) -> Iterator[dict[str, Kernel]]:
     """In this block kernels are compiled where they would be launched; what is found, by name."""
     found: dict[str, Kernel] = {}
-    run, active = JITFunction.run, triton.runtime.driver._active
-    triton.runtime.driver.set_active(_Card(arch))
+    # Where the driver stands that is in use depends on Triton's version; asking for it would look for a card.
+    run, driver = JITFunction.run, triton.runtime.driver
+    place = "_active" if hasattr(driver, "_active") else "active"
+    active = getattr(driver, place)
+    driver.set_active(_Card(arch))
 
     def compiled(self: JITFunction, *args: object, grid: object, warmup: bool, **keywords: object) -> object:
         name = self.fn.__name__
@@ -102,7 +105,7 @@ def compiling(arch: int = 90) -> Iterator[dict[str, Kernel]]:
             yield found
     finally:
         JITFunction.run = run
-        triton.runtime.driver._active = active
+        setattr(driver, place, active)
 
 
 @contextlib.contextmanager
