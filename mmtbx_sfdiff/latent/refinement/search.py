@@ -1,9 +1,12 @@
 """The search for a model that is wrong by ångströms: many short refinements of the latent vector, few long ones.
 
-A tenth of the work set is set apart. Every start, a latent vector with its temperature T (the prior is T times as wide), is refined from
-low resolution to a middle one by likelihood gain, with rigid bodies first and the mask following every step; those under which the
-reflections set apart are likeliest go on to the limit of the data, where the prior weighs little, and the likeliest of them is taken. The
-free set has no part in it.
+A tenth of the work set is set apart. Every start is refined by likelihood gain, rigid bodies first, the mask following every
+step; those under which the reflections set apart are likeliest go on, with less weight of the prior, and the likeliest of them is taken.
+The free set has no part in it.
+
+Most starts see all data from the first step. With sigmaA a function of resolution what a poor model cannot say of fine detail has no
+weight; but where a part of it is right, its high resolution data hold that part and show where the next one belongs, while the few
+reflections at 6 Å can be fitted by moving everything: of a small protein there are fewer of them than torsions.
 """
 
 from __future__ import annotations
@@ -21,8 +24,40 @@ from .optimise import Settings
 from .problem import Problem, with_reflections
 from .refine import Run, run_model
 
-# (temperature, standard deviation of the noise that the start gets, in units of the prior at that temperature)
-STARTS = ((1.0, 0.0), (2.0, 0.0), (1.0, 0.7), (2.0, 0.5), (1.0, 0.7), (2.0, 0.5))
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where and how a refinement begins.
+
+    Attributes
+    ----------
+    temperature : float
+        T: the prior is T times as wide.
+    rate : float
+        Of the latent vector, in standard deviations a step.
+    first_d_min : float, optional
+        Å, of the data it begins with; all without.
+    rigid : bool
+        Whether rigid bodies come first.
+    noise : float
+        Standard deviation of what is added to the latent vector, in units of the prior at that temperature.
+    """
+
+    temperature: float = 1.0
+    rate: float = 0.08
+    first_d_min: float | None = None
+    rigid: bool = True
+    noise: float = 0.0
+
+
+STARTS = (
+    Start(),
+    Start(2.0),
+    Start(2.0, rate=0.16),
+    Start(2.0, rigid=False),
+    Start(2.0, first_d_min=4.0),
+    Start(1.0, first_d_min=6.0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,40 +66,37 @@ class SearchSettings:
 
     Attributes
     ----------
-    starts : tuple of (float, float)
-        Temperature and noise of each.
+    starts : sequence of Start
     rigid_steps, short_steps, long_steps : int
-        Of each start; of each start in the first round; of those that go on.
-    middle_d_min : float
-        Å, where the first round ends.
-    first_d_min : float
-        Å, where it begins.
+        Of each start that begins with rigid bodies; of each start in the first round; of those that go on.
+    rigid_d_min : float
+        Å, of the data for rigid bodies.
     kept : int
         How many go on.
     learning_rate : float
-        Of the latent vector, in standard deviations a step.
+        Of placement and B factors, in units of the latent vector's.
     fraction : float
         Of the work set, set apart.
     release : float
-        Factor of the prior's weight in the second round, from 0 to 1: what data to high resolution ask of stiff torsions and of side
-        chains the prior is not to forbid.
+        Factor of the prior's weight in the second round, from 0 to 1: what all data ask of stiff torsions and of side chains the
+        prior is not to forbid.
     """
 
-    starts: Sequence[tuple[float, float]] = STARTS
+    starts: Sequence[Start] = STARTS
     rigid_steps: int = 20
     short_steps: int = 60
-    long_steps: int = 160
-    middle_d_min: float = 3.5
-    first_d_min: float = 6.0
+    long_steps: int = 170
+    rigid_d_min: float = 6.0
     kept: int = 2
-    learning_rate: float = 0.08
+    learning_rate: float = 0.04
     fraction: float = FRACTION
-    release: float = 1 / 16
+    release: float = 1 / 4
 
     @property
     def n_steps(self) -> int:
         """Evaluations of the target with its gradient, all together."""
-        return len(self.starts) * (self.rigid_steps + self.short_steps) + self.kept * self.long_steps
+        rigid = sum(start.rigid for start in self.starts) * self.rigid_steps
+        return rigid + len(self.starts) * self.short_steps + self.kept * self.long_steps
 
 
 def search(
@@ -91,7 +123,7 @@ def search(
     Returns
     -------
     list of Run
-        Those that went to the limit of the data, the best first; ``facts`` has ``test_gain``, nats of the reflections set apart, and
+        Those that went on, the best first; ``facts`` has ``test_gain``, nats of the reflections set apart, and
         ``start``, its number; the best one's also ``screened``, the gains of all starts.
 
     Raises
@@ -104,54 +136,53 @@ def search(
     if not 0 <= settings.release <= 1:
         raise ValueError(f"release must be between 0 and 1, not {settings.release!r}.")
     parted = with_reflections(problem, with_test_set(problem.fmodel.reflections, settings.fraction, seed))
-    reflections = parted.fmodel.reflections
-    middle = with_reflections(parted, reflections.select(reflections.d_spacings >= settings.middle_d_min))
-    short = Settings(
+    common = Settings(
         objective="likelihood_gain",
-        steps=settings.short_steps,
-        rigid_steps=settings.rigid_steps,
-        rigid_d_min=settings.first_d_min,
-        first_d_min=settings.first_d_min,
-        stages=3,
+        rigid_d_min=settings.rigid_d_min,
         learning_rate=settings.learning_rate,
-        last_rate=0.5,
-        refresh=20,
+        refresh=10,
         live_mask=True,
-    )
-    long = dataclasses.replace(
-        short,
-        steps=settings.long_steps,
-        rigid_steps=0,
-        first_d_min=settings.middle_d_min,
-        stages=4,
-        last_rate=0.1,
-        refresh=40,
     )
     with torch.no_grad():
         origin, _ = prior.encode(problem.sites_cart[None])
     found = []
-    for number, (temperature, noise) in enumerate(settings.starts):
+    for number, start in enumerate(settings.starts):
         random = torch.Generator().manual_seed(1000 * seed + number)
-        z = origin[0] + temperature * noise * torch.randn(len(origin[0]), generator=random, dtype=torch.float64).to(
-            origin
-        )
+        noise = torch.randn(len(origin[0]), generator=random, dtype=torch.float64).to(origin)
         model = LatentModel(
             prior,
-            z,
+            origin[0] + start.temperature * start.noise * noise,
             problem.rows,
             problem.residue_b(),
             problem.chain_index,
             problem.sites_cart,
-            temperature**-2,
-            temperature,
+            start.temperature**-2,
+            start.rate / settings.learning_rate,
         )
-        run, gain = _scored(model, middle, short, f"start {number + 1}", report)
+        first = start.first_d_min or parted.fmodel.reflections.d_min
+        short = dataclasses.replace(
+            common,
+            steps=settings.short_steps,
+            rigid_steps=settings.rigid_steps * start.rigid,
+            first_d_min=first,
+            stages=4 if start.first_d_min else 1,
+            last_rate=0.5,
+        )
+        _, gain = _scored(model, parted, short, f"start {number + 1}", report)
         found.append((gain, number, model))
+    long = dataclasses.replace(
+        common,
+        steps=settings.long_steps,
+        rigid_steps=0,
+        first_d_min=parted.fmodel.reflections.d_min,
+        stages=1,
+        last_rate=0.1,
+    )
     found.sort(key=lambda item: -item[0])
     runs = []
     for _, number, model in found[: settings.kept]:
         model.prior_weight = model.prior_weight * settings.release
-        run, gain = _scored(model, parted, long, f"start {number + 1}, all data", report)
+        run, gain = _scored(model, parted, long, f"start {number + 1} goes on", report)
         run.facts |= {"test_gain": gain, "start": number}
         runs.append(run)
     runs.sort(key=lambda run: -run.facts["test_gain"])

@@ -113,7 +113,7 @@ class Study:
         record.parent.mkdir(parents=True, exist_ok=True)
         structure, facts = self.start(target, seed)
         options = {}
-        if method == "servalcat_jelly":
+        if method.startswith("servalcat"):
             options = {"folder": record.with_suffix(""), "program": servalcat}
         elif method in methods.WITH_DYNAMICS:
             options = {"folder": self.folder / "dynamics" / self.entry / f"{target:.1f}_{seed}"}
@@ -168,7 +168,7 @@ def settings():
     names = [
         name
         for name in dir(methods)
-        if name.isupper() and name not in ("MASK", "METHODS", "SEARCH", "EIGHT_PI_SQ", "WITH_DYNAMICS", "MENDED")
+        if name.isupper() and name not in ("MASK", "METHODS", "SEARCH", "EIGHT_PI_SQ", "WITH_DYNAMICS")
     ]
     force_field = {
         name: getattr(generators, name) for name in dir(generators) if name.isupper() and name != "EIGHT_PI_SQ"
@@ -176,10 +176,7 @@ def settings():
     return (
         {name: getattr(methods, name) for name in names}
         | {"with_dynamics": force_field}
-        | {
-            "search": dataclasses.asdict(methods.SEARCH),
-            "mended": dataclasses.asdict(methods.MENDED),
-        }
+        | {"search": dataclasses.asdict(methods.SEARCH)}
     )
 
 

@@ -110,18 +110,18 @@ def optimum(problem, model, d_min):
 
 
 def along(problem, model):
-    """The search's schedule for one vector: from 6 Å to all data."""
+    """The search's schedule for one vector."""
     whole = methods.SEARCH
     experiment = Experiment(problem.fmodel, "likelihood_gain", live_mask=True)
     settings = Settings(
         objective="likelihood_gain",
         steps=whole.short_steps + whole.long_steps,
         rigid_steps=whole.rigid_steps,
-        rigid_d_min=whole.first_d_min,
-        first_d_min=whole.first_d_min,
-        stages=6,
+        rigid_d_min=whole.rigid_d_min,
+        first_d_min=problem.fmodel.reflections.d_min,
+        stages=1,
         learning_rate=whole.learning_rate,
-        refresh=30,
+        refresh=10,
         live_mask=True,
     )
     return run_model(model, experiment, settings, "on the way")
@@ -163,7 +163,7 @@ class Start:
             self.problem.chain_index,
             place,
             self.temperature**-2,
-            self.temperature,
+            methods.SEARCH.starts[0].rate / methods.SEARCH.learning_rate,
         )
 
     def coverage(self):

@@ -29,8 +29,7 @@ from validation.studies.latent_radius.starts import with_sites
 
 MASK = {"method": "probe_shrink"}
 PRIOR_RMS = 1.0  # Å, of the elastic network at temperature 1; 2 is the other
-SEARCH = SearchSettings(release=1.0)
-MENDED = SearchSettings()  # what the limits of SEARCH suggest: the prior is released once all data are in
+SEARCH = SearchSettings()
 BUDGET = SEARCH.n_steps
 RIGID_STEPS, RIGID_D_MIN = 50, 6.0
 STAGES, FIRST_D_MIN = 15, 6.0  # of the baselines' macro-cycles before polishing
@@ -161,20 +160,15 @@ def with_run(subject: Subject, run: Any) -> FModel:
     )
 
 
-def latent_elastic(subject: Subject, seed: int, settings: SearchSettings = SEARCH) -> tuple[FModel, dict]:
+def latent_elastic(subject: Subject, seed: int) -> tuple[FModel, dict]:
     """The elastic network's torsions by likelihood gain."""
     prior = elastic_prior(subject)
-    runs = search(problem_of(subject), prior, settings, seed)
+    runs = search(problem_of(subject), prior, SEARCH, seed)
     best = runs[0]
     facts = {name: best.facts[name] for name in ("test_gain", "start", "screened", "z_norm")}
     facts["other_gains"] = [run.facts["test_gain"] for run in runs[1:]]
-    facts |= {"temperature": settings.starts[best.facts["start"]][0], "z": best.z.tolist()}
-    return with_run(subject, best), facts | {"n_latent": prior.n_latent, "evaluations": settings.n_steps}
-
-
-def latent_mended(subject: Subject, seed: int) -> tuple[FModel, dict]:
-    """The same with the prior released in the second round; polishing turns side chains, too."""
-    return latent_elastic(subject, seed, MENDED)
+    facts |= {"temperature": SEARCH.starts[best.facts["start"]].temperature, "z": best.z.tolist()}
+    return with_run(subject, best), facts | {"n_latent": prior.n_latent, "evaluations": SEARCH.n_steps}
 
 
 def servalcat_jelly(subject: Subject, seed: int, folder: Path | None = None, program: str = "servalcat"):
@@ -246,16 +240,17 @@ def _sites_of(kind: str) -> Callable[..., tuple[FModel, dict]]:
     return method
 
 
-TURNED = ("latent_mended",)  # polished with side chains tried in other rotamers
+# Polished with side chains tried in other rotamers: those of the latent search, and a control, which tells what that alone does.
+TURNED = ("latent_elastic", "servalcat_turned", *(f"latent_{kind}" for kind in generators.KINDS))
 # Those that need a folder for dynamics and flows, one for each start.
 WITH_DYNAMICS = {f"latent_{kind}": _latent_of(kind) for kind in generators.KINDS}
 WITH_DYNAMICS |= {kind: _sites_of(kind) for kind in ("sites_ff", "average_ff")}
 METHODS: dict[str, Callable[..., tuple[FModel, dict]]] = {
     "latent_elastic": latent_elastic,
-    "latent_mended": latent_mended,
     "rigid_refine": rigid_refine,
     "jelly_refine": jelly_refine,
     "servalcat_jelly": servalcat_jelly,
+    "servalcat_turned": servalcat_jelly,
     "polish": as_it_is,
     **WITH_DYNAMICS,
 }
