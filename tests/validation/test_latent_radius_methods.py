@@ -1,11 +1,10 @@
 """Every method of the study of the radius of convergence runs, at a tiny size; what limits the search is told apart."""
 
-import dataclasses
 
 import torch
 from mmtbx_sfdiff import Atoms, Crystal, FModel, Reflections
 from mmtbx_sfdiff.latent import ElasticNetwork
-from mmtbx_sfdiff.latent.refinement.search import SearchSettings
+from mmtbx_sfdiff.latent.refinement.search import SearchSettings, Start
 
 import pytest
 
@@ -15,7 +14,7 @@ from validation.studies.latent_radius import generators, limits, methods
 from validation.studies.latent_radius.__main__ import in_turn
 from validation.studies.latent_radius.starts import main_chain, rms, sites_of, with_sites
 
-TINY = SearchSettings(starts=((1.0, 0.0),), rigid_steps=2, short_steps=4, long_steps=4, kept=1, middle_d_min=3.5)
+TINY = SearchSettings(starts=(Start(),), rigid_steps=2, short_steps=4, long_steps=4, kept=1)
 
 
 def reflections_of(structure, d_min=2.2):
@@ -114,7 +113,7 @@ def test_the_first_limit_that_holds_is_named():
 
 
 def test_a_run_of_the_elastic_network_says_where_it_ended(subject):
-    fmodel, facts = methods.latent_elastic(subject, 0, dataclasses.replace(TINY, kept=1))
+    fmodel, facts = methods.latent_elastic(subject, 0)
     prior = methods.elastic_prior(subject)
     sites = prior.decode(torch.tensor(facts["z"], dtype=torch.float64))[0]
     main = main_chain(subject.structure)

@@ -33,6 +33,7 @@ from validation.studies.latent_radius import generators, methods, report
 from validation.studies.latent_radius.starts import (
     KINDS,
     main_chain,
+    ordered,
     rms,
     sites_of,
     stripped,
@@ -61,6 +62,7 @@ class Study:
         structure.cell = gemmi.UnitCell(*fmodel.atoms.crystal.unit_cell)
         self.deposited = stripped(structure)
         self.truth, self.main = sites_of(self.deposited), main_chain(self.deposited)
+        self.ordered = self.main & ordered(self.deposited)
         self.data = self.folder / "data" / f"{entry}.mtz"
         if not self.data.is_file():
             self._write_data()
@@ -109,7 +111,7 @@ class Study:
         """A record, made once."""
         record = self.folder / "runs" / self.entry / f"{target:.1f}_{seed}_{method}.json"
         if record.is_file():
-            return json.loads(record.read_text()), False
+            return self._complete(record), False
         record.parent.mkdir(parents=True, exist_ok=True)
         structure, facts = self.start(target, seed)
         options = {}
@@ -125,6 +127,14 @@ class Study:
         found |= {"entry": self.entry, "method": method, "start": facts}
         write_all({record: json.dumps(found, indent=1).encode()})
         return found, True
+
+    def _complete(self, record):
+        """A record that is there, with what those of earlier versions lack."""
+        found, model = json.loads(record.read_text()), record.with_suffix(".pdb")
+        if "failed" not in found and "rms_ordered" not in found and model.is_file():
+            found["rms_ordered"] = rms(sites_of(gemmi.read_structure(str(model))), self.truth, self.ordered)
+            write_all({record: json.dumps(found, indent=1).encode()})
+        return found
 
     def _run(self, method, structure, seed, output, **options):
         subject = self.subject(structure)
@@ -143,6 +153,7 @@ class Study:
             "r_work": float(r_work),
             "r_free": float(r_free),
             "rms_main": rms(sites, self.truth, self.main),
+            "rms_ordered": rms(sites, self.truth, self.ordered),
             "rms_all": rms(sites, self.truth, every, self.main),
             "rms_main_before_polish": rms(before, self.truth, self.main),
             "rotamers_wrong": wrong_rotamers(self.deposited, sites, self.truth),

@@ -36,6 +36,7 @@ _HELD, _SPRING, _REACH, _APART = (
     4,
 )  # Å: of CA atoms to where they are moved; of pairs, to this distance; residues
 _TURNED, _LEAST_CONTACT = 0.4, 2.3
+_DISORDERED = 2.0
 
 
 def stripped(structure: gemmi.Structure) -> gemmi.Structure:
@@ -77,6 +78,21 @@ def with_sites(structure: gemmi.Structure, sites: torch.Tensor, b_iso: float | N
 def main_chain(structure: gemmi.Structure) -> torch.Tensor:
     """(n,) bool."""
     return torch.tensor([cra.atom.name in MAIN_CHAIN for cra in structure[0].all()])
+
+
+def ordered(structure: gemmi.Structure) -> torch.Tensor:
+    """(n,) bool: atoms of residues whose main chain's B is at most :data:`_DISORDERED` times the median of residues.
+
+    Where the deposited model's B is larger the data do not say where a residue is, and an end of a chain that is 10 Å from where it
+    was deposited may fit them as well.
+    """
+    atoms, residue = list(structure[0].all()), _residues(structure)
+    of = {int(number): [] for number in residue.unique()}
+    for cra, number in zip(atoms, residue.tolist()):
+        if cra.atom.name in MAIN_CHAIN:
+            of[number].append(cra.atom.b_iso)
+    b = torch.tensor([float(np.mean(of[number])) for number in sorted(of)])
+    return (b <= _DISORDERED * b.median())[residue]
 
 
 def rms(sites: torch.Tensor, reference: torch.Tensor, rows: torch.Tensor, fitted: torch.Tensor | None = None) -> float:
