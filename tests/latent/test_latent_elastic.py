@@ -214,5 +214,3 @@ def test_a_bent_model_is_found_by_the_search_and_the_free_set_has_no_say(crystal
     assert torch.equal(again.sites_cart, run.sites_cart)
     with pytest.raises(ValueError, match="at least one start"):
         search(problem, prior, SearchSettings(starts=()))
-    with pytest.raises(ValueError, match="release must be between 0 and 1"):
-        search(problem, prior, SearchSettings(release=2.0))

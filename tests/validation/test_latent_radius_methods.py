@@ -1,6 +1,5 @@
 """Every method of the study of the radius of convergence runs, at a tiny size; what limits the search is told apart."""
 
-
 import torch
 from mmtbx_sfdiff import Atoms, Crystal, FModel, Reflections
 from mmtbx_sfdiff.latent import ElasticNetwork

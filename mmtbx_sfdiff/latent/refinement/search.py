@@ -1,7 +1,7 @@
 """The search for a model that is wrong by ångströms: many short refinements of the latent vector, few long ones.
 
 A tenth of the work set is set apart. Every start is refined by likelihood gain, rigid bodies first, the mask following every
-step; those under which the reflections set apart are likeliest go on, with less weight of the prior, and the likeliest of them is taken.
+step; the likeliest of them go on, and the one under which the reflections set apart are likeliest is taken.
 The free set has no part in it.
 
 Most starts see all data from the first step. With sigmaA a function of resolution what a poor model cannot say of fine detail has no
@@ -50,14 +50,7 @@ class Start:
     noise: float = 0.0
 
 
-STARTS = (
-    Start(),
-    Start(2.0),
-    Start(2.0, rate=0.16),
-    Start(2.0, rigid=False),
-    Start(2.0, first_d_min=4.0),
-    Start(1.0, first_d_min=6.0),
-)
+STARTS = (Start(2.0), Start(2.0, rate=0.16), Start(4.0, rate=0.16), Start(2.0, rigid=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +70,16 @@ class SearchSettings:
         Of placement and B factors, in units of the latent vector's.
     fraction : float
         Of the work set, set apart.
-    release : float
-        Factor of the prior's weight in the second round, from 0 to 1: what all data ask of stiff torsions and of side chains the
-        prior is not to forbid.
     """
 
     starts: Sequence[Start] = STARTS
     rigid_steps: int = 20
-    short_steps: int = 60
-    long_steps: int = 170
+    short_steps: int = 140
+    long_steps: int = 90
     rigid_d_min: float = 6.0
     kept: int = 2
     learning_rate: float = 0.04
     fraction: float = FRACTION
-    release: float = 1 / 4
 
     @property
     def n_steps(self) -> int:
@@ -124,17 +113,15 @@ def search(
     -------
     list of Run
         Those that went on, the best first; ``facts`` has ``test_gain``, nats of the reflections set apart, and
-        ``start``, its number; the best one's also ``screened``, the gains of all starts.
+        ``start``, its number; the best one's also ``screened``, the gains (nats) of all starts.
 
     Raises
     ------
     ValueError
-        No starts; a release that is no fraction; too few reflections to set a part of them apart.
+        No starts; too few reflections to set a part of them apart.
     """
     if not settings.starts or settings.kept < 1:
         raise ValueError("A search needs at least one start, and one that goes on.")
-    if not 0 <= settings.release <= 1:
-        raise ValueError(f"release must be between 0 and 1, not {settings.release!r}.")
     parted = with_reflections(problem, with_test_set(problem.fmodel.reflections, settings.fraction, seed))
     common = Settings(
         objective="likelihood_gain",
@@ -166,10 +153,10 @@ def search(
             rigid_steps=settings.rigid_steps * start.rigid,
             first_d_min=first,
             stages=4 if start.first_d_min else 1,
-            last_rate=0.5,
+            last_rate=0.2,
         )
-        _, gain = _scored(model, parted, short, f"start {number + 1}", report)
-        found.append((gain, number, model))
+        run, _ = _scored(model, parted, short, f"start {number + 1}", report)
+        found.append((run.objective, number, model))
     long = dataclasses.replace(
         common,
         steps=settings.long_steps,
@@ -178,15 +165,14 @@ def search(
         stages=1,
         last_rate=0.1,
     )
-    found.sort(key=lambda item: -item[0])
+    found.sort(key=lambda item: item[0])
     runs = []
     for _, number, model in found[: settings.kept]:
-        model.prior_weight = model.prior_weight * settings.release
         run, gain = _scored(model, parted, long, f"start {number + 1} goes on", report)
         run.facts |= {"test_gain": gain, "start": number}
         runs.append(run)
     runs.sort(key=lambda run: -run.facts["test_gain"])
-    runs[0].facts["screened"] = {str(number): gain for gain, number, _ in found}
+    runs[0].facts["screened"] = {str(number): -objective for objective, number, _ in found}
     return runs
 
 
