@@ -71,7 +71,7 @@ def map_file(manager: Any, has_flags: bool) -> bytes:
     return mtz.as_bytes()
 
 
-def model_file(source: Any, atoms: Any, suffix: str) -> str:
+def model_file(source: Any, atoms: Any, suffix: str) -> bytes:
     """The model of an entry with other parameters of its atoms, bytes; as mmCIF for the suffix ".cif".
 
     Parameters

@@ -67,7 +67,7 @@ def course(runs: dict[str, Any], benchmark: dict[str, Any] | None = None, title:
     Parameters
     ----------
     runs : dict of str to (list of dict)
-        Steps (objective, r_work, r_free) of each; the first is the latent refinement.
+        Steps (r_work, r_free; objective, where it is of the same kind) of each; the first is the latent refinement.
     benchmark : dict of str to (r_work, r_free), optional
         Horizontal lines.
 
@@ -86,7 +86,7 @@ def course(runs: dict[str, Any], benchmark: dict[str, Any] | None = None, title:
         }
         # As a fraction of the steps: baselines take as many as all starts of the latent refinement together.
         x = np.linspace(0, 1, len(steps))
-        panels[0].plot(x, [s["objective"] for s in steps], **style)
+        panels[0].plot(x, [s.get("objective", np.nan) for s in steps], **style)
         for panel, key in zip(panels[1:], ("r_work", "r_free")):
             if steps and steps[0][key] is not None:
                 panel.plot(x, [s[key] for s in steps], **style)

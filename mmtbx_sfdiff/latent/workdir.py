@@ -81,6 +81,7 @@ class WorkDir:
         seed: int | None = None,
         restart: bool = False,
         resumable: Sequence[str] = (),
+        after: str | None = None,
     ) -> bool:
         """Begin a stage, or go on with it.
 
@@ -96,6 +97,8 @@ class WorkDir:
             Remove what another run with other settings left.
         resumable : sequence of str
             Settings with which a stage may go on though they differ (a longer duration).
+        after : str, optional
+            The stage whose outputs this one takes; by default the one before it.
 
         Returns
         -------
@@ -107,10 +110,11 @@ class WorkDir:
         ValueError
             Other settings or inputs than before, and no ``restart``; a stage before is missing.
         """
-        before = STAGES.index(stage) - 1
+        if after is None and STAGES.index(stage):
+            after = STAGES[STAGES.index(stage) - 1]
         sums = {name: sha256(path) for name, path in (inputs or {}).items()}
-        if before >= 0:
-            sums[STAGES[before]] = self.need(STAGES[before])["outputs"]
+        if after is not None:
+            sums[after] = self.need(after)["outputs"]
         settings = json.loads(json.dumps(settings))
         record = self.record(stage)
         if record is not None:

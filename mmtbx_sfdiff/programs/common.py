@@ -119,6 +119,13 @@ INPUTS = f"""
     .short_caption = Shift of the model
     .help = "Fractions of the cell by which the model is moved before anything else."
 """
+LIBRARY = """
+  library = None
+    .type = path
+    .short_caption = Monomer library
+    .help = "Folder in CCP4's layout; by default that of CLIBD_MON or MMTBX_CCP4_MONOMER_LIB, else the one that pip install \\
+            mmtbx_sfdiff[refine] brings."
+"""
 D_MIN = """
   d_min = None
     .type = float

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from iotbx.phil import parse
 from libtbx import Auto
 from libtbx.utils import Sorry
 
@@ -20,10 +21,34 @@ from ..latent.refinement.objective import OBJECTIVES
 from ..latent.refinement.optimise import Settings
 from ..latent.refinement.problem import B_SOURCES
 from ..latent.workdir import STAGES, WorkDir
-from .common import COMPUTING, D_MIN, DOWNLOAD, FORCE_FIELD_WEIGHT, INPUTS, RANDOM_SEED, EntryProgram, choices
+from .common import (
+    COMPUTING,
+    D_MIN,
+    DOWNLOAD,
+    FORCE_FIELD_WEIGHT,
+    INPUTS,
+    LIBRARY,
+    RANDOM_SEED,
+    EntryProgram,
+    choices,
+)
 
 _DEFAULTS = Settings()
 FLOWS = ("linear", "realnvp", "spline")
+PRIORS = ("auto", "elastic", "generator")
+# Words of the stage refine that mean nothing without a generator.
+OF_GENERATORS = (
+    "objective",
+    "starts",
+    "steps",
+    "rigid_steps",
+    "first_d_min",
+    "learning_rate",
+    "prior_weight",
+    "polish_steps",
+    "force_field_weight",
+    "baselines",
+)
 
 _PHIL = f"""
 latent {{
@@ -122,6 +147,16 @@ latent {{
   }}
   refine {{
     {D_MIN}
+    prior = {choices(PRIORS, "auto")}
+      .type = choice
+      .short_caption = Prior
+      .help = "elastic: the model's elastic network, without dynamics, then restraints of a monomer library. generator: that of the \
+              stage train, then the force field. auto: elastic in a folder in which neither md nor train has run."
+    prior_rms = 1.0
+      .type = float
+      .short_caption = Width of the prior
+      .help = "Of prior=elastic: Å, root mean square, that the main chain may be wrong by."
+    {LIBRARY}
     objective = {choices(OBJECTIVES, _DEFAULTS.objective)}
       .type = choice
       .short_caption = Objective
@@ -201,13 +236,15 @@ class Program(EntryProgram):
     program_name = "mmtbx_sfdiff.latent"
     input_scope = "latent"
     description = """
-Refinement in the latent space of a Boltzmann generator, in five stages that share a folder:
+Refinement in the latent space of an elastic network, or of a Boltzmann generator, in stages that share a folder:
 
   mmtbx_sfdiff.latent prep   WORKDIR model.pdb data.mtz     strip, complete, protonate
-  mmtbx_sfdiff.latent md     WORKDIR duration=1000          molecular dynamics from the model
-  mmtbx_sfdiff.latent train  WORKDIR                        a generator of such structures
-  mmtbx_sfdiff.latent refine WORKDIR d_min=2                its latent vector against the data, then polishing
+  mmtbx_sfdiff.latent md     WORKDIR duration=1000          for a generator: molecular dynamics from the model
+  mmtbx_sfdiff.latent train  WORKDIR                        for a generator: training
+  mmtbx_sfdiff.latent refine WORKDIR d_min=2                the latent vector against the data, then polishing
   mmtbx_sfdiff.latent report WORKDIR                        tables and figures
+
+Without md and train the prior is the model's elastic network, which needs no dynamics and mends larger errors.
 
 The model is a predicted one in its place in the crystal; or one of the AlphaFold database, uniprot_id=Q07157, put there with
 superpose_on=placed.pdb. A stage that was interrupted goes on when the same command is given again, one that is finished is not
@@ -243,13 +280,30 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
         self.work = WorkDir(params.workdir)
         if self.work.path.exists() and not self.work.path.is_dir():
             raise Sorry(f"{self.work.path} is a file: name a folder.")
-        before = STAGES.index(params.stage) - 1
-        if before >= 0:
+        before = STAGES[max(0, STAGES.index(params.stage) - 1)]
+        if params.stage == "refine":
+            self._check_prior()
+            before = "prep" if self._elastic() else before
+        if params.stage != "prep":
             try:
-                self.work.need(STAGES[before])
+                self.work.need(before)
             except ValueError as error:
                 raise Sorry(str(error)) from None
         check_writable([self.work.path / params.stage / "stage.json"])
+
+    def _elastic(self) -> bool:
+        from ..latent.workflow import prior_of
+
+        return prior_of(self.work, self.inputs.refine.prior) == "elastic"
+
+    def _check_prior(self) -> None:
+        """No word that the prior in use would not heed."""
+        params = self.inputs.refine
+        usual = parse(_PHIL).extract().latent.refine
+        words, other = (OF_GENERATORS, "generator") if self._elastic() else (("prior_rms", "library"), "elastic")
+        given = [name for name in words if getattr(params, name) != getattr(usual, name)]
+        if given:
+            raise Sorry(f"refine.{given[0]} is of prior={other}: leave it out, or name that prior.")
 
     def _check_prep(self) -> None:
         params = self.inputs
@@ -287,6 +341,7 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
             },
             "refine": {
                 "d_min": (0, math.inf, True),
+                "prior_rms": positive,
                 "starts": (1, 8, False),
                 "steps": (1, 10**6, False),
                 "rigid_steps": (-0.5, 10**6, False),

@@ -14,7 +14,7 @@ from libtbx.utils import Sorry
 from ..files.gemmi_model import gemmi_model
 from ..geometry import DisplacementRestraints, GeometryRestraints, find_library, parents_of_hydrogens
 from ..refinement.restraint import LibraryRestraint, adp_weight, bond_target, first_weight
-from .common import choices
+from .common import LIBRARY, choices
 
 RESTRAINTS = ("library", "cctbx", "force_field", "none")
 NO_RESTRAINTS = (
@@ -27,12 +27,7 @@ PHIL = f"""
     .short_caption = Restraints
     .help = "library: a monomer library, by gemmi's topology. cctbx: mmtbx's own, as in phenix.refine. force_field: ff14SB with implicit \
             solvent, of the protein. none: the data alone."
-  library = None
-    .type = path
-    .short_caption = Monomer library
-    .help = "Folder in CCP4's layout; by default that of CLIBD_MON or MMTBX_CCP4_MONOMER_LIB, else the one that pip install \
-            mmtbx_sfdiff[refine] brings."
-  ligands = None
+  {LIBRARY}  ligands = None
     .type = path
     .multiple = True
     .short_caption = Ligand restraints

@@ -48,6 +48,12 @@ def resolution_limits(d_min: float, first_d_min: float, n: int) -> list[float | 
     return [*(1 / inverse[:-1]).tolist(), None] if first_d_min > d_min else [None] * n
 
 
+def polishing_limits(d_min: float, first_d_min: float = 3.5, stages: int = 4, cycles: int = 10) -> list[float | None]:
+    """Those of macro-cycles that polish: some from the first limit (Å) to that of the data, the others with all."""
+    first = resolution_limits(d_min, first_d_min, stages)
+    return first + [None] * (cycles - len(first))
+
+
 def finish(
     fmodel: FModel,
     restraint: Any,

@@ -20,6 +20,7 @@ from .. import report as reporting
 from ..generator.boltzmann_generator import BoltzmannGenerator
 from ..generator.force_field import create_system
 from ..generator.prepare import prepare_model
+from ..generator.prepared_model import PreparedModel
 from ..generator.torch_amber import energy_on
 from ..refinement.baselines import run_baseline
 from ..refinement.experiment import Experiment
@@ -28,16 +29,27 @@ from ..refinement.polish import polish
 from ..refinement.problem import Problem, make_problem, stripped
 from ..refinement.refine import STARTS, Run, refine_latent
 from ..refinement.side_chains import rotors
+from ..workdir import WorkDir
 from .context import Context
 from .sampling import one_copy, prepared_entry
+from .searching import found_by_search, polished_by_library, structure_of
+
+
+def prior_of(work: WorkDir, asked: str) -> str:
+    """``elastic`` or ``generator``; for ``auto`` the former in a folder in which there have been no dynamics."""
+    if asked != "auto":
+        return asked
+    return "elastic" if work.record("md") is None and work.record("train") is None else "generator"
 
 
 def refine(context: Context) -> dict[str, Any] | None:
     """The latent vector against the data, polishing, baselines; the model, maps and table."""
     report = context.progress
     params, work = context.inputs.refine, context.work
+    elastic = prior_of(work, params.prior) == "elastic"
     names = (
         "d_min",
+        *(("prior_rms",) if elastic else ()),
         "objective",
         "starts",
         "steps",
@@ -49,6 +61,8 @@ def refine(context: Context) -> dict[str, Any] | None:
         "turn_side_chains",
     )
     settings = {name: getattr(params, name) for name in names} | {"baselines": list(params.baselines)}
+    if elastic:
+        settings |= {"prior": "elastic", "library": None if params.library is None else str(params.library)}
     weight = params.force_field_weight
     settings |= {name: getattr(context.inputs, name) for name in ("method", "mask", "grid_step")}
     settings["force_field_weight"] = weight
@@ -56,11 +70,21 @@ def refine(context: Context) -> dict[str, Any] | None:
     settings["b_source"] = params.b_source if params.b_source != "auto" else "plddt" if facts["predicted"] else "wilson"
     inputs = {"benchmark": params.benchmark} if params.benchmark else {}
     if not work.begin(
-        "refine", settings, inputs, context.inputs.random_seed, context.inputs.restart, resumable=("starts",)
+        "refine",
+        settings,
+        inputs,
+        context.inputs.random_seed,
+        context.inputs.restart,
+        resumable=("starts",),
+        after="prep" if elastic else "train",
     ):
         return context.already("refine")
     entry = prepared_entry(context, params.d_min)
-    prepared, frames = one_copy(work, work.need("train")["settings"]["skip"])
+    prepared, frames = (
+        (PreparedModel.load(work.folder("prep")).first_copy(), None)
+        if elastic
+        else one_copy(work, work.need("train")["settings"]["skip"])
+    )
     problem = make_problem(
         prepared,
         entry,
@@ -69,6 +93,21 @@ def refine(context: Context) -> dict[str, Any] | None:
         method=settings["method"],
         mask={"method": settings["mask"], "grid_step": settings["grid_step"]},
     )
+    folder = work.folder("refine")
+    if elastic:
+        structure = structure_of(_stripped_entry(entry, problem), problem)
+        seed = context.inputs.random_seed
+        best = _kept(
+            context,
+            folder / "search.npz",
+            lambda: found_by_search(problem, structure, params.prior_rms, seed, report),
+        )
+        final = _kept(
+            context,
+            folder / "polished.npz",
+            lambda: polished_by_library(problem, structure, best, params.library, params.turn_side_chains, report),
+        )
+        return _write_refined(context, problem, entry, [best], final, [], report)
     how = Settings(
         objective=params.objective,
         steps=params.steps,
@@ -84,7 +123,6 @@ def refine(context: Context) -> dict[str, Any] | None:
             problem, run.all_sites_cart, run.b, energy, how, params.polish_steps, weight, report=report, rotors=turning
         )
 
-    folder = work.folder("refine")
     runs = _starts(context, problem, how, folder, report)
     best = runs[0]
     final = (
@@ -184,7 +222,7 @@ def _write_refined(
         )
         for run in sorted(runs, key=lambda run: run.label)
     ]
-    rows += [("refined", r_work, r_free, "polished" if params.polish_steps else "")]
+    rows += [("refined", r_work, r_free, "" if final is runs[0] else "polished")]
     rows += [(f"baseline {run.label}", run.r_work, run.r_free, "") for run in others]
     if params.benchmark:
         rows += _benchmark(params.benchmark, entry, problem)

@@ -32,8 +32,10 @@ def report(context: Context) -> dict[str, Any] | None:
     write_atomically(folder / "report.txt", reporting.table([tuple(row) for row in content["rows"]]) + "\n")
     outputs = [folder / "report.txt"]
     if settings["figures"]:
-        progress("energies of samples", None)
-        outputs += [_energies(context, folder), _course(folder, refined, content)]
+        if work.record("train") is not None:
+            progress("energies of samples", None)
+            outputs.append(_energies(context, folder))
+        outputs.append(_course(folder, refined, content))
     context.say("Written: " + ", ".join(map(str, outputs)))
     return work.finish("report", outputs)
 
@@ -65,7 +67,7 @@ def _course(folder: Path, refined: Any, content: dict[str, Any]) -> Path:
         run = reporting.load_run(path)
         if run is None:
             continue
-        if path.name.startswith("start") and run.target == content["runs"][0]["target"]:
+        if path.name.startswith(("start", "search")) and run.target == content["runs"][0]["target"]:
             found = {f"latent ({best})": list(run.history.steps), **found}
         elif path.name.startswith("baseline"):
             found[run.label] = run.history.steps

@@ -14,7 +14,7 @@ import torch
 from mmtbx_sfdiff import Atoms, Crystal, FModel
 from mmtbx_sfdiff.atom_arrays import EIGHT_PI_SQ
 from mmtbx_sfdiff.latent.generator.elastic import ElasticNetwork
-from mmtbx_sfdiff.latent.refinement.finish import finish, library_restraint, resolution_limits
+from mmtbx_sfdiff.latent.refinement.finish import finish, library_restraint, polishing_limits, resolution_limits
 from mmtbx_sfdiff.latent.refinement.problem import Problem, problem_of_structure
 from mmtbx_sfdiff.latent.refinement.search import SearchSettings, search
 from mmtbx_sfdiff.refinement.parameters import Parameters
@@ -107,9 +107,7 @@ class JellyBody(LibraryRestraint):
 
 def polished(subject: Subject, fmodel: FModel, turn: bool = False, report: Any = None) -> tuple[FModel, dict]:
     """The end that all share; and facts: the evaluations that it took, the side chains that were turned."""
-    d_min = subject.reflections.d_min
-    stages = resolution_limits(d_min, POLISH_FIRST, POLISH_STAGES)
-    limits = stages + [None] * (POLISH_CYCLES - len(stages))
+    limits = polishing_limits(subject.reflections.d_min, POLISH_FIRST, POLISH_STAGES, POLISH_CYCLES)
     result, history = finish(
         fmodel, subject.restraint(), limits, POLISH_STEPS, report, structure=subject.structure if turn else None
     )
