@@ -13,6 +13,7 @@ from mmtbx_sfdiff.latent.refinement.search import SearchSettings, Start, search
 from mmtbx_sfdiff.likelihood import e_values
 from mmtbx_sfdiff.numerics.superposition import superposed
 
+import gemmi
 import numpy as np
 import pytest
 
@@ -103,6 +104,22 @@ def test_rings_and_disulfides_do_not_turn_each_other():
     assert ("2", "N") not in {
         (turning.labels[b][1], turning.labels[b][3]) for b in turning.tree.torsions[:, 1].tolist()
     }
+
+
+def test_what_is_broken_off_moves_with_its_residue():
+    structure = peptide()
+    serine, last = structure[0]["A"][1], structure[0]["A"][7]
+    serine.remove_atom("CB", "\0", gemmi.Element("C"))  # OG hangs on nothing
+    oxygen = last.find_atom("O", "*")
+    oxygen.pos.x += 1.5
+    prior = ElasticNetwork.from_gemmi(structure, rms=1.0)
+    assert len(set(prior.tree.chain_index.tolist())) == 1
+    moved = prior.sample(20, generator=torch.Generator().manual_seed(1))
+    for name, number, other in (("OG", "2", "CA"), ("O", "8", "C")):
+        i, j = (
+            prior.labels.index(("A", number, prior.labels[-1][2] if number == "8" else "SER", n)) for n in (name, other)
+        )
+        assert float((moved[:, i] - moved[:, j]).norm(dim=-1).std()) < 1e-9
 
 
 def test_the_model_is_the_origin_and_vectors_come_back(prior):

@@ -118,6 +118,7 @@ def test_the_report_compares_the_starts_that_all_have_run(tmp_path):
     assert "latent, elastic network     2 of  3" in text and "rigid bodies, refine        1 of  3" in text
     whole, ordered = text.split("of ordered residues")
     assert "latent, elastic network     3 of  3" in ordered and "rigid bodies, refine        1 of  3" in ordered
+    assert "2 (3) of 3" in (tmp_path / "latent_radius.inc").read_text()
     assert (tmp_path / "latent_radius.png").stat().st_size > 5000
     rows = (tmp_path / "latent_radius.csv").read_text().splitlines()
     assert len(rows) == 8 and sum(row.split(",")[-4] == "True" for row in rows[1:]) == 3

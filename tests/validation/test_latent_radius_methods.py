@@ -106,7 +106,7 @@ def test_the_first_limit_that_holds_is_named():
     assert limits.verdict(record(good, {"r_free": 0.33, "main": 0.3})) == "polishing"
     assert limits.verdict(record(good, bad, gains=(50.0, 100.0))) == "target"
     weak = {"right": {"gain": 20.0, "penalty": 90.0}, "found": {"gain": 15.0, "penalty": 5.0}}
-    assert limits.verdict(record(good, bad, low=weak)) == "target at low resolution"
+    assert limits.verdict(record(good, bad, low=weak)) == "search"
     assert limits.verdict(record(good, bad)) == "search"
     assert limits.verdict({"benchmark": [0.2, 0.25], "coverage": [{"main": 0.1}]}) == "-"
 

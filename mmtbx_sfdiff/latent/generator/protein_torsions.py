@@ -103,7 +103,32 @@ def _bonds(x: np.ndarray, names: list[str], residues: list[tuple[str, int]]) -> 
         if same or {names[i], names[j]} == {"C", "N"}:
             neighbors[i].append(int(j))
             neighbors[j].append(int(i))
+    _join(neighbors, x, names, residues)
     return neighbors
+
+
+def _join(neighbors: list[list[int]], x: np.ndarray, names: list[str], residues: list[tuple[str, int]]) -> None:
+    """Tie what hangs on no CA (beyond an atom that the model lacks, or a bond that is too long) to the nearest atom of its residue."""
+    of: dict[tuple[str, int], list[int]] = {}
+    for i, residue in enumerate(residues):
+        of.setdefault(residue, []).append(i)
+    for mine in of.values():
+        joined: set[int] = set()
+        waiting = [i for i in mine if names[i] == "CA"] or mine[:1]
+        while len(joined) < len(mine):
+            while waiting:
+                i = waiting.pop()
+                if i not in joined:
+                    joined.add(i)
+                    waiting += [j for j in neighbors[i] if residues[j] == residues[i]]
+            loose = [i for i in mine if i not in joined]
+            if loose:
+                here = sorted(joined)
+                apart = np.linalg.norm(x[loose][:, None] - x[here][None], axis=-1)
+                a, b = divmod(int(apart.argmin()), len(here))
+                neighbors[loose[a]].append(here[b])
+                neighbors[here[b]].append(loose[a])
+                waiting = [loose[a]]
 
 
 def _walk(neighbors: list[list[int]], names: list[str]) -> tuple[list[int], list[int], list[int]]:

@@ -8,9 +8,9 @@ deposited model tells, and no method is told.
 
     coverage   the latent vector whose model is nearest to the deposited one, with the first 10, 40 and all modes: main chain and all atoms (Å)
     target     likelihood gain and penalty of the local optimum by that vector ("right") and by the one that the search found, at
-               6 Å, 4 Å and all data: where the found one is better with all data, no search would help; where it is at low resolution,
-               none that begins there
-    search     the search's own schedule begun on the way from the start to the right vector, at 1/2 and 3/4 of it and at it
+               6 Å, 4 Å and all data: where the found one is better with all data, no search would help
+    search     the search's own schedule begun on the way from the start to the right vector, at 1/2 and 3/4 of it and at it; it ends right
+               if ordered residues of the main chain are in place
     polishing  the common polishing from the right vector's optimum, and from the found one
 
 One JSON record a start, FOLDER/limits/<entry>/<rms>_<seed>.json; what it has is not made again, what all starts lack comes first.
@@ -152,7 +152,11 @@ class Start:
 
     def errors(self, sites):
         sites, truth, main = sites.detach().to(torch.float64), self.study.truth, self.study.main
-        return {"main": rms(sites, truth, main), "all": rms(sites, truth, torch.ones_like(main), main)}
+        return {
+            "main": rms(sites, truth, main),
+            "ordered": rms(sites, truth, self.study.ordered),
+            "all": rms(sites, truth, torch.ones_like(main), main),
+        }
 
     def model(self, z, place):
         return LatentModel(
@@ -233,10 +237,8 @@ def verdict(record):
         return "coverage" if record["coverage"][-1]["main"] > report.MAIN else "polishing"
     if found["main"] <= report.MAIN:
         return "polishing"
-    *low, last = [_posterior(row["found"]) > _posterior(row["right"]) for row in record["targets"]]
-    if last:
-        return "target"
-    return "target at low resolution" if low and all(low) else "search"
+    last = record["targets"][-1]  # with all data, with which the search begins and ends
+    return "target" if _posterior(last["found"]) > _posterior(last["right"]) else "search"
 
 
 def _posterior(value):
@@ -247,7 +249,7 @@ def radius(record):
     """(main chain's starting error from which the search still ends right, Å; the least part of the way), or None."""
     good = []
     for row in reversed(record["way"]):
-        if row["end"]["main"] > report.MAIN:
+        if row["end"]["ordered"] > report.MAIN:
             break
         good.append(row)
     return (good[-1]["begin"]["main"], good[-1]["part"]) if good else None

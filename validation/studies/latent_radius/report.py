@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from validation.studies.latent_radius.curves import bootstrap, fit
 
+_COLUMNS = 3  # of the figure
 R_FREE, MAIN = 0.03, 0.5  # above the deposited model polished alike; Å
 KINDS = ("bend", "loop", "rotamers")
 NAMES = {
@@ -117,6 +118,41 @@ def table(records, success="success"):
     return "\n".join(out)
 
 
+def rst(records):
+    """The same as a table for the docs: successes and half-way points, in brackets those that leave disordered residues out."""
+    rows = [["", "succeeded", "half-way point (95 %), Å", "in brackets", *KINDS]]
+    whole, ordered = (by_method(records, success) for success in ("success", "success_ordered"))
+    halves, of_ordered = bootstrap(whole), bootstrap(ordered)
+
+    def counted(method, kind=None):
+        found = [
+            [ok for (_, _, seed), (_, ok) in runs[method].items() if kind in (None, KINDS[seed % len(KINDS)])]
+            for runs in (whole, ordered)
+        ]
+        return f"{sum(found[0])} ({sum(found[1])}) of {len(found[0])}"
+
+    def half(runs, samples, method):
+        low, high = np.quantile(samples[method], (0.025, 0.975))
+        return f"{fit(*zip(*runs[method].values())).half:.2f} ({low:.2f} to {high:.2f})"
+
+    for method in whole:
+        rows.append(
+            [
+                NAMES.get(method, method),
+                counted(method),
+                half(whole, halves, method),
+                half(ordered, of_ordered, method),
+                *(counted(method, kind) for kind in KINDS),
+            ]
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    ruler = " ".join("=" * w for w in widths)
+    # An empty first cell would make the heading a continuation of what is above.
+    rows[0][0] = "\\"
+    text = [" ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([ruler, text[0], ruler, *text[1:], ruler, ""])
+
+
 def csv(records):
     """One row a run."""
     buffer = io.StringIO()
@@ -140,8 +176,12 @@ def csv(records):
 def figure(records):
     """Every run by its starting and its final error, and the fitted curves."""
     runs = by_method(records)
-    picture = Figure(figsize=(2.3 * len(runs) + 3.4, 3.6), layout="constrained")
-    *panels, last = picture.subplots(1, len(runs) + 1)
+    rows = -(-(len(runs) + 1) // _COLUMNS)
+    picture = Figure(figsize=(2.5 * _COLUMNS, 2.9 * rows), layout="constrained")
+    axes = picture.subplots(rows, _COLUMNS, squeeze=False).ravel().tolist()
+    for unused in axes[len(runs) + 1 :]:
+        unused.remove()
+    *panels, last = axes[: len(runs) + 1]
     for panel, (method, colour) in zip(panels, zip(runs, COLOURS)):
         for record in records:
             start = record["start"]
@@ -161,7 +201,7 @@ def figure(records):
         panel.set_xlabel("start, Å", fontsize=8)
         panel.set_xlim(0, 3.4)
         panel.set_ylim(0, 4.5)
-    panels[0].set_ylabel("main chain at the end, Å", fontsize=8)
+        panel.set_ylabel("main chain at the end, Å", fontsize=8)
     x = np.linspace(0.5, 3.3, 100)
     for (method, found), colour in zip(runs.items(), COLOURS):
         last.plot(x, fit(*zip(*found.values()))(x), color=colour, label=NAMES.get(method, method))
@@ -176,7 +216,7 @@ def figure(records):
 
 
 def write(folder, out, methods=None):
-    """``latent_radius.txt``, ``.csv`` (all runs) and ``.png`` in a folder; the table, which compares some methods or all."""
+    """``latent_radius.txt``, ``.inc``, ``.csv`` (all runs) and ``.png`` in a folder; the table, which compares some methods or all."""
     everything = collect(folder)
     records = [r for r in everything if methods is None or r["method"] in methods]
     text = "\n\n".join(table(records, success) for success in ("success", "success_ordered"))
@@ -186,5 +226,6 @@ def write(folder, out, methods=None):
     }
     if any(by_method(records).values()):
         contents[Path(out) / "latent_radius.png"] = png(figure(records))
+        contents[Path(out) / "latent_radius.inc"] = rst(records).encode()
     write_all(contents)
     return text
