@@ -58,6 +58,8 @@ def test_without_dynamics_the_elastic_network_is_searched_and_a_library_polishes
     assert "refine.starts is of prior=generator" in capsys.readouterr().err
     assert run(["refine", str(work), "prior=generator"]) == 1
     assert "no finished stage train" in capsys.readouterr().err
+    assert run(["refine", str(work), f"library={tmp_path / 'none'}"]) == 1
+    assert "none" in capsys.readouterr().err and not (work / "refine" / "stage.json").exists()
     assert run(["refine", str(work)]) == 0 and run(["report", str(work)]) == 0
     table = json.loads((work / "refine" / "table.json").read_text())
     rows = {row[0]: row for row in table["rows"]}

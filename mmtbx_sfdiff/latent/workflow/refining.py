@@ -15,6 +15,7 @@ from ...files import read_model
 from ...files.managers import map_file, model_file
 from ...files.writing import write_atomically
 from ...fmodel import FModel
+from ...geometry import find_library
 from ...reflections import Reflections
 from .. import report as reporting
 from ..generator.boltzmann_generator import BoltzmannGenerator
@@ -32,7 +33,7 @@ from ..refinement.side_chains import rotors
 from ..workdir import WorkDir
 from .context import Context
 from .sampling import one_copy, prepared_entry
-from .searching import found_by_search, polished_by_library, structure_of
+from .searching import found_by_search, polished_by_library, restraint_of, structure_of
 
 
 def prior_of(work: WorkDir, asked: str) -> str:
@@ -62,6 +63,7 @@ def refine(context: Context) -> dict[str, Any] | None:
     )
     settings = {name: getattr(params, name) for name in names} | {"baselines": list(params.baselines)}
     if elastic:
+        find_library(params.library)  # to say now that there is none
         settings |= {"prior": "elastic", "library": None if params.library is None else str(params.library)}
     weight = params.force_field_weight
     settings |= {name: getattr(context.inputs, name) for name in ("method", "mask", "grid_step")}
@@ -96,6 +98,7 @@ def refine(context: Context) -> dict[str, Any] | None:
     folder = work.folder("refine")
     if elastic:
         structure = structure_of(_stripped_entry(entry, problem), problem)
+        restraint = restraint_of(problem, structure, params.library)
         seed = context.inputs.random_seed
         best = _kept(
             context,
@@ -105,7 +108,7 @@ def refine(context: Context) -> dict[str, Any] | None:
         final = _kept(
             context,
             folder / "polished.npz",
-            lambda: polished_by_library(problem, structure, best, params.library, params.turn_side_chains, report),
+            lambda: polished_by_library(problem, structure, best, restraint, params.turn_side_chains, report),
         )
         return _write_refined(context, problem, entry, [best], final, [], report)
     how = Settings(

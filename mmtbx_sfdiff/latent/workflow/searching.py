@@ -13,6 +13,7 @@ import gemmi
 from ...atom_arrays import EIGHT_PI_SQ
 from ...files.managers import model_file
 from ...fmodel import FModel
+from ...refinement.restraint import LibraryRestraint
 from ..generator.elastic import ElasticNetwork
 from ..refinement.finish import finish, library_restraint, polishing_limits
 from ..refinement.problem import Problem, problem_of_structure
@@ -57,8 +58,16 @@ def found_by_search(problem: Problem, structure: Any, rms: float, seed: int, rep
     return run
 
 
+def restraint_of(problem: Problem, structure: Any, library: Any) -> LibraryRestraint:
+    """A monomer library's, on the problem's device; made before the search, for what it may lack."""
+    restraint = library_restraint(structure, float(problem.fmodel.reflections.d_min), library)
+    restraint.geometry.to(problem.sites_cart.device)
+    restraint.displacements.to(problem.sites_cart.device)
+    return restraint
+
+
 def polished_by_library(
-    problem: Problem, structure: Any, run: Run, library: Any, turn: bool, report: Callable[..., None]
+    problem: Problem, structure: Any, run: Run, restraint: LibraryRestraint, turn: bool, report: Callable[..., None]
 ) -> Run:
     """The run's sites refined with restraints, side chains tried in other rotamers if ``turn``."""
     begin = time.perf_counter()
@@ -67,9 +76,6 @@ def polished_by_library(
     atoms = fmodel.atoms.replace(
         sites_cart=run.sites_cart.to(torch.float64), u_iso=run.b.to(torch.float64) / EIGHT_PI_SQ
     )
-    restraint = library_restraint(structure, d_min, library)
-    restraint.geometry.to(run.sites_cart.device)
-    restraint.displacements.to(run.sites_cart.device)
     found, history = finish(
         fmodel.with_(atoms=atoms),
         restraint,
