@@ -76,5 +76,10 @@ def _keep_what_is_loaded() -> None:
     """
     if is_program():  # within another's process its garbage would stay as well
         gc.freeze()
-        atexit.unregister(gc.freeze)
-        atexit.register(gc.freeze)
+        atexit.unregister(_end_as_loaded)
+        atexit.register(_end_as_loaded)
+
+
+def _end_as_loaded() -> None:
+    # Triton's binding looks at the end for what it made, and reports at length what is kept.
+    (gc.unfreeze if "triton" in sys.modules else gc.freeze)()

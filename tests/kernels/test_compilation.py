@@ -215,3 +215,19 @@ print(len(started), gc.get_freeze_count() > 10_000)
 def test_a_program_that_computes_begins_to_compile_and_keeps_what_is_loaded(tmp_path, name, words, expected):
     pytest.importorskip("libtbx")
     assert run(PROGRAM.format(name=name, words=words), tmp_path) == expected
+
+
+AT_THE_END = """
+from mmtbx_sfdiff import command_line
+command_line.is_program = lambda: True
+command_line._keep_what_is_loaded()
+import torch, triton
+torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])
+"""
+
+
+def test_a_program_that_has_loaded_triton_ends_without_a_word(tmp_path):
+    pytest.importorskip("triton")
+    pytest.importorskip("libtbx")
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
