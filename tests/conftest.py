@@ -12,6 +12,13 @@ import pytest
 
 from tests.support.entries import pdb_folder
 
+if importlib.util.find_spec("hypothesis") is not None:
+    import hypothesis
+
+    # The same examples in every run: what chance finds once in a hundred runs is for --hypothesis-profile=default and the fuzz studies.
+    hypothesis.settings.register_profile("repeatable", derandomize=True)
+    hypothesis.settings.load_profile("repeatable")
+
 HAVE_CCTBX = importlib.util.find_spec("cctbx") is not None
 CCTBX = {"boost_adaptbx", "cctbx", "iotbx", "libtbx", "mmtbx", "scitbx"}
 # Rooms of this package that are about cctbx, and those of which a part needs it.

@@ -1,5 +1,7 @@
 """Rules on columns, flags and rows: what is an observation, what is a test set, what takes part."""
 
+import dataclasses
+
 from mmtbx_sfdiff.rules import Column, free_flags, rows
 from mmtbx_sfdiff.rules import columns as rules
 
@@ -141,7 +143,7 @@ NAMES = st.text("FIPOCSGMEANobscalmeanfree-_()+0123456789", min_size=1, max_size
 @given(st.lists(st.tuples(NAMES, st.sampled_from("FJGKQLMDPWABYIRE"), st.booleans()), max_size=8), st.randoms())
 @settings(max_examples=150, deadline=None)
 def test_any_set_of_columns_gives_observations_or_a_sentence(described, random):
-    """What is taken has an observation's type, is not calculated, not constant, and does not depend on other columns."""
+    """What is taken has an observation's type, or its name and that of any number; it is not calculated, not constant, and does not depend on other columns."""
     columns = [
         Column(name, np.full(50, 3.0) if constant else 1 + F[:50] * (number + 1), type_)
         for number, (name, type_, constant) in enumerate(described)
@@ -152,8 +154,9 @@ def test_any_set_of_columns_gives_observations_or_a_sentence(described, random):
         assert str(error).endswith(".") and "\n" not in str(error)
         assert not rules.observations(columns)[0]
         return
+    named = taken.value.type == "R" and rules.kind_of(dataclasses.replace(taken.value, type="")) == taken.kind
     assert (
-        taken.value.type in "FGJK"
+        (taken.value.type in "FGJK" or named)
         and not rules.is_calculated(taken.value)
         and not rules.is_constant(taken.value.values)
     )
