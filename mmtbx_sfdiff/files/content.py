@@ -53,8 +53,14 @@ class Content:
     @property
     def end(self) -> list[str]:
         """What to say where the last line of a text was not ended: a sign of a copy that stopped, or of an editor."""
-        tail = self.raw[-400:].replace(b"\0", b"").decode("latin-1").rstrip(" \t")
-        if self.kind == "mtz" or tail.endswith(("\n", "\r")) or tail.splitlines()[-1].startswith(("END", "#")):
+        # What a file is filled up with at its end, blanks or zeros, is no line of it.
+        tail = self.raw.rstrip(b"\0 \t")[-400:].replace(b"\0", b"").decode("latin-1")
+        if (
+            self.kind == "mtz"
+            or not tail
+            or tail.endswith(("\n", "\r"))
+            or tail.splitlines()[-1].startswith(("END", "#"))
+        ):
             return []
         return ["the last line of the file is not ended: if the file is cut short, the rest is missing"]
 

@@ -21,6 +21,17 @@ from ..files.writing import write_atomically
 from ..versions import versions
 
 STAGES = ("prep", "md", "train", "refine", "report")
+#: Settings of the stage refine that mean nothing without a generator.
+OF_GENERATORS = (
+    "objective",
+    "starts",
+    "steps",
+    "rigid_steps",
+    "first_d_min",
+    "learning_rate",
+    "prior_weight",
+    "polish_steps",
+)
 _VERSION = 1
 
 
@@ -166,3 +177,10 @@ class WorkDir:
 
     def _write(self, stage: str) -> None:
         write_atomically(self.folder(stage) / "stage.json", json.dumps(self._record, indent=1))
+
+
+def prior_of(work: WorkDir, asked: str) -> str:
+    """``elastic`` or ``generator``; for ``auto`` the former in a folder in which there have been no dynamics."""
+    if asked != "auto":
+        return asked
+    return "elastic" if work.record("md") is None and work.record("train") is None else "generator"

@@ -20,7 +20,7 @@ from ..latent.refinement.baselines import BASELINES
 from ..latent.refinement.objective import OBJECTIVES
 from ..latent.refinement.optimise import Settings
 from ..latent.refinement.problem import B_SOURCES
-from ..latent.workdir import STAGES, WorkDir
+from ..latent.workdir import OF_GENERATORS, STAGES, WorkDir, prior_of
 from .common import (
     COMPUTING,
     D_MIN,
@@ -36,19 +36,6 @@ from .common import (
 _DEFAULTS = Settings()
 FLOWS = ("linear", "realnvp", "spline")
 PRIORS = ("auto", "elastic", "generator")
-# Words of the stage refine that mean nothing without a generator.
-OF_GENERATORS = (
-    "objective",
-    "starts",
-    "steps",
-    "rigid_steps",
-    "first_d_min",
-    "learning_rate",
-    "prior_weight",
-    "polish_steps",
-    "force_field_weight",
-    "baselines",
-)
 
 _PHIL = f"""
 latent {{
@@ -244,7 +231,7 @@ Refinement in the latent space of an elastic network, or of a Boltzmann generato
   mmtbx_sfdiff.latent refine WORKDIR d_min=2                the latent vector against the data, then polishing
   mmtbx_sfdiff.latent report WORKDIR                        tables and figures
 
-Without md and train the prior is the model's elastic network, which needs no dynamics and mends larger errors.
+Without md and train the prior is the model's elastic network, which needs no dynamics.
 
 The model is a predicted one in its place in the crystal; or one of the AlphaFold database, uniprot_id=Q07157, put there with
 superpose_on=placed.pdb. A stage that was interrupted goes on when the same command is given again, one that is finished is not
@@ -292,15 +279,17 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
         check_writable([self.work.path / params.stage / "stage.json"])
 
     def _elastic(self) -> bool:
-        from ..latent.workflow import prior_of
-
         return prior_of(self.work, self.inputs.refine.prior) == "elastic"
 
     def _check_prior(self) -> None:
         """No word that the prior in use would not heed."""
         params = self.inputs.refine
         usual = parse(_PHIL).extract().latent.refine
-        words, other = (OF_GENERATORS, "generator") if self._elastic() else (("prior_rms", "library"), "elastic")
+        words, other = (
+            ((*OF_GENERATORS, "force_field_weight", "baselines"), "generator")
+            if self._elastic()
+            else (("prior_rms", "library"), "elastic")
+        )
         given = [name for name in words if getattr(params, name) != getattr(usual, name)]
         if given:
             raise Sorry(f"refine.{given[0]} is of prior={other}: leave it out, or name that prior.")

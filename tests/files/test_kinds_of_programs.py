@@ -7,6 +7,7 @@ import zipfile
 import mmtbx_sfdiff as sfdiff
 import torch
 from mmtbx_sfdiff.files import read_model
+from mmtbx_sfdiff.files.content import Content
 from mmtbx_sfdiff.files.errors import Sorry
 from mmtbx_sfdiff.files.model_text import read_structure, structure_messages
 from mmtbx_sfdiff.files.observations import read_observations
@@ -122,10 +123,13 @@ def test_a_last_line_that_is_not_ended_is_said(tmp_path, data):
         (text[:-3], True),
         (text + "#END", False),
         (text.replace("\n", "\r\n"), False),
+        (text + 500 * " ", False),
+        (text[:-3] + 500 * " ", True),
     ):
         (tmp_path / "x.cif").write_bytes(content.encode())
         messages = read_observations(tmp_path / "x.cif", MODEL).messages
         assert any("last line of the file is not ended" in message for message in messages) == said
+    assert Content(tmp_path / "x.pdb", b"END\n" + bytes(500), "pdb").end == []
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

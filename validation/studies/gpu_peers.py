@@ -97,7 +97,7 @@ class Worker:
 
 
 def install(wheels, target):
-    """Put wheels into a folder, this interpreter's; why not, or None."""
+    """Put wheels into a folder, this interpreter's; what pip says why not, or None."""
     done = subprocess.run(
         [
             sys.executable,
@@ -114,7 +114,7 @@ def install(wheels, target):
         capture_output=True,
         text=True,
     )
-    return f"its wheels could not be installed: {done.stderr.strip()[-300:]}" if done.returncode else None
+    return done.stderr.strip() if done.returncode else None
 
 
 def measure(entries, device, options, until, put_row):
@@ -130,7 +130,7 @@ def measure(entries, device, options, until, put_row):
         workers = {}
         for name in PEERS:
             if missing is not None and name not in pythons:
-                rows.append({"peer": name, "error": missing})
+                rows.append({"peer": name, "error": f"its wheels could not be installed: {missing[-300:]}"})
                 continue
             python = pythons.get(name)
             log = os.path.join(temporary, name)

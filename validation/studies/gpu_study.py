@@ -206,24 +206,9 @@ def install(folder):
     if not wheels:
         return
     target = tempfile.mkdtemp(prefix="gpu_study_")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-index",
-            "--no-deps",
-            "--target",
-            target,
-            *map(str, wheels),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"The wheels could not be installed: {done.stderr[-1000:]}")
+    missing = gpu_peers.install(wheels, target)
+    if missing is not None:
+        raise SystemExit(f"The wheels could not be installed: {missing[-1000:]}")
     sys.path.append(target)
     os.environ["PYTHONPATH"] = os.pathsep.join(x for x in (os.environ.get("PYTHONPATH"), target) if x)
 

@@ -19,7 +19,9 @@ from ...refinement.restraint import LibraryRestraint, adp_weight, bond_target, f
 from .turning import turn_side_chains
 
 
-def library_restraint(structure: Any, d_min: float, library: Any = None, rows: Any = None) -> LibraryRestraint:
+def library_restraint(
+    structure: Any, d_min: float, library: Any = None, rows: Any = None, device: str | torch.device = "cpu"
+) -> LibraryRestraint:
     """Restraints of a model as :doc:`refine` has them, for data to a resolution (Å).
 
     Parameters
@@ -30,11 +32,14 @@ def library_restraint(structure: Any, d_min: float, library: Any = None, rows: A
         Of monomers.
     rows : numpy.ndarray, optional
         The FModel's row of each of the structure's atoms.
+    device : torch.device
+        Where the FModel's atoms are.
     """
     geometry = GeometryRestraints.from_gemmi(structure, library, rows=rows)
+    displacements = DisplacementRestraints.from_geometry(geometry).to(device)
     return LibraryRestraint(
-        geometry,
-        DisplacementRestraints.from_geometry(geometry),
+        geometry.to(device),
+        displacements,
         None,
         adp_weight(d_min),
         bond_target(d_min),

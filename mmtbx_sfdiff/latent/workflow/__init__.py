@@ -4,8 +4,8 @@ Each takes a :class:`.context.Context` and returns its record; one that is finis
 """
 
 from .context import Context
-from .refining import prior_of, refine
+from .refining import refine
 from .reporting import report
 from .sampling import md, prep, train
 
-__all__ = ["Context", "md", "prep", "prior_of", "refine", "report", "train"]
+__all__ = ["Context", "md", "prep", "refine", "report", "train"]

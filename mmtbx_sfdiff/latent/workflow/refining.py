@@ -25,22 +25,16 @@ from ..generator.prepared_model import PreparedModel
 from ..generator.torch_amber import energy_on
 from ..refinement.baselines import run_baseline
 from ..refinement.experiment import Experiment
+from ..refinement.finish import library_restraint
 from ..refinement.optimise import Settings
 from ..refinement.polish import polish
 from ..refinement.problem import Problem, make_problem, stripped
 from ..refinement.refine import STARTS, Run, refine_latent
 from ..refinement.side_chains import rotors
-from ..workdir import WorkDir
+from ..workdir import OF_GENERATORS, prior_of
 from .context import Context
 from .sampling import one_copy, prepared_entry
-from .searching import found_by_search, polished_by_library, restraint_of, structure_of
-
-
-def prior_of(work: WorkDir, asked: str) -> str:
-    """``elastic`` or ``generator``; for ``auto`` the former in a folder in which there have been no dynamics."""
-    if asked != "auto":
-        return asked
-    return "elastic" if work.record("md") is None and work.record("train") is None else "generator"
+from .searching import found_by_search, polished_by_library, structure_of
 
 
 def refine(context: Context) -> dict[str, Any] | None:
@@ -51,14 +45,7 @@ def refine(context: Context) -> dict[str, Any] | None:
     names = (
         "d_min",
         *(("prior_rms",) if elastic else ()),
-        "objective",
-        "starts",
-        "steps",
-        "rigid_steps",
-        "first_d_min",
-        "learning_rate",
-        "prior_weight",
-        "polish_steps",
+        *OF_GENERATORS,
         "turn_side_chains",
     )
     settings = {name: getattr(params, name) for name in names} | {"baselines": list(params.baselines)}
@@ -98,7 +85,9 @@ def refine(context: Context) -> dict[str, Any] | None:
     folder = work.folder("refine")
     if elastic:
         structure = structure_of(_stripped_entry(entry, problem), problem)
-        restraint = restraint_of(problem, structure, params.library)
+        # Before the search, for what the library may lack.
+        d_min, device = float(problem.fmodel.reflections.d_min), context.inputs.device
+        restraint = library_restraint(structure, d_min, params.library, device=device)
         seed = context.inputs.random_seed
         best = _kept(
             context,

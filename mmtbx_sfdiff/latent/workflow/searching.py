@@ -15,7 +15,7 @@ from ...files.managers import model_file
 from ...fmodel import FModel
 from ...refinement.restraint import LibraryRestraint
 from ..generator.elastic import ElasticNetwork
-from ..refinement.finish import finish, library_restraint, polishing_limits
+from ..refinement.finish import finish, polishing_limits
 from ..refinement.problem import Problem, problem_of_structure
 from ..refinement.refine import Run
 from ..refinement.search import SearchSettings, search
@@ -56,14 +56,6 @@ def found_by_search(problem: Problem, structure: Any, rms: float, seed: int, rep
     run = search(problem_of_structure(structure, fmodel.with_(atoms=atoms)), prior, SEARCH, seed, report)[0]
     run.label = f"search, start {run.facts['start'] + 1} of {len(SEARCH.starts)}"
     return run
-
-
-def restraint_of(problem: Problem, structure: Any, library: Any) -> LibraryRestraint:
-    """A monomer library's, on the problem's device; made before the search, for what it may lack."""
-    restraint = library_restraint(structure, float(problem.fmodel.reflections.d_min), library)
-    restraint.geometry.to(problem.sites_cart.device)
-    restraint.displacements.to(problem.sites_cart.device)
-    return restraint
 
 
 def polished_by_library(

@@ -309,10 +309,7 @@ def rst(records):
         ends = [f"{end['r_free']:.3f} ({end['main']:.2f})" for end in line.get("polished", {}).values()] or ["-", "-"]
         name = f"{line['entry']} {start['kind']} {start['rms_main']:.2f} Å"
         rows.append([name, f"{line['coverage'][-1]['main']:.2f} Å", *gains, reached, *ends, verdict(line)])
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    ruler = " ".join("=" * w for w in widths)
-    text = [" ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([ruler, text[0], ruler, *text[1:], ruler, ""])
+    return report.simple_table(rows)
 
 
 def _extend(options, name, parts, studies, begun):

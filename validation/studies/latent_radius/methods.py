@@ -28,7 +28,7 @@ from validation.studies.latent_radius import generators
 from validation.studies.latent_radius.starts import with_sites
 
 MASK = {"method": "probe_shrink"}
-PRIOR_RMS = 1.0  # Å, of the elastic network at temperature 1; 2 is the other
+PRIOR_RMS = 1.0  # Å, of the elastic network at temperature 1
 SEARCH = SearchSettings()
 BUDGET = SEARCH.n_steps
 RIGID_STEPS, RIGID_D_MIN = 50, 6.0
@@ -70,10 +70,7 @@ class Subject:
         return fmodel if self.device == "cpu" else fmodel.to(device=self.device)
 
     def restraint(self) -> LibraryRestraint:
-        held = library_restraint(self.structure, self.reflections.d_min, self.library)
-        held.geometry.to(self.device)
-        held.displacements.to(self.device)
-        return held
+        return library_restraint(self.structure, self.reflections.d_min, self.library, device=self.device)
 
     def chains(self) -> np.ndarray:
         """(n,) number of the chain of each atom."""

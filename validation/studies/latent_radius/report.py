@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from validation.studies.latent_radius.curves import bootstrap, fit
 
 _COLUMNS = 3  # of the figure
+SUCCESS = ("success", "success_ordered")
 R_FREE, MAIN = 0.03, 0.5  # above the deposited model polished alike; Å
 KINDS = ("bend", "loop", "rotamers")
 NAMES = {
@@ -80,14 +81,14 @@ def by_method(records, success="success"):
     return {method: {key: runs[key] for key in sorted(common)} for method, runs in table.items()}
 
 
-def table(records, success="success"):
+def table(records, success, halves):
     """Half-way points with 95 % intervals, and successes by kind and size, as text."""
     out = []
     runs = by_method(records, success)
     n = len(next(iter(runs.values()), {}))
     if not n:
         return "No start has been run by every method yet."
-    halves = bootstrap(runs)
+    halves = halves[success]
     baselines = [method for method in runs if not method.startswith("latent")]
     curves = {method: fit(*zip(*found.values())) for method, found in runs.items()}
     out.append(
@@ -118,11 +119,11 @@ def table(records, success="success"):
     return "\n".join(out)
 
 
-def rst(records):
+def rst(records, halves):
     """The same as a table for the docs: successes and half-way points, in brackets those that leave disordered residues out."""
-    rows = [["", "succeeded", "half-way point (95 %), Å", "in brackets", *KINDS]]
-    whole, ordered = (by_method(records, success) for success in ("success", "success_ordered"))
-    halves, of_ordered = bootstrap(whole), bootstrap(ordered)
+    # An empty first cell would make the heading a continuation of what is above.
+    rows = [["\\", "succeeded", "half-way point (95 %), Å", "in brackets", *KINDS]]
+    whole, ordered = (by_method(records, success) for success in SUCCESS)
 
     def counted(method, kind=None):
         found = [
@@ -131,8 +132,8 @@ def rst(records):
         ]
         return f"{sum(found[0])} ({sum(found[1])}) of {len(found[0])}"
 
-    def half(runs, samples, method):
-        low, high = np.quantile(samples[method], (0.025, 0.975))
+    def half(runs, success, method):
+        low, high = np.quantile(halves[success][method], (0.025, 0.975))
         return f"{fit(*zip(*runs[method].values())).half:.2f} ({low:.2f} to {high:.2f})"
 
     for method in whole:
@@ -140,15 +141,18 @@ def rst(records):
             [
                 NAMES.get(method, method),
                 counted(method),
-                half(whole, halves, method),
-                half(ordered, of_ordered, method),
+                half(whole, SUCCESS[0], method),
+                half(ordered, SUCCESS[1], method),
                 *(counted(method, kind) for kind in KINDS),
             ]
         )
+    return simple_table(rows)
+
+
+def simple_table(rows):
+    """Rows of cells, the heading first, as a simple table of reStructuredText."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     ruler = " ".join("=" * w for w in widths)
-    # An empty first cell would make the heading a continuation of what is above.
-    rows[0][0] = "\\"
     text = [" ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
     return "\n".join([ruler, text[0], ruler, *text[1:], ruler, ""])
 
@@ -219,13 +223,16 @@ def write(folder, out, methods=None):
     """``latent_radius.txt``, ``.inc``, ``.csv`` (all runs) and ``.png`` in a folder; the table, which compares some methods or all."""
     everything = collect(folder)
     records = [r for r in everything if methods is None or r["method"] in methods]
-    text = "\n\n".join(table(records, success) for success in ("success", "success_ordered"))
+    found = {success: by_method(records, success) for success in SUCCESS}
+    some = any(found[SUCCESS[0]].values())
+    halves = {success: bootstrap(runs) for success, runs in found.items()} if some else {}
+    text = "\n\n".join(table(records, success, halves) for success in SUCCESS)
     contents = {
         Path(out) / "latent_radius.txt": (text + "\n").encode(),
         Path(out) / "latent_radius.csv": csv(everything).encode(),
     }
-    if any(by_method(records).values()):
+    if some:
         contents[Path(out) / "latent_radius.png"] = png(figure(records))
-        contents[Path(out) / "latent_radius.inc"] = rst(records).encode()
+        contents[Path(out) / "latent_radius.inc"] = rst(records, halves).encode()
     write_all(contents)
     return text
