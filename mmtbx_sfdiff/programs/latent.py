@@ -144,6 +144,10 @@ latent {{
       .short_caption = Width of the prior
       .help = "Of prior=elastic: Å, root mean square, that the main chain may be wrong by."
     {LIBRARY}
+    rebuild = True
+      .type = bool
+      .short_caption = Rebuild
+      .help = "Of prior=elastic, with data to 2.5 Å or better: build side chains, ends and loops that the density does not show anew."
     objective = {choices(OBJECTIVES, _DEFAULTS.objective)}
       .type = choice
       .short_caption = Objective
@@ -288,7 +292,7 @@ repeated. Needs the libraries of pip install "mmtbx_sfdiff[latent]".
         words, other = (
             ((*OF_GENERATORS, "force_field_weight", "baselines"), "generator")
             if self._elastic()
-            else (("prior_rms", "library"), "elastic")
+            else (("prior_rms", "library", "rebuild"), "elastic")
         )
         given = [name for name in words if getattr(params, name) != getattr(usual, name)]
         if given:

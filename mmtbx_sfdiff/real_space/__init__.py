@@ -3,6 +3,7 @@
 from .coefficients import anomalous_difference_coefficients, map_coefficients
 from .files import map_coefficient_bytes, read_map, read_map_coefficients, write_map, write_map_coefficients
 from .fourier import fourier_map, fourier_transform
+from .interpolation import map_values
 from .model_density import density
 from .targets import map_correlation, map_least_squares, residue_correlation
 
@@ -15,6 +16,7 @@ __all__ = [
     "map_coefficients",
     "map_correlation",
     "map_least_squares",
+    "map_values",
     "read_map",
     "read_map_coefficients",
     "residue_correlation",

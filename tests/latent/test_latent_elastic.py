@@ -212,7 +212,7 @@ def test_a_bent_model_is_found_by_the_search_and_the_free_set_has_no_say(crystal
     start = atoms.replace(sites_cart=bent)
     problem = problem_of(begin, start, data)
     settings = SearchSettings(
-        starts=(Start(), Start(2.0, first_d_min=4.0, rigid=False)), rigid_steps=5, short_steps=30, long_steps=40, kept=1
+        starts=(Start(rate=0.08), Start(2.0, rate=0.08, first_d_min=4.0, rigid=False)), rigid_steps=5, steps=60
     )
     prior = ElasticNetwork.from_gemmi(begin, rms=0.8)
     truth = atoms.sites_cart.detach()
@@ -220,7 +220,7 @@ def test_a_bent_model_is_found_by_the_search_and_the_free_set_has_no_say(crystal
     run = search(problem, prior, settings)[0]
     assert before > 0.6 and problem.rmsd(run.sites_cart, truth, superpose=True) < 0.3 * before
     assert set(run.facts["screened"]) == {"0", "1"} and run.facts["test_gain"] > 0
-    assert settings.n_steps == 5 + 2 * 30 + 40
+    assert settings.n_steps == 5 + 2 * 60
     # Other free amplitudes, the same model to the bit.
     spoiled = data.f_obs.clone()
     spoiled[data.r_free_flags] *= 3.0

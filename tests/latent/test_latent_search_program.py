@@ -50,7 +50,7 @@ def test_without_dynamics_the_elastic_network_is_searched_and_a_library_polishes
     monkeypatch.setattr(
         searching,
         "SEARCH",
-        SearchSettings(starts=(Start(), Start(2.0)), rigid_steps=5, short_steps=25, long_steps=30, kept=1),
+        SearchSettings(starts=(Start(rate=0.08), Start(2.0, rate=0.08)), rigid_steps=5, steps=50),
     )
     work = tmp_path / "work"
     assert run(["prep", str(work), str(crystal / "start.pdb"), str(crystal / "data.mtz")]) == 0

@@ -16,6 +16,7 @@ from ...geometry import DisplacementRestraints, GeometryRestraints
 from ...refinement import History, refine
 from ...refinement import Settings as CycleSettings
 from ...refinement.restraint import LibraryRestraint, adp_weight, bond_target, first_weight
+from ...refinement.settings import joined
 from .turning import turn_side_chains
 
 
@@ -105,11 +106,7 @@ def finish(
             fmodel.with_(reflections=data), settings, report=report, restraint=restraint, parameters=parameters
         )
         fmodel = fmodel.with_(atoms=part.atoms)
-        shift = len(history.cycles)
-        history.steps += [
-            {**step, "step": len(history.steps) + i, "cycle": shift + 1} for i, step in enumerate(more.steps)
-        ]
-        history.cycles += [{**cycle, "cycle": shift + 1} for cycle in more.cycles]
+        history = joined(history, more)
         if moves is not None:
             history.cycles[-1]["side_chains"] = moves
     fmodel.update_scales()

@@ -1,8 +1,7 @@
-"""The search for a model that is wrong by ångströms: many short refinements of the latent vector, few long ones.
+"""The search for a model that is wrong by ångströms: several refinements of the latent vector, of which the likeliest is taken.
 
 A tenth of the work set is set apart. Every start is refined by likelihood gain, rigid bodies first, the mask following every
-step; the likeliest of them go on, and the one under which the reflections set apart are likeliest is taken.
-The free set has no part in it.
+step. The free set has no part in it. What is caught elsewhere by then is for :mod:`.rebuild`.
 
 Most starts see all data from the first step. With sigmaA a function of resolution what a poor model cannot say of fine detail has no
 weight; but where a part of it is right, its high resolution data hold that part and show where the next one belongs, while the few
@@ -44,13 +43,13 @@ class Start:
     """
 
     temperature: float = 1.0
-    rate: float = 0.08
+    rate: float = 0.16
     first_d_min: float | None = None
     rigid: bool = True
     noise: float = 0.0
 
 
-STARTS = (Start(2.0), Start(2.0, rate=0.16), Start(4.0, rate=0.16), Start(2.0, rigid=False))
+STARTS = (Start(2.0), Start(4.0), Start(2.0, rigid=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +59,10 @@ class SearchSettings:
     Attributes
     ----------
     starts : sequence of Start
-    rigid_steps, short_steps, long_steps : int
-        Of each start that begins with rigid bodies; of each start in the first round; of those that go on.
+    rigid_steps, steps : int
+        Of each start that begins with rigid bodies; of each start.
     rigid_d_min : float
         Å, of the data for rigid bodies.
-    kept : int
-        How many go on.
     learning_rate : float
         Of placement and B factors, in units of the latent vector's.
     fraction : float
@@ -74,10 +71,8 @@ class SearchSettings:
 
     starts: Sequence[Start] = STARTS
     rigid_steps: int = 20
-    short_steps: int = 140
-    long_steps: int = 90
+    steps: int = 100
     rigid_d_min: float = 6.0
-    kept: int = 2
     learning_rate: float = 0.04
     fraction: float = FRACTION
 
@@ -85,7 +80,7 @@ class SearchSettings:
     def n_steps(self) -> int:
         """Evaluations of the target with its gradient, all together."""
         rigid = sum(start.rigid for start in self.starts) * self.rigid_steps
-        return rigid + len(self.starts) * self.short_steps + self.kept * self.long_steps
+        return rigid + len(self.starts) * self.steps
 
 
 def search(
@@ -112,16 +107,16 @@ def search(
     Returns
     -------
     list of Run
-        Those that went on, the best first; ``facts`` has ``test_gain``, nats of the reflections set apart, and
-        ``start``, its number; the best one's also ``screened``, the gains (nats) of all starts.
+        Of all starts, the likeliest first; ``facts`` has ``test_gain``, nats of the reflections set apart, and
+        ``start``, its number; the first one's also ``screened``, the gains (nats) of all starts.
 
     Raises
     ------
     ValueError
         No starts; too few reflections to set a part of them apart.
     """
-    if not settings.starts or settings.kept < 1:
-        raise ValueError("A search needs at least one start, and one that goes on.")
+    if not settings.starts:
+        raise ValueError("A search needs at least one start.")
     parted = with_reflections(problem, with_test_set(problem.fmodel.reflections, settings.fraction, seed))
     common = Settings(
         objective="likelihood_gain",
@@ -149,31 +144,18 @@ def search(
         first = start.first_d_min or parted.fmodel.reflections.d_min
         short = dataclasses.replace(
             common,
-            steps=settings.short_steps,
+            steps=settings.steps,
             rigid_steps=settings.rigid_steps * start.rigid,
             first_d_min=first,
             stages=4 if start.first_d_min else 1,
             last_rate=0.2,
         )
-        run, _ = _scored(model, parted, short, f"start {number + 1}", report)
-        found.append((run.objective, number, model))
-    long = dataclasses.replace(
-        common,
-        steps=settings.long_steps,
-        rigid_steps=0,
-        first_d_min=parted.fmodel.reflections.d_min,
-        stages=1,
-        last_rate=0.1,
-    )
-    found.sort(key=lambda item: item[0])
-    runs = []
-    for _, number, model in found[: settings.kept]:
-        run, gain = _scored(model, parted, long, f"start {number + 1} goes on", report)
+        run, gain = _scored(model, parted, short, f"start {number + 1}", report)
         run.facts |= {"test_gain": gain, "start": number}
-        runs.append(run)
-    runs.sort(key=lambda run: -run.facts["test_gain"])
-    runs[0].facts["screened"] = {str(number): -objective for objective, number, _ in found}
-    return runs
+        found.append(run)
+    found.sort(key=lambda run: run.objective)
+    found[0].facts["screened"] = {str(run.facts["start"]): -run.objective for run in found}
+    return found
 
 
 def _scored(model: LatentModel, problem: Problem, settings: Settings, label: str, report: Any) -> tuple[Run, float]:

@@ -79,7 +79,8 @@ def turn_side_chains(
         The model with the side chains that were turned, all atoms refined for some steps; ``residue``, ``name``, ``gain``
         (nats) of each.
     """
-    fast = fmodel.to(dtype=torch.float32)
+    single = torch.float32
+    fast = fmodel.with_(atoms=fmodel.atoms.to(single), reflections=fmodel.reflections.to(dtype=single))
     problem = problem_of_structure(structure, fast)
     experiment = Experiment(fast, "maximum_likelihood")
     search = SideChainSearch(

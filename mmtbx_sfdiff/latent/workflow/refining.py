@@ -34,7 +34,7 @@ from ..refinement.side_chains import rotors
 from ..workdir import OF_GENERATORS, prior_of
 from .context import Context
 from .sampling import one_copy, prepared_entry
-from .searching import found_by_search, polished_by_library, structure_of
+from .searching import REBUILD_D_MIN, found_by_search, polished_by_library, rebuilt_by_density, structure_of
 
 
 def refine(context: Context) -> dict[str, Any] | None:
@@ -44,7 +44,7 @@ def refine(context: Context) -> dict[str, Any] | None:
     elastic = prior_of(work, params.prior) == "elastic"
     names = (
         "d_min",
-        *(("prior_rms",) if elastic else ()),
+        *(("prior_rms", "rebuild") if elastic else ()),
         *OF_GENERATORS,
         "turn_side_chains",
     )
@@ -94,12 +94,27 @@ def refine(context: Context) -> dict[str, Any] | None:
             folder / "search.npz",
             lambda: found_by_search(problem, structure, params.prior_rms, seed, report),
         )
+        runs = [best]
+        if params.rebuild and d_min > REBUILD_D_MIN:
+            context.say(f"Nothing is built anew: data to {d_min:.2f} Å do not show it, {REBUILD_D_MIN} Å or better do.")
+        elif params.rebuild:
+            runs.insert(
+                0,
+                _kept(
+                    context,
+                    folder / "rebuilt.npz",
+                    lambda: rebuilt_by_density(problem, structure, best, restraint, seed, report),
+                ),
+            )
+            for built in runs[0].facts["built"]:
+                what = built.get("residues") or f"{built['side_chains']} side chains"
+                context.say(f"Built anew: {what} ({built['gain']:+.0f} nats)")
         final = _kept(
             context,
             folder / "polished.npz",
-            lambda: polished_by_library(problem, structure, best, restraint, params.turn_side_chains, report),
+            lambda: polished_by_library(problem, structure, runs[0], restraint, params.turn_side_chains, report),
         )
-        return _write_refined(context, problem, entry, [best], final, [], report)
+        return _write_refined(context, problem, entry, runs, final, [], report)
     how = Settings(
         objective=params.objective,
         steps=params.steps,

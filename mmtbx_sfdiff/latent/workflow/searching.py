@@ -1,4 +1,5 @@
-"""Refinement without dynamics: the elastic network's torsions by likelihood gain, then sites with a monomer library's restraints."""
+"""Refinement without dynamics: the elastic network's torsions by likelihood gain, what the density does not show built anew, then sites
+with a monomer library's restraints."""
 
 from __future__ import annotations
 
@@ -13,14 +14,18 @@ import gemmi
 from ...atom_arrays import EIGHT_PI_SQ
 from ...files.managers import model_file
 from ...fmodel import FModel
+from ...refinement import History
 from ...refinement.restraint import LibraryRestraint
 from ..generator.elastic import ElasticNetwork
 from ..refinement.finish import finish, polishing_limits
 from ..refinement.problem import Problem, problem_of_structure
+from ..refinement.rebuild import rebuild, work_gain
 from ..refinement.refine import Run
 from ..refinement.search import SearchSettings, search
 
 SEARCH = SearchSettings()
+_ACCURACY = 1e-4  # of structure factors, after the search
+REBUILD_D_MIN = 2.5  # Å, the worst data that show a main chain well enough
 
 
 def structure_of(entry: Any, problem: Problem) -> Any:
@@ -58,39 +63,60 @@ def found_by_search(problem: Problem, structure: Any, rms: float, seed: int, rep
     return run
 
 
+def rebuilt_by_density(
+    problem: Problem, structure: Any, run: Run, restraint: LibraryRestraint, seed: int, report: Callable[..., None]
+) -> Run:
+    """The run's model, what the density does not show built anew; ``facts`` has ``built``, what was taken."""
+    begin = time.perf_counter()
+    found, history = rebuild(_model_of(problem, run), structure, restraint, seed=seed, report=report)
+    built = [
+        {name: cycle[name] for name in ("residues", "side_chains", "gain") if name in cycle}
+        for cycle in history.cycles
+        if "gain" in cycle
+    ]
+    return _run("rebuilt", problem, found, history, -work_gain(found), {"built": built}, begin)
+
+
 def polished_by_library(
     problem: Problem, structure: Any, run: Run, restraint: LibraryRestraint, turn: bool, report: Callable[..., None]
 ) -> Run:
     """The run's sites refined with restraints, side chains tried in other rotamers if ``turn``."""
     begin = time.perf_counter()
-    d_min = float(problem.fmodel.reflections.d_min)
-    fmodel: FModel = problem.fmodel.to(dtype=torch.float64)
-    atoms = fmodel.atoms.replace(
-        sites_cart=run.sites_cart.to(torch.float64), u_iso=run.b.to(torch.float64) / EIGHT_PI_SQ
-    )
+    limits = polishing_limits(float(problem.fmodel.reflections.d_min))
     found, history = finish(
-        fmodel.with_(atoms=atoms),
-        restraint,
-        polishing_limits(d_min),
-        report=report,
-        structure=structure if turn else None,
+        _model_of(problem, run), restraint, limits, report=report, structure=structure if turn else None
     )
+    turned = [move for cycle in history.cycles for move in cycle.get("side_chains", ())]
+    facts = {"side_chains": turned, "geometry": restraint.geometry.rms(found.atoms.sites_cart.detach())}
+    return _run("polish", problem, found, history, float(history.steps[-1]["target"]), facts, begin)
+
+
+def _model_of(problem: Problem, run: Run) -> FModel:
+    double = torch.float64
+    atoms = problem.fmodel.atoms.to(double)
+    atoms = atoms.replace(sites_cart=run.sites_cart.to(double), u_iso=run.b.to(double) / EIGHT_PI_SQ)
+    return problem.fmodel.with_(
+        atoms=atoms, reflections=problem.fmodel.reflections.to(dtype=double), accuracy=_ACCURACY
+    )
+
+
+def _run(
+    label: str, problem: Problem, found: FModel, history: History, target: float, facts: dict[str, Any], begin: float
+) -> Run:
     sites = found.atoms.sites_cart.detach()
     r_work, r_free = found.r_factors()
-    last = history.steps[-1]
-    turned = [move for cycle in history.cycles for move in cycle.get("side_chains", ())]
     return Run(
-        "polish",
+        label,
         sites,
         sites,
         found.atoms.u_iso.detach() * EIGHT_PI_SQ,
-        float(last["target"]),
-        float(last["target"]),
+        target,
+        target,
         0.0,
         r_work,
         r_free if problem.fmodel.reflections.r_free_flags is not None else None,
         history,
-        {"side_chains": turned, "geometry": restraint.geometry.rms(sites)},
+        facts,
         time.perf_counter() - begin,
         found,
     )

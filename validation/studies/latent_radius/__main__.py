@@ -179,7 +179,7 @@ def settings():
     names = [
         name
         for name in dir(methods)
-        if name.isupper() and name not in ("MASK", "METHODS", "SEARCH", "EIGHT_PI_SQ", "WITH_DYNAMICS")
+        if name.isupper() and name not in ("MASK", "METHODS", "SEARCH", "REBUILD", "EIGHT_PI_SQ", "WITH_DYNAMICS")
     ]
     force_field = {
         name: getattr(generators, name) for name in dir(generators) if name.isupper() and name != "EIGHT_PI_SQ"
@@ -187,7 +187,7 @@ def settings():
     return (
         {name: getattr(methods, name) for name in names}
         | {"with_dynamics": force_field}
-        | {"search": dataclasses.asdict(methods.SEARCH)}
+        | {"search": dataclasses.asdict(methods.SEARCH), "rebuild": dataclasses.asdict(methods.REBUILD)}
     )
 
 

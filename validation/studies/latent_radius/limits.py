@@ -31,12 +31,11 @@ from mmtbx_sfdiff.latent.refinement.problem import with_reflections
 from mmtbx_sfdiff.latent.refinement.refine import run_model
 from mmtbx_sfdiff.numerics.superposition import superposed
 
-import gemmi
 import scipy.optimize
 
 from validation.studies.latent_radius import methods, report
 from validation.studies.latent_radius.__main__ import Study, version
-from validation.studies.latent_radius.starts import rms, sites_of, wrong_rotamers
+from validation.studies.latent_radius.starts import rms, wrong_rotamers
 
 MODES = (10, 40, None)  # None: all
 LIMITS = (6.0, 4.0, None)  # Å; None: all data
@@ -115,7 +114,7 @@ def along(problem, model):
     experiment = Experiment(problem.fmodel, "likelihood_gain", live_mask=True)
     settings = Settings(
         objective="likelihood_gain",
-        steps=whole.short_steps + whole.long_steps,
+        steps=whole.steps,
         rigid_steps=whole.rigid_steps,
         rigid_d_min=whole.rigid_d_min,
         first_d_min=problem.fmodel.reflections.d_min,
@@ -128,7 +127,7 @@ def along(problem, model):
 
 
 class Start:
-    """A start and what the elastic network's run left of it: its record, and its sites as ``sites``."""
+    """A start and the record of the elastic network's run."""
 
     def __init__(self, study, target_rms, seed, found):
         structure, self.facts = study.start(target_rms, seed)
@@ -177,7 +176,10 @@ class Start:
         result = []
         ends = {
             "right": (self.right, self.study.truth),
-            "found": (torch.tensor(self.found["z"], dtype=torch.float64), self.found["sites"]),
+            "found": (
+                torch.tensor(self.found["z"], dtype=torch.float64),
+                torch.tensor(self.found["sites_of_search"], dtype=torch.float64),
+            ),
         }
         for d_min in LIMITS:
             row = {"d_min": d_min}
@@ -329,8 +331,7 @@ def _extend(options, name, parts, studies, begun):
     if "failed" in found or report.succeeded(found, study.benchmark()) or "z" not in found:
         return
     if name not in begun:
-        model = gemmi.read_structure(str(options.folder / "runs" / entry / f"{target:.1f}_{seed}_latent_elastic.pdb"))
-        begun[name] = Start(study, target, seed, found | {"sites": sites_of(model)})
+        begun[name] = Start(study, target, seed, found)
     record = begun[name].head() | record
     for part in missing:
         record[part] = getattr(begun[name], part)()

@@ -16,6 +16,7 @@ from mmtbx_sfdiff.atom_arrays import EIGHT_PI_SQ
 from mmtbx_sfdiff.latent.generator.elastic import ElasticNetwork
 from mmtbx_sfdiff.latent.refinement.finish import finish, library_restraint, polishing_limits, resolution_limits
 from mmtbx_sfdiff.latent.refinement.problem import Problem, problem_of_structure
+from mmtbx_sfdiff.latent.refinement.rebuild import RebuildSettings, rebuild
 from mmtbx_sfdiff.latent.refinement.search import SearchSettings, search
 from mmtbx_sfdiff.refinement.parameters import Parameters
 from mmtbx_sfdiff.refinement.restraint import LibraryRestraint
@@ -29,8 +30,8 @@ from validation.studies.latent_radius.starts import with_sites
 
 MASK = {"method": "probe_shrink"}
 PRIOR_RMS = 1.0  # Å, of the elastic network at temperature 1
-SEARCH = SearchSettings()
-BUDGET = SEARCH.n_steps
+SEARCH, REBUILD = SearchSettings(), RebuildSettings()
+BUDGET = SEARCH.n_steps + REBUILD.evaluations
 RIGID_STEPS, RIGID_D_MIN = 50, 6.0
 STAGES, FIRST_D_MIN = 15, 6.0  # of the baselines' macro-cycles before polishing
 POLISH_CYCLES, POLISH_STEPS, POLISH_FIRST, POLISH_STAGES = 10, 20, 3.5, 4
@@ -156,14 +157,21 @@ def with_run(subject: Subject, run: Any) -> FModel:
 
 
 def latent_elastic(subject: Subject, seed: int) -> tuple[FModel, dict]:
-    """The elastic network's torsions by likelihood gain."""
+    """The elastic network's torsions by likelihood gain, then what the density does not show built anew."""
     prior = elastic_prior(subject)
-    runs = search(problem_of(subject), prior, SEARCH, seed)
-    best = runs[0]
+    best = search(problem_of(subject), prior, SEARCH, seed)[0]
     facts = {name: best.facts[name] for name in ("test_gain", "start", "screened", "z_norm")}
-    facts["other_gains"] = [run.facts["test_gain"] for run in runs[1:]]
     facts |= {"temperature": SEARCH.starts[best.facts["start"]].temperature, "z": best.z.tolist()}
-    return with_run(subject, best), facts | {"n_latent": prior.n_latent, "evaluations": SEARCH.n_steps}
+    facts |= {"n_latent": prior.n_latent, "sites_of_search": best.sites_cart.tolist()}
+    return rebuilt(subject, with_run(subject, best), seed, SEARCH.n_steps, facts)
+
+
+def rebuilt(subject: Subject, fmodel: FModel, seed: int, before: int, facts: dict) -> tuple[FModel, dict]:
+    """What the density does not show built anew, after so many evaluations."""
+    found, history = rebuild(fmodel, subject.structure, subject.restraint(), REBUILD, seed)
+    names = ("residues", "side_chains", "gain")
+    moves = [{name: cycle[name] for name in names if name in cycle} for cycle in history.cycles]
+    return found, facts | {"evaluations": before + len(history.steps), "built": [move for move in moves if move]}
 
 
 def servalcat_jelly(subject: Subject, seed: int, folder: Path | None = None, program: str = "servalcat"):
@@ -217,13 +225,21 @@ def servalcat_jelly(subject: Subject, seed: int, folder: Path | None = None, pro
     return fmodel.with_(atoms=fmodel.atoms.replace(u_iso=b / EIGHT_PI_SQ)), {}
 
 
+def servalcat_rebuilt(subject: Subject, seed: int, **options: Any) -> tuple[FModel, dict]:
+    """The same, then what the density does not show built anew: what that does without the latent search."""
+    fmodel, facts = servalcat_jelly(subject, seed, **options)
+    fmodel.update_scales()
+    return rebuilt(subject, fmodel, seed, 0, facts)
+
+
 def _label(cra: gemmi.CRA) -> tuple[str, str, str]:
     return cra.chain.name, str(cra.residue.seqid), cra.atom.name
 
 
 def _latent_of(kind: str) -> Callable[..., tuple[FModel, dict]]:
     def method(subject: Subject, seed: int, folder: Path) -> tuple[FModel, dict]:
-        return generators.latent(subject, seed, folder, kind, SEARCH)
+        fmodel, facts = generators.latent(subject, seed, folder, kind, SEARCH)
+        return rebuilt(subject, fmodel, seed, SEARCH.n_steps, facts)
 
     return method
 
@@ -236,7 +252,7 @@ def _sites_of(kind: str) -> Callable[..., tuple[FModel, dict]]:
 
 
 # Polished with side chains tried in other rotamers: those of the latent search, and a control, which tells what that alone does.
-TURNED = ("latent_elastic", "servalcat_turned", *(f"latent_{kind}" for kind in generators.KINDS))
+TURNED = ("latent_elastic", "servalcat_rebuilt", *(f"latent_{kind}" for kind in generators.KINDS))
 # Those that need a folder for dynamics and flows, one for each start.
 WITH_DYNAMICS = {f"latent_{kind}": _latent_of(kind) for kind in generators.KINDS}
 WITH_DYNAMICS |= {kind: _sites_of(kind) for kind in ("sites_ff", "average_ff")}
@@ -245,7 +261,7 @@ METHODS: dict[str, Callable[..., tuple[FModel, dict]]] = {
     "rigid_refine": rigid_refine,
     "jelly_refine": jelly_refine,
     "servalcat_jelly": servalcat_jelly,
-    "servalcat_turned": servalcat_jelly,
+    "servalcat_rebuilt": servalcat_rebuilt,
     "polish": as_it_is,
     **WITH_DYNAMICS,
 }

@@ -24,7 +24,7 @@ NAMES = {
     "rigid_refine": "rigid bodies, refine",
     "jelly_refine": "refine with jelly body",
     "servalcat_jelly": "servalcat --jellybody",
-    "servalcat_turned": "the same, side chains turned",
+    "servalcat_rebuilt": "the same, rebuilt",
     "latent_linear": "latent, linear flow",
     "latent_linear_long": "latent, long linear flow",
     "latent_realnvp": "latent, RealNVP",
