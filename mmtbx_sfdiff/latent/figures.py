@@ -98,7 +98,8 @@ def course(runs: dict[str, Any], benchmark: dict[str, Any] | None = None, title:
     panels[1].set_ylabel("R-work")
     panels[2].set_ylabel("R-free")
     panels[2].set_xlabel("fraction of the steps")
-    panels[2].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    if panels[2].get_legend_handles_labels()[0]:  # none without a free set
+        panels[2].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)

@@ -10,6 +10,7 @@ from mmtbx_sfdiff.files.demo import simulate
 from mmtbx_sfdiff.latent import ElasticNetwork
 from mmtbx_sfdiff.latent.refinement.search import SearchSettings, Start
 from mmtbx_sfdiff.latent.workflow import searching
+from mmtbx_sfdiff.latent.workflow.reporting import course_steps
 
 import numpy as np
 import pytest
@@ -69,6 +70,9 @@ def test_without_dynamics_the_elastic_network_is_searched_and_a_library_polishes
     model.update_scales()
     assert model.r_work() == pytest.approx(rows["refined"][1], abs=5e-3)
     assert sorted(path.name for path in (work / "report").glob("*.png")) == ["course.png"]
+    steps = course_steps(work / "refine", table)
+    assert [run["label"].split(",")[0] for run in table["runs"]] == ["rebuilt", "search"]
+    assert len(steps["latent (rebuilt)"]) == len((work / "refine" / "history.csv").read_text().splitlines()) - 1
     # What is there is not done again; another width of the prior is refused.
     before = (work / "refine" / "search.npz").stat().st_mtime_ns
     assert run(["refine", str(work)]) == 0 and (work / "refine" / "search.npz").stat().st_mtime_ns == before

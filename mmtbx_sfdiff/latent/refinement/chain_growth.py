@@ -70,7 +70,10 @@ def place(
     normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, bc), dim=-1)
     across = torch.linalg.cross(normal, bc)
     turn = turn[..., None]
-    return c + length * (-math.cos(bend) * bc + math.sin(bend) * (turn.cos() * across + turn.sin() * normal))
+    placed: torch.Tensor = c + length * (
+        -math.cos(bend) * bc + math.sin(bend) * (turn.cos() * across + turn.sin() * normal)
+    )
+    return placed
 
 
 def _frame(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -360,6 +363,7 @@ class _Builder:
             for number in range(steps):
                 optimiser.zero_grad(set_to_none=True)
                 (-self.value(torch.cat([fixed, moving], 1), closure, first, before, earlier).sum()).backward()
+                assert moving.grad is not None
                 moving.grad.mul_(free)
                 optimiser.param_groups[0]["lr"] = rate * (1 - 0.8 * number / steps)
                 optimiser.step()

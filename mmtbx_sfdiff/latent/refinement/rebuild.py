@@ -18,6 +18,7 @@ Resolution: the main chain has to be seen, 2.5 Å or better.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -102,7 +103,7 @@ class Proposal:
     @property
     def gain(self) -> float:
         """How much better it fits the map than what was there, for each residue's square root: sums of noise grow like that."""
-        return (self.grown.score - self.grown.before) / len(self.stretch) ** 0.5
+        return (self.grown.score - self.grown.before) / math.sqrt(len(self.stretch))
 
 
 def rebuild(
@@ -309,7 +310,8 @@ def built(tree: TorsionTree, chains: Chains, proposal: Proposal, start: torch.Te
     places = free.nonzero()[:, 0]
 
     def sites_at(values: torch.Tensor) -> torch.Tensor:
-        return tree(torch.zeros(len(free), dtype=torch.float64).index_put((places,), values))
+        sites: torch.Tensor = tree(torch.zeros(len(free), dtype=torch.float64).index_put((places,), values))
+        return sites
 
     def evaluate(x: Any) -> tuple[float, Any]:
         values = torch.from_numpy(x).requires_grad_(True)

@@ -107,7 +107,8 @@ def refine(context: Context) -> dict[str, Any] | None:
                 ),
             )
             for built in runs[0].facts["built"]:
-                what = built.get("residues") or f"{built['side_chains']} side chains"
+                n = built.get("side_chains")
+                what = built.get("residues") or f"{n} side chain{'s' if n > 1 else ''}"
                 context.say(f"Built anew: {what} ({built['gain']:+.0f} nats)")
         final = _kept(
             context,

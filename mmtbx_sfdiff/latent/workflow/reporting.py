@@ -60,22 +60,36 @@ def _energies(context: Context, folder: Path) -> Path:
     return path
 
 
-def _course(folder: Path, refined: Any, content: dict[str, Any]) -> Path:
-    best = content["runs"][0]["label"]
-    found: dict[str, list[dict[str, Any]]] = {}
+def course_steps(refined: Path, content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Steps of the run that was taken, from its start to the end of polishing, and of the baselines, by what they are called.
+
+    Parameters
+    ----------
+    refined : path
+        Folder of the stage refine.
+    content : dict
+        Of its ``table.json``.
+    """
+    taken = content["runs"][0]
+    latent: list[dict[str, Any]] = []
+    baselines: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(refined.glob("*.npz")):
         run = reporting.load_run(path)
         if run is None:
             continue
-        if path.name.startswith(("start", "search")) and run.target == content["runs"][0]["target"]:
-            found = {f"latent ({best})": list(run.history.steps), **found}
+        if path.name == "search.npz" or path.name.startswith("start") and run.target == taken["target"]:
+            latent = list(run.history.steps)
         elif path.name.startswith("baseline"):
-            found[run.label] = run.history.steps
-    polished = reporting.load_run(refined / "polished.npz")
-    if polished is not None and found:
-        first = next(iter(found))
-        found[first] = found[first] + polished.history.steps
+            baselines[run.label] = run.history.steps
+    for name in ("rebuilt", "polished"):
+        run = reporting.load_run(refined / f"{name}.npz")
+        latent = latent + ([] if run is None else run.history.steps)
+    return {f"latent ({taken['label']})": latent, **baselines}
+
+
+def _course(folder: Path, refined: Path, content: dict[str, Any]) -> Path:
     lines = {row[0]: (row[1], row[2]) for row in content["rows"] if row[0].startswith("reference")}
     path = folder / "course.png"
-    write_atomically(path, figures.png(figures.course(found, lines, content["name"])))
+    picture = figures.course(course_steps(refined, content), lines, content["name"])
+    write_atomically(path, figures.png(picture))
     return path
