@@ -11,7 +11,7 @@ Density = Callable[[torch.Tensor], torch.Tensor]
 """A map in standard deviations, as a function of sites (..., 3) Å."""
 
 _LONGEST_PEPTIDE = 2.0  # Å
-_LOW, _HOLE = 0.6, 0.25  # of the median of residues: the mean of a weak one, and its lowest atom
+_LOW, _HOLE = 0.6, 0.25  # of the median: the mean of what is weak, and its lowest atom
 _MARGIN = 1  # residues on each side of a weak place
 _END = 4  # residues from an end of a chain, within which what is weak may reach it
 _NEXT = 3  # weak places that one stretch may hold
@@ -110,15 +110,19 @@ class Stretch:
         return self.last - self.first + 1
 
 
+def is_weak(values: torch.Tensor, median: float) -> bool:
+    """Whether a map does not show atoms where it has some values (n,): they are low against a median, or one of them is in a hole."""
+    return float(values.mean()) < _LOW * median or float(values.min()) < _HOLE * median
+
+
 def weak_places(chains: Chains, density: Density) -> list[list[bool]]:
-    """Which residues of each run the map does not show: their main chain is low against the median of residues, or one atom of it in a hole."""
-    means, lows = [], []
-    for run in chains.runs:
-        values = [density(chains.sites[[row for row in (r.n, r.ca, r.c, r.o) if row is not None]]) for r in run]
-        means.append(torch.stack([v.mean() for v in values]))
-        lows.append(torch.stack([v.min() for v in values]))
-    median = float(torch.cat(means).median())
-    return [((m < _LOW * median) | (low < _HOLE * median)).tolist() for m, low in zip(means, lows)]
+    """Which residues of each run the map does not show: their main chain is weak against the median of residues."""
+    values = [
+        [density(chains.sites[[row for row in (r.n, r.ca, r.c, r.o) if row is not None]]) for r in run]
+        for run in chains.runs
+    ]
+    median = float(torch.stack([v.mean() for run in values for v in run]).median())
+    return [[is_weak(v, median) for v in run] for run in values]
 
 
 def stretches(weak: Sequence[Sequence[bool]], longest: int = LONGEST) -> list[Stretch]:

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-import gemmi
 import scipy.optimize
 
 from ...atom_arrays import EIGHT_PI_SQ
@@ -151,7 +150,7 @@ def rebuild(
     refused: set[Stretch] = set()
     taken = True
     while taken and work.may_go_on(2):
-        fmodel, gain, taken = _side_chains(work, fmodel)
+        fmodel, gain, taken = _side_chains(work, fmodel, gain)
         for proposal, sites in _stretches(work, fmodel, refused):
             if not work.may_go_on(2):
                 break
@@ -172,14 +171,13 @@ def rebuild(
     return fmodel, work.history
 
 
-def _side_chains(work: _Work, fmodel: FModel) -> tuple[FModel, float, bool]:
-    """(the model refined, its gain, whether side chains were moved).
+def _side_chains(work: _Work, fmodel: FModel, here: float) -> tuple[FModel, float, bool]:
+    """(the model, whose gain is ``here``, refined; its gain; whether side chains were moved).
 
     Those that make the work set likelier as they are moved are tried together, then the best of them, or of all, alone.
     """
     chains, rotors = work.chains(fmodel), work.rotors
     control, gain = work.refined(fmodel)
-    here = work_gain(fmodel)
     tried: set[tuple[Residue, ...]] = set()
     for reach in (0.0, _REACH):
         sites, moved = side_chains_by_map(fmodel, chains, rotors, reach)
@@ -374,6 +372,12 @@ def _between(tree: TorsionTree, residues: Sequence[Residue]) -> torch.Tensor:
     return torch.tensor([b in atoms and c in atoms for b, c in tree.torsions[:, 1:3].tolist()], dtype=torch.bool)
 
 
+def taken_of(history: History) -> list[dict[str, Any]]:
+    """What was taken: ``residues`` or ``side_chains``, and ``gain`` (nats), of a history of :func:`rebuild`."""
+    names = ("residues", "side_chains", "gain")
+    return [{name: cycle[name] for name in names if name in cycle} for cycle in history.cycles if "gain" in cycle]
+
+
 def work_gain(fmodel: FModel) -> float:
     """Likelihood gain of the work set, nats, with scales and sigmaA of the model."""
     experiment = Experiment(fmodel, "likelihood_gain")
@@ -389,9 +393,9 @@ class _Work:
     def __init__(
         self, structure: Any, restraint: LibraryRestraint, settings: RebuildSettings, report: Report | None
     ) -> None:
-        self.structure, self.restraint, self.settings, self.report = structure, restraint, settings, report
+        self.restraint, self.settings, self.report = restraint, settings, report
         found = protein_torsions(structure)
-        self.labels, self.start = found.labels, found.tree.reference
+        self.labels, self.start, self._tree = found.labels, found.tree.reference, found.tree
         numbers = residue_numbers(list(structure[0].all()))
         by_residue = {rotor.residue: rotor for rotor in structure_rotors(structure)}
         here = Chains(self.labels, self.start)
@@ -410,10 +414,9 @@ class _Work:
 
     def tree(self, fmodel: FModel) -> TorsionTree:
         """Torsions of the model as it is."""
-        placed = self.structure.clone()
-        for cra, place in zip(placed[0].all(), fmodel.atoms.sites_cart.tolist()):
-            cra.atom.pos = gemmi.Position(*place)
-        return protein_torsions(placed).tree
+        own = self._tree
+        sites = fmodel.atoms.sites_cart.detach().to(self.start)
+        return TorsionTree(sites, own.torsions, own.moved, own.chain_index, own.fitted)
 
     def name(self, residues: Sequence[Residue]) -> str:
         first, last = (self.labels[residues[k].ca] for k in (0, -1))

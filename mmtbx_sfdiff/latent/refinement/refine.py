@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from ...atom_arrays import EIGHT_PI_SQ
+from ...fmodel import FModel
 from ...refinement import History
 from .experiment import Experiment
 from .models import LatentModel
@@ -63,6 +65,15 @@ class Run:
     seconds: float
     fmodel: object
     z: torch.Tensor | None = None
+
+    def model_in(self, fmodel: FModel) -> FModel:
+        """Another FModel of the same atoms with this run's sites and B factors, in its precision."""
+        atoms = fmodel.atoms
+        sites, u_iso = (
+            self.sites_cart.to(atoms.sites_cart),
+            (self.b.to(torch.float64) / EIGHT_PI_SQ).to(atoms.sites_cart),
+        )
+        return fmodel.with_(atoms=atoms.replace(sites_cart=sites, u_iso=u_iso))
 
     def summary(self) -> dict[str, Any]:
         """What JSON can hold of it."""

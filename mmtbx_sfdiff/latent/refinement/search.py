@@ -118,13 +118,6 @@ def search(
     if not settings.starts:
         raise ValueError("A search needs at least one start.")
     parted = with_reflections(problem, with_test_set(problem.fmodel.reflections, settings.fraction, seed))
-    common = Settings(
-        objective="likelihood_gain",
-        rigid_d_min=settings.rigid_d_min,
-        learning_rate=settings.learning_rate,
-        refresh=10,
-        live_mask=True,
-    )
     with torch.no_grad():
         origin, _ = prior.encode(problem.sites_cart[None])
     found = []
@@ -141,16 +134,19 @@ def search(
             start.temperature**-2,
             start.rate / settings.learning_rate,
         )
-        first = start.first_d_min or parted.fmodel.reflections.d_min
-        short = dataclasses.replace(
-            common,
+        how = Settings(
+            objective="likelihood_gain",
             steps=settings.steps,
             rigid_steps=settings.rigid_steps * start.rigid,
-            first_d_min=first,
+            rigid_d_min=settings.rigid_d_min,
+            first_d_min=start.first_d_min or parted.fmodel.reflections.d_min,
             stages=4 if start.first_d_min else 1,
+            learning_rate=settings.learning_rate,
             last_rate=0.2,
+            refresh=10,
+            live_mask=True,
         )
-        run, gain = _scored(model, parted, short, f"start {number + 1}", report)
+        run, gain = _scored(model, parted, how, f"start {number + 1}", report)
         run.facts |= {"test_gain": gain, "start": number}
         found.append(run)
     found.sort(key=lambda run: run.objective)

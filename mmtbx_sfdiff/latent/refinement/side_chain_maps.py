@@ -12,17 +12,16 @@ from collections.abc import Sequence
 import torch
 
 from ...fmodel import FModel
-from .main_chain import Chains, Density, Residue
+from .main_chain import Chains, Density, Residue, is_weak
 from .omit_map import bumps, model_density, omit_density, saturated
-from .side_chains import Rotor
+from .side_chains import Rotor, slide
 
-_LOW, _HOLE = 0.6, 0.25  # of the main chain's median: the mean of a weak side chain, and its lowest atom
-_TAKEN, _STEPS, _RATE = 8, 20, 0.08  # of the grid, to slide uphill; radians
+_TAKEN, _STEPS = 8, 20  # of the grid, to slide uphill
 _OTHER, _LEAST = math.radians(30), 1.0  # a change that is one, and what it has to gain
 
 
 def weak_side_chains(chains: Chains, density: Density, rotors: dict[int, Rotor]) -> list[Residue]:
-    """Residues whose side chain the map does not show.
+    """Residues whose side chain the map does not show, against the median of the main chain.
 
     Parameters
     ----------
@@ -32,13 +31,8 @@ def weak_side_chains(chains: Chains, density: Density, rotors: dict[int, Rotor])
         By the row of CA.
     """
     main = float(torch.cat([density(chains.sites[[r.n, r.ca, r.c]]) for r in chains.residues]).median())
-    found = []
-    for residue in chains.residues:
-        if residue.ca in rotors:
-            values = density(chains.sites[rotors[residue.ca].turned[0]])
-            if float(values.mean()) < _LOW * main or float(values.min()) < _HOLE * main:
-                found.append(residue)
-    return found
+    turning = [residue for residue in chains.residues if residue.ca in rotors]
+    return [r for r in turning if is_weak(density(chains.sites[rotors[r.ca].turned[0]]), main)]
 
 
 def beside(chains: Chains, weak: Sequence[Residue], rotors: dict[int, Rotor], reach: float) -> list[Residue]:
@@ -107,25 +101,21 @@ def _choices(
     rotor: Rotor, sites: torch.Tensor, others: torch.Tensor, density: Density
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The present torsions and the best of the grid (k, n), slid uphill, and what they are worth (k,)."""
-    atoms = rotor.turned[0]
 
-    def value(torsions: torch.Tensor) -> torch.Tensor:
-        tried = rotor.sites(sites, torsions)[:, atoms]
-        return saturated(density(tried)).sum(1) - bumps(tried, others)
+    def worth(torsions: torch.Tensor) -> torch.Tensor:
+        return _worth(rotor, sites, torsions, others, density)
 
-    with torch.no_grad():
-        best = rotor.grid[value(rotor.grid).argsort(descending=True)[:_TAKEN]]
-    torsions = torch.cat([rotor.angles(sites)[None], best]).clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([torsions], lr=_RATE)
-    with torch.enable_grad():
-        for step in range(_STEPS):
-            optimiser.zero_grad(set_to_none=True)
-            (-value(torsions).sum()).backward()
-            optimiser.param_groups[0]["lr"] = _RATE * (1 - step / _STEPS)
-            optimiser.step()
-    torsions = torsions.detach()
-    with torch.no_grad():
-        return torsions, value(torsions)
+    best = rotor.grid[worth(rotor.grid).argsort(descending=True)[:_TAKEN]]
+    torsions, values = slide(lambda t: -worth(t), torch.cat([rotor.angles(sites)[None], best]), _STEPS)
+    return torsions, -values
+
+
+def _worth(
+    rotor: Rotor, sites: torch.Tensor, torsions: torch.Tensor, others: torch.Tensor, density: Density
+) -> torch.Tensor:
+    """(k,) what the map has for a side chain with torsions (k, n), less contacts with others."""
+    tried = rotor.sites(sites, torsions)[:, rotor.turned[0]]
+    return saturated(density(tried)).sum(1) - bumps(tried, others)
 
 
 def in_best_rotamers(
@@ -138,7 +128,6 @@ def in_best_rotamers(
         if rotor is None:
             continue
         grid = torch.cat([rotor.angles(sites)[None], rotor.grid])
-        tried = rotor.sites(sites, grid)[:, rotor.turned[0]]
-        value = saturated(density(tried)).sum(1) - bumps(tried, others)
-        sites = rotor.sites(sites, grid[value.argmax()][None])[0]
+        best = _worth(rotor, sites, grid, others, density).argmax()
+        sites = rotor.sites(sites, grid[best][None])[0]
     return sites

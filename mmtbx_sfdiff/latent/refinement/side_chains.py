@@ -302,7 +302,7 @@ class SideChainSearch:
         now = rotor.angles(sites)[None]
         here = min(float(score(now)), float(_Score(self, part, rest, mine, moving, rotor, sites)(now)))
         values = torch.cat([score(chunk) for chunk in rotor.grid.split(32)])
-        torsions, values = score.slide(rotor.grid[values.argsort()[:_TAKEN]])
+        torsions, values = slide(score, rotor.grid[values.argsort()[:_TAKEN]])
         far = torch.tensor([rotor.turn(t - now[0]) > _OTHER for t in torsions], device=values.device)
         values = torch.where(far, values, torch.inf)
         k = int(values.argmin())
@@ -368,18 +368,22 @@ class _Score:
         gap = (self.reach - torch.cdist(sites, self.sites[self.away].expand(len(sites), -1, -1))).clamp(min=0)
         return data.to(torch.float64) + 0.5 * _REPULSION * gap.square().sum((-1, -2))
 
-    def slide(self, torsions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nearest minima: torsions (k, n) and their values (k,)."""
-        torsions = torsions.clone().requires_grad_(True)
-        optimiser = torch.optim.Adam([torsions], lr=_SLIDING_RATE)
-        with torch.enable_grad():
-            for step in range(_SLIDING):
-                optimiser.zero_grad(set_to_none=True)
-                self(torsions).sum().backward()
-                optimiser.param_groups[0]["lr"] = _SLIDING_RATE * (1 - step / _SLIDING)
-                optimiser.step()
-        torsions = torsions.detach()
-        return torsions, self(torsions)
+
+@torch.no_grad()
+def slide(
+    function: Callable[[torch.Tensor], torch.Tensor], torsions: torch.Tensor, steps: int = _SLIDING
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest minima of a function (k, n) -> (k,) of torsions: torsions (k, n) radians and their values (k,)."""
+    torsions = torsions.clone().requires_grad_(True)
+    optimiser = torch.optim.Adam([torsions], lr=_SLIDING_RATE)
+    with torch.enable_grad():
+        for step in range(steps):
+            optimiser.zero_grad(set_to_none=True)
+            function(torsions).sum().backward()
+            optimiser.param_groups[0]["lr"] = _SLIDING_RATE * (1 - step / steps)
+            optimiser.step()
+    torsions = torsions.detach()
+    return torsions, function(torsions)
 
 
 def _u(b: torch.Tensor, atoms: Atoms) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ...refinement.restraint import LibraryRestraint
 from ..generator.elastic import ElasticNetwork
 from ..refinement.finish import finish, polishing_limits
 from ..refinement.problem import Problem, problem_of_structure
-from ..refinement.rebuild import rebuild, work_gain
+from ..refinement.rebuild import rebuild, taken_of, work_gain
 from ..refinement.refine import Run
 from ..refinement.search import SearchSettings, search
 
@@ -69,12 +69,7 @@ def rebuilt_by_density(
     """The run's model, what the density does not show built anew; ``facts`` has ``built``, what was taken."""
     begin = time.perf_counter()
     found, history = rebuild(_model_of(problem, run), structure, restraint, seed=seed, report=report)
-    built = [
-        {name: cycle[name] for name in ("residues", "side_chains", "gain") if name in cycle}
-        for cycle in history.cycles
-        if "gain" in cycle
-    ]
-    return _run("rebuilt", problem, found, history, -work_gain(found), {"built": built}, begin)
+    return _run("rebuilt", problem, found, history, -work_gain(found), {"built": taken_of(history)}, begin)
 
 
 def polished_by_library(
@@ -92,12 +87,12 @@ def polished_by_library(
 
 
 def _model_of(problem: Problem, run: Run) -> FModel:
-    double = torch.float64
-    atoms = problem.fmodel.atoms.to(double)
-    atoms = atoms.replace(sites_cart=run.sites_cart.to(double), u_iso=run.b.to(double) / EIGHT_PI_SQ)
-    return problem.fmodel.with_(
-        atoms=atoms, reflections=problem.fmodel.reflections.to(dtype=double), accuracy=_ACCURACY
+    """In double precision."""
+    double, fmodel = torch.float64, problem.fmodel
+    precise = fmodel.with_(
+        atoms=fmodel.atoms.to(double), reflections=fmodel.reflections.to(dtype=double), accuracy=_ACCURACY
     )
+    return run.model_in(precise)
 
 
 def _run(

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from mmtbx_sfdiff import FModel
-from mmtbx_sfdiff.atom_arrays import EIGHT_PI_SQ
 from mmtbx_sfdiff.files import read_model, write_all
 from mmtbx_sfdiff.latent import (
     BoltzmannGenerator,
@@ -123,7 +122,7 @@ def latent(subject: Any, seed: int, folder: Path, kind: str, settings: SearchSet
     runs = search(force_field_problem(subject, prepared), prior, settings, seed)
     best = runs[0]
     facts = {name: best.facts[name] for name in ("test_gain", "start", "screened", "z_norm")}
-    return _placed(subject, best), facts | {"n_latent": prior.n_latent, "evaluations": settings.n_steps}
+    return best.model_in(subject.fmodel()), facts | {"n_latent": prior.n_latent, "evaluations": settings.n_steps}
 
 
 def sites(subject: Any, seed: int, folder: Path, kind: str, budget: int) -> tuple[FModel, dict[str, Any]]:
@@ -139,11 +138,4 @@ def sites(subject: Any, seed: int, folder: Path, kind: str, budget: int) -> tupl
     )
     energy = energy_on(create_system(prepared, constraints=None, hydrogen_mass=None), "cpu")
     found = run_baseline(kind, force_field_problem(subject, prepared), energy, frames, settings, FORCE_FIELD_WEIGHT)
-    return _placed(subject, found), {"evaluations": budget}
-
-
-def _placed(subject: Any, run: Any) -> FModel:
-    fmodel = subject.fmodel()
-    return fmodel.with_(
-        atoms=fmodel.atoms.replace(sites_cart=run.sites_cart.to(torch.float64), u_iso=run.b / EIGHT_PI_SQ)
-    )
+    return found.model_in(subject.fmodel()), {"evaluations": budget}

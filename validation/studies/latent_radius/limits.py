@@ -191,7 +191,7 @@ class Start:
 
     def polished(self):
         _, _, run = optimum(self.problem, self.model(self.right, self.study.truth), None)
-        fmodel = methods.with_run(self.subject, run)
+        fmodel = run.model_in(self.subject.fmodel())
         fmodel.update_scales()
         result, _ = methods.polished(self.subject, fmodel)
         sites = result.atoms.sites_cart.detach().to(torch.float64)
@@ -296,24 +296,6 @@ def table(records):
     return "\n".join(out)
 
 
-def rst(records):
-    """The same, shorter, as a table for the docs."""
-    rows = [["start", "nearest", "6 Å", "4 Å", "all data", "ends right from", "from right", "from found", "limit"]]
-    for line in sorted(records, key=lambda r: r["start"]["rms_main"]):
-        start = line["start"]
-        gains = []
-        for row in line["targets"]:
-            gain = row["right"]["gain"] - row["found"]["gain"]
-            gains.append(f"{gain:+.0f} ({_posterior(row['right']) - _posterior(row['found']):+.0f})")
-        reached = "-" if "way" not in line else radius(line)
-        if not isinstance(reached, str):
-            reached = "nowhere" if reached is None else f"{reached[0]:.2f} Å"
-        ends = [f"{end['r_free']:.3f} ({end['main']:.2f})" for end in line.get("polished", {}).values()] or ["-", "-"]
-        name = f"{line['entry']} {start['kind']} {start['rms_main']:.2f} Å"
-        rows.append([name, f"{line['coverage'][-1]['main']:.2f} Å", *gains, reached, *ends, verdict(line)])
-    return report.simple_table(rows)
-
-
 def _extend(options, name, parts, studies, begun):
     """Add some parts to the record of a start, if the elastic network fails there."""
     entry, target, seed = name
@@ -366,7 +348,7 @@ def main(arguments=None):
     if records:
         text = table(records)
         out = options.out or options.folder
-        write_all({out / "latent_limits.txt": (text + "\n").encode(), out / "latent_limits.inc": rst(records).encode()})
+        write_all({out / "latent_limits.txt": (text + "\n").encode()})
         print(text)
     return 0
 

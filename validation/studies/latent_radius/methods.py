@@ -16,7 +16,7 @@ from mmtbx_sfdiff.atom_arrays import EIGHT_PI_SQ
 from mmtbx_sfdiff.latent.generator.elastic import ElasticNetwork
 from mmtbx_sfdiff.latent.refinement.finish import finish, library_restraint, polishing_limits, resolution_limits
 from mmtbx_sfdiff.latent.refinement.problem import Problem, problem_of_structure
-from mmtbx_sfdiff.latent.refinement.rebuild import RebuildSettings, rebuild
+from mmtbx_sfdiff.latent.refinement.rebuild import RebuildSettings, rebuild, taken_of
 from mmtbx_sfdiff.latent.refinement.search import SearchSettings, search
 from mmtbx_sfdiff.refinement.parameters import Parameters
 from mmtbx_sfdiff.refinement.restraint import LibraryRestraint
@@ -148,14 +148,6 @@ def elastic_prior(subject: Subject) -> ElasticNetwork:
     return ElasticNetwork.from_gemmi(subject.structure, rms=PRIOR_RMS).to(subject.device)
 
 
-def with_run(subject: Subject, run: Any) -> FModel:
-    """The start's FModel with sites and B factors of a run."""
-    fmodel = subject.fmodel()
-    return fmodel.with_(
-        atoms=fmodel.atoms.replace(sites_cart=run.sites_cart.to(torch.float64), u_iso=run.b / EIGHT_PI_SQ)
-    )
-
-
 def latent_elastic(subject: Subject, seed: int) -> tuple[FModel, dict]:
     """The elastic network's torsions by likelihood gain, then what the density does not show built anew."""
     prior = elastic_prior(subject)
@@ -163,15 +155,13 @@ def latent_elastic(subject: Subject, seed: int) -> tuple[FModel, dict]:
     facts = {name: best.facts[name] for name in ("test_gain", "start", "screened", "z_norm")}
     facts |= {"temperature": SEARCH.starts[best.facts["start"]].temperature, "z": best.z.tolist()}
     facts |= {"n_latent": prior.n_latent, "sites_of_search": best.sites_cart.tolist()}
-    return rebuilt(subject, with_run(subject, best), seed, SEARCH.n_steps, facts)
+    return rebuilt(subject, best.model_in(subject.fmodel()), seed, SEARCH.n_steps, facts)
 
 
 def rebuilt(subject: Subject, fmodel: FModel, seed: int, before: int, facts: dict) -> tuple[FModel, dict]:
     """What the density does not show built anew, after so many evaluations."""
     found, history = rebuild(fmodel, subject.structure, subject.restraint(), REBUILD, seed)
-    names = ("residues", "side_chains", "gain")
-    moves = [{name: cycle[name] for name in names if name in cycle} for cycle in history.cycles]
-    return found, facts | {"evaluations": before + len(history.steps), "built": [move for move in moves if move]}
+    return found, facts | {"evaluations": before + len(history.steps), "built": taken_of(history)}
 
 
 def servalcat_jelly(subject: Subject, seed: int, folder: Path | None = None, program: str = "servalcat"):
