@@ -39,6 +39,9 @@ def test_rotors_are_found_by_names_and_distances(subject):
     assert [rotor.name for rotor in found] == ["ASN", "ASN", "GLN", "GLN", "ASN", "TYR"]
     names = [cra.atom.name for cra in subject[0][0].all()]
     assert {names[i] for i in found[-1].turned[0].tolist()} == {"CG", "CD1", "CD2", "CE1", "CE2", "CZ", "OH"}
+    # They are where the atoms of a refinement are.
+    elsewhere = structure_rotors(subject[0], "meta")[-1]
+    assert {t.device.type for t in (elsewhere.torsions, elsewhere.grid, *elsewhere.turned)} == {"meta"}
     # Two sulfurs that are bonded do not turn.
     structure = peptide(("ALA", "CYS", "ALA", "ALA", "CYS", "ALA"))
     assert [rotor.name for rotor in structure_rotors(structure)] == ["CYS", "CYS"]

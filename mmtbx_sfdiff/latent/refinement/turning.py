@@ -19,7 +19,7 @@ _LONGEST_BOND, _LONGEST_DISULFIDE, _LONGEST_HYDROGEN = 2.0, 2.5, 1.3  # Å
 _MOVED = 0.3  # Å, after which contacts are looked for anew
 
 
-def structure_rotors(structure: Any) -> list[Rotor]:
+def structure_rotors(structure: Any, device: str | torch.device = "cpu") -> list[Rotor]:
     """The side chains of a gemmi.Structure that can turn, by its bonds' lengths; rows are its atoms."""
     atoms = list(structure[0].all())
     names = [cra.atom.name for cra in atoms]
@@ -40,7 +40,7 @@ def structure_rotors(structure: Any) -> list[Rotor]:
     bonds += [
         (i, j) for i, j in itertools.combinations(sulfurs, 2) if (sites[i] - sites[j]).norm() < _LONGEST_DISULFIDE
     ]
-    return rotors_of(names, residues, residue_names, bonds)
+    return rotors_of(names, residues, residue_names, bonds, device)
 
 
 class _Energy:
@@ -84,7 +84,11 @@ def turn_side_chains(
     problem = problem_of_structure(structure, fast)
     experiment = Experiment(fast, "maximum_likelihood")
     search = SideChainSearch(
-        problem, experiment, structure_rotors(structure), _Energy(restraint.geometry), restraint.weight
+        problem,
+        experiment,
+        structure_rotors(structure, problem.sites_cart.device),
+        _Energy(restraint.geometry),
+        restraint.weight,
     )
     sites, b, moves = search.run(problem.sites_cart, problem.b_start, report=report)
     atoms = fmodel.atoms
